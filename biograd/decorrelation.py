@@ -1,0 +1,248 @@
+"""Decorrelation: every synaptic layer sees its input through a matrix that learns by itself.
+
+``x' = R (x - mean)``, then ``W x' + b``.  ``R`` starts as the identity, receives no gradient, is
+updated from the clean rows of each training step and stays as it is in evaluation.  It is
+orthogonal to the estimator.  With ``C = <x' x'^T>`` over the clean rows and rate ``eta``:
+
+=========  =====================================================================================
+kappa      ``R <- R - eta [(1 - kappa) (C - diag C) R + kappa diag(<x'^2> - 1) R]``: kappa = 0
+           decorrelates, 1 sets unit variance, between whitens (Dalm et al. 2024, arXiv 2405.02385)
+scaled     ``R <- g R`` with ``g = mean|x| / mean|x'|``, then ``R <- R - eta C R`` (Ahmad 2024,
+           arXiv 2407.10780, as released)
+=========  =====================================================================================
+
+Why the matrix is folded into the weights in every call, ``W R``, instead of applied to the input:
+the cost does not depend on the number of rows (copies x examples x time steps), it is the same
+for dense and convolutional layers, whose input is the patch, and spikes stay spikes.  In layers
+with a time axis ``x`` is the mean input over the trial, which is what frozen noise and a mean
+readout see, and what every substrate can observe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from biograd.contracts import Substrate
+from biograd.errors import CapabilityError
+from biograd.networks.network import LAYERS
+from biograd.recipes import Fraction, Positive, Range
+
+
+class Decorrelation(nn.Module):
+    """The decorrelating matrices of a network and their update.
+
+    Args:
+        rule: "kappa" or "scaled".
+        rate: ``eta``; or one for each layer name, others keep their matrix as it is.
+        kappa: between decorrelation (0) and unit variance (1).
+        sample: share of the clean rows used in each update, at least two rows.
+        centre: subtract a running mean of the input (momentum 0.1).
+    """
+
+    def __init__(
+        self,
+        rule: Literal["kappa", "scaled"] = "kappa",
+        rate: Positive | Mapping[str, float] = 1e-3,
+        kappa: Fraction = 0.5,
+        sample: Annotated[float, Range(0, 1, above=True)] = 1.0,
+        centre: bool = False,
+    ) -> None:
+        super().__init__()
+        self.rule, self.rate, self.kappa = rule, rate, kappa
+        self.sample, self.centre = sample, centre
+        self.matrices = nn.ParameterDict()
+        self.means = nn.ParameterDict()
+        self.layers: dict[str, nn.Module] = {}
+        self.energy: dict[str, Tensor] = {}
+        """Mean squared off-diagonal over mean squared diagonal of ``C`` at the last update."""
+        self._inputs: dict[str, list[Tensor]] = {}
+        self._temporal: set[str] = set()
+        self._handles: list[Any] = []
+        self._recording: Callable[[], bool] = bool
+
+    def attach(self, substrate: Substrate, names: tuple[str, ...], stream: torch.Generator) -> None:
+        """Put an identity matrix before every named layer of the substrate's module.
+
+        Raises:
+            CapabilityError: a layer that is neither dense nor a plain convolution.
+        """
+        self.stream = stream
+        self._recording = lambda: substrate.recording
+        self._temporal = {
+            layer for site in substrate.sites if any(site.time) for layer in site.modules
+        }
+        for name in names:
+            layer = substrate.module.get_submodule(name)
+            if not isinstance(layer, LAYERS) or isinstance(layer, nn.Conv3d):
+                raise CapabilityError(
+                    f"decorrelation cannot act on {name} ({type(layer).__name__}): "
+                    "only on Linear, Conv1d and Conv2d"
+                )
+            if not isinstance(layer, nn.Linear) and (
+                layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+            ):
+                raise CapabilityError(f"decorrelation: {name} needs zero padding given in numbers")
+            self._add(name, layer)
+
+    def _add(self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+        size, weight, key = layer.weight[0].numel(), layer.weight, _key(name)
+        eye = torch.eye(size, dtype=weight.dtype, device=weight.device)
+        self.matrices[key] = nn.Parameter(eye.repeat(groups, 1, 1), requires_grad=False)
+        zero = torch.zeros(groups, size, dtype=weight.dtype, device=weight.device)
+        self.means[key] = nn.Parameter(zero, requires_grad=False)
+        self.layers[name] = layer
+        hook = _Fold(self, name)
+        self._handles.append(layer.register_forward_pre_hook(hook))
+        self._handles.append(layer.register_forward_hook(_unfold, always_call=True))
+
+    def detach(self) -> None:
+        """Take the matrices away from the layers; ``fold`` first to keep their effect."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.layers, self._inputs = [], {}, {}
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write ``W R`` (and the centring) into the layers; the matrices become the identity.
+
+        Raises:
+            CapabilityError: the input is centred, and a layer has no bias to take the shift.
+        """
+        for name, layer in self.layers.items():
+            weight, bias = self.effective(name, layer)
+            if bias is not None and layer.bias is None:
+                raise CapabilityError(f"cannot fold a centred input into {name}: it has no bias")
+        for name, layer in self.layers.items():
+            weight, bias = self.effective(name, layer)
+            layer.get_parameter("weight").copy_(weight)
+            if bias is not None:
+                layer.get_parameter("bias").copy_(bias)
+            matrix = self.matrices[_key(name)]
+            matrix.copy_(torch.eye(matrix.shape[-1]).expand_as(matrix))
+            self.means[_key(name)].zero_()
+
+    def effective(self, name: str, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """Return ``W R`` and ``b - W R mean``."""
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        assert weight is not None
+        matrix, mean = self.matrices[_key(name)], self.means[_key(name)]
+        grouped = weight.reshape(len(matrix), -1, matrix.shape[-1])
+        folded = grouped @ matrix
+        if self.centre:
+            shift = (folded @ mean.unsqueeze(-1)).flatten()
+            bias = -shift if bias is None else bias - shift
+        return folded.view_as(weight), bias
+
+    def observe(self, name: str, inputs: Tensor) -> None:
+        """Keep a clean input of a layer for the next update."""
+        if self._recording() and self.layers[name].training:
+            self._inputs.setdefault(name, []).append(inputs.detach())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Apply the rule to every layer's matrix, with the inputs of the last clean pass."""
+        for name, visits in self._inputs.items():
+            rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
+            rows = self._rows(name, visits)
+            key = _key(name)
+            for group in range(len(self.matrices[key])):
+                self._update(name, self.matrices[key][group], self.means[key][group],
+                             rows[group], rate)
+        self._inputs = {}
+
+    def forget(self) -> None:
+        """Drop the inputs kept for the next update."""
+        self._inputs = {}
+
+    def _rows(self, name: str, visits: list[Tensor]) -> Tensor:
+        """Return a sample of input rows ``[groups, rows, size]``, patches for a convolution."""
+        layer = self.layers[name]
+        if isinstance(layer, nn.Linear):
+            if name in self._temporal:
+                means = [visit.mean(1) if visit.dim() > 2 else visit for visit in visits]
+                visits = [torch.stack(means).mean(0)]
+            rows = torch.cat([visit.reshape(-1, visit.shape[-1]) for visit in visits])
+            return self._sample(rows)[None]
+        images = self._sample(torch.cat(visits))
+        return _patches(layer, images)
+
+    def _sample(self, rows: Tensor) -> Tensor:
+        if self.sample >= 1:
+            return rows
+        count = max(2, round(self.sample * len(rows)))
+        device = self.stream.device
+        chosen = torch.randperm(len(rows), generator=self.stream, device=device)[:count]
+        return rows[chosen.to(rows.device)]
+
+    def _update(self, name: str, matrix: Tensor, mean: Tensor, rows: Tensor, rate: float) -> None:
+        if self.centre:
+            mean.lerp_(rows.mean(0), 0.1)
+            rows = rows - mean
+        outputs = rows @ matrix.T
+        correlation = outputs.T @ outputs / len(outputs)
+        variance = correlation.diagonal()
+        off = correlation - torch.diag(variance)
+        self.energy[name] = off.square().mean() / variance.square().mean().clamp_min(1e-30)
+        if self.rule == "kappa":
+            step = (1 - self.kappa) * (off @ matrix)
+            step += self.kappa * (variance - 1)[:, None] * matrix
+            matrix.sub_(step, alpha=rate)
+            return
+        gain = rows.norm(dim=1).mean() / outputs.norm(dim=1).mean().clamp_min(1e-30)
+        matrix.mul_(torch.where(gain > 0, gain, 1.0))
+        matrix.sub_(correlation @ matrix, alpha=rate)
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``print``."""
+        return f"rule={self.rule}, rate={self.rate}, kappa={self.kappa}, sample={self.sample}"
+
+
+class _Fold:
+    """A forward pre-hook: ``W R`` stands in for ``W`` while the layer is called.
+
+    The stand-in lies in the instance's dictionary, which attribute look-up reads before the
+    module's parameters; the parameters themselves, their keys and the class stay untouched.
+    """
+
+    def __init__(self, owner: Decorrelation, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def effective(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+        return self.owner.effective(self.name, layer)
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.owner.observe(self.name, inputs[0])
+        weight, bias = self.effective(layer)
+        layer.__dict__["weight"] = weight
+        layer.__dict__["bias"] = bias
+
+
+def _unfold(layer: nn.Module, _inputs: object, _output: object) -> None:
+    layer.__dict__.pop("weight", None)
+    layer.__dict__.pop("bias", None)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _patches(layer: nn.Module, images: Tensor) -> Tensor:
+    """Return the patches that a convolution sees, ``[groups, rows, C_in/groups prod(kernel)]``."""
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
+    geometry: list[tuple[int, ...]] = [
+        layer.kernel_size, layer.dilation, layer.padding, layer.stride,  # type: ignore[list-item]
+    ]
+    if isinstance(layer, nn.Conv1d):
+        images = images.unsqueeze(2)
+        fill = (1, 1, 0, 1)
+        geometry = [(one, *pair) for one, pair in zip(fill, geometry, strict=True)]
+    columns = functional.unfold(images, *geometry)  # type: ignore[arg-type]
+    size = layer.weight[0].numel()
+    grouped = columns.view(len(images), layer.groups, size, -1)
+    return grouped.permute(1, 0, 3, 2).reshape(layer.groups, -1, size)

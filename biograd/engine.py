@@ -1,0 +1,342 @@
+"""The engine: plan, run, credit, pullback.
+
+::
+
+    engine = biograd.attach(network, biograd.WeakGradient(copies=17))
+    result = engine(inputs, targets)
+    result.backward(); optimiser.step(); optimiser.zero_grad(); engine.update()
+
+``result.surrogate`` is a scalar whose value is the clean loss and whose gradient is the
+estimator's credit, ``loss + sum <z, delta> - <z, delta>.detach()``; so loss scaling, gradient
+accumulation and every torch optimiser work on it unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from biograd.contracts import Loss, Plan, Round, Trace
+from biograd.decorrelation import Decorrelation
+from biograd.errors import CapabilityError, nearest
+from biograd.estimators import Estimator
+from biograd.networks import substrate as make_substrate
+from biograd.networks.network import LAYERS
+from biograd.randomness import generator
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return ``-log softmax(outputs)[target]`` for every row."""
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return ``|outputs - one_hot(target)|^2 / 2`` for every row; targets may be vectors."""
+    if targets.dim() < outputs.dim():
+        targets = functional.one_hot(targets, outputs.shape[-1])
+    return 0.5 * (outputs - targets.to(outputs.dtype)).square().flatten(1).sum(1)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+
+STREAMS = ("encoding", "noise", "dropout", "decorrelation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one step found.
+
+    Attributes:
+        surrogate: scalar whose value is the mean clean loss and whose gradient is the credit.
+        outputs: clean outputs ``[B, ...]``.
+        losses: ``[S, B]``, one loss per copy and example, copy 0 clean.
+    """
+
+    surrogate: Tensor
+    outputs: Tensor
+    losses: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean clean loss, without a graph."""
+        return self.losses[0].mean()
+
+    @property
+    def informative(self) -> float:
+        """Share of the noisy copies whose loss differs from the clean one; 1 without copies."""
+        if len(self.losses) == 1:
+            return 1.0
+        return float((self.losses[1:] != self.losses[:1]).float().mean())
+
+    def backward(self) -> None:
+        """Add the credit to the ``.grad`` of every parameter."""
+        self.surrogate.backward()
+
+
+class Engine:
+    """Runs an estimator on a network; made by ``attach``.
+
+    Attributes:
+        network: the network as it was given; class, keys and parameters stay as they are.
+        substrate: who runs its forward passes.
+        scales: root mean square of each hidden site's mean current, a running mean.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        estimator: Estimator,
+        decorrelate: Decorrelation | None = None,
+        *,
+        loss: str | Loss = "cross_entropy",
+        seed: int = 0,
+        sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.network, self.estimator, self.decorrelate = network, estimator, decorrelate
+        self.loss = _checked(_loss(loss))
+        self.seed, self.step = seed, 0
+        self.scales: dict[str, float] = {}
+        self.substrate = make_substrate(network, sites)
+        try:
+            self._check_capabilities()
+            device = next(network.parameters()).device
+            self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
+            if decorrelate is not None:
+                decorrelate.attach(self.substrate, self._decorrelated(),
+                                   self.streams["decorrelation"])
+            estimator.to(device)
+        except BaseException:
+            self.detach()
+            raise
+        self._last: tuple[Sequence[Trace], Round] | None = None
+        self._prepared = False
+
+    def _check_capabilities(self) -> None:
+        """Refuse at once, naming everything that is missing."""
+        missing = sorted(self.estimator.needs - self.substrate.capabilities)
+        if missing:
+            able = ", ".join(sorted(self.substrate.capabilities))
+            raise CapabilityError(
+                f"{type(self.estimator).__name__} needs {', '.join(missing)}, which the substrate "
+                f"{self.substrate.name!r} cannot do (it can: {able})"
+            )
+        if not any(parameter.requires_grad for parameter in self.network.parameters()):
+            raise CapabilityError(f"{type(self.network).__name__} has no trainable parameter")
+
+    def _decorrelated(self) -> tuple[str, ...]:
+        sites = self.substrate.sites if self.estimator.learns_hidden else self.substrate.sites[-1:]
+        layers = [name for site in sites for name in site.modules]
+        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), LAYERS))
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Names of the sites that can be perturbed and cut: all but the readout."""
+        return tuple(site.name for site in self.substrate.sites[:-1])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what the optimiser trains: the network's parameters, then the estimator's."""
+        yield from self.network.parameters()
+        yield from self.estimator.parameters()
+
+    def __call__(self, inputs: Tensor, targets: Tensor, index: Tensor | None = None) -> Result:
+        """Run one step on a batch and return its result; nothing is updated yet.
+
+        Args:
+            inputs: ``[B, ...]``.
+            targets: ``[B, ...]``.
+            index: rows of the examples in the data set, for estimators that keep one state each.
+
+        Raises:
+            CapabilityError: the loss is not one number per example, or a site does not exist.
+        """
+        self._prepare(inputs, targets)
+        encoded = self.substrate.encode(inputs, self.streams["encoding"])
+        round = self._round(encoded, index)
+        traces = [self._run(plan, encoded, targets) for plan in self.estimator.plans(round)]
+        pairs = list(self.estimator.credit(traces, round))
+        self._last = (traces, round)
+        self.step += 1
+        trace = traces[0]
+        return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses)
+
+    def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
+        return self.substrate.run(plan, encoded, targets, self.loss, self.streams["dropout"])
+
+    def _round(self, encoded: Tensor, index: Tensor | None) -> Round:
+        parameters = tuple(p for p in self.network.parameters() if p.requires_grad)
+        return Round(
+            batch=encoded.shape[0],
+            step=self.step,
+            hidden=self.hidden,
+            shapes=self._shapes,
+            scales=self.scales,
+            generator=self.streams["noise"],
+            device=encoded.device,
+            dtype=parameters[0].dtype,
+            parameters=parameters,
+            index=index,
+        )
+
+    @torch.no_grad()
+    def _prepare(self, inputs: Tensor, targets: Tensor) -> None:
+        """Learn the sites' shapes and scales from a first pass that leaves no trace."""
+        if self._prepared:
+            return
+        stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
+        kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        devices = [stream.device] if stream.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            encoded = self.substrate.encode(inputs, stream)
+            trace = self.substrate.run(Plan(graph=False), encoded, targets, self.loss, stream)
+            self._shapes = {name: site.shape for name, site in trace.sites.items()}
+            if not self.scales:
+                self.scales = {name: _scale(trace, name) for name in self.hidden}
+            if {"perturb_site"} & self.estimator.needs and self.network.training:
+                self._check_common_randomness(encoded, targets, stream)
+        for name, buffer in self.network.named_buffers():
+            if buffer.shape == kept[name].shape:
+                buffer.copy_(kept[name])
+        if self.decorrelate is not None:
+            self.decorrelate.forget()
+        self._prepared = True
+
+    def _check_common_randomness(
+        self, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> None:
+        """Two copies without noise must have the loss of the clean one."""
+        if not self.hidden:
+            raise CapabilityError("there is no hidden site to perturb: the network has one layer")
+        name = self.hidden[0]
+        shape = (2, encoded.shape[0], 1, *self._shapes[name].units)
+        noise = encoded.new_zeros(shape, dtype=next(self.network.parameters()).dtype)
+        plan = Plan(noise={name: noise}, graph=False)
+        losses = self.substrate.run(plan, encoded, targets, self.loss, stream).losses
+        if not torch.allclose(losses[1:], losses[:1], rtol=1e-3, atol=1e-4):
+            raise CapabilityError(
+                "two copies without noise differ in their loss: the network draws random numbers "
+                "outside of dropout modules, so noise cannot be told from chance"
+            )
+
+    def update(self) -> None:
+        """Update what learns by itself: decorrelation and the estimator; after ``backward``."""
+        if self._last is None:
+            return
+        traces, round = self._last
+        for name in self.scales:
+            if name in traces[0].sites:
+                new = _scale(traces[0], name)
+                self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
+        if self.decorrelate is not None:
+            self.decorrelate.update()
+        self.estimator.after(traces, round)
+        self._last = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all state beside the network's own, as a flat dictionary of tensors."""
+        state = {f"estimator.{k}": v for k, v in self.estimator.state_dict().items()}
+        if self.decorrelate is not None:
+            state |= {f"decorrelation.{k}": v for k, v in self.decorrelate.state_dict().items()}
+        state |= {f"stream.{name}": s.get_state() for name, s in self.streams.items()}
+        state |= {f"scale.{k}": torch.tensor(v, dtype=torch.float64)
+                  for k, v in self.scales.items()}
+        state["step"] = torch.tensor(self.step)
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        self.estimator.load_state_dict(part("estimator."))
+        if self.decorrelate is not None:
+            self.decorrelate.load_state_dict(part("decorrelation."))
+        for name, value in part("stream.").items():
+            self.streams[name].set_state(value.cpu())
+        self.scales = {name: float(value) for name, value in part("scale.").items()}
+        self.step = int(state["step"])
+
+    def detach(self) -> nn.Module:
+        """Remove every hook and return the network as it was found, with what it learned."""
+        self.substrate.close()
+        if self.decorrelate is not None:
+            self.decorrelate.detach()
+        return self.network
+
+
+def attach(
+    network: nn.Module,
+    estimator: Estimator,
+    decorrelate: Decorrelation | None = None,
+    *,
+    loss: str | Loss = "cross_entropy",
+    seed: int = 0,
+    sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+) -> Engine:
+    """Attach an estimator to a network by forward hooks and return the engine.
+
+    Args:
+        network: any ``nn.Module``, or a network of ``biograd.build``.
+        estimator: decides what is run and what credit follows.
+        decorrelate: acts on every synaptic layer's input, with any estimator.
+        loss: "cross_entropy", "squared_error", or a function of outputs and targets that returns
+            one loss per row.
+        seed: of the engine's own random streams.
+        sites: names of layers, or name -> layers that share a current; by default all linear and
+            convolutional layers, in the order in which they are called.
+
+    Raises:
+        CapabilityError: lists everything that the substrate cannot do for this estimator.
+
+    >>> import biograd, torch
+    >>> network = biograd.build("ann", inputs=4, classes=3)
+    >>> engine = biograd.attach(network, biograd.WeakGradient(copies=5))
+    >>> result = engine(torch.randn(8, 4), torch.arange(8) % 3)
+    >>> result.losses.shape
+    torch.Size([5, 8])
+    >>> result.backward(); network.blocks[0].synapse.weight.grad.shape
+    torch.Size([30, 4])
+    >>> engine.detach() is network
+    True
+    """
+    return Engine(network, estimator, decorrelate, loss=loss, seed=seed, sites=sites)
+
+
+def _surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    total = loss
+    for tensor, cotangent in pairs:
+        if tensor.requires_grad:
+            term = (tensor * cotangent.detach().to(tensor.dtype)).sum()
+            total = total + (term - term.detach())
+    return total
+
+
+def _scale(trace: Trace, name: str) -> float:
+    """Return the root mean square of a site's mean current; 1 for a site without input."""
+    value = float(trace.sites[name].current().square().mean().sqrt())
+    return value if value > 0 else 1.0
+
+
+def _loss(loss: str | Loss) -> Loss:
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise CapabilityError(f"no loss {loss!r}: {nearest(loss, LOSSES)}")
+    return LOSSES[loss]
+
+
+def _checked(loss: Loss) -> Loss:
+    def per_example(outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = loss(outputs, targets)
+        if losses.shape != outputs.shape[:1]:
+            raise CapabilityError(
+                f"the loss must return one value per example, {tuple(outputs.shape[:1])}, not "
+                f"{tuple(losses.shape)}: use reduction='none'"
+            )
+        return losses
+
+    return per_example
+

@@ -1,0 +1,55 @@
+"""Errors that a user can meet: each is one line and carries the exit code of the console.
+
+This module imports nothing, so that the console can name an error without loading torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BiogradError(Exception):
+    """Something failed while running; the message says what, where and what to do."""
+
+    exit_code = 1
+
+
+class DataError(BiogradError):
+    """A data set cannot be had, is altered, or holds values that cannot be learned from."""
+
+
+class RecipeError(BiogradError):
+    """A recipe, an option or an argument is not valid."""
+
+    exit_code = 2
+
+
+class CapabilityError(RecipeError):
+    """A plan needs something that the substrate cannot do."""
+
+
+class CheckFailed(BiogradError):
+    """The work finished, but a check that was asked for did not pass."""
+
+    exit_code = 3
+
+
+class RunFileError(BiogradError):
+    """A run file is missing, damaged, from a newer version, or not a run file."""
+
+    exit_code = 4
+
+
+class MissingExtraError(BiogradError):
+    """An optional package is not installed; the message names the install command."""
+
+    exit_code = 5
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Return the known words as a hint, the nearest first: ``did you mean 'weak'? (known: …)``."""
+    words = sorted(known)
+    close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}(known: {', '.join(words)})"

@@ -1,0 +1,47 @@
+"""The contract of an estimator: plans, and the credit that follows from their traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from biograd.contracts import Capability, Plan, Round, Trace
+
+
+class Estimator(nn.Module):
+    """Decides how the forward passes are run and what credit every layer gets.
+
+    An estimator knows neither what the layers are nor who simulates them.  What it learns itself
+    lives in its buffers and parameters, so that it is saved with every checkpoint.
+
+    Attributes:
+        needs: what a substrate must be able to do.
+        learns_hidden: False if only the readout is trained.
+        passes: forward passes per example and step, in words.
+        bias: of the estimate, in words.
+        reference: where the rule comes from.
+    """
+
+    needs: frozenset[Capability] = frozenset()
+    learns_hidden: ClassVar[bool] = True
+    passes: ClassVar[str] = ""
+    bias: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+
+    def plans(self, round: Round) -> Sequence[Plan]:
+        """Return the plans of one step."""
+        raise NotImplementedError
+
+    def credit(
+        self, traces: Sequence[Trace], round: Round
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pairs ``(tensor, cotangent)``; the gradient of the mean loss, 1/B included.
+
+        The engine adds the gradient of the clean loss itself, as far as the plan's cuts let it.
+        """
+        yield from ()
+
+    def after(self, traces: Sequence[Trace], round: Round) -> None:
+        """Learn what the estimator itself learns; called after the optimiser's step."""

@@ -1,0 +1,71 @@
+"""Node perturbation: correlate each unit's perturbation with the change of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from biograd.contracts import Plan, Round, Trace
+from biograd.estimators.weak_gradient import WeakGradient
+from biograd.recipes import Count, Positive, Range
+
+
+class NodePerturbation(WeakGradient):
+    """Correlate the change of the loss with the change of each unit's current.
+
+    "injected": ``g = (1/m) sum (L_s - L_0) e_s / sigma^2`` with the injected noise ``e``.
+    "measured": ``g = (1/m) sum (L_s - L_0) N Da_s / |Da_s|^2`` with the measured change ``Da`` of
+    all ``N`` perturbed currents, so that the noise need not be known and its effect on deeper
+    layers is credited there (activity-based node perturbation).
+
+    Args:
+        copies: ``S``, the clean one included.
+        sigma: size of the noise relative to the site's root-mean-square current.
+        activity: "injected" or "measured".
+        sites: "all" hidden sites together, or "round_robin" one in each step.
+        time_bin: number of time steps in which the noise stays constant; None: the whole trial.
+    """
+
+    bias = "second order in sigma (injected); also the noise of deeper layers (measured)"
+    reference = "Williams 1992; Dalm et al. 2023, arXiv 2310.00965"
+
+    def __init__(
+        self,
+        copies: Annotated[int, Range(2)] = 17,
+        sigma: Positive = 0.2,
+        activity: Literal["injected", "measured"] = "injected",
+        sites: Literal["all", "round_robin"] = "all",
+        time_bin: Count | None = None,
+    ) -> None:
+        super().__init__(copies, sigma, "baseline", sites, 0.0, time_bin)
+        self.activity = activity
+
+    def plans(self, round: Round) -> Sequence[Plan]:
+        """Return one plan: independent noise; the noisy currents are recorded if measured."""
+        (plan,) = super().plans(round)
+        if self.activity == "injected":
+            return (plan,)
+        return (Plan(plan.noise, None, plan.time_bin, plan.cut, observe=True),)
+
+    def credit(
+        self, traces: Sequence[Trace], round: Round
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the share of the estimated gradient of every visit of the chosen sites."""
+        if self.activity == "injected":
+            yield from super().credit(traces, round)
+            return
+        (trace,) = traces
+        changes = {}
+        for name in self.chosen(round):
+            observed = trace.sites[name].observed
+            assert observed is not None
+            changes[name] = observed - trace.sites[name].current()
+        flat = torch.cat([change.flatten(2) for change in changes.values()], dim=-1)
+        power = flat.square().sum(-1).clamp_min(torch.finfo(flat.dtype).tiny)
+        weight = (trace.losses[1:] - trace.losses[:1]).to(flat.dtype) * flat.shape[-1] / power
+        for name, change in changes.items():
+            gradient = torch.einsum("mb,mb...->b...", weight, change)
+            yield from trace.sites[name].deliver(gradient / (len(weight) * round.batch))

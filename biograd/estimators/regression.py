@@ -1,0 +1,208 @@
+"""Gradients from losses under noise: the formulas of the weak-gradient family.
+
+Every function takes losses ``[S, B]`` (copy 0 clean) and directions ``u [m, B, D]`` in units of
+the perturbation's size, and returns ``dL/du [B, D]`` for every example on its own.  Dividing by
+the size ``sigma`` of the perturbation of each unit gives the gradient.
+
+Notation: ``dL_s = L_s - L_0``, ``m = S - 1`` noisy copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from biograd.errors import RecipeError
+
+Regression = Callable[[Tensor, Tensor, float], Tensor]
+Directions = Callable[[tuple[int, int, int], torch.Generator, torch.dtype], Tensor]
+
+
+# Directions -------------------------------------------------------------------------------------
+
+
+def isotropic(
+    shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Return independent standard normal directions ``[m, B, D]``."""
+    return torch.randn(shape, generator=stream, dtype=dtype, device=stream.device)
+
+
+def pairs(shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Return normal directions in opposite pairs ``u_0, -u_0, u_1, -u_1, ...``.
+
+    Raises:
+        RecipeError: the number of noisy copies is odd.
+    """
+    copies, batch, size = shape
+    _need(copies % 2 == 0, f"antithetic pairs need an odd number of copies, not {copies + 1}")
+    half = isotropic((copies // 2, batch, size), stream, dtype)
+    return torch.stack((half, -half), 1).flatten(0, 1)
+
+
+def coordinates(
+    shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Return ``m`` different unit vectors, drawn anew for each example; all of them if m = D.
+
+    Raises:
+        RecipeError: more noisy copies than coordinates.
+    """
+    copies, batch, size = shape
+    _need(copies <= size, f"finite differences use at most {size + 1} copies here, not {copies + 1}")
+    keys = torch.rand(batch, size, generator=stream, device=stream.device)
+    chosen = keys.argsort(1)[:, :copies]
+    return torch.nn.functional.one_hot(chosen, size).transpose(0, 1).to(dtype)
+
+
+def orthonormal(
+    shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Return ``m`` orthonormal directions for each example, uniformly distributed.
+
+    Raises:
+        RecipeError: more noisy copies than dimensions.
+    """
+    copies, batch, size = shape
+    _need(copies <= size,
+          f"orthogonal directions allow at most {size + 1} copies here, not {copies + 1}")
+    normal = torch.randn(batch, size, copies, generator=stream, dtype=dtype, device=stream.device)
+    basis, triangle = torch.linalg.qr(normal)
+    sign = torch.diagonal(triangle, dim1=-2, dim2=-1).sign()
+    return (basis * sign[:, None]).permute(2, 0, 1).contiguous()
+
+
+# Regressions ------------------------------------------------------------------------------------
+
+
+def score(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return the score function ``(1/m) sum L_s u_s``; its variance grows with ``L_0^2``."""
+    return torch.einsum("mb,mbd->bd", losses[1:], directions) / len(directions)
+
+
+def baseline(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return ``(1/m) sum (L_s - L_0) u_s``: node perturbation."""
+    return torch.einsum("mb,mbd->bd", losses[1:] - losses[:1], directions) / len(directions)
+
+
+def leave_one_out(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return ``(1/(m-1)) sum (L_s - mean L) u_s``: the baseline is the other copies' mean."""
+    _need(len(directions) > 1, "leave_one_out needs at least 3 copies")
+    centred = losses[1:] - losses[1:].mean(0)
+    return torch.einsum("mb,mbd->bd", centred, directions) / (len(directions) - 1)
+
+
+def antithetic(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return ``(1/n) sum (L(+u) - L(-u))/2 u`` over ``n = m/2`` pairs."""
+    half = (losses[1::2] - losses[2::2]) / 2
+    return torch.einsum("nb,nbd->bd", half, directions[::2]) / len(half)
+
+
+def projection(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return ``sum (L_s - L_0) q_s`` over orthonormal ``q``: the gradient's part in their span."""
+    return torch.einsum("mb,mbd->bd", losses[1:] - losses[:1], directions)
+
+
+def least_squares(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return the least-squares slope with intercept; of least norm if ``m <= D``.
+
+    Its error peaks at ``m = D``: take ``ridge`` unless the losses are exact and linear.
+    """
+    difference, matrix = _centred(losses, directions)
+    # the pseudo-inverse is taken in double precision: near m = D the system is ill-conditioned
+    solution = torch.linalg.pinv(matrix.double()) @ difference.double().unsqueeze(-1)
+    return solution.squeeze(-1).to(directions.dtype)
+
+
+def anchored(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return the least-squares slope of ``L_s - L_0`` through the clean loss, no intercept."""
+    matrix = directions.transpose(0, 1).double()
+    difference = (losses[1:] - losses[:1]).transpose(0, 1).double()
+    return (torch.linalg.pinv(matrix) @ difference.unsqueeze(-1)).squeeze(-1).to(directions.dtype)
+
+
+def ridge_regression(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return the ridge slope with intercept, ``E'(EE' + lambda I)^-1 dL``, per example.
+
+    ``lambda = ridge D``: ``ridge`` is the variance of what is not linear in the losses, relative
+    to what is (the Bayes optimum for a Gaussian gradient of unknown direction).  The smaller of
+    the two equivalent systems, m x m or D x D, is solved.
+    """
+    difference, matrix = _centred(losses, directions)
+    copies, size = matrix.shape[1:]
+    strength = ridge * size
+    if copies <= size:
+        kernel = matrix @ matrix.mT
+        _add_to_diagonal(kernel, strength)
+        weights = _solve(kernel, difference.unsqueeze(-1))
+        return (matrix.mT @ weights).squeeze(-1)
+    covariance = matrix.mT @ matrix
+    _add_to_diagonal(covariance, strength)
+    return _solve(covariance, matrix.mT @ difference.unsqueeze(-1)).squeeze(-1)
+
+
+def quadratic(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return the slope of a regression on ``[1, u, u^2]``: diagonal curvature drops out.
+
+    Raises:
+        RecipeError: fewer than 2 D + 1 noisy copies.
+    """
+    copies, _, size = directions.shape
+    _need(copies >= 2 * size + 1,
+          f"quadratic needs at least {2 * size + 2} copies for {size} units, not {copies + 1}")
+    both = torch.cat((directions, directions.square()), -1)
+    return least_squares(losses, both, ridge)[:, :size]
+
+
+def rank(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return ``(1/m) sum r_s u_s`` with centred ranks ``r`` in [-1/2, 1/2] in place of losses.
+
+    Free of the losses' scale and robust to outliers; equal losses share their mean rank.
+    """
+    values = losses[1:]
+    below = (values[:, None] > values[None]).sum(1)
+    equal = (values[:, None] == values[None]).sum(1)
+    ranks = (below + (equal - 1) / 2).to(directions.dtype) / max(len(values) - 1, 1) - 0.5
+    return torch.einsum("mb,mbd->bd", ranks, directions) / len(directions)
+
+
+def _centred(losses: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return losses ``[B, S]`` and directions ``[B, S, D]`` (the clean copy's is 0), centred."""
+    difference = (losses - losses[:1]).transpose(0, 1).to(directions.dtype)
+    matrix = torch.cat((torch.zeros_like(directions[:1]), directions)).transpose(0, 1)
+    return difference - difference.mean(1, keepdim=True), matrix - matrix.mean(1, keepdim=True)
+
+
+def _add_to_diagonal(matrix: Tensor, value: float) -> None:
+    matrix.diagonal(dim1=-2, dim2=-1).add_(value)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()):
+        return torch.linalg.lstsq(matrix.double().cpu(), right.double().cpu(),
+                                  driver="gelsd").solution.to(right)
+    return torch.cholesky_solve(right, factor)
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecipeError(f"estimator: {message}")
+
+
+METHODS: dict[str, tuple[Directions, Regression]] = {
+    "score": (isotropic, score),
+    "baseline": (isotropic, baseline),
+    "leave_one_out": (isotropic, leave_one_out),
+    "antithetic": (pairs, antithetic),
+    "finite_difference": (coordinates, projection),
+    "orthogonal": (orthonormal, projection),
+    "least_squares": (isotropic, least_squares),
+    "anchored": (isotropic, anchored),
+    "ridge": (isotropic, ridge_regression),
+    "quadratic": (isotropic, quadratic),
+    "rank": (isotropic, rank),
+}
+"""Name of a method to how its directions are drawn and how a gradient follows from them."""

@@ -1,0 +1,130 @@
+"""Weak gradients: the gradient at a site is regressed from the losses of noisy copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
+from biograd.errors import CapabilityError, nearest
+from biograd.estimators.estimator import Estimator
+from biograd.estimators.regression import METHODS
+from biograd.recipes import Count, NotNegative, Positive, Range
+
+
+class WeakGradient(Estimator):
+    """Regress each example's gradient at the hidden sites from the losses of noisy copies.
+
+    The batch is enlarged to ``S`` copies; copy 0 is clean, the others add ``sigma r u`` to the
+    input current of a site, with ``u`` standard normal and ``r`` the root mean square of that
+    current.  For every example the losses are regressed on ``u``; by default
+    ``g = E'(EE' + lambda I)^-1 dL / (sigma r)`` with intercept.  Behind a site no credit flows, so
+    that nothing above it need be differentiable; the readout's gradient is exact.
+
+    Args:
+        copies: ``S``, the clean one included.
+        sigma: size of the noise relative to the site's root-mean-square current.
+        method: how the gradient follows from the losses (``regression.METHODS``).
+        sites: "all" hidden sites together, "round_robin" one in each step, or their names; with
+            names, the other layers get their credit by back-propagation.
+        ridge: relative strength of the ridge penalty, ``lambda = ridge D``.
+        time_bin: number of time steps in which the noise stays constant; None: the whole trial.
+
+    Raises:
+        CapabilityError: no site of that name.
+        RecipeError: the method cannot work with this number of copies.
+    """
+
+    passes = "S forward"
+    bias = "ridge shrinks; the others' in regression.py"
+    reference = "Hazelden 2023, arXiv 2311.10869"
+    needs = frozenset(("loss", "perturb_site", "observe", "cut"))
+
+    def __init__(
+        self,
+        copies: Annotated[int, Range(2)] = 17,
+        sigma: Positive = 0.2,
+        method: Literal[
+            "ridge", "least_squares", "anchored", "baseline", "leave_one_out", "antithetic",
+            "score", "finite_difference", "orthogonal", "quadratic", "rank",
+        ] = "ridge",
+        sites: Literal["all", "round_robin"] | tuple[str, ...] = "all",
+        ridge: NotNegative = 0.1,
+        time_bin: Count | None = None,
+    ) -> None:
+        super().__init__()
+        self.copies, self.sigma, self.method = copies, sigma, method
+        self.sites, self.ridge, self.time_bin = sites, ridge, time_bin
+        if not isinstance(sites, str):
+            self.needs: frozenset[Capability] = type(self).needs | {"vjp"}
+
+    def chosen(self, round: Round) -> tuple[str, ...]:
+        """Return the sites that are perturbed in this step."""
+        if self.sites == "all":
+            return round.hidden
+        if self.sites == "round_robin":
+            return (round.hidden[round.step % len(round.hidden)],)
+        for name in self.sites:
+            if name not in round.hidden:
+                raise CapabilityError(f"no hidden site {name!r}: {nearest(name, round.hidden)}")
+        return tuple(self.sites)
+
+    def plans(self, round: Round) -> Sequence[Plan]:
+        """Return one plan: noise at the chosen sites, cut behind them."""
+        names = self.chosen(round)
+        sizes = unit_sizes(round.shapes, names, self.time_bin)
+        shape = (self.copies - 1, round.batch, sum(sizes.values()))
+        directions = METHODS[self.method][0](shape, round.generator, round.dtype)
+        noise = {}
+        for name, part in split(directions, sizes).items():
+            site = round.shapes[name]
+            part = part * (self.sigma * round.scales[name])
+            count = bins(site.steps, self.time_bin)
+            noise[name] = part.view(*shape[:2], count, *site.units).to(round.device)
+        cut = names if not isinstance(self.sites, str) else round.hidden
+        return (Plan(noise=noise, time_bin=self.time_bin, cut=frozenset(cut)),)
+
+    def credit(
+        self, traces: Sequence[Trace], round: Round
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the share of the estimated gradient of every visit of the chosen sites."""
+        (trace,) = traces
+        names = self.chosen(round)
+        sizes = unit_sizes(round.shapes, names, self.time_bin)
+        scales = {name: self.sigma * round.scales[name] for name in names}
+        directions = torch.cat(
+            [_noise(trace, name).flatten(2) / scales[name] for name in names], dim=-1
+        )
+        slope = METHODS[self.method][1](trace.losses, directions, self.ridge)
+        for name, part in split(slope, sizes).items():
+            gradient = part / (scales[name] * round.batch)
+            noise = _noise(trace, name)
+            yield from trace.sites[name].deliver(gradient.view(noise.shape[1:]))
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``print``."""
+        return f"copies={self.copies}, sigma={self.sigma}, method={self.method}, sites={self.sites}"
+
+
+def unit_sizes(
+    shapes: Mapping[str, SiteShape], names: Sequence[str], time_bin: int | None
+) -> dict[str, int]:
+    """Return the number of perturbed dimensions ``K prod(U)`` of each site."""
+    return {
+        name: bins(shapes[name].steps, time_bin) * math.prod(shapes[name].units) for name in names
+    }
+
+
+def split(values: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """Split the last axis by site."""
+    return dict(zip(sizes, values.split(list(sizes.values()), dim=-1), strict=True))
+
+
+def _noise(trace: Trace, name: str) -> Tensor:
+    noise = trace.sites[name].noise
+    assert noise is not None
+    return noise

@@ -1,0 +1,108 @@
+"""Networks behind one contract: torch rate networks, torch, snnTorch and Brian2 spiking networks.
+
+``build`` makes a network from a recipe, ``substrate`` the runner of its forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from biograd import encoding
+from biograd.contracts import Substrate
+from biograd.errors import RecipeError
+from biograd.networks.network import Network, initialise
+from biograd.networks.rate import RateNetwork, RecurrentRateNetwork
+from biograd.networks.spiking import SpikingNetwork
+from biograd.networks.substrate import TorchSubstrate
+from biograd.recipes import ModelRecipe, load_model
+
+__all__ = [
+    "Network",
+    "RateNetwork",
+    "RecurrentRateNetwork",
+    "SpikingNetwork",
+    "TorchSubstrate",
+    "build",
+    "substrate",
+]
+
+
+def build(
+    model: str | Path | ModelRecipe | nn.Module,
+    inputs: int | Sequence[int],
+    classes: int,
+    seed: int = 0,
+) -> nn.Module:
+    """Return the network of a recipe, its weights drawn from ``seed``.
+
+    Args:
+        model: a shipped name, a path to a TOML file, a recipe, or a module, returned as it is.
+        inputs: number of features of a datum, or its shape ``(C, H, W)``.
+        classes: number of outputs.
+
+    Raises:
+        RecipeError: no such recipe, or its parts do not fit together.
+
+    >>> network = build("ann", inputs=64, classes=10)
+    >>> [site.name for site in network.sites]
+    ['blocks.0.synapse', 'blocks.1.synapse', 'readout']
+    """
+    if isinstance(model, nn.Module):
+        return model
+    recipe = model if isinstance(model, ModelRecipe) else load_model(model)
+    shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+    network = _assemble(recipe, shape, classes)
+    initialise(network, seed, recipe.network.gain, "readout")
+    return network.to(getattr(torch, recipe.network.dtype))
+
+
+def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], classes: int) -> Network:
+    network = recipe.network
+    _check(recipe, shape)
+    if network.kind == "rate" and not network.recurrent:
+        return RateNetwork(network, shape, classes)
+    encoded = encoding.build(recipe.encoding, shape)
+    if network.kind == "rate":
+        return RecurrentRateNetwork(network, encoded, classes)
+    if network.substrate == "brian2":
+        from biograd.networks.brian import Brian2Network
+
+        return Brian2Network(network, recipe.neuron, encoded, classes)
+    return SpikingNetwork(network, recipe.neuron, encoded, classes)
+
+
+def _check(recipe: ModelRecipe, shape: tuple[int, ...]) -> None:
+    network = recipe.network
+    if network.kind == "rate" and network.substrate != "torch":
+        raise RecipeError(
+            f"network.substrate = {network.substrate!r}: a rate network runs on 'torch'"
+        )
+    neuron = recipe.neuron
+    if network.substrate == "snntorch" and network.kind == "spiking" and (
+        neuron.synaptic_time_constant_ms and neuron.reset == "zero"
+    ):
+        raise RecipeError(
+            "neuron.reset = 'zero' with a synaptic filter: snnTorch's Synaptic also resets the "
+            "synaptic current; use reset = 'subtract' or network.substrate = 'torch'"
+        )
+    if network.channels and (network.kind == "spiking" or network.recurrent):
+        raise RecipeError("network.channels: convolutions need a feed-forward rate network")
+    if network.channels and len(shape) != 3:
+        raise RecipeError(f"network.channels: convolutions need data (C, H, W), not {shape}")
+    plain = network.kind == "spiking" or network.recurrent
+    if plain and (network.dropout or network.normalisation != "none"):
+        raise RecipeError(
+            "network.dropout, network.normalisation: only for feed-forward rate networks"
+        )
+
+
+def substrate(
+    network: nn.Module, sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+) -> Substrate:
+    """Return who runs the forward passes of ``network``: its own substrate, else torch."""
+    make = getattr(network, "make_substrate", None)
+    return make() if callable(make) else TorchSubstrate(network, sites)  # type: ignore[no-any-return]

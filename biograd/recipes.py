@@ -1,0 +1,348 @@
+"""Recipes: TOML files that become frozen dataclasses, or one line that says why they cannot.
+
+A model recipe says what the data go through and how it learns, a dataset recipe what goes in.
+Every key has a type, most a range; an unknown key, a wrong type or a value out of range is
+refused with the file, the key and the nearest valid word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from biograd.errors import RecipeError, nearest
+
+Table = dict[str, Any]
+Thing = TypeVar("Thing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A closed interval that a number must lie in; ``above`` makes the lower end open."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        left = f"> {self.low:g}" if self.above else f">= {self.low:g}"
+        ends = [] if self.low == float("-inf") else [left]
+        ends += [] if self.high == float("inf") else [f"<= {self.high:g}"]
+        return " and ".join(ends)
+
+
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Count = Annotated[int, Range(1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkRecipe:
+    """Who simulates, and the shape of what is simulated."""
+
+    substrate: Literal["torch", "snntorch", "brian2"] = "torch"
+    kind: Literal["rate", "spiking"] = "rate"
+    hidden: tuple[Count, ...] = (30, 30)
+    channels: tuple[Count, ...] = ()
+    """Channels of 3x3 convolutions of stride 2 before the dense layers (rate networks only)."""
+    recurrent: bool = False
+    activation: Literal["relu", "tanh", "sigmoid", "gelu"] = "relu"
+    normalisation: Literal["none", "batch", "layer"] = "none"
+    dropout: Annotated[float, Range(0, 0.95)] = 0.0
+    gain: Positive = 1.0
+    """Factor on the standard deviation of the initial hidden weights."""
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuronRecipe:
+    """A leaky integrate-and-fire population: tau dv/dt = R I - v, spike at v > threshold."""
+
+    time_constant_ms: Positive = 10.0
+    synaptic_time_constant_ms: NotNegative = 0.0
+    """Zero: the current reaches the membrane unfiltered."""
+    resistance: Positive = 1.0
+    threshold: Positive = 1.0
+    reset: Literal["zero", "subtract"] = "subtract"
+    surrogate: Literal["fast_sigmoid", "arctan", "gaussian"] = "fast_sigmoid"
+    slope: Positive = 10.0
+    readout: Literal["membrane", "rate"] = "membrane"
+    readout_time_constant_ms: Positive = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingRecipe:
+    """How a datum becomes a current or a spike train; times in milliseconds."""
+
+    kind: Literal["current", "poisson", "latency", "delta", "rows"] = "current"
+    dt_ms: Positive = 1.0
+    duration_ms: Positive = 20.0
+    gain: Positive = 1.0
+    """Current per unit of intensity (``current``, ``rows``)."""
+    max_rate_hz: Positive = 200.0
+    time_constant_ms: Positive = 5.0
+    """``latency``: the time constant of the input's charging curve."""
+    threshold: Positive = 0.1
+    """``latency``, ``delta``: the intensity, or change of it, that counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecorrelationRecipe:
+    """Decorrelation of every synaptic layer's input."""
+
+    rule: Literal["off", "kappa", "scaled"] = "off"
+    rate: Positive = 1e-3
+    kappa: Fraction = 0.5
+    sample: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Share of the clean rows whose correlations are measured in each step."""
+    centre: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRecipe:
+    """The optimiser and the budget."""
+
+    epochs: Annotated[int, Range(0)] = 20
+    batch_size: Count = 32
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Positive = 1e-3
+    momentum: Annotated[float, Range(0, 0.999)] = 0.9
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRecipe:
+    """A model file: the network, its neurons and encoding, and how it learns by default."""
+
+    description: str = ""
+    estimator: str = "backprop"
+    network: NetworkRecipe = NetworkRecipe()
+    neuron: NeuronRecipe = NeuronRecipe()
+    encoding: EncodingRecipe = EncodingRecipe()
+    decorrelation: DecorrelationRecipe = DecorrelationRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    estimators: Table = dataclasses.field(default_factory=dict)
+    """Settings by estimator name: ``[estimators.weak] copies = 17``."""
+    dataset: Table = dataclasses.field(default_factory=dict)
+    """Overrides by dataset name: ``[dataset.mnist.network] hidden = [128, 128]``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """One file of a dataset: its name and the SHA-256 digest of its bytes."""
+
+    name: str
+    sha256: str
+    sha256_raw: str = ""
+    """Digest of the decompressed content, by which an unpacked copy is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetRecipe:
+    """A dataset file: where the data come from and what shape they have."""
+
+    source: Literal["digits", "idx", "yin_yang", "random_manifolds"]
+    description: str = ""
+    licence: str = ""
+    shape: tuple[Count, ...] = ()
+    classes: Count = 10
+    urls: tuple[str, ...] = ()
+    """Folders that hold the files, the canonical one first, mirrors after it."""
+    files: Table = dataclasses.field(default_factory=dict)
+    """``idx``: train_images, train_labels, test_images, test_labels, each a :class:`DataFile`."""
+    validation: Annotated[float, Range(0, 0.9)] = 0.0
+    """Share of the training split held out; with it, the test split is not looked at."""
+    settings: Table = dataclasses.field(default_factory=dict)
+    """Arguments of a generated source (sizes, seeds)."""
+
+
+def shipped(folder: Literal["models", "datasets", "cli"]) -> Path:
+    """Return the folder of shipped recipes: in the installed package, else beside it."""
+    package = Path(__file__).parent
+    installed = package / "shipped" / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
+def names(folder: Literal["models", "datasets", "cli"]) -> list[str]:
+    """Return the names of the shipped recipes of one kind, sorted."""
+    return sorted(path.stem for path in shipped(folder).glob("*.toml"))
+
+
+def read(name: str | Path, folder: Literal["models", "datasets"]) -> tuple[Table, Path]:
+    """Return the table and path of a recipe, given a shipped name or a path to a TOML file.
+
+    Raises:
+        RecipeError: no such recipe, or the file is not TOML.
+    """
+    text = str(name)
+    path = shipped(folder) / f"{text}.toml"
+    if text not in names(folder):
+        path = Path(text)
+        if path.suffix != ".toml" or not path.is_file():
+            what = folder.removesuffix("s")
+            raise RecipeError(f"no {what} {text!r}: {nearest(text, names(folder))}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), path
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path}: not readable as TOML: {error}") from error
+
+
+def merge(base: Table, over: Mapping[str, Any]) -> Table:
+    """Return ``base`` with ``over`` laid on it, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def override(table: Table, assignments: Iterable[str]) -> Table:
+    """Return ``table`` with ``key.path=value`` assignments applied; values are read as TOML.
+
+    >>> override({"training": {"epochs": 3}}, ["training.epochs=5", "estimator=weak"])
+    {'training': {'epochs': 5}, 'estimator': 'weak'}
+
+    Raises:
+        RecipeError: an assignment is not of the form KEY=VALUE.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"--set {assignment!r}: write KEY=VALUE, as in training.epochs=5")
+        patch: Any = _value(text.strip())
+        for part in reversed(key.strip().split(".")):
+            patch = {part: patch}
+        table = merge(table, patch)
+    return table
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def construct(
+    make: Callable[..., Thing], table: Mapping[str, Any], where: object, key: str = ""
+) -> Thing:
+    """Call ``make`` (a dataclass, or a class with an annotated ``__init__``) on a checked table.
+
+    Args:
+        where: the file or option that the table came from; it opens every message.
+        key: dotted path of the table in that file.
+
+    Raises:
+        RecipeError: unknown or missing key, wrong type, value out of range.
+    """
+    hints = typing.get_type_hints(
+        make if dataclasses.is_dataclass(make) else make.__init__,  # type: ignore[misc]
+        include_extras=True,
+    )
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(make).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    prefix = f"{key}." if key else ""
+    values = {}
+    for name, value in table.items():
+        if name not in parameters:
+            raise RecipeError(f"{where}: unknown key {prefix}{name}: {nearest(name, parameters)}")
+        values[name] = _convert(hints[name], value, where, prefix + name)
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in values:
+            raise RecipeError(f"{where}: missing key {prefix}{name}")
+    try:
+        return make(**values)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {prefix.rstrip('.') or 'recipe'}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: object, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _convert(arguments[0], value, where, key)
+        for limit in arguments[1:]:
+            if isinstance(limit, Range) and value not in limit:
+                raise RecipeError(f"{where}: {key} = {value}: must be {limit}")
+        return value
+    if origin is Literal:
+        if value not in arguments:
+            raise RecipeError(f"{where}: {key} = {value!r}: {nearest(value, map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, where, key)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise RecipeError(f"{where}: {key} = {value!r}: must be a list")
+        return tuple(_convert(arguments[0], item, where, key) for item in value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return construct(hint, value, where, key)  # type: ignore[arg-type]
+    return _convert_plain(origin or hint, value, where, key)
+
+
+def _convert_union(arguments: tuple[Any, ...], value: Any, where: object, key: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    failure: RecipeError | None = None
+    for option in arguments:
+        if option is type(None):
+            continue
+        try:
+            return _convert(option, value, where, key)
+        except RecipeError as error:
+            failure = failure or error
+    raise failure or RecipeError(f"{where}: {key} = {value!r} is not allowed")
+
+
+def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is float and isinstance(value, float) and value != value:
+        raise RecipeError(f"{where}: {key} = nan: must be a number")
+    mismatch = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    if mismatch:
+        name = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
+                "dict": "a table"}.get(kind.__name__, f"a table ({kind.__name__})")
+        raise RecipeError(f"{where}: {key} = {value!r}: must be {name}")
+    return value
+
+
+def load_dataset(name: str | Path, assignments: Iterable[str] = ()) -> DatasetRecipe:
+    """Return the dataset recipe ``name`` (shipped name or path); ``assignments`` override keys."""
+    table, path = read(name, "datasets")
+    return construct(DatasetRecipe, override(table, assignments), path)
+
+
+def load_model(
+    name: str | Path,
+    dataset: str = "",
+    over: Mapping[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+) -> ModelRecipe:
+    """Return the model recipe ``name`` (shipped name or path to a TOML file).
+
+    Later wins: the file, its ``[dataset.<dataset>]`` table, ``over``, then ``assignments``.
+
+    Raises:
+        RecipeError: with the file, the key and the nearest valid word.
+    """
+    table, path = read(name, "models")
+    for_dataset = table.get("dataset", {})
+    if isinstance(for_dataset, dict) and isinstance(for_dataset.get(dataset), dict):
+        table = merge(table, for_dataset[dataset])
+    table.pop("dataset", None) if isinstance(for_dataset, dict) else None
+    return construct(ModelRecipe, override(merge(table, over or {}), assignments), path)
