@@ -254,7 +254,7 @@ def construct(
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(make).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
     prefix = f"{key}." if key else ""
     values = {}

@@ -1,0 +1,91 @@
+"""Train rate and spiking networks with backpropagation and its biological alternatives.
+
+The public names, in the order in which data flow through them::
+
+    network = biograd.build("rate", inputs=64, classes=10)
+    engine = biograd.attach(network, biograd.WeakGradient(copies=33, sigma=0.1))
+    run = biograd.train("rate", "digits", estimator="weak", seed=0)
+
+Why lazy: torch, snnTorch, Brian2 and h5py take seconds to import, and a line of help or a wrong
+option needs none of them.  A name's module is imported when the name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from biograd.errors import (
+    BiogradError,
+    CapabilityError,
+    CheckFailed,
+    DataError,
+    MissingExtraError,
+    RecipeError,
+    RunFileError,
+)
+
+if TYPE_CHECKING:
+    from biograd.decorrelation import Decorrelation
+    from biograd.engine import attach
+    from biograd.estimators import (
+        Backpropagation,
+        FrozenHidden,
+        NodePerturbation,
+        WeakGradient,
+        WeightPerturbation,
+    )
+    from biograd.experiment import load, resume, train
+    from biograd.networks import build
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "build",
+    "load",
+    "Backpropagation",
+    "WeakGradient",
+    "NodePerturbation",
+    "WeightPerturbation",
+    "FrozenHidden",
+    "Decorrelation",
+    "attach",
+    "train",
+    "resume",
+    "BiogradError",
+    "DataError",
+    "RecipeError",
+    "CapabilityError",
+    "CheckFailed",
+    "RunFileError",
+    "MissingExtraError",
+    "__version__",
+]
+
+_HOMES = {
+    "build": "biograd.networks",
+    "load": "biograd.experiment",
+    "Backpropagation": "biograd.estimators",
+    "WeakGradient": "biograd.estimators",
+    "NodePerturbation": "biograd.estimators",
+    "WeightPerturbation": "biograd.estimators",
+    "FrozenHidden": "biograd.estimators",
+    "Decorrelation": "biograd.decorrelation",
+    "attach": "biograd.engine",
+    "train": "biograd.experiment",
+    "resume": "biograd.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the home of a public name on its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'biograd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

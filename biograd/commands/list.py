@@ -1,0 +1,116 @@
+"""``biograd list``: the names that the other commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from biograd import recipes
+from biograd.commands.layout import columns
+from biograd.commands.options import Answer, Words, command
+
+Row = dict[str, Any]
+
+
+def _models() -> list[Row]:
+    rows = []
+    for name in recipes.names("models"):
+        recipe = recipes.load_model(name)
+        rows.append(
+            {
+                "name": name,
+                "substrate": recipe.network.substrate,
+                "estimator": recipe.estimator,
+                "description": recipe.description,
+            }
+        )
+    return rows
+
+
+def _datasets() -> list[Row]:
+    rows = []
+    for name in recipes.names("datasets"):
+        recipe = recipes.load_dataset(name)
+        shape = "x".join(map(str, recipe.shape))
+        rows.append(
+            {
+                "name": name,
+                "shape": shape,
+                "classes": recipe.classes,
+                "licence": recipe.licence,
+                "description": recipe.description,
+            }
+        )
+    return rows
+
+
+def _estimators() -> list[Row]:
+    from biograd.estimators import ESTIMATORS
+
+    rows = []
+    for name, estimator in ESTIMATORS.items():
+        facts = {key: _fact(estimator, key) for key in ("needs", "passes", "bias")}
+        summary = (estimator.__doc__ or "").strip().partition("\n")[0]
+        rows.append(
+            {
+                "name": name,
+                **facts,
+                "description": summary,
+                "reference": _fact(estimator, "reference"),
+            }
+        )
+    return rows
+
+
+def _fact(estimator: type, name: str) -> Any:
+    value = getattr(estimator, name, "")
+    return sorted(value) if isinstance(value, frozenset | set) else value
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "models": _models,
+    "datasets": _datasets,
+    "estimators": _estimators,
+}
+HIDDEN = {"licence"}
+"""Facts that only ``--json`` carries: they would crowd the description out of a line."""
+
+
+@command("list")
+@click.argument("kind", type=Words(list(KINDS)), required=False, metavar="[KIND]")
+def listing(kind: str | None) -> Answer:
+    """List models, datasets and estimators.
+
+    KIND is one of these three words; without it all are listed.
+    """
+    found = {name: KINDS[name]() for name in ([kind] if kind else KINDS)}
+    texts = {name: _text(name, rows) for name, rows in found.items()}
+    together = "\n\n".join(f"{name}\n{_indent(text)}" for name, text in texts.items())
+    return Answer(found, texts[kind] if kind else together)
+
+
+def _text(kind: str, rows: list[Row]) -> str:
+    if not rows:
+        return "(none)"
+    if kind == "estimators":
+        return "\n".join(columns(_card(row)) for row in rows)
+    keys = [key for key in rows[0] if key not in HIDDEN]
+    cells = [[_cell(row[key]) for key in keys] for row in rows]
+    return columns(cells, [key.upper() for key in keys])
+
+
+def _card(row: Row) -> list[list[str]]:
+    """Return the facts of an estimator, one under the other: a line has no room for them."""
+    facts = {"rule": row["description"], **row}
+    keys = ("rule", "passes", "needs", "bias", "reference")
+    return [[row["name"]], *(["", key, _cell(facts[key])] for key in keys if facts[key])]
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

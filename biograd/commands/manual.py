@@ -1,0 +1,90 @@
+"""The manual of the console, written from the commands themselves.
+
+``python -m biograd.commands.manual`` rewrites ``cli/README.md``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import click
+
+from biograd import recipes
+from biograd.commands import COMMANDS, console
+
+HEAD = """\
+# The console
+
+Written by `python -m biograd.commands.manual`; `biograd COMMAND --help` shows the same.
+
+    biograd list                                    # what there is
+    biograd train --model rate --dataset digits     # one run, one file
+    biograd inspect runs/RUN.h5                     # what it holds
+    biograd resume runs/RUN.h5 --epochs 40          # train on
+
+Results go to stdout; progress, notes and errors go to stderr. With `--json`, stdout carries exactly
+one object, with `schema_version` 1; a number that is not finite is `null`, and when a command fails
+stdout stays empty. An error is one line; `--debug` adds the traceback. Every option can also
+be set by an environment variable: `BIOGRAD_TRAIN_EPOCHS=5` is `biograd train --epochs 5`.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed while running |
+| 2 | wrong usage, or a recipe that is not valid |
+| 3 | a check that was asked for did not pass (`doctor`, `data verify`) |
+| 4 | not a run file, or one that cannot be read |
+| 5 | an optional package is missing; the message says how to install it |
+| 130 | Ctrl-C; what was learned is kept |
+| 143 | SIGTERM; what was learned is kept |
+
+`eval "$(_BIOGRAD_COMPLETE=bash_source biograd)"` completes commands and options in bash; zsh and
+fish work alike.
+"""
+
+
+def text() -> str:
+    """Return the manual as Markdown."""
+    context = click.Context(console, info_name="biograd")
+    parts = [HEAD]
+    for name in COMMANDS:
+        command = console.get_command(context, name)
+        assert command is not None
+        parts += sections(command, f"biograd {name}")
+    return "\n".join(parts)
+
+
+def sections(command: click.Command, path: str) -> Iterator[str]:
+    """Yield the section of a command, and those of its sub-commands."""
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from sections(child, f"{path} {name}")
+        return
+    arguments = [parameter for parameter in command.params if _is_argument(parameter)]
+    usage = " ".join([path, *(str(argument.metavar) for argument in arguments), "[OPTIONS]"])
+    rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
+    table = "\n".join(["| option | meaning |", "|---|---|", *rows])
+    yield f"## `{usage}`\n\n{inspect.cleandoc(command.help or '')}\n\n{table}\n"
+
+
+def _is_argument(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Argument)
+
+
+def _row(option: click.Option) -> str:
+    names = ", ".join(f"`{name}`" for name in sorted(option.opts, key=len, reverse=True))
+    value = f" `{option.metavar}`".replace("|", "\\|") if option.metavar else ""
+    help_text = " ".join((option.help or "").split())
+    if option.show_default:
+        help_text += f" [default: {option.default}]"
+    return f"| {names}{value} | {help_text}{' [required]' if option.required else ''} |"
+
+
+def main() -> None:
+    """Rewrite the manual beside the package."""
+    (recipes.shipped("cli") / "README.md").write_text(text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What every command shares: its two options, its answer, and how the answer is printed.
+
+A command returns an :class:`Answer`; it prints nothing on stdout itself.  With ``--json`` stdout
+carries exactly one object, so whatever else is printed meanwhile goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from biograd.errors import CheckFailed, nearest
+
+SCHEMA_VERSION = 1
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@dataclasses.dataclass
+class Settings:
+    """What the error boundary has to know of the command line."""
+
+    debug: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command found out.
+
+    Attributes:
+        record: the JSON object, less its ``schema_version``.
+        text: the same for people: text, or something that rich can draw.
+        failure: one line if a check that was asked for did not pass (exit code 3).
+    """
+
+    record: Mapping[str, Any]
+    text: Any
+    failure: str = ""
+
+
+class Words(click.Choice[str]):
+    """A choice that names the nearest word when it refuses one."""
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        """Return the word, or fail with the words that are known."""
+        if value not in self.choices:
+            self.fail(f"{value!r}: {nearest(value, self.choices)}", parameter, context)
+        return str(value)
+
+
+class Command(click.Command):
+    """A command whose usage errors always know which command they belong to."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Read the arguments."""
+        try:
+            return super().parse_args(context, arguments)
+        except click.UsageError as error:
+            error.ctx = error.ctx or context
+            raise
+
+
+def debug_option() -> click.Option:
+    """Return the option that every command and group takes."""
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )
+
+
+def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.ensure_object(Settings).debug |= value
+
+
+def _json_option() -> click.Option:
+    words = "Print one JSON object on stdout and nothing else."
+    return click.Option(["--json", "as_json"], is_flag=True, help=words)
+
+
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where datasets are kept.  [default: the cache folder of the user]",
+)
+
+
+def command(
+    name: str, parent: click.Group | None = None
+) -> Callable[[Callable[..., Answer]], click.Command]:
+    """Turn a function that returns an :class:`Answer` into a command with the shared options."""
+
+    def decorate(function: Callable[..., Answer]) -> click.Command:
+        @functools.wraps(function)
+        def call(*, as_json: bool, **values: Any) -> None:
+            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+                answer = function(**values)
+            show(answer, as_json)
+
+        make = parent.command if parent else click.command
+        made = make(name, cls=Command, context_settings=CONTEXT)(call)
+        made.params += [_json_option(), debug_option()]
+        return made
+
+    return decorate
+
+
+def show(answer: Answer, as_json: bool) -> None:
+    """Print an answer on stdout.
+
+    Raises:
+        CheckFailed: the answer carries a failure; it is printed first.
+    """
+    if as_json:
+        record = {"schema_version": SCHEMA_VERSION, **answer.record}
+        click.echo(json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False))
+    elif isinstance(answer.text, str):
+        click.echo(answer.text)
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(answer.text, soft_wrap=True)
+    if answer.failure:
+        raise CheckFailed(answer.failure)
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON has it: paths as text, a number that is not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _plain(value.item()) if hasattr(value, "item") else str(value)

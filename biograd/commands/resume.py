@@ -1,0 +1,32 @@
+"""``biograd resume``: go on with a run, after an interruption or for more epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from biograd.commands.options import Answer, command, quiet_option
+from biograd.commands.progress import Progress
+from biograd.commands.train import summary
+
+
+@command("resume")
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Train to epoch N.  [default: as many as the run was started with]",
+)
+@quiet_option
+def resume(run: Path, epochs: int | None, quiet: bool) -> Answer:
+    """Go on with a run that was interrupted, or train it for longer.
+
+    RUN is a run file.  The result is the same, bit by bit, as without the interruption.
+    """
+    from biograd import experiment
+
+    with Progress(quiet) as progress:
+        record = experiment.resume(run, epochs, progress)
+    return Answer(record, summary(record))

@@ -1,0 +1,133 @@
+"""``biograd train``: a model, a dataset and an estimator become one run file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from biograd import recipes
+from biograd.commands.layout import columns, duration, percent
+from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+from biograd.commands.progress import Progress
+
+
+@command("train")
+@click.option(
+    "--model",
+    metavar="NAME|FILE",
+    default="spiking",
+    show_default=True,
+    help="A shipped model, or a TOML file.",
+)
+@click.option(
+    "--dataset",
+    metavar="NAME|FILE",
+    default="digits",
+    show_default=True,
+    help="A shipped dataset, or a TOML file.",
+)
+@click.option("--estimator", metavar="NAME", help="How gradients are estimated.  [default: model]")
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Passes through the training data.  [default: model]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="N", help="Examples a step.  [default: model]"
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Seed of every random stream.",
+)
+@click.option(
+    "--device",
+    type=Words(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda",
+    help="Where to compute; auto takes CUDA if there is one.",
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The run file.  [default: named after the run, in runs/]",
+)
+@click.option("--force", is_flag=True, help="Overwrite the run file if there is one.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the model, as in training.learning_rate=0.01, or of the dataset, as "
+    "in dataset.validation=0.1; repeatable.",
+)
+@data_dir_option
+@click.option("--offline", is_flag=True, help="Do not download; use what is in the data folder.")
+@click.option("--control", is_flag=True, help="Also train with frozen hidden layers, to compare.")
+@quiet_option
+def train(*, quiet: bool, **choices: Any) -> Answer:
+    """Train a network and write a run file.
+
+    The names that --model, --dataset and --estimator take are shown by `biograd list`.  Ctrl-C
+    keeps what was learned; `biograd resume` goes on from there.
+    """
+    recipes.read(choices["model"], "models")  # a misspelt name should not wait for torch
+    recipes.read(choices["dataset"], "datasets")
+    from biograd import experiment
+
+    with Progress(quiet) as progress:
+        record = experiment.execute(experiment.Request(**choices), progress)
+    return Answer(record, summary(record))
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return the result of a run as a short table, with what to do next.
+
+    ``record`` is the JSON object of ``train`` and ``resume``.
+    """
+    run = record["run"]
+    more = 2 * max(int(record.get("epochs") or 0), 1)
+    rows = [(label, text) for label, text in _facts(record) if text]
+    hints = [
+        (f"biograd inspect {run}", "see what it holds"),
+        (f"biograd resume {run} --epochs {more}", "train on"),
+    ]
+    return f"{columns(rows)}\n\n{columns(hints)}"
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def share(key: str) -> str:
+        value = record.get(key)
+        return "" if value is None else percent(value)
+
+    decorrelation = record.get("decorrelation") or "off"
+    with_it = "" if decorrelation == "off" else f", decorrelation {decorrelation}"
+    loss, rate = record.get("test_loss"), record.get("steps_per_second")
+    return [
+        ("run", str(record["run"])),
+        ("model", str(record["model"])),
+        ("dataset", str(record["dataset"])),
+        ("estimator", f"{record['estimator']}{with_it}"),
+        ("seed", str(record.get("seed", ""))),
+        ("epochs", str(record.get("epochs", ""))),
+        ("train accuracy", share("train_accuracy")),
+        ("test accuracy", share("test_accuracy")),
+        ("frozen hidden", share("frozen_hidden_control")),
+        ("test loss", "" if loss is None else f"{loss:.4f}"),
+        (
+            "time",
+            ", ".join(
+                [duration(record.get("seconds") or 0)] + ([f"{rate:.0f} steps/s"] if rate else [])
+            ),
+        ),
+    ]

@@ -1,0 +1,82 @@
+"""Data: from a dataset recipe to two checked splits, and from a split to batches.
+
+A source is a module with ``read(request) -> (train, test)``; it is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from biograd.data.request import Request
+from biograd.data.splits import (
+    Batch,
+    Dataset,
+    Split,
+    batches,
+    class_balanced,
+    digest,
+    stratified,
+)
+from biograd.errors import DataError, RecipeError, nearest
+from biograd.randomness import generator
+from biograd.recipes import DatasetRecipe
+
+__all__ = ["SOURCES", "Batch", "Dataset", "Split", "batches", "class_balanced", "load"]
+
+SOURCES = {
+    "digits": "biograd.data.digits",
+    "idx": "biograd.data.idx",
+    "yin_yang": "biograd.data.yin_yang",
+    "random_manifolds": "biograd.data.random_manifolds",
+}
+
+
+def load(
+    recipe: DatasetRecipe,
+    *,
+    name: str,
+    data_dir: Path | None = None,
+    offline: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Return the dataset of a recipe, complete and checked.
+
+    With ``recipe.validation > 0`` the dataset's ``test`` split is that share of the training
+    split, held out class by class and the same for every seed; the true test split is dropped
+    before anything looks at it.
+
+    Args:
+        name: opens every message and names the cache folder.
+        data_dir: folder that already holds the files; see :mod:`biograd.data.fetch`.
+        offline: never touch the network.
+        seed: for a generated source whose recipe states no seed of its own.
+
+    Raises:
+        RecipeError: unknown source or setting.
+        DataError: a file is missing or altered, or a row cannot be learned from.
+    """
+    if recipe.source not in SOURCES:
+        hint = nearest(recipe.source, SOURCES)
+        raise RecipeError(f"dataset {name}: source = {recipe.source!r}: {hint}")
+    source = importlib.import_module(SOURCES[recipe.source])
+    train, test = source.read(Request(recipe, name, data_dir, offline, seed))
+    shape = recipe.shape or tuple(train.inputs.shape[1:])
+    if recipe.validation:
+        train.validate(shape, recipe.classes, f"{name}: train split")
+        train, test = _hold_out(train, recipe.validation, name)
+    evaluated_on = "validation" if recipe.validation else "test"
+    sha256 = digest(train, test)
+    dataset = Dataset(name, shape, recipe.classes, train, test, sha256, evaluated_on)
+    dataset.validate()
+    return dataset
+
+
+def _hold_out(train: Split, share: float, name: str) -> tuple[Split, Split]:
+    """Divide the training split; the stream has a fixed seed, so that all runs share the rows."""
+    count = round(len(train) * share)
+    if not 0 < count < len(train):
+        rows = f"{count} of {len(train)} training rows"
+        raise DataError(f"{name}: validation = {share}: cannot hold out {rows}")
+    kept, taken = stratified(train.targets, count, generator(0, "validation"))
+    return train.rows(kept), train.rows(taken)

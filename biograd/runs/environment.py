@@ -1,0 +1,92 @@
+"""Where a run was made: versions, machine, command line, batch job and commit.
+
+Nothing is imported to learn its version, and nothing secret is kept: of the process environment
+only the variables of the batch system, without its access token.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("biograd", "torch", "numpy", "brian2", "snntorch", "h5py")
+SECRET = {"SLURM_JWT"}
+
+
+def environment(device: str | None = None, folder: Path | None = None) -> dict[str, Any]:
+    """Return what a run file keeps of its surroundings, as plain JSON values.
+
+    Args:
+        device: the device that the run uses, such as ``cuda:0``.
+        folder: where to look for a git commit; the current folder if None.
+    """
+    distributions = _distributions()
+    versions = {name: distributions.get(name) for name in PACKAGES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "distributions": distributions,
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "argv": list(sys.argv),
+        "slurm": _slurm(),
+        "git": git_state(folder),
+        "device": device_name(device),
+    }
+
+
+def _slurm() -> dict[str, str]:
+    found = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+    return {name: found[name] for name in sorted(found) if name not in SECRET}
+
+
+def _distributions() -> dict[str, str]:
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            found[name.lower().replace("_", "-")] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def git_state(folder: Path | None = None) -> dict[str, Any] | None:
+    """Return ``{"commit": ..., "dirty": ...}`` of a working tree, None if there is none."""
+    if _git(folder, "rev-parse", "--is-inside-work-tree") != "true":
+        return None
+    changes = _git(folder, "status", "--porcelain")
+    return {
+        "commit": _git(folder, "rev-parse", "--verify", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _git(folder: Path | None, *words: str) -> str | None:
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        answer = subprocess.run(
+            ["git", *words],
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=3,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return answer.stdout.strip()
+
+
+def device_name(device: str | None) -> str:
+    """Return ``device`` with the name of the hardware, where it can be known without loading it."""
+    torch = sys.modules.get("torch")
+    if device and device.startswith("cuda") and torch is not None and torch.cuda.is_available():
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    machine = platform.processor() or platform.machine()
+    return device if device and device != "cpu" else f"cpu ({machine})"

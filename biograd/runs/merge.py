@@ -1,0 +1,143 @@
+"""Join the rows of several files into one, block by block, so that memory stays small."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from biograd.runs.hdf5 import storage_options
+from biograd.runs.layout import TRIALS, LayerInfo, counted_by, units_of
+from biograd.runs.sources import Sources, growing, table_rows
+
+Column = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape of a row, and dtype."""
+Survey = tuple[dict[str, int], dict[str, Column]]
+
+BLOCK = 16 * 2**20
+"""Bytes that are copied at once."""
+
+
+def merge(
+    sources: Sources,
+    output: h5py.File,
+    layers: Mapping[str, LayerInfo],
+    limits: Mapping[str, int] | None = None,
+) -> None:
+    """Write all growing data sets of ``sources`` into ``output``.
+
+    Args:
+        limits: rows to take of each table, by the data set that counts them; a table that it
+            lacks is left out. None takes everything.
+    """
+    totals: Counter[str] = Counter()
+    columns: dict[str, Column] = {}
+    left = None if limits is None else dict(limits)
+    surveys = [_survey(file, left) for file in sources]
+    for counts, found in surveys:
+        totals.update(counts)
+        columns.update(found)
+    targets = {
+        name: _create(output, name, (_length(name, totals), *column[0]), column[1], layers)
+        for name, column in columns.items()
+    }
+    offsets: Counter[str] = Counter()
+    for file, (counts, found) in zip(sources, surveys, strict=True):
+        for name in found:
+            _copy(name, file[name], targets[name], counts, offsets)
+        offsets.update(counts)
+
+
+def _survey(file: h5py.File, left: dict[str, int] | None) -> Survey:
+    """Return the rows to take of each table and list of spikes of a file, and its columns.
+
+    Args:
+        file: where to look.
+        left: rows that may still be taken; what this file gives is taken off.
+    """
+    counts = table_rows(file)
+    if left is not None:
+        counts = {name: min(rows, left[name]) for name, rows in counts.items() if name in left}
+        for name, rows in counts.items():
+            left[name] -= rows
+    for layer in file.get("spikes", {}):
+        if TRIALS in counts:
+            pointer = file[f"spikes/{layer}/trial_ptr"]
+            counts[f"spikes/{layer}/timestamps"] = int(pointer[counts[TRIALS]])
+    columns = {
+        name: (item.shape[1:], item.dtype)
+        for name, item in growing(file)
+        if counted_by(name) in counts
+    }
+    return counts, columns
+
+
+def _length(name: str, totals: Mapping[str, int]) -> int:
+    return totals[counted_by(name)] + name.endswith("/trial_ptr")
+
+
+def _create(
+    output: h5py.File,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    layers: Mapping[str, LayerInfo],
+) -> h5py.Dataset:
+    fill = np.nan if dtype.kind == "f" else None
+    options = storage_options(name, shape, dtype)
+    dataset = output.create_dataset(name, shape, dtype, fillvalue=fill, **options)
+    units = units_of(name, layers)
+    if units is not None:
+        dataset.attrs["units"] = units
+    return dataset
+
+
+def _copy(
+    name: str,
+    source: h5py.Dataset,
+    target: h5py.Dataset,
+    counts: Mapping[str, int],
+    offsets: Mapping[str, int],
+) -> None:
+    rows, offset = counts[counted_by(name)], offsets[counted_by(name)]
+    if name.endswith("/trial_ptr"):
+        before = np.uint64(offsets[name.replace("trial_ptr", "timestamps")])
+        target[offset : offset + rows + 1] = source[: rows + 1] + before
+        return
+    step = max(1, BLOCK // max(1, source.dtype.itemsize * int(np.prod(source.shape[1:]))))
+    for start in range(0, rows, step):
+        stop = min(rows, start + step)
+        target[offset + start : offset + stop] = source[start:stop]
+
+
+def link_scales(output: h5py.File) -> None:
+    """Name every axis of the growing data sets and attach its coordinate to it."""
+    labels = {"snapshots/step": "snapshot", "probe/index": "probe", TRIALS: "trial"}
+    for name, label in labels.items():
+        if name in output:
+            output[name].make_scale(label)
+    for group in output.get("layers", {}).values():
+        group["unit"].make_scale("unit")
+    for stream in output.get("scalars", {}).values():
+        stream["step"].make_scale("step")
+    for name, item in growing(output):
+        for axis, scale in enumerate(_scales(name)):
+            if scale != name and scale in output:
+                labelled = item.dims[axis]
+                labelled.attach_scale(output[scale])
+                labelled.label = labels.get(scale, scale.split("/")[-1])
+
+
+def _scales(name: str) -> list[str]:
+    """Return the coordinates of the axes of a growing data set."""
+    top, *rest = name.split("/")
+    if top == "spikes":
+        return []
+    scales = [counted_by(name)]
+    if top == "layers":
+        unit = f"layers/{rest[0]}/unit"
+        scales += ["probe/index", unit] if rest[-1] == "activation" else [unit]
+    return scales

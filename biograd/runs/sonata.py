@@ -1,0 +1,73 @@
+"""Hand the spikes of a run to other tools as a plain SONATA file.
+
+Why a second file: libsonata, which most of these tools read with, has no gzip filter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from biograd.errors import RecipeError, RunFileError
+from biograd.runs import storage
+from biograd.runs.hdf5 import create, mark_sonata, mark_sorted
+from biograd.runs.layout import Array
+from biograd.runs.reader import Run
+
+
+def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Write the spikes of all spiking layers, uncompressed and sorted by time.
+
+    Each layer is a population ``/spikes/<module path>`` with ``timestamps`` in ms and
+    ``node_ids``; ``trial_ids``, ``trial_ptr`` and ``/trials`` come along, readers ignore them.
+    Source: SONATA developer guide, "Spike file".
+
+    Raises:
+        RecipeError: the file exists and ``force`` is not set.
+        RunFileError: nothing in the run spikes.
+        OutputError: the file cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not force:
+        raise RecipeError(f"{target}: exists; choose another path or replace it with --force")
+    names = [name for name, layer in run.layers.items() if layer.kind == "spiking"]
+    trials = run.trials
+    if not names or not trials:
+        raise RunFileError(f"{run.path}: holds no spikes to export")
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        with storage.writing(target, "export again"):
+            _write(temporary, {name: _members(run, name) for name in names}, trials)
+            storage.sync(temporary)
+            os.replace(temporary, target)
+            storage.sync_folder(target.parent)
+    except storage.OutputError:
+        with contextlib.suppress(OSError):
+            storage.remove(temporary)
+        raise
+    return target
+
+
+def _members(run: Run, layer: str) -> dict[str, Array]:
+    spikes = run.spikes(layer)
+    return {
+        "timestamps": spikes.timestamps,
+        "node_ids": spikes.node_ids,
+        "trial_ids": spikes.trial_ids,
+        "trial_ptr": spikes.trial_ptr,
+    }
+
+
+def _write(path: Path, layers: dict[str, dict[str, Array]], trials: dict[str, Array]) -> None:
+    with create(path) as output:
+        mark_sonata(output)
+        for layer, members in layers.items():
+            group = output.create_group(f"spikes/{layer}")
+            for name, values in members.items():
+                group[name] = values
+            mark_sorted(group)
+        for name, values in trials.items():
+            output[f"trials/{name}"] = values
+            if name.endswith("_ms"):
+                output[f"trials/{name}"].attrs["units"] = "ms"

@@ -1,0 +1,424 @@
+"""Write a run so that whatever was committed survives the death of the process.
+
+A commit puts on disk, in this order: the checkpoint, the segment with all rows since the commit
+before, and one line that names both. What the line names is complete; what no line names does not
+exist. See :mod:`biograd.runs.layout` for the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from biograd.errors import BiogradError, RecipeError
+from biograd.runs import storage
+from biograd.runs.buffer import RESERVED, Buffer, Snapshot, record, segment_bytes
+from biograd.runs.contents import Commit, find, read_parts, segment_path, settle
+from biograd.runs.folder import begin, complete, config_digest, header, refuse_existing
+from biograd.runs.layout import STEPS, LayerInfo, Probe, check_layers, check_name, to_json
+from biograd.runs.pack import pack_parts
+from biograd.runs.storage import OutputError, Place
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from biograd.runs.checkpoint import Checkpoint
+
+Status = Literal["completed", "interrupted", "crashed"]
+STATUSES = ("completed", "interrupted", "crashed")
+COMMIT_BYTES = 8 * 2**20
+KEPT_CHECKPOINTS = 2
+
+log = logging.getLogger(__name__)
+
+
+class RunWriter:
+    """Writes one run; the only process of a distributed run that does so is rank 0.
+
+    As a context manager it closes with ``completed``, after Ctrl-C with ``interrupted``, after
+    another exception with ``crashed``. By its methods ``log_metrics``, ``log_hyperparams``,
+    ``save`` and ``finalize`` it can also stand where a Lightning logger is expected.
+
+    Args:
+        path: the finished file, such as ``run.h5``; until then data lie in ``run.h5.parts``.
+        config: what makes the run repeatable, as JSON values.
+        environment: what :func:`biograd.runs.environment.environment` returned.
+        attributes: seed, device, dataset and the like, as text, numbers or truth values.
+        probe: the stimuli of all snapshots; None if there are none.
+        layers: what is recorded, by module path.
+        force: replace an existing run.
+        commit_bytes: commit without being asked when so many bytes wait.
+
+    Raises:
+        RecipeError: the run exists, or an argument is not valid.
+        OutputError: the disk is full or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        probe: Probe | None,
+        layers: Mapping[str, LayerInfo],
+        force: bool = False,
+        commit_bytes: int = COMMIT_BYTES,
+    ) -> None:
+        """Make the parts folder with its header."""
+        place = Place.of(path)
+        check_layers(layers, probe)
+        head = header(
+            attributes=complete(attributes, config, environment),
+            config=config,
+            environment=environment,
+            layers=layers,
+            probe=probe,
+        )
+        self._start(place, begin(place, head, probe, force), commit_bytes)
+
+    def _start(self, place: Place, lock: storage.Lock, commit_bytes: int) -> None:
+        contents = read_parts(place)
+        self._place = place
+        self._lock = lock
+        self._hint = f"`biograd resume {place.file}`"
+        self._head: dict[str, Any] = json.loads((place.parts / "header.json").read_bytes())
+        self._commits: list[Commit] = contents.commits
+        self._rows = Counter(self._commits[-1].rows if self._commits else {})
+        self._buffer = Buffer(contents.layers, contents.probe)
+        self._commit_bytes = commit_bytes
+        self._step = self._commits[-1].step if self._commits else 0
+        self._closed = False
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Refuse early, before data are loaded, what the writer would refuse.
+
+        Raises:
+            RecipeError: a run lies at ``path`` and ``force`` is not set.
+        """
+        place = Place.of(path)
+        settle(place)
+        refuse_existing(place, force)
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: Mapping[str, Any] | None = None,
+        commit_bytes: int = COMMIT_BYTES,
+    ) -> tuple[RunWriter, Checkpoint]:
+        """Go on with a run that stopped; return its writer and its last checkpoint.
+
+        Rows after that checkpoint are dropped, so that training from it writes them again. A
+        finished file is taken apart, and stays until the longer run is packed.
+
+        Args:
+            path: ``run.h5`` or ``run.h5.parts``.
+            config: replaces the configuration, for more epochs; None keeps it.
+            commit_bytes: commit without being asked when so many bytes wait.
+
+        Raises:
+            RunFileError: there is no such run, it is damaged, or it has no checkpoint.
+            RecipeError: another process still writes it.
+            OutputError: the disk is full or cannot be written.
+        """
+        from biograd.runs.resuming import take_over, unpack
+
+        place = Place.of(path)
+        contents = find(place)
+        try:
+            lock, restored = unpack(contents) if contents.packed else take_over(place)
+        finally:
+            contents.close()
+        writer = cls.__new__(cls)
+        try:
+            writer._start(place, lock, commit_bytes)
+            writer._renew(config)
+        except BaseException:
+            lock.release()
+            raise
+        return writer, restored
+
+    def _renew(self, config: Mapping[str, Any] | None) -> None:
+        """Forget how the run ended, and take over a new configuration."""
+        changes: dict[str, Any] = {"summary": {}} if self._head["summary"] else {}
+        if config is not None and config_digest(config) != config_digest(self._head["config"]):
+            attributes = {**self._head["attributes"], "config_sha256": config_digest(config)}
+            changes |= {"config": dict(config), "attributes": attributes}
+        if changes:
+            self._amend(changes)
+
+    def _amend(self, changes: Mapping[str, Any]) -> None:
+        head = {**self._head, **changes}
+        with storage.writing(self._place.parts, self._hint):
+            storage.write_json(self._place.parts / "header.json", head)
+        self._head = head
+
+    @property
+    def path(self) -> Path:
+        """The finished file."""
+        return self._place.file
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the run, with those that the writer added."""
+        return dict(self._head["attributes"])
+
+    def scalars(self, stream: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Append one row of numbers to ``/scalars/<stream>``.
+
+        A metric may appear at any time; it is NaN (float32) where it is missing. A slash in its
+        name becomes a dot.
+
+        Raises:
+            RecipeError: a name cannot be stored.
+        """
+        self._check_open()
+        row = {_metric(name): float(value) for name, value in values.items()}
+        self._buffer.add_scalars(stream, (int(step), int(epoch), time.time(), row))
+        self._grew(step)
+
+    def snapshot(
+        self,
+        step: int,
+        epoch: int,
+        activity: Mapping[str, Any],
+        params: Mapping[str, Mapping[str, float]] | None = None,
+        learning: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """Append one look at the network.
+
+        Args:
+            step: training step.
+            epoch: training epoch.
+            activity: by layer; rate layers ``[probe, *units]``, spiking layers spikes
+                ``[probe, time, *units]``. A layer that is left out is NaN.
+            params: by parameter: norm, update_norm, sparsity.
+            learning: by layer: cos_to_bp, angle_deg and the like.
+
+        Raises:
+            RecipeError: a layer is not known, or its activity has another shape.
+        """
+        self._check_open()
+        probe, known = self._buffer.probe, self._buffer.layers
+        layers = {}
+        for name, values in activity.items():
+            if probe is None or name not in known:
+                why = "the run has no probe" if probe is None else f"known: {', '.join(known)}"
+                raise RecipeError(f"snapshot: layer {name!r} cannot be recorded ({why})")
+            layers[name] = record(name, values, known[name], len(probe))
+        numbers = {**_flat("params", params or {}), **_flat("learning", learning or {})}
+        row = Snapshot(int(step), int(epoch), time.time(), layers, numbers)
+        self._buffer.add_snapshot(row)
+        self._grew(step)
+
+    def _grew(self, step: int) -> None:
+        self._step = int(step)
+        if self._buffer.nbytes >= self._commit_bytes:
+            self.commit(step)
+
+    def commit(
+        self,
+        step: int,
+        checkpoint: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Put all waiting rows, and a checkpoint of the same step, on disk.
+
+        If it fails, the rows wait for the next attempt and earlier commits are untouched.
+
+        Raises:
+            RecipeError: the checkpoint holds what cannot be stored.
+            OutputError: the disk is full or cannot be written.
+        """
+        self._check_open()
+        if not self._buffer and checkpoint is None:
+            return
+        number = self._commits[-1].segment + 1 if self._commits else 0
+        name, digest, files = self._checkpoint_files(int(step), number, checkpoint)
+        data = segment_bytes(self._buffer.arrays(first_snapshot=self._rows[STEPS]))
+        rows = self._rows + Counter(self._buffer.rows())
+        path = segment_path(self._place, number)
+        commit = Commit(
+            segment=number,
+            step=int(step),
+            rank=0,
+            unix_ns=time.time_ns(),
+            file=path.name,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=len(data),
+            rows=dict(rows),
+            checkpoint=name,
+            checkpoint_sha256=digest,
+        )
+        with storage.writing(self._place.parts, self._hint):
+            for target, content in [*files, (path, data)]:
+                storage.write_bytes(target, content)
+            storage.append_line(self._place.parts / "commits.jsonl", commit.line())
+        self._commits.append(commit)
+        self._rows = rows
+        self._buffer.clear()
+        self._prune()
+
+    def _checkpoint_files(
+        self,
+        step: int,
+        number: int,
+        checkpoint: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None,
+    ) -> tuple[str | None, str | None, list[tuple[Path, bytes]]]:
+        """Return the name and digest of a checkpoint, and its files with what they will hold."""
+        if checkpoint is None:
+            return None, None, []
+        from biograd.runs.checkpoint import files, to_bytes  # loads torch
+
+        taken = {commit.checkpoint for commit in self._commits}
+        name = f"{step}-{number}" if str(step) in taken else str(step)
+        content = to_bytes(*checkpoint)
+        targets = files(self._place.parts / "checkpoints" / name)
+        digest = hashlib.sha256(content[1]).hexdigest()
+        return name, digest, list(zip(targets, content, strict=True))
+
+    def _prune(self) -> None:
+        """Delete all but the last checkpoints that commits name."""
+        names = [commit.checkpoint for commit in self._commits if commit.checkpoint]
+        folder = self._place.parts / "checkpoints"
+        for name in names[:-KEPT_CHECKPOINTS][-KEPT_CHECKPOINTS:]:
+            for ending in (".safetensors", ".json"):
+                with contextlib.suppress(OSError):
+                    (folder / (name + ending)).unlink()
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Keep what came out in the end, as JSON values, in ``/summary``."""
+        self._check_open()
+        text = to_json("summary", dict(values))
+        self._amend({"summary": json.loads(text)})
+
+    def close(self, status: Status = "completed") -> None:
+        """Commit what waits and merge everything into the finished file; later calls do nothing.
+
+        Raises:
+            OutputError: the disk is full or cannot be written; the parts stay.
+        """
+        if self._closed:
+            return
+        try:
+            self._end(status)
+            pack_parts(self._place)
+        finally:
+            self._closed = True
+            self._lock.release()
+
+    def abandon(self, status: Status = "interrupted") -> None:
+        """Commit what waits and leave the parts as they are, to be resumed; later calls do nothing.
+
+        It never fails, because it is called when something else did.
+        """
+        if self._closed:
+            return
+        try:
+            self._end(status)
+        except BiogradError as error:
+            log.warning("%s", error)
+        finally:
+            self._closed = True
+            self._lock.release()
+
+    def _end(self, status: Status) -> None:
+        if status not in STATUSES:
+            raise RecipeError(f"status {status!r} is not one of {', '.join(STATUSES)}")
+        self.commit(self._step)
+        with storage.writing(self._place.parts, self._hint):
+            storage.write_json(self._place.parts / "status.json", {"status": status})
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BiogradError(f"{self.path}: the run is closed; go on with {self._hint}")
+
+    def __enter__(self) -> RunWriter:
+        """Return the writer; leaving closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close with the status that the exception, if any, calls for."""
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close("interrupted" if isinstance(error, KeyboardInterrupt) else "crashed")
+        except OutputError as second:  # the first error says more
+            log.warning("%s", second)
+
+    @property
+    def name(self) -> str:
+        """The name of the file without its ending (as Lightning asks a logger)."""
+        return self._place.file.stem
+
+    @property
+    def version(self) -> str:
+        """The identity of the run (as Lightning asks a logger)."""
+        return str(self._head["attributes"]["run_id"])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row to the stream ``metrics``; ``epoch`` among the metrics is its epoch."""
+        values = dict(metrics)
+        epoch = int(values.pop("epoch", -1))
+        self.scalars("metrics", self._step if step is None else step, epoch, values)
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Add to ``/hyperparameters``; what JSON cannot hold is written as text."""
+        self._check_open()
+        values = params if isinstance(params, Mapping) else vars(params)
+        plain = {str(key): _plain(value) for key, value in values.items()}
+        self._amend({"hyperparameters": {**self._head["hyperparameters"], **plain}})
+
+    def save(self) -> None:
+        """Commit what waits (as Lightning asks a logger)."""
+        self.commit(self._step)
+
+    def finalize(self, status: str) -> None:
+        """Close the run: ``success`` is completed, ``failed`` is crashed, else interrupted."""
+        words: dict[str, Status] = {"success": "completed", "failed": "crashed"}
+        words |= {"completed": "completed", "crashed": "crashed"}
+        self.close(words.get(status, "interrupted"))
+
+
+def _metric(name: str) -> str:
+    if "/" in name:
+        name = name.replace("/", ".")
+    if name in RESERVED:
+        raise RecipeError(f"metric {name!r}: the name is taken by a column; choose another")
+    return check_name("metric", name)
+
+
+def _flat(table: str, groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {
+        f"{table}/{check_name(table, group)}/{check_name(group, name)}": float(value)
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(to_json("hyperparameter", value))
+    except RecipeError:
+        return str(value)
+
+
+__all__ = ["COMMIT_BYTES", "LayerInfo", "Probe", "RunWriter"]

@@ -1,0 +1,155 @@
+"""The package as a whole: its front door, its layers, what it ships."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import biograd
+from biograd import errors, recipes
+from biograd.commands import doctor
+
+HEAVY = ("torch", "snntorch", "brian2", "h5py", "sklearn", "matplotlib", "rich", "numpy")
+LIGHT = ("biograd", "biograd.errors", "biograd.recipes", "biograd.commands", "biograd.__main__")
+
+
+@pytest.fixture(scope="module")
+def project(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_public_names_are_those_that_are_listed() -> None:
+    eager = {name for name, value in vars(errors).items() if _is_error(value)}
+    assert set(biograd.__all__) == {*biograd._HOMES, *eager, "__version__"}
+    assert len(biograd.__all__) == len(set(biograd.__all__))
+    assert dir(biograd) == sorted(biograd.__all__)
+    submodules = {path.stem for path in Path(biograd.__file__).parent.iterdir()}
+    stdlib = {"annotations", "importlib", "TYPE_CHECKING", "Any"}
+    public = {name for name in vars(biograd) if not name.startswith("_")} - submodules - stdlib
+    assert public <= set(biograd.__all__)
+
+
+@pytest.mark.parametrize("name", biograd.__all__)
+def test_every_public_name_is_found_at_home(name: str) -> None:
+    value = getattr(biograd, name)
+    if name in biograd._HOMES:
+        assert value is getattr(importlib.import_module(biograd._HOMES[name]), name)
+        assert getattr(value, "__doc__", None)
+
+
+def test_another_name_is_refused() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'tarin'"):
+        biograd.tarin  # noqa: B018
+
+
+def test_type_checkers_see_what_is_loaded_lazily() -> None:
+    tree = ast.parse(Path(biograd.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == biograd._HOMES
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_is_light_loads_nothing_heavy(module: str) -> None:
+    source = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert _output("-c", source) == "[]"
+
+
+def test_the_check_of_lightness_can_fail() -> None:
+    source = f"import sys, numpy; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert _output("-c", source) == "['numpy']"
+
+
+def test_imports_only_look_back(root: Path) -> None:
+    command = "from importlinter.cli import lint_imports_command as run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "--no-cache", "--no-logo"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 kept, 0 broken" in done.stdout
+
+
+def test_the_layers_name_every_module(project: dict[str, Any]) -> None:
+    layers = " ".join(project["tool"]["importlinter"]["contracts"][0]["layers"])
+    listed = set(layers.replace("(", " ").replace(")", " ").replace("|", " ").split())
+    folder = Path(biograd.__file__).parent
+    found = {
+        f"biograd.{path.stem}"
+        for path in folder.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert found - {"biograd.__init__"} <= listed
+
+
+def test_recipes_are_found_beside_the_package_and_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "biograd"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "beside.toml").touch()
+    monkeypatch.setattr(recipes, "__file__", str(package / "recipes.py"))
+    assert recipes.names("models") == ["beside"]
+    (package / "shipped" / "models").mkdir(parents=True)
+    (package / "shipped" / "models" / "inside.toml").touch()
+    assert recipes.names("models") == ["inside"]
+
+
+def test_the_wheel_ships_recipes_types_and_no_other_top_level(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"biograd"}
+    wanted = {"biograd/py.typed"}
+    for folder in ("models", "datasets", "cli"):
+        files = [path.name for path in (root / folder).iterdir() if path.is_file()]
+        assert files
+        wanted |= {f"biograd/shipped/{folder}/{name}" for name in files}
+    assert wanted <= names
+
+
+def test_no_python_lies_among_the_recipes(root: Path) -> None:
+    for folder in ("models", "datasets", "cli"):
+        assert not list((root / folder).rglob("*.py"))
+
+
+def test_the_doctor_knows_what_the_project_needs(project: dict[str, Any]) -> None:
+    def bare(requirements: list[str]) -> set[str]:
+        return {text.split("[")[0].split(";")[0].split("<")[0].split(">")[0].strip()
+                for text in requirements}
+
+    assert bare(project["project"]["dependencies"]) == set(doctor.REQUIRED)
+    extras = dict(project["project"]["optional-dependencies"])
+    del extras["test"]
+    assert {name: bare(texts) for name, texts in extras.items()} == {
+        name: set(packages) for name, packages in doctor.EXTRAS.items()
+    }
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, errors.BiogradError)
+
+
+def _output(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
