@@ -145,15 +145,20 @@ class Decorrelation(nn.Module):
             self._inputs.setdefault(name, []).append(inputs.detach())
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Apply the rule to every layer's matrix, with the inputs of the last clean pass."""
+    def update(self, pace: float = 1.0) -> None:
+        """Apply the rule, its rate times ``pace``, with the inputs of the last clean pass."""
         for name, visits in self._inputs.items():
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
             rows = self._rows(name, visits)
             key = _key(name)
             for group in range(len(self.matrices[key])):
-                self._update(name, self.matrices[key][group], self.means[key][group],
-                             rows[group], rate)
+                self._update(
+                    name,
+                    self.matrices[key][group],
+                    self.means[key][group],
+                    rows[group],
+                    rate * pace,
+                )
         self._inputs = {}
 
     def forget(self) -> None:
@@ -236,13 +241,16 @@ def _patches(layer: nn.Module, images: Tensor) -> Tensor:
     """Return the patches that a convolution sees, ``[groups, rows, C_in/groups prod(kernel)]``."""
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
     geometry: list[tuple[int, ...]] = [
-        layer.kernel_size, layer.dilation, layer.padding, layer.stride,  # type: ignore[list-item]
+        layer.kernel_size,
+        layer.dilation,
+        layer.padding,
+        layer.stride,  # type: ignore[list-item]
     ]
     if isinstance(layer, nn.Conv1d):
         images = images.unsqueeze(2)
         fill = (1, 1, 0, 1)
         geometry = [(one, *pair) for one, pair in zip(fill, geometry, strict=True)]
-    columns = functional.unfold(images, *geometry)  # type: ignore[arg-type]
+    columns = functional.unfold(images, *geometry)
     size = layer.weight[0].numel()
     grouped = columns.view(len(images), layer.groups, size, -1)
     return grouped.permute(1, 0, 3, 2).reshape(layer.groups, -1, size)

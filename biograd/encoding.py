@@ -36,6 +36,7 @@ class Encoding(ABC):
     """
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
+        """Count the steps and units of a trial."""
         self.recipe, self.shape = recipe, tuple(shape)
         self.dt_ms, self.duration_ms = recipe.dt_ms, recipe.duration_ms
         self.units = math.prod(self.shape)
@@ -75,6 +76,7 @@ class Poisson(Encoding):
     """
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
+        """Check that one step can hold the spikes of the highest rate."""
         super().__init__(recipe, shape)
         self.most = recipe.max_rate_hz * recipe.dt_ms / 1000
         if self.most > 1 + 1e-9:
@@ -127,6 +129,7 @@ class RowEncoding(Encoding):
     """
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
+        """Check that the inputs have rows and that the trial has a step for each."""
         super().__init__(recipe, shape)
         if len(self.shape) not in (2, 3):
             raise RecipeError(
@@ -155,6 +158,7 @@ class Delta(RowEncoding):
     """
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
+        """Find the first step of every row."""
         super().__init__(recipe, shape)
         self.units = 2 * self.features
         self.starts = torch.tensor([-(-row * self.steps // self.rows) for row in range(self.rows)])
@@ -173,6 +177,7 @@ class Rows(RowEncoding):
     """An image row by row as a current, ``I = gain x``; each row lasts ``duration / rows``."""
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
+        """Find the row of every step."""
         super().__init__(recipe, shape)
         self.row_of_step = torch.arange(self.steps) * self.rows // self.steps
 

@@ -106,8 +106,9 @@ class Engine:
             device = next(network.parameters()).device
             self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
             if decorrelate is not None:
-                decorrelate.attach(self.substrate, self._decorrelated(),
-                                   self.streams["decorrelation"])
+                decorrelate.attach(
+                    self.substrate, self._decorrelated(), self.streams["decorrelation"]
+                )
             estimator.to(device)
         except BaseException:
             self.detach()
@@ -221,8 +222,13 @@ class Engine:
                 "outside of dropout modules, so noise cannot be told from chance"
             )
 
-    def update(self) -> None:
-        """Update what learns by itself: decorrelation and the estimator; after ``backward``."""
+    def update(self, pace: float = 1.0) -> None:
+        """Update what learns by itself: decorrelation and the estimator; after ``backward``.
+
+        Args:
+            pace: factor on decorrelation's rate; give it the learning rate's schedule, else the
+                matrices go on moving when the weights behind them no longer follow.
+        """
         if self._last is None:
             return
         traces, round = self._last
@@ -231,7 +237,7 @@ class Engine:
                 new = _scale(traces[0], name)
                 self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
         if self.decorrelate is not None:
-            self.decorrelate.update()
+            self.decorrelate.update(pace)
         self.estimator.after(traces, round)
         self._last = None
 
@@ -241,13 +247,15 @@ class Engine:
         if self.decorrelate is not None:
             state |= {f"decorrelation.{k}": v for k, v in self.decorrelate.state_dict().items()}
         state |= {f"stream.{name}": s.get_state() for name, s in self.streams.items()}
-        state |= {f"scale.{k}": torch.tensor(v, dtype=torch.float64)
-                  for k, v in self.scales.items()}
+        state |= {
+            f"scale.{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.scales.items()
+        }
         state["step"] = torch.tensor(self.step)
         return {name: value.detach().clone() for name, value in state.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
+
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -339,4 +347,3 @@ def _checked(loss: Loss) -> Loss:
         return losses
 
     return per_example
-

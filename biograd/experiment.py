@@ -154,10 +154,17 @@ def configure(request: Request) -> Configuration:
     settings = recipe.estimators.get(recipe.estimator, {})
     estimators.make(recipe.estimator, settings, request.model)
     return Configuration(
-        model=model, recipe=recipe, dataset=name, data=dataset, estimator=recipe.estimator,
-        settings=settings, seed=request.seed, device=_device(request.device),
+        model=model,
+        recipe=recipe,
+        dataset=name,
+        data=dataset,
+        estimator=recipe.estimator,
+        settings=settings,
+        seed=request.seed,
+        device=_device(request.device),
         data_dir=None if request.data_dir is None else str(request.data_dir),
-        offline=request.offline, control=request.control,
+        offline=request.offline,
+        control=request.control,
     )
 
 
@@ -184,15 +191,24 @@ class Experiment:
         self.configuration, self.dataset = configuration, dataset
         recipe = configuration.recipe
         name = estimator or configuration.estimator
-        settings = configuration.settings if name == configuration.estimator else (
-            recipe.estimators.get(name, {})
+        settings = (
+            configuration.settings
+            if name == configuration.estimator
+            else (recipe.estimators.get(name, {}))
         )
-        built = networks.build(network if network is not None else recipe, dataset.shape,
-                               dataset.classes, configuration.seed)
+        built = networks.build(
+            network if network is not None else recipe,
+            dataset.shape,
+            dataset.classes,
+            configuration.seed,
+        )
         self.network = built.to(configuration.device)
         self.engine = attach(
-            self.network, estimators.make(name, settings, configuration.model),
-            _decorrelation(recipe), loss=recipe.training.loss, seed=configuration.seed,
+            self.network,
+            estimators.make(name, settings, configuration.model),
+            _decorrelation(recipe),
+            loss=recipe.training.loss,
+            seed=configuration.seed,
         )
         self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
 
@@ -206,8 +222,9 @@ def _decorrelation(recipe: ModelRecipe) -> Decorrelation | None:
     settings = recipe.decorrelation
     if settings.rule == "off":
         return None
-    return Decorrelation(settings.rule, settings.rate, settings.kappa, settings.sample,
-                         settings.centre)
+    return Decorrelation(
+        settings.rule, settings.rate, settings.kappa, settings.sample, settings.centre
+    )
 
 
 class Recording:
@@ -234,8 +251,11 @@ class Recording:
         """Go on from a checkpoint."""
         self.experiment.trainer.restore(tensors, meta)
         self._sums, self.seconds = list(meta["sums"]), float(meta["seconds"])
-        self._norms = {name.removeprefix("snapshot."): value for name, value in tensors.items()
-                       if name.startswith("snapshot.")}
+        self._norms = {
+            name.removeprefix("snapshot."): value
+            for name, value in tensors.items()
+            if name.startswith("snapshot.")
+        }
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the budget, pack the file and return the summary."""
@@ -253,11 +273,18 @@ class Recording:
                     if stop:
                         self._commit()
                         path = self.writer.path
-                        raise Interrupted(f"interrupted after step {record.step}, all of it is "
-                                          f"saved; go on with: biograd resume {path}", stop[0])
+                        raise Interrupted(
+                            f"interrupted after step {record.step}, all of it is "
+                            f"saved; go on with: biograd resume {path}",
+                            stop[0],
+                        )
             summary = self._summary()
-            self.writer.scalars("final", trainer.step, configuration.recipe.training.epochs,
-                                {k: v for k, v in summary.items() if isinstance(v, float)})
+            self.writer.scalars(
+                "final",
+                trainer.step,
+                configuration.recipe.training.epochs,
+                {k: v for k, v in summary.items() if isinstance(v, float)},
+            )
             self._commit()
             self.writer.summary(summary)
             self.writer.close("completed")
@@ -272,12 +299,19 @@ class Recording:
         return summary
 
     def _record(self, record: StepRecord) -> None:
-        values = {"loss": record.loss, "accuracy": record.accuracy,
-                  "informative": record.informative, "learning_rate": record.learning_rate}
+        values = {
+            "loss": record.loss,
+            "accuracy": record.accuracy,
+            "informative": record.informative,
+            "learning_rate": record.learning_rate,
+        }
         self.writer.scalars("train_step", record.step, record.epoch, values)
         self.progress.step(dataclasses.asdict(record))
-        self._sums = [self._sums[0] + record.loss, self._sums[1] + record.accuracy,
-                      self._sums[2] + 1]
+        self._sums = [
+            self._sums[0] + record.loss,
+            self._sums[1] + record.accuracy,
+            self._sums[2] + 1,
+        ]
         if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
             self._snapshot(record.step)
         if record.last:
@@ -287,8 +321,12 @@ class Recording:
         trainer, configuration = self.experiment.trainer, self.experiment.configuration
         accuracy, loss = evaluate(self.experiment.engine, self.experiment.dataset.test)
         count = self._sums[2]
-        values = {"train_loss": self._sums[0] / count, "train_accuracy": self._sums[1] / count,
-                  "test_accuracy": accuracy, "test_loss": loss}
+        values = {
+            "train_loss": self._sums[0] / count,
+            "train_accuracy": self._sums[1] / count,
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+        }
         epoch = record.epoch + 1
         epochs = configuration.recipe.training.epochs
         if epochs <= 20 or epoch in log_spaced(epochs) or record.step == trainer.total:
@@ -307,8 +345,11 @@ class Recording:
         for name, value in experiment.network.named_parameters():
             now = value.detach().cpu().clone()
             before = self._norms.get(name, now)
-            params[name] = {"norm": float(now.norm()), "update_norm": float((now - before).norm()),
-                            "sparsity": float((now == 0).float().mean())}
+            params[name] = {
+                "norm": float(now.norm()),
+                "update_norm": float((now - before).norm()),
+                "sparsity": float((now == 0).float().mean()),
+            }
             self._norms[name] = now
         epoch = step // experiment.trainer.per_epoch
         arrays = {name: value.numpy() for name, value in found.items()}
@@ -434,15 +475,20 @@ def execute(request: Request, progress: Progress | None = None) -> dict[str, Any
 
 def _load(configuration: Configuration) -> data.Dataset:
     folder = None if configuration.data_dir is None else Path(configuration.data_dir)
-    return data.load(configuration.data, name=configuration.dataset, data_dir=folder,
-                     offline=configuration.offline)
+    return data.load(
+        configuration.data,
+        name=configuration.dataset,
+        data_dir=folder,
+        offline=configuration.offline,
+    )
 
 
 def make_probe(dataset: data.Dataset) -> Probe:
     """Return the fixed stimuli of all snapshots: class-balanced, from the evaluated split."""
     index = data.class_balanced(dataset.test, PROBES, seed=0)
-    return Probe(index=index.numpy(), label=dataset.test.targets[index].numpy(),
-                 split=dataset.evaluated_on)
+    return Probe(
+        index=index.numpy(), label=dataset.test.targets[index].numpy(), split=dataset.evaluated_on
+    )
 
 
 def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str, Any]:
@@ -457,9 +503,7 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
     }
 
 
-def _layers(
-    experiment: Experiment, dataset: data.Dataset, probe: Probe
-) -> dict[str, LayerInfo]:
+def _layers(experiment: Experiment, dataset: data.Dataset, probe: Probe) -> dict[str, LayerInfo]:
     inputs = dataset.test.inputs[torch.as_tensor(probe.index[:2])]
     found = activity(experiment.network, inputs, experiment.watched)
     spiking = getattr(experiment.network, "spiking", False)
@@ -535,10 +579,19 @@ def train(
         BiogradError: as ``biograd train`` would report it.
     """
     request = Request(
-        model=model, dataset=dataset, estimator=estimator, epochs=epochs, batch_size=batch_size,
-        seed=seed, device=device, out=None if path is None else Path(path), force=force,
-        assignments=tuple(settings), data_dir=None if data_dir is None else Path(data_dir),
-        offline=offline, control=control,
+        model=model,
+        dataset=dataset,
+        estimator=estimator,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        out=None if path is None else Path(path),
+        force=force,
+        assignments=tuple(settings),
+        data_dir=None if data_dir is None else Path(data_dir),
+        offline=offline,
+        control=control,
     )
     return open_run(Path(execute(request)["run"]))
 

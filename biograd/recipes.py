@@ -248,7 +248,7 @@ def construct(
         RecipeError: unknown or missing key, wrong type, value out of range.
     """
     hints = typing.get_type_hints(
-        make if dataclasses.is_dataclass(make) else make.__init__,  # type: ignore[misc]
+        make if dataclasses.is_dataclass(make) else make.__init__,
         include_extras=True,
     )
     parameters = {
@@ -308,6 +308,15 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, where: object, key: s
     raise failure or RecipeError(f"{where}: {key} = {value!r} is not allowed")
 
 
+_KINDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a table",
+}
+
+
 def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -315,8 +324,7 @@ def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
         raise RecipeError(f"{where}: {key} = nan: must be a number")
     mismatch = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
     if mismatch:
-        name = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
-                "dict": "a table"}.get(kind.__name__, f"a table ({kind.__name__})")
+        name = _KINDS.get(kind.__name__, f"a table ({kind.__name__})")
         raise RecipeError(f"{where}: {key} = {value!r}: must be {name}")
     return value
 

@@ -44,8 +44,12 @@ def make_optimiser(recipe: TrainingRecipe, parameters: Iterator[nn.Parameter]) -
     """Return the recipe's optimiser (Adam: betas 0.9, 0.999)."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(trained, recipe.learning_rate, momentum=recipe.momentum,
-                               weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            trained,
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
     kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
     return kind(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
@@ -101,7 +105,7 @@ class Trainer:
         result.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.engine.update()
+        self.engine.update(pace=rate / self.recipe.learning_rate)
         self.step += 1
         accuracy = float((result.outputs.argmax(1) == targets).float().mean())
         last = self.step % self.per_epoch == 0
@@ -127,12 +131,17 @@ class Trainer:
                     tensors[f"optimiser.{number}.{name}"] = value
                 else:
                     options.setdefault(str(number), {})[name] = value
-        meta = {"step": self.step, "epoch": self.step // self.per_epoch,
-                "param_groups": kept["param_groups"], "options": options}
+        meta = {
+            "step": self.step,
+            "epoch": self.step // self.per_epoch,
+            "param_groups": kept["param_groups"],
+            "options": options,
+        }
         return {name: value.detach().clone() for name, value in tensors.items()}, meta
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go back to what ``checkpoint`` returned."""
+
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 

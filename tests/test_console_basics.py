@@ -407,7 +407,7 @@ def test_verify_fails_if_a_file_is_not_as_it_should_be(
     printed = capsys.readouterr()
     record = json.loads(printed.out)
     assert record["ok"] is (code == 0) and len(record["files"]) == 2
-    assert ("labels" in printed.err) is (code == 3)
+    assert ("1 of 2 files" in printed.err) is (code == 3)
 
 
 def test_fetch_says_where_the_files_are(

@@ -82,11 +82,14 @@ def verify(dataset: str, data_dir: Path | None) -> Answer:
     files = verify_files(recipe, name, data_dir)
     bad = [str(row["file"]) for row in files if row["status"] != "ok"]
     text = columns([_row(row) for row in files]) or f"{name} is made on the spot: it has no files"
-    failure = f"{name}: {len(bad)} of {len(files)} files are not as they should be: "
+    failure = (
+        f"{name}: {len(bad)} of {len(files)} files missing or altered; "
+        f"run biograd data fetch {dataset}"
+    )
     return Answer(
         {"dataset": name, "files": files, "ok": not bad},
         text,
-        f"{failure}{', '.join(bad)}; run biograd data fetch {dataset}" if bad else "",
+        failure if bad else "",
     )
 
 

@@ -12,6 +12,7 @@ from biograd.data.request import Request
 from biograd.data.splits import (
     Batch,
     Dataset,
+    Evaluated,
     Split,
     batches,
     class_balanced,
@@ -65,7 +66,7 @@ def load(
     if recipe.validation:
         train.validate(shape, recipe.classes, f"{name}: train split")
         train, test = _hold_out(train, recipe.validation, name)
-    evaluated_on = "validation" if recipe.validation else "test"
+    evaluated_on: Evaluated = "validation" if recipe.validation else "test"
     sha256 = digest(train, test)
     dataset = Dataset(name, shape, recipe.classes, train, test, sha256, evaluated_on)
     dataset.validate()

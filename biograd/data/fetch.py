@@ -7,27 +7,20 @@ error.  An altered file in the cache is replaced by a fresh download.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import http.client
 import os
 import re
-import tempfile
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
+from biograd.data.download import Progress, download
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DataFile, DatasetRecipe, construct
 
-TIMEOUT_SECONDS = 30.0
-CHUNK = 1 << 18
 TORCHVISION = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}
 """Where torchvision keeps the same files below its root."""
-Progress = Callable[[str, int, int | None], None]
-"""Called with the file's name, the bytes that have come and the bytes in all, if known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +66,7 @@ def fetch_by_key(
     paths = {}
     for key, file in files(recipe, name).items():
         path = _mine(file, name, folders) or _cached(file, name, offline)
-        paths[key] = path or _download(file, name, recipe.urls, progress)
+        paths[key] = path or download(file, name, cache_folder(name), recipe.urls, progress)
     return paths
 
 
@@ -90,13 +83,15 @@ def verify(recipe: DatasetRecipe, name: str, data_dir: Path | None = None) -> li
         status: Literal["ok", "altered", "missing"] = "missing"
         if found:
             status = "ok" if found.good else "altered"
-        rows.append({
-            "file": file.name,
-            "path": str(found.path if found else places[0] / file.name),
-            "expected": found.expected if found else file.sha256,
-            "found": found.digest if found else None,
-            "status": status,
-        })
+        rows.append(
+            {
+                "file": file.name,
+                "path": str(found.path if found else places[0] / file.name),
+                "expected": found.expected if found else file.sha256,
+                "found": found.digest if found else None,
+                "status": status,
+            }
+        )
     return rows
 
 
@@ -217,95 +212,3 @@ def _cached(file: DataFile, name: str, offline: bool) -> Path | None:
             f"{folder}, or name its folder with --data-dir (SHA-256 {file.sha256})"
         )
     return None
-
-
-def _download(
-    file: DataFile, name: str, urls: tuple[str, ...], progress: Progress | None
-) -> Path:
-    """Download a file from the first address that has the published bytes."""
-    target = cache_folder(name) / file.name
-    if not urls:
-        raise DataError(
-            f"{name}: {file.name} is not on this machine and the recipe has no urls: put it in "
-            f"{target.parent}, or name its folder with --data-dir"
-        )
-    failures = []
-    for base in urls:
-        url = f"{base.rstrip('/')}/{file.name}"
-        try:
-            _transfer(url, target, file, progress)
-            return target
-        except _TransferError as error:
-            failures.append(f"{url}: {error}")
-    raise DataError(f"{name}: {file.name} cannot be downloaded: {'; '.join(failures)}")
-
-
-class _TransferError(Exception):
-    """One address did not serve the published bytes; the next may."""
-
-
-def _transfer(url: str, target: Path, file: DataFile, progress: Progress | None) -> None:
-    """Write what ``url`` serves to ``target``, in one step and only if the digest is right."""
-    with _replacing(target) as stream:
-        digest = _receive(url, stream, file.name, progress)
-        if digest != file.sha256:
-            size = stream.tell()
-            raise _TransferError(
-                f"expected SHA-256 {file.sha256}, found {digest} in {size} bytes"
-            )
-
-
-def _receive(url: str, stream: IO[bytes], name: str, progress: Progress | None) -> str:
-    """Copy what ``url`` serves into ``stream`` and return its digest."""
-    if not url.startswith(("http://", "https://")):
-        raise _TransferError("the address must begin with http:// or https://")
-    total = hashlib.sha256()
-    received = 0
-    for part, size in _parts(url):
-        total.update(part)
-        stream.write(part)
-        received += len(part)
-        if progress:
-            progress(name, received, size)
-    return total.hexdigest()
-
-
-def _parts(url: str) -> Iterator[tuple[bytes, int | None]]:
-    """Yield what ``url`` serves, piece by piece, with the announced size."""
-    request = urllib.request.Request(url, headers={"User-Agent": "biograd"})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            announced = response.headers.get("Content-Length", "")
-            size = int(announced) if announced.isdecimal() else None
-            while part := response.read(CHUNK):
-                yield part, size
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _TransferError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside ``target`` that takes its place when the context ends without error."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise _unwritable(target.parent, error) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, target)
-    except OSError as error:
-        raise _unwritable(target.parent, error) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{folder}: cannot be written: {error.strerror or error}; "
-        "put the files elsewhere and name the folder with --data-dir"
-    )

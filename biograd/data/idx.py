@@ -80,7 +80,7 @@ def parse(path: Path) -> Tensor:
         raise DataError(f"{path}: not an IDX file: it begins with 0x{content[:4].hex()}")
     kind, axes = content[2], content[3]
     if kind != UNSIGNED_BYTE or not axes:
-        raise DataError(f"{path}: IDX type 0x{kind:02x} with {axes} axes: needs unsigned bytes 0x08")
+        raise DataError(f"{path}: IDX type 0x{kind:02x}, {axes} axes: must be unsigned bytes, 0x08")
     start = 4 + 4 * axes
     if len(content) < start:
         raise DataError(f"{path}: truncated: the header of {start} bytes ends at {len(content)}")

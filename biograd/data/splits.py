@@ -13,6 +13,8 @@ from torch import Tensor
 from biograd import randomness
 from biograd.errors import DataError, RecipeError
 
+Evaluated = Literal["test", "validation"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -27,6 +29,7 @@ class Split:
     targets: Tensor
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.targets)
 
     def rows(self, index: Tensor) -> Split:
@@ -45,11 +48,11 @@ class Split:
         if len(self.inputs) != len(self.targets):
             raise DataError(f"{where} holds {len(self.inputs)} inputs, {len(self.targets)} labels")
         if self.inputs.dtype != torch.float32 or self.targets.dtype != torch.int64:
-            found = f"{self.inputs.dtype} and {self.targets.dtype}"
-            raise DataError(f"{where}: inputs and labels must be float32 and int64, not {found}")
+            types = f"{self.inputs.dtype} and {self.targets.dtype}"
+            raise DataError(f"{where}: inputs and labels must be float32 and int64, not {types}")
         if self.targets.dim() != 1 or tuple(self.inputs.shape[1:]) != shape:
-            found = list(self.inputs.shape[1:])
-            raise DataError(f"{where}: inputs have shape {found}, the recipe says {list(shape)}")
+            found, due = list(self.inputs.shape[1:]), list(shape)
+            raise DataError(f"{where}: inputs have shape {found}, the recipe says {due}")
         self._validate_values(classes, where)
 
     def _validate_values(self, classes: int, where: str) -> None:
@@ -82,7 +85,7 @@ class Dataset:
     train: Split
     test: Split
     sha256: str
-    evaluated_on: Literal["test", "validation"] = "test"
+    evaluated_on: Evaluated = "test"
 
     def validate(self) -> None:
         """Refuse splits that cannot be learned from or tested on.
@@ -140,7 +143,8 @@ def batches(
 
 
 def _take(split: Split, order: Tensor, batch_size: int) -> Iterator[Batch]:
-    for index in order.split(batch_size):
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
         rows = split.rows(index)
         yield Batch(rows.inputs, rows.targets, index)
 
@@ -155,9 +159,8 @@ def class_balanced(split: Split, count: int, seed: int) -> Tensor:
     order = torch.randperm(len(split), generator=stream)
     labels = split.targets.cpu()[order]
     turn = torch.empty_like(labels)
-    for label in labels.unique():
-        mine = labels == label
-        turn[mine] = torch.arange(int(mine.sum()))
+    for label, size in enumerate(labels.bincount().tolist()):
+        turn[labels == label] = torch.arange(size)
     by_label = torch.argsort(labels, stable=True)
     ranked = by_label[torch.argsort(turn[by_label], stable=True)]
     return order[ranked][: max(count, 0)].to(split.targets.device)
@@ -169,13 +172,13 @@ def stratified(targets: Tensor, count: int, stream: torch.Generator) -> tuple[Te
     Each class gives the whole part of its share; the rows that are still missing come from the
     classes with the largest remainders.  Both indices are sorted.
     """
-    labels, sizes = targets.unique(return_counts=True)
+    sizes = targets.bincount()
     quota = sizes * count // len(targets)
     remainder = sizes * count % len(targets)
     missing = count - int(quota.sum())
     quota[torch.argsort(remainder, descending=True, stable=True)[:missing]] += 1
     taken = torch.zeros(len(targets), dtype=torch.bool)
-    for label, wanted in zip(labels, quota.tolist(), strict=True):
+    for label, wanted in enumerate(quota.tolist()):
         rows = (targets == label).nonzero()[:, 0]
         taken[rows[torch.randperm(len(rows), generator=stream)[:wanted]]] = True
     return (~taken).nonzero()[:, 0], taken.nonzero()[:, 0]

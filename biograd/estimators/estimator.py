@@ -34,9 +34,7 @@ class Estimator(nn.Module):
         """Return the plans of one step."""
         raise NotImplementedError
 
-    def credit(
-        self, traces: Sequence[Trace], round: Round
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pairs ``(tensor, cotangent)``; the gradient of the mean loss, 1/B included.
 
         The engine adds the gradient of the clean loss itself, as far as the plan's cuts let it.

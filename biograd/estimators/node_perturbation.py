@@ -50,9 +50,7 @@ class NodePerturbation(WeakGradient):
             return (plan,)
         return (Plan(plan.noise, None, plan.time_bin, plan.cut, observe=True),)
 
-    def credit(
-        self, traces: Sequence[Trace], round: Round
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the share of the estimated gradient of every visit of the chosen sites."""
         if self.activity == "injected":
             yield from super().credit(traces, round)

@@ -23,9 +23,7 @@ Directions = Callable[[tuple[int, int, int], torch.Generator, torch.dtype], Tens
 # Directions -------------------------------------------------------------------------------------
 
 
-def isotropic(
-    shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype
-) -> Tensor:
+def isotropic(shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Return independent standard normal directions ``[m, B, D]``."""
     return torch.randn(shape, generator=stream, dtype=dtype, device=stream.device)
 
@@ -42,32 +40,30 @@ def pairs(shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dty
     return torch.stack((half, -half), 1).flatten(0, 1)
 
 
-def coordinates(
-    shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype
-) -> Tensor:
+def coordinates(shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Return ``m`` different unit vectors, drawn anew for each example; all of them if m = D.
 
     Raises:
         RecipeError: more noisy copies than coordinates.
     """
     copies, batch, size = shape
-    _need(copies <= size, f"finite differences use at most {size + 1} copies here, not {copies + 1}")
+    _need(copies <= size, f"finite differences use at most {size + 1} copies, not {copies + 1}")
     keys = torch.rand(batch, size, generator=stream, device=stream.device)
     chosen = keys.argsort(1)[:, :copies]
     return torch.nn.functional.one_hot(chosen, size).transpose(0, 1).to(dtype)
 
 
-def orthonormal(
-    shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype
-) -> Tensor:
+def orthonormal(shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Return ``m`` orthonormal directions for each example, uniformly distributed.
 
     Raises:
         RecipeError: more noisy copies than dimensions.
     """
     copies, batch, size = shape
-    _need(copies <= size,
-          f"orthogonal directions allow at most {size + 1} copies here, not {copies + 1}")
+    _need(
+        copies <= size,
+        f"orthogonal directions allow at most {size + 1} copies here, not {copies + 1}",
+    )
     normal = torch.randn(batch, size, copies, generator=stream, dtype=dtype, device=stream.device)
     basis, triangle = torch.linalg.qr(normal)
     sign = torch.diagonal(triangle, dim1=-2, dim2=-1).sign()
@@ -150,8 +146,10 @@ def quadratic(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
         RecipeError: fewer than 2 D + 1 noisy copies.
     """
     copies, _, size = directions.shape
-    _need(copies >= 2 * size + 1,
-          f"quadratic needs at least {2 * size + 2} copies for {size} units, not {copies + 1}")
+    _need(
+        copies >= 2 * size + 1,
+        f"quadratic needs at least {2 * size + 2} copies for {size} units, not {copies + 1}",
+    )
     both = torch.cat((directions, directions.square()), -1)
     return least_squares(losses, both, ridge)[:, :size]
 
@@ -182,8 +180,9 @@ def _add_to_diagonal(matrix: Tensor, value: float) -> None:
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if bool(failed.any()):
-        return torch.linalg.lstsq(matrix.double().cpu(), right.double().cpu(),
-                                  driver="gelsd").solution.to(right)
+        return torch.linalg.lstsq(
+            matrix.double().cpu(), right.double().cpu(), driver="gelsd"
+        ).solution.to(right)
     return torch.cholesky_solve(right, factor)
 
 

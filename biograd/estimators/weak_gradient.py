@@ -42,15 +42,24 @@ class WeakGradient(Estimator):
     passes = "S forward"
     bias = "ridge shrinks; the others' in regression.py"
     reference = "Hazelden 2023, arXiv 2311.10869"
-    needs = frozenset(("loss", "perturb_site", "observe", "cut"))
+    needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
 
     def __init__(
         self,
         copies: Annotated[int, Range(2)] = 17,
         sigma: Positive = 0.2,
         method: Literal[
-            "ridge", "least_squares", "anchored", "baseline", "leave_one_out", "antithetic",
-            "score", "finite_difference", "orthogonal", "quadratic", "rank",
+            "ridge",
+            "least_squares",
+            "anchored",
+            "baseline",
+            "leave_one_out",
+            "antithetic",
+            "score",
+            "finite_difference",
+            "orthogonal",
+            "quadratic",
+            "rank",
         ] = "ridge",
         sites: Literal["all", "round_robin"] | tuple[str, ...] = "all",
         ridge: NotNegative = 0.1,
@@ -60,7 +69,7 @@ class WeakGradient(Estimator):
         self.copies, self.sigma, self.method = copies, sigma, method
         self.sites, self.ridge, self.time_bin = sites, ridge, time_bin
         if not isinstance(sites, str):
-            self.needs: frozenset[Capability] = type(self).needs | {"vjp"}
+            self.needs = self.needs | {"vjp"}
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites that are perturbed in this step."""
@@ -88,9 +97,7 @@ class WeakGradient(Estimator):
         cut = names if not isinstance(self.sites, str) else round.hidden
         return (Plan(noise=noise, time_bin=self.time_bin, cut=frozenset(cut)),)
 
-    def credit(
-        self, traces: Sequence[Trace], round: Round
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the share of the estimated gradient of every visit of the chosen sites."""
         (trace,) = traces
         names = self.chosen(round)

@@ -34,9 +34,7 @@ class WeightPerturbation(Estimator):
     bias = "third order in sigma"
     reference = "Spall 1992; Salimans et al. 2017, arXiv 1703.03864"
 
-    def __init__(
-        self, copies: Annotated[int, Range(3)] = 33, sigma: Positive = 0.01
-    ) -> None:
+    def __init__(self, copies: Annotated[int, Range(3)] = 33, sigma: Positive = 0.01) -> None:
         super().__init__()
         if copies % 2 == 0:
             raise RecipeError(
@@ -53,9 +51,7 @@ class WeightPerturbation(Estimator):
         noise = ParameterNoise(seeds, (self.sigma, -self.sigma) * count)
         return (Plan(parameter_noise=noise, graph=False),)
 
-    def credit(
-        self, traces: Sequence[Trace], round: Round
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every parameter with its estimated gradient."""
         noise = traces[0].plan.parameter_noise
         assert noise is not None

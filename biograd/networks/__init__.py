@@ -82,8 +82,10 @@ def _check(recipe: ModelRecipe, shape: tuple[int, ...]) -> None:
             f"network.substrate = {network.substrate!r}: a rate network runs on 'torch'"
         )
     neuron = recipe.neuron
-    if network.substrate == "snntorch" and network.kind == "spiking" and (
-        neuron.synaptic_time_constant_ms and neuron.reset == "zero"
+    if (
+        network.substrate == "snntorch"
+        and network.kind == "spiking"
+        and (neuron.synaptic_time_constant_ms and neuron.reset == "zero")
     ):
         raise RecipeError(
             "neuron.reset = 'zero' with a synaptic filter: snnTorch's Synaptic also resets the "
@@ -105,4 +107,4 @@ def substrate(
 ) -> Substrate:
     """Return who runs the forward passes of ``network``: its own substrate, else torch."""
     make = getattr(network, "make_substrate", None)
-    return make() if callable(make) else TorchSubstrate(network, sites)  # type: ignore[no-any-return]
+    return make() if callable(make) else TorchSubstrate(network, sites)

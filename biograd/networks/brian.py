@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +49,7 @@ def import_brian2() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import brian2
-    return brian2  # type: ignore[no-any-return]
+    return brian2
 
 
 class Simulation:
@@ -93,15 +94,21 @@ class Simulation:
             "v : 1\ng : 1\nI : 1",
             threshold="v > threshold",
             reset="v = 0" if membrane.reset == "zero" else "v -= threshold / beta",
-            namespace={"threshold": membrane.threshold, "beta": membrane.beta,
-                       "alpha": membrane.alpha, "gain": membrane.gain},
+            namespace={
+                "threshold": membrane.threshold,
+                "beta": membrane.beta,
+                "alpha": membrane.alpha,
+                "gain": membrane.gain,
+            },
             clock=self._clock,
             name=f"biograd_layer{layer}_*",
         )
         filtered = "g = alpha * g + (1 - alpha) * I" if membrane.alpha else "g = I"
         group.run_regularly(
             f"{filtered}\nv = beta * v + gain * g",
-            clock=self._clock, when="groups", order=5 * layer + 1,
+            clock=self._clock,
+            when="groups",
+            order=5 * layer + 1,
         )
         for part, place in ((group.thresholder["spike"], 2), (group.resetter["spike"], 4)):
             part.when, part.order = "groups", 5 * layer + place
@@ -121,8 +128,9 @@ class Simulation:
 
     def _prepare(self) -> None:
         self._step = 0
-        self._weights: list[Array] = [np.zeros((w, v)) for w, v in
-                                      zip(self.widths[1:], self.widths[:-1], strict=True)]
+        self._weights: list[Array] = [
+            np.zeros((w, v)) for w, v in zip(self.widths[1:], self.widths[:-1], strict=True)
+        ]
         self._biases: list[Array] = [np.zeros(width) for width in self.widths]
         self._recurrent: list[Array | None] = [None] * len(self.widths)
         self._noise: list[Array | None] = [None] * len(self.widths)
@@ -185,9 +193,10 @@ class Simulation:
             for value in values.values():
                 value[:] = 0
         self.potentials = [np.zeros_like(train) for train in self.spikes] if membrane else None
-        for self._step in range(self.steps):
-            self._time["timestep"][0] = self._step
-            self._time["t"][0] = self._step * self._time["dt"][0]
+        for step in range(self.steps):
+            self._step = step
+            self._time["timestep"][0] = step
+            self._time["t"][0] = step * self._time["dt"][0]
             for run in self._objects:
                 run()
         return self.spikes
@@ -207,7 +216,7 @@ class Brian2Network(SpikingNetwork):
         super().__init__(recipe, neuron, encoding, classes)
         # the recurrent current is observed as the mean of a bin, too
         self.sites = tuple(
-            Site(site.name, site.modules, (True,) * len(site.modules) if site.time[0] else site.time)
+            Site(site.name, site.modules, (site.time[0],) * len(site.modules))
             for site in self.sites
         )
         self.membrane = Membrane.of(neuron, encoding.dt_ms)
@@ -225,8 +234,6 @@ class Brian2Network(SpikingNetwork):
         kept, self._simulations = self._simulations, {}
         copy = self.__class__.__new__(self.__class__)
         memo[id(self)] = copy
-        from copy import deepcopy
-
         copy.__dict__.update({k: deepcopy(v, memo) for k, v in self.__dict__.items()})
         self._simulations = kept
         return copy
@@ -235,7 +242,7 @@ class Brian2Network(SpikingNetwork):
         """Return the prepared simulation for a number of rows; the least recent is dropped."""
         found = self._simulations.pop(rows, None)
         if found is None:
-            widths = [block["synapse"].out_features for block in self._blocks()]
+            widths = [len(block["synapse"].get_parameter("weight")) for block in self._blocks()]
             assert self.encoding is not None
             found = Simulation(rows, widths, self.membrane, self.steps, self.encoding.dt_ms)
             while len(self._simulations) >= self.kept:
@@ -282,7 +289,7 @@ class Brian2Network(SpikingNetwork):
         trains = self.spikes(encoded)
         for block, train in zip(self._blocks(), trains, strict=True):
             block["activity"](train)
-        return self.readout(self.filtered(trains[-1]))  # type: ignore[no-any-return]
+        return self.readout(self.filtered(trains[-1]))
 
 
 class Brian2Substrate:
@@ -316,8 +323,10 @@ class Brian2Substrate:
         """Run all copies of ``plan`` in one simulation."""
         batch, copies = len(encoded), plan.copies if plan.noise else 1
         rows = repeat(encoded, copies)
-        noise = {name: torch.cat((torch.zeros_like(value[:1]), value)).flatten(0, 1)
-                 for name, value in (plan.noise or {}).items()}
+        noise = {
+            name: torch.cat((torch.zeros_like(value[:1]), value)).flatten(0, 1)
+            for name, value in (plan.noise or {}).items()
+        }
         trains = self.module.spikes(rows, noise, plan.time_bin)
         inputs = self._inputs(rows, trains, plan.time_bin)
         features = self.module.filtered(trains[-1])
@@ -325,8 +334,11 @@ class Brian2Substrate:
         try:
             with torch.enable_grad() if plan.graph else torch.no_grad():
                 sites = {
-                    name: SiteTrace(shape, [Visits(True, [layer(values[:batch])])
-                                            for layer, values in layers], plan.time_bin)
+                    name: SiteTrace(
+                        shape,
+                        [Visits(True, [layer(values[:batch])]) for layer, values in layers],
+                        plan.time_bin,
+                    )
                     for name, (shape, layers) in inputs.items()
                 }
                 outputs = self.module.readout(features[:batch])
@@ -342,10 +354,13 @@ class Brian2Substrate:
             losses.append(self._noisy(plan, features, targets, loss, batch))
             self._attach_noise(plan, inputs, sites, batch)
         if plan.parameter_noise:
-            losses.append(perturbed_losses(
-                self.module, plan.parameter_noise,
-                lambda: loss(self.module.simulate(encoded), targets),
-            ))
+            losses.append(
+                perturbed_losses(
+                    self.module,
+                    plan.parameter_noise,
+                    lambda: loss(self.module.simulate(encoded), targets),
+                )
+            )
         return Trace(plan, torch.cat(losses), mean, outputs.detach(), sites)
 
     def _inputs(
@@ -392,4 +407,4 @@ class Brian2Substrate:
 
 
 def _array(values: Tensor) -> Array:
-    return values.detach().cpu().double().numpy()  # type: ignore[no-any-return]
+    return values.detach().cpu().double().numpy()

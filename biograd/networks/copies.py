@@ -43,7 +43,7 @@ class SharedRandomness:
                 self.handles.append(layer.register_forward_hook(self._drop))
             elif isinstance(layer, _BatchNorm):
                 self.handles.append(layer.register_forward_pre_hook(self._before_norm))
-                self.handles.append(layer.register_forward_hook(self._after_norm))
+                self.handles.append(layer.register_forward_hook(self._after_norm, always_call=True))
 
     def close(self) -> None:
         """Remove the hooks."""

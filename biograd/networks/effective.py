@@ -23,5 +23,5 @@ def effective_parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     for hook in layer._forward_pre_hooks.values():
         effective = getattr(hook, "effective", None)
         if effective is not None:
-            return effective(layer)  # type: ignore[no-any-return]
+            return effective(layer)
     return layer.weight, layer.bias  # type: ignore[return-value]

@@ -45,7 +45,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the outputs ``[B, classes]``; a random encoding draws the same trains each call."""
+        """Return the outputs ``[B, classes]``; a random encoding always draws the same."""
         return self.simulate(self.encode(inputs, generator(0, "forward", device=inputs.device)))
 
     @torch.no_grad()
@@ -53,8 +53,10 @@ class Network(nn.Module):
         """Return each population's activity: ``[B, units]``, or spikes ``[B, steps, units]``."""
         with recorded(self, self.populations) as outputs:
             self(inputs)
-        return {name: torch.stack(parts, 1) if len(parts) > 1 else parts[0]
-                for name, parts in outputs.items()}
+        return {
+            name: torch.stack(parts, 1) if len(parts) > 1 else parts[0]
+            for name, parts in outputs.items()
+        }
 
 
 @contextmanager
@@ -63,6 +65,7 @@ def recorded(module: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, li
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = []
     for name in names:
+
         def keep(_module: nn.Module, _args: object, output: Tensor, name: str = name) -> None:
             outputs[name].append(output.detach())
 

@@ -60,8 +60,9 @@ class RateNetwork(Network):
             block.add_module("normalise", batch_norm(width))
         elif recipe.normalisation == "layer":
             groups = nn.GroupNorm(1, width)
-            block.add_module("normalise", groups if batch_norm is nn.BatchNorm2d
-                             else nn.LayerNorm(width))
+            block.add_module(
+                "normalise", groups if batch_norm is nn.BatchNorm2d else nn.LayerNorm(width)
+            )
         block.add_module("activity", ACTIVATIONS[recipe.activation]())
         if recipe.dropout:
             block.add_module("dropout", nn.Dropout(recipe.dropout))
@@ -75,7 +76,7 @@ class RateNetwork(Network):
             if isinstance(block.get_submodule("synapse"), nn.Linear):
                 activity = activity.flatten(1)
             activity = block(activity)
-        return self.readout(activity.flatten(1))  # type: ignore[no-any-return]
+        return self.readout(activity.flatten(1))
 
 
 class RecurrentRateNetwork(Network):
@@ -100,8 +101,9 @@ class RecurrentRateNetwork(Network):
             )
             self.blocks.append(block)
             name = f"blocks.{index}"
-            sites.append(Site(f"{name}.synapse", (f"{name}.synapse", f"{name}.recurrent"),
-                              (True, False)))
+            sites.append(
+                Site(f"{name}.synapse", (f"{name}.synapse", f"{name}.recurrent"), (True, False))
+            )
             units = width
         self.readout = nn.Linear(units, classes)
         self.sites = (*sites, Site("readout", ("readout",), (False,)))
@@ -120,4 +122,4 @@ class RecurrentRateNetwork(Network):
                 state = block["activity"](drive[:, index] + block["recurrent"](state))
                 states.append(state)
             activity = torch.stack(states, 1)
-        return self.readout(activity.mean(1))  # type: ignore[no-any-return]
+        return self.readout(activity.mean(1))

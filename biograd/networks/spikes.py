@@ -181,7 +181,7 @@ class _Scan(torch.autograd.Function):
         return spikes
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         spikes, potentials = ctx.saved_tensors
         membrane: Membrane = ctx.membrane

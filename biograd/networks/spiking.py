@@ -161,7 +161,7 @@ class SpikingNetwork(Network):
             current = block["synapse"](activity)
             recurrent = block["recurrent"] if "recurrent" in block else None
             activity = block["activity"](current, recurrent)
-        return self.readout(self.filtered(activity))  # type: ignore[no-any-return]
+        return self.readout(self.filtered(activity))
 
     def filtered(self, spikes: Tensor) -> Tensor:
         """Return the input of the readout ``[rows, units]`` for ``[rows, steps, units]``."""

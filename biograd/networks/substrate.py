@@ -175,9 +175,7 @@ class TorchSubstrate:
                 trace.observed = seen.view(copies, batch, *seen.shape[1:])
         return loss(outputs, repeat(targets, copies)).view(copies, batch)
 
-    def _run_parameters(
-        self, plan: Plan, encoded: Tensor, targets: Tensor, loss: Loss
-    ) -> Tensor:
+    def _run_parameters(self, plan: Plan, encoded: Tensor, targets: Tensor, loss: Loss) -> Tensor:
         assert plan.parameter_noise
         now = _Pass(Plan(), True, {})
 
@@ -202,10 +200,11 @@ class TorchSubstrate:
             if place == 0 and now.plan.noise and site.name in now.plan.noise:
                 output = output + self._noise(now, site, output, count)
             if now.plan.observe:
-                now.sites[site.name][place].outputs.append(output)
+                now.sites[site.name][place].outputs.append(output.clone())
             return output
         now.sites[site.name][place].outputs.append(output)
-        return output.detach() + 0 if site.name in now.plan.cut else None
+        # a copy goes on, so that an operation in place (ReLU) cannot alter what was recorded
+        return (output.detach() if site.name in now.plan.cut else output).clone()
 
     def _noise(self, now: _Pass, site: Site, output: Tensor, count: int) -> Tensor:
         assert now.plan.noise

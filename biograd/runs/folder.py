@@ -62,7 +62,6 @@ def lay_out(place: Place, head: Mapping[str, Any], probe: Probe | None) -> Path:
     if probe is not None:
         with create(place.fresh / "probe.h5") as output:
             write_probe(output, probe)
-        storage.sync(place.fresh / "probe.h5")
     storage.write_bytes(place.fresh / "commits.jsonl", b"")
     storage.write_json(place.fresh / "header.json", head)
     return place.fresh

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,52 @@ SMALL = 1024
 """Data sets of fewer bytes are not chunked: the index of the chunks would outweigh the gain."""
 
 
-def create(path: Path) -> h5py.File:
-    """Create an HDF5 file for writing."""
-    return h5py.File(path, "w", locking="best-effort")
+class _Steady(io.FileIO):
+    """A file that keeps its first error to itself, for HDF5 crashes if it cannot flush."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        try:
+            while self.error is None and len(view):
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def readinto(self, buffer: Any) -> int:
+        view, done = memoryview(buffer).cast("B"), 0
+        while done < len(view) and (count := super().readinto(view[done:])):
+            done += count
+        view[done:] = bytes(len(view) - done)  # what a write that failed has left out
+        return len(view)
+
+
+@contextlib.contextmanager
+def create(path: Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file for writing; on leaving it is on disk.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    with _Steady(path, "w+") as steady:
+        try:
+            with h5py.File(steady, "w") as file:
+                yield file
+        except (OSError, RuntimeError):
+            if steady.error is None:
+                raise
+        if steady.error is not None:
+            raise steady.error
+        os.fsync(steady.fileno())
 
 
 def storage_options(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -57,7 +57,6 @@ def pack_parts(place: Place) -> Path:
         with storage.writing(place.file, hint):
             with hdf5.create(place.temporary) as output:
                 write_all(contents, output)
-            storage.sync(place.temporary)
             os.replace(place.temporary, place.file)
             storage.sync_folder(place.file.parent)
     except (OutputError, RunFileError):

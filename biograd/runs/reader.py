@@ -7,8 +7,10 @@ first read. Nothing is loaded before it is asked for.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,8 +20,8 @@ import numpy as np
 
 from biograd.errors import RunFileError, nearest
 from biograd.runs.contents import Commit, Contents, described, find
-from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe
-from biograd.runs.sources import Sources
+from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows
+from biograd.runs.sources import Sources, table_rows
 from biograd.runs.storage import Place
 
 if TYPE_CHECKING:
@@ -310,14 +312,18 @@ class Run:
         """
         entries: dict[str, Entry] = {}
 
+        totals: Counter[str] = Counter()
+
         def look(sources: Sources) -> None:
             entries.clear()
+            totals.clear()
             for file in sources:
+                totals.update(table_rows(file))
                 for entry in _entries(file):
                     entries[entry.name] = _add(entries.get(entry.name), entry)
 
         self._ask(look)
-        return [entries[name] for name in sorted(entries)]
+        return [_full(entries[name], totals) for name in sorted(entries)]
 
 
 def _entries(file: h5py.File) -> Iterator[Entry]:
@@ -331,7 +337,16 @@ def _entries(file: h5py.File) -> Iterator[Entry]:
 def _add(total: Entry | None, entry: Entry) -> Entry:
     if total is None:
         return entry
-    overlap = 1 if entry.name.endswith("/trial_ptr") else 0
-    shape = (total.shape[0] + entry.shape[0] - overlap, *entry.shape[1:])
-    nbytes = int(np.prod(shape)) * np.dtype(entry.dtype).itemsize
-    return Entry(entry.name, shape, entry.dtype, nbytes, total.stored + entry.stored)
+    rows = total.shape[0] + entry.shape[0]
+    stored = total.stored + entry.stored
+    return dataclasses.replace(entry, shape=(rows, *entry.shape[1:]), stored=stored)
+
+
+def _full(entry: Entry, totals: Mapping[str, int]) -> Entry:
+    """Count the rows of the table, also where a segment lacks the column."""
+    shape = entry.shape
+    if grows(entry.name) and counted_by(entry.name) in totals:
+        rows = totals[counted_by(entry.name)] + entry.name.endswith("/trial_ptr")
+        shape = (rows, *shape[1:])
+    nbytes = math.prod(shape) * np.dtype(entry.dtype).itemsize
+    return dataclasses.replace(entry, shape=shape, nbytes=nbytes)

@@ -91,7 +91,6 @@ def unpack(contents: Contents) -> tuple[storage.Lock, checkpoint.Checkpoint]:
         target = folder / "segments" / segment_path(place, last.segment).name
         with hdf5.create(target) as output:
             merge(Sources(file=file), output, contents.layers, limits=last.rows)
-        storage.sync(target)
         checkpoint.save_bytes(folder / "checkpoints" / str(last.checkpoint), body, text)
         size = target.stat().st_size
         commit = dataclasses.replace(last, file=target.name, sha256=digest(target), size=size)

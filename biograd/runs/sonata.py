@@ -39,7 +39,6 @@ def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False
     try:
         with storage.writing(target, "export again"):
             _write(temporary, {name: _members(run, name) for name in names}, trials)
-            storage.sync(temporary)
             os.replace(temporary, target)
             storage.sync_folder(target.parent)
     except storage.OutputError:

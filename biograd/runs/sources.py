@@ -47,7 +47,7 @@ def open_file(path: Path) -> h5py.File:
         elif "unable to lock" in text:
             why = "is locked by another program; close it, or set HDF5_USE_FILE_LOCKING=FALSE"
         else:
-            why = f"cannot be read ({' '.join(text.split())})"
+            why = f"cannot be read, it is damaged or cut short ({' '.join(text.split())})"
         raise RunFileError(f"{path}: {why}") from error
 
 
@@ -63,11 +63,14 @@ class Sources:
         """Keep where the rows are; nothing is opened yet."""
         self.segments = list(segments)
         self.file = file
+        self._name = None if file is None else file.filename
         self._checked: set[Path] = set()
 
     def __iter__(self) -> Iterator[h5py.File]:
         """Yield every file, open for the time of its turn."""
         if self.file is not None:
+            if not self.file:
+                raise RunFileError(f"{self._name}: the run is closed; open it again")
             yield self.file
         for segment in self.segments:
             with self._open(segment) as file:

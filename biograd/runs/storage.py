@@ -90,15 +90,6 @@ def writing(path: Path, then: str) -> Iterator[None]:
         raise OutputError(message) from error
 
 
-def sync(path: Path) -> None:
-    """Wait until a file is on disk."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on disk."""
     if os.name == "nt":  # folders cannot be opened there

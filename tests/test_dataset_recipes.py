@@ -1,0 +1,121 @@
+"""The shipped dataset recipes: each loads, holds what it says, and is written about."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from data_paths import shared_data
+
+from biograd import data, recipes
+from biograd.data import fetch
+from biograd.errors import DataError
+
+NAMES = recipes.names("datasets")
+DOWNLOADED = [name for name in NAMES if recipes.load_dataset(name).files]
+ROWS = {
+    "digits": (1437, 360),
+    "mnist": (60000, 10000),
+    "fashion_mnist": (60000, 10000),
+    "yin_yang": (5000, 1000),
+    "random_manifolds": (4000, 1000),
+}
+ARRAYS = {
+    "digits": "15f21c0cce1449cae34e0dd7323b7bca8965630f1d58a5c70bc4a9dbf70713fb",
+    "mnist": "bb6f2befe1882dc3eceb874fb1db0aab5e8b440ad0a9cb80aee3808bf551c503",
+    "fashion_mnist": "086b6de44b4cb643f96ba766c7e01b185efeae2df1789e7656b3419502ef6787",
+    "yin_yang": "96eef2188dff9621d22c1b36e46ed8e0fb88c257df9f8e5cbd6488995509b3fd",
+}
+"""Digests of the arrays; the sines of random_manifolds may differ in the last bit."""
+
+
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache and folder out of every test."""
+    monkeypatch.setattr(fetch, "cache_folder", lambda name: tmp_path / "cache" / name)
+    monkeypatch.delenv("BIOGRAD_DATA", raising=False)
+
+
+def folder_of(name: str) -> Path | None:
+    return shared_data(name).parent if name in DOWNLOADED else None
+
+
+def test_there_are_recipes() -> None:
+    assert set(ROWS) == set(NAMES)
+    assert {"mnist", "fashion_mnist"} == set(DOWNLOADED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_states_what_a_reader_needs(name: str) -> None:
+    recipe = recipes.load_dataset(name)
+    assert recipe.description and recipe.licence and recipe.shape
+    assert all(url.endswith("/") for url in recipe.urls)
+    assert bool(recipe.files) == bool(recipe.urls)
+    for file in fetch.files(recipe, name).values():
+        assert file.sha256 != file.sha256_raw != ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_readme_names_the_recipe_and_its_rows(name: str) -> None:
+    text = (recipes.shipped("datasets") / "README.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    recipe = recipes.load_dataset(name)
+    assert cells[2] == "x".join(map(str, recipe.shape)) and cells[3] == str(recipe.classes)
+    assert tuple(int(rows.replace(",", "")) for rows in cells[4].split("+")) == ROWS[name]
+    assert recipe.licence.removeprefix("none needed: ") == cells[5]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_loads(name: str) -> None:
+    recipe = recipes.load_dataset(name)
+    loaded = data.load(recipe, name=name, data_dir=folder_of(name), offline=True)
+    assert (loaded.shape, loaded.classes) == (recipe.shape, recipe.classes)
+    assert (len(loaded.train), len(loaded.test)) == ROWS[name]
+    assert loaded.evaluated_on == "test"
+    for split in (loaded.train, loaded.test):
+        assert 0 <= split.inputs.min() < split.inputs.max() <= 1
+        counts = split.targets.bincount(minlength=recipe.classes)
+        assert counts.min() > 0.85 * len(split) / recipe.classes
+    if name in ARRAYS:
+        assert loaded.sha256 == ARRAYS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_are_the_same_for_every_run(name: str) -> None:
+    recipe = recipes.load_dataset(name, ["validation=0.1"])
+    first, second = (
+        data.load(recipe, name=name, data_dir=folder_of(name), offline=True, seed=seed)
+        for seed in (0, 1)
+    )
+    assert first.sha256 == second.sha256 and first.evaluated_on == "validation"
+    assert len(first.train) + len(first.test) == ROWS[name][0]
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_digests_are_those_of_the_published_files(name: str) -> None:
+    folder = shared_data(name)
+    for file in fetch.files(recipes.load_dataset(name), name).values():
+        content = (folder / file.name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == file.sha256
+        assert hashlib.sha256(gzip.decompress(content)).hexdigest() == file.sha256_raw
+
+
+def test_mnist_is_not_taken_for_fashion_mnist() -> None:
+    recipe = recipes.load_dataset("fashion_mnist")
+    with pytest.raises(DataError, match="truncated or altered") as caught:
+        data.load(recipe, name="fashion_mnist", data_dir=shared_data("mnist"), offline=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_readme_example_is_a_recipe(tmp_path: Path) -> None:
+    text = (recipes.shipped("datasets") / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall("```toml\n(.*?)```", text, re.S) if "idx" in block)
+    path = tmp_path / "pictures.toml"
+    path.write_text(example.replace("…", "0" * 64).replace("# likewise", 'name = "x"\nsha256 = "'
+                    + "0" * 64 + '"\n# '), encoding="utf-8")
+    recipe = recipes.load_dataset(path)
+    assert set(fetch.files(recipe, "pictures")) == {"train_images", "train_labels"}

@@ -1,0 +1,295 @@
+"""Decorrelation against the equations, written out slowly in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from networks_for_tests import PLAIN, RecurrentCell, autograd, batch, build, check_equal, drawn
+from networks_for_tests import gradients, spiking
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from biograd.decorrelation import Decorrelation
+from biograd.engine import Engine, attach
+from biograd.errors import CapabilityError
+from biograd.estimators import make
+from biograd.randomness import generator
+
+Array = NDArray[np.float64]
+RULES = get_args(get_type_hints(Decorrelation.__init__)["rule"])
+SINGLE: dict[str, Callable[[], nn.Module]] = {
+    "dense": lambda: nn.Linear(6, 4),
+    "dense without bias": lambda: nn.Linear(6, 4, bias=False),
+    "conv1d": lambda: nn.Conv1d(2, 4, 2, padding=1, stride=2),
+    "conv1d grouped": lambda: nn.Conv1d(4, 6, 3, padding=2, dilation=2, groups=2),
+    "conv2d": lambda: nn.Conv2d(2, 3, (3, 2), padding=(1, 0), stride=(2, 1)),
+    "conv2d grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "depthwise": lambda: nn.Conv2d(4, 4, 2, groups=4),
+}
+SHAPES = {"dense": (6,), "dense without bias": (6,), "conv1d": (2, 7), "conv1d grouped": (4, 7),
+          "conv2d": (2, 5, 6), "conv2d grouped": (4, 4, 5), "depthwise": (4, 4, 5)}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed, "normal"), dtype=torch.float64)
+
+
+def attached(name: str, **settings: Any) -> tuple[Engine, Decorrelation, Tensor]:
+    """Return a network of one layer and a readout, decorrelated, and a batch of inputs."""
+    layer = drawn(SINGLE[name]())
+    inputs = normal(9, *SHAPES[name])
+    width = layer(inputs).flatten(1).shape[1]
+    network = drawn(nn.Sequential(layer, nn.Flatten(), nn.Linear(width, 3)))
+    decorrelation = Decorrelation(**settings)
+    return attach(network, make("backprop"), decorrelation), decorrelation, inputs
+
+
+def disturb(decorrelation: Decorrelation) -> None:
+    """Give every layer a matrix and a mean far from where they start."""
+    with torch.no_grad():
+        for place, matrix in enumerate(decorrelation.matrices.values()):
+            matrix.add_(0.3 * normal(*matrix.shape, seed=place))
+        for place, mean in enumerate(decorrelation.means.values()):
+            mean.copy_(normal(*mean.shape, seed=place))
+
+
+def patches(layer: nn.Module, inputs: Tensor) -> list[Array]:
+    """Return the rows that each group of a layer sees, one output position after the other."""
+    if isinstance(layer, nn.Linear):
+        return [inputs.reshape(-1, inputs.shape[-1]).numpy()]
+    images = inputs.numpy()
+    padded = np.pad(images, [(0, 0), (0, 0), *[(p, p) for p in layer.padding]])
+    spans = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+    counts = [(n - span) // s + 1
+              for n, span, s in zip(padded.shape[2:], spans, layer.stride, strict=True)]
+    per_group = images.shape[1] // layer.groups
+    rows: list[list[Array]] = [[] for _ in range(layer.groups)]
+    for image in padded:
+        for place in np.ndindex(*counts):
+            window = tuple(slice(p * s, p * s + span, d) for p, s, span, d in
+                           zip(place, layer.stride, spans, layer.dilation, strict=True))
+            for group, found in enumerate(rows):
+                channels = slice(group * per_group, (group + 1) * per_group)
+                found.append(image[(channels, *window)].reshape(-1))
+    return [np.stack(found) for found in rows]
+
+
+def slow_update(rule: str, matrix: Array, rows: Array, eta: float, kappa: float) -> Array:
+    """Return the next matrix by the equations, sample by sample."""
+    outputs = [matrix @ row for row in rows]
+    size = len(matrix)
+    correlation = np.zeros((size, size))
+    for output in outputs:
+        correlation += np.outer(output, output) / len(outputs)
+    if rule == "kappa":
+        off = correlation - np.diag(np.diag(correlation))
+        variance = np.diag(np.diag(correlation) - 1)
+        return matrix - eta * ((1 - kappa) * off @ matrix + kappa * variance @ matrix)
+    before = np.mean([np.sqrt(row @ row) for row in rows])
+    after = np.mean([np.sqrt(output @ output) for output in outputs])
+    scaled = before / after * matrix
+    return scaled - eta * correlation @ scaled
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SINGLE)
+def test_update_follows_the_equations(name: str, rule: str, kappa: float) -> None:
+    assert RULES
+    engine, decorrelation, inputs = attached(name, rule=rule, rate=0.01, kappa=kappa)
+    disturb(decorrelation)
+    before = decorrelation.matrices["0"].clone().numpy()
+    rows = patches(engine.network[0], inputs)
+    engine(inputs, torch.arange(9) % 3)
+    engine.update()
+    for group, found in enumerate(decorrelation.matrices["0"].numpy()):
+        expected = slow_update(rule, before[group], rows[group], 0.01, kappa)
+        assert np.abs(found - expected).max() < 1e-12
+        assert np.abs(found - before[group]).max() > 1e-4
+
+
+def test_centring_subtracts_a_running_mean() -> None:
+    engine, decorrelation, inputs = attached("dense", rate=0.01, centre=True)
+    mean = np.zeros(6)
+    matrix = np.eye(6)
+    for turn in range(3):
+        engine(inputs + turn, torch.arange(9) % 3)
+        engine.update()
+        rows = (inputs + turn).numpy()
+        mean = 0.9 * mean + 0.1 * rows.mean(0)
+        matrix = slow_update("kappa", matrix, rows - mean, 0.01, 0.5)
+    assert np.abs(decorrelation.means["0"].numpy()[0] - mean).max() < 1e-12
+    assert np.abs(decorrelation.matrices["0"].numpy()[0] - matrix).max() < 1e-12
+
+
+@pytest.mark.parametrize("kappa", [0.5, 1.0, 0.0])
+def test_repeated_updates_decorrelate_a_gaussian(kappa: float) -> None:
+    mixing = normal(6, 6, seed=3)
+    inputs = normal(600, 6) @ mixing.T / 2
+    network = drawn(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)))
+    decorrelation = Decorrelation(rate=0.05, kappa=kappa)
+    engine = attach(network, make("frozen_hidden"), None)
+    engine.detach()
+    engine = attach(network, make("backprop"), decorrelation)
+    energies = []
+    for _ in range(600):
+        engine(inputs, torch.arange(600) % 3)
+        engine.update()
+        energies.append(decorrelation.energy["0"].item())
+    seen = inputs @ decorrelation.matrices["0"][0].T
+    correlation = seen.T @ seen / len(seen)
+    off = correlation - torch.diag(correlation.diagonal())
+    if kappa < 1:
+        assert energies[-1] < 0.02 * energies[0] and off.abs().max() < 0.15
+    if kappa > 0:
+        assert (correlation.diagonal() - 1).abs().max() < 0.1
+    if kappa == 1:
+        assert off.abs().max() > 0.3  # unit variance alone leaves the correlations
+
+
+@pytest.mark.parametrize("estimator", ["backprop", "weak", "frozen_hidden"])
+@pytest.mark.parametrize("name", [*PLAIN, "batch_norm"])
+def test_an_identity_matrix_changes_nothing(name: str, estimator: str) -> None:
+    inputs, targets = batch()
+    found = gradients(attach(build(name), make(estimator), Decorrelation()), inputs, targets)
+    check_equal(found, gradients(attach(build(name), make(estimator)), inputs, targets), 1e-12)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("name", [name for name in SINGLE if name != "dense without bias"])
+def test_folding_keeps_the_outputs(name: str, centre: bool) -> None:
+    engine, decorrelation, inputs = attached(name, centre=centre)
+    disturb(decorrelation)
+    plain = engine.network[0](inputs)
+    plain_again = engine.network(inputs)
+    assert plain.isfinite().all()
+    decorrelation.fold()
+    assert (engine.network(inputs) - plain_again).abs().max() < 1e-12
+    engine.detach()
+    assert (engine.network(inputs) - plain_again).abs().max() < 1e-12
+
+
+def test_a_centred_input_cannot_be_folded_without_bias() -> None:
+    engine, decorrelation, inputs = attached("dense without bias", centre=True)
+    disturb(decorrelation)
+    weights = [value.clone() for value in engine.network.parameters()]
+    with pytest.raises(CapabilityError, match="0: it has no bias"):
+        decorrelation.fold()
+    for value, kept in zip(engine.network.parameters(), weights, strict=True):
+        assert torch.equal(value, kept)
+
+
+def test_tied_layers_are_folded_or_refused_but_never_changed() -> None:
+    """Two layers with one weight and two matrices have no common folded weight."""
+    network, decorrelation = build("tied"), Decorrelation()
+    attach(network, make("backprop"), decorrelation)
+    disturb(decorrelation)
+    inputs, _ = batch()
+    before = network(inputs)
+    try:
+        decorrelation.fold()
+    except CapabilityError:
+        pass
+    assert (network(inputs) - before).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_gradient_is_autograd_through_the_explicit_transform(name: str) -> None:
+    """The input is transformed patch by patch; the layer's weight then acts on the patches."""
+    engine, decorrelation, inputs = attached(name, centre="bias" not in name)
+    disturb(decorrelation)
+    targets = torch.arange(9) % 3
+    layer, readout = engine.network[0], engine.network[2]
+    found = gradients(engine, inputs, targets)
+    columns = [torch.from_numpy(rows) for rows in patches(layer, inputs)]
+    engine.network.zero_grad()
+    means, matrices = decorrelation.means["0"], decorrelation.matrices["0"]
+    parts = []
+    for group, weight in enumerate(layer.weight.flatten(1).chunk(len(columns))):
+        rows = (columns[group] - means[group] * decorrelation.centre) @ matrices[group].T
+        parts.append((rows @ weight.T).view(9, -1, len(weight)))
+    outputs = torch.cat(parts, -1)
+    if layer.bias is not None:
+        outputs = outputs + layer.bias
+    hidden = outputs.transpose(1, 2).flatten(1)
+    seen = (hidden - decorrelation.means["2"] * decorrelation.centre) @ (
+        decorrelation.matrices["2"][0].T)
+    loss = nn.functional.cross_entropy(readout.weight @ seen.T + readout.bias[:, None],
+                                       targets) if False else nn.functional.cross_entropy(
+        nn.functional.linear(seen, readout.weight, readout.bias), targets)
+    loss.backward()
+    check_equal(found, {n: p.grad for n, p in engine.network.named_parameters()}, 1e-12)
+
+
+def test_weight_and_bias_are_the_parameters_again_when_forward_fails() -> None:
+    engine, decorrelation, inputs = attached("dense", centre=True)
+    disturb(decorrelation)
+    layer = engine.network[0]
+    keys, weight = list(engine.network.state_dict()), layer._parameters["weight"]
+    engine.network(inputs)
+    with pytest.raises(RuntimeError):
+        engine.network(inputs[:, :2])
+    assert layer.weight is weight and list(engine.network.state_dict()) == keys
+    assert "weight" not in layer.__dict__ and "bias" not in layer.__dict__
+    assert torch.equal(engine.network.state_dict()["0.weight"], weight)
+
+
+def test_only_clean_training_passes_are_learned_from() -> None:
+    inputs, targets = batch()
+    engine = attach(build("mlp"), make("weak"), Decorrelation())
+    engine(inputs, targets)
+    kept = engine.decorrelate._inputs  # type: ignore[union-attr]
+    assert {name: len(visits) for name, visits in kept.items()} == {"0": 1, "2": 1, "4": 1}
+    assert torch.equal(kept["0"][0], inputs)
+    engine.update()
+    matrices = {name: m.clone() for name, m in engine.decorrelate.matrices.items()}  # type: ignore[union-attr]
+    engine.network.eval()
+    engine(inputs, targets)
+    engine.update()
+    for name, matrix in engine.decorrelate.matrices.items():  # type: ignore[union-attr]
+        assert torch.equal(matrix, matrices[name])
+
+
+def test_rates_by_layer_and_samples() -> None:
+    inputs, targets = batch(40)
+    decorrelation = Decorrelation(rate={"0": 0.1}, sample=0.1)
+    engine = attach(build("mlp"), make("backprop"), decorrelation)
+    engine(inputs, targets)
+    engine.update()
+    eye = torch.eye(5, dtype=torch.float64)
+    assert torch.equal(decorrelation.matrices["2"][0], eye)
+    change = (decorrelation.matrices["0"][0] - torch.eye(6, dtype=torch.float64)) / -0.1
+    chosen = inputs[torch.randperm(40, generator=generator(0, "decorrelation"))[:4]].numpy()
+    expected = (np.eye(6) - slow_update("kappa", np.eye(6), chosen, 0.1, 0.5)) / 0.1
+    assert np.abs(change.numpy() - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize("network", ["plain", "cell"])
+def test_the_frozen_control_decorrelates_the_readout_alone(network: str) -> None:
+    """Whatever the order in which the layers were defined."""
+    inputs, targets = batch()
+    made = build("mlp") if network == "plain" else drawn(RecurrentCell())
+    decorrelation = Decorrelation(rate=0.1)
+    engine = attach(made, make("frozen_hidden"), decorrelation)
+    engine(inputs, targets)
+    engine.update()
+    assert list(decorrelation.layers) == ["4" if network == "plain" else "readout"]
+
+
+def test_spiking_layers_see_their_mean_input() -> None:
+    """Training on the mean over the trial, applied to every step."""
+    inputs, targets = batch()
+    made, decorrelation = spiking(encoding={"kind": "poisson"}), Decorrelation(rate=0.1)
+    engine = attach(made, make("backprop"), decorrelation)
+    engine(inputs, targets)
+    stream = generator(0, "encoding")
+    rows = made.encode(inputs, stream).mean(1).numpy()
+    engine.update()
+    expected = slow_update("kappa", np.eye(6), rows, 0.1, 0.5)
+    found = decorrelation.matrices["blocks/0/synapse"][0].numpy()
+    assert np.abs(found - expected).max() < 1e-12
+    assert autograd(made, inputs, targets)

@@ -1,0 +1,303 @@
+"""The engine: attach and detach, state, common randomness, capabilities, surface."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from networks_for_tests import (
+    PLAIN,
+    RANDOM,
+    RecurrentCell,
+    autograd,
+    batch,
+    build,
+    check_equal,
+    drawn,
+    gradients,
+    linear_loss,
+    spiking,
+)
+from torch import Tensor, nn
+
+import biograd
+from biograd.decorrelation import Decorrelation
+from biograd.engine import LOSSES, Engine, attach
+from biograd.errors import BiogradError, CapabilityError, RecipeError
+from biograd.estimators import ESTIMATORS, WeakGradient, make
+from biograd.networks.network import Network
+
+RULES = (None, "kappa", "scaled")
+NETWORKS = [*PLAIN, *RANDOM, "torch", "snntorch"]
+
+
+def network(name: str) -> nn.Module:
+    return spiking(name) if name in ("torch", "snntorch", "brian2") else build(name)
+
+
+def decorrelation(rule: str | None) -> Decorrelation | None:
+    return None if rule is None else Decorrelation(rule, rate=1e-2, centre=True)  # type: ignore[arg-type]
+
+
+def step(engine: Engine, inputs: Tensor, targets: Tensor, rate: float = 0.1) -> Tensor:
+    """Take one whole step of gradient descent and return the losses."""
+    engine.network.zero_grad()
+    result = engine(inputs, targets)
+    result.backward()
+    with torch.no_grad():
+        for parameter in engine.network.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=rate)
+    engine.update()
+    return result.losses
+
+
+def found_as(module: nn.Module) -> dict[str, Any]:
+    """Return everything about a module that an attached engine must leave as it is."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+             "_forward_hooks_always_called", "_forward_hooks_with_kwargs",
+             "_forward_pre_hooks_with_kwargs")
+    return {
+        "parts": [(name, type(part), sorted(part.__dict__), part.training,
+                   [list(getattr(part, hook)) for hook in hooks])
+                  for name, part in module.named_modules()],
+        "parameters": [(name, id(value)) for name, value in module.named_parameters()],
+        "keys": list(module.state_dict()),
+        "forward": [part.__dict__.get("forward") for part in module.modules()],
+    }
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", ["recurrent_cell", "grouped_convolution", "dropout", "batch_norm",
+                                  "torch", "snntorch"])
+def test_detach_leaves_no_trace(name: str, estimator: str, rule: str | None) -> None:
+    assert ESTIMATORS
+    made, (inputs, targets) = network(name), batch()
+    made.eval()(inputs)  # snnTorch's neurons gain an attribute in their first call
+    before = found_as(made.train())
+    engine = attach(made, make(estimator), decorrelation(rule))
+    assert type(made) is type(engine.network) and list(made.state_dict()) == before["keys"]
+    step(engine, inputs, targets)
+    assert engine.detach() is made
+    assert found_as(made) == before
+
+
+def test_a_failed_attach_leaves_no_trace() -> None:
+    made = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Flatten(), nn.Linear(16, 3))
+    before = found_as(made)
+    with pytest.raises(CapabilityError, match="Conv3d"):
+        attach(made, make("weak"), Decorrelation())
+    assert found_as(made) == before
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", ["dropout", "torch"])
+def test_the_next_step_after_a_checkpoint_is_the_same(
+    name: str, estimator: str, rule: str | None
+) -> None:
+    inputs, targets = batch()
+    first = attach(network(name), make(estimator), decorrelation(rule), seed=3)
+    for _ in range(2):
+        step(first, inputs, targets)
+    state, weights = first.state(), copy.deepcopy(first.network.state_dict())
+    expected = [step(first, inputs, targets) for _ in range(2)]
+    again = attach(network(name), make(estimator), decorrelation(rule), seed=99)
+    again.network.load_state_dict(weights)
+    again.load_state(state)
+    assert state.keys() == again.state().keys()
+    for losses in expected:
+        assert torch.equal(step(again, inputs, targets), losses)
+    for one, other in zip(first.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_step_without_its_state_differs() -> None:
+    inputs, targets = batch()
+    first = attach(network("dropout"), make("weak"), seed=3)
+    step(first, inputs, targets)
+    again = attach(copy.deepcopy(first).detach(), make("weak"), seed=3)
+    assert not torch.equal(step(first, inputs, targets), step(again, inputs, targets))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_leaves_the_global_generator_alone(name: str, estimator: str) -> None:
+    made, (inputs, targets) = network(name), batch()
+    engine = attach(made, make(estimator))
+    before = torch.get_rng_state()
+    step(engine, inputs, targets)
+    step(engine, inputs, targets)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_attached_network_can_be_copied(name: str, rule: str | None) -> None:
+    made, (inputs, targets) = network(name), batch()
+    engine = attach(made, make("weak"), decorrelation(rule))
+    step(engine, inputs, targets)
+    twin = copy.deepcopy(made)
+    made.eval(), twin.eval()
+    assert torch.equal(twin(inputs), made(inputs))
+    for one, other in zip(made.parameters(), twin.parameters(), strict=True):
+        assert one is not other
+    with torch.no_grad():
+        next(iter(twin.parameters())).add_(1)
+    assert not torch.equal(twin(inputs), made(inputs))
+    made.train()
+    step(engine, inputs, targets)
+
+
+# What is refused, and how -------------------------------------------------------------------------
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(inputs), inputs
+
+
+class RandomOutside(nn.Sequential):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs + torch.randn_like(inputs))
+
+
+def scalar(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "site": (lambda: build("mlp"), {"sites": ["0", "4x"]}, "no layer '4x'"),
+    "group": (lambda: build("mlp"), {"sites": {"a": ["0", "9"]}}, "no layer '9'"),
+    "weak site": (lambda: build("mlp"), {"estimator": WeakGradient(5, sites=("00",))},
+                  "no hidden site '00'"),
+    "scalar loss": (lambda: build("mlp"), {"loss": scalar}, "one value per example"),
+    "unknown loss": (lambda: build("mlp"), {"loss": "cross-entropy"}, "'cross_entropy'"),
+    "one layer": (lambda: nn.Sequential(nn.Linear(6, 3)).double(), {}, "no hidden site"),
+    "one layer, eval": (lambda: nn.Sequential(nn.Linear(6, 3)).double().eval(), {},
+                        "no hidden site"),
+    "no layer": (lambda: nn.Sequential(nn.Flatten()), {}, "no linear or convolutional layer"),
+    "frozen": (lambda: build("mlp").requires_grad_(False), {}, "no trainable parameter"),
+    "outputs": (lambda: TwoOutputs().double(), {"estimator": make("backprop")}, "one tensor"),
+    "random": (lambda: drawn(RandomOutside(nn.Linear(6, 5), nn.Linear(5, 3))), {},
+               "outside of dropout"),
+    "orthogonal": (lambda: build("mlp"), {"estimator": WeakGradient(17, method="orthogonal")},
+                   "at most 10 copies"),
+    "quadratic": (lambda: build("mlp"), {"estimator": WeakGradient(17, method="quadratic")},
+                  "at least 20 copies"),
+    "brian2 backprop": (lambda: spiking("brian2"), {"estimator": make("backprop")}, "needs vjp"),
+    "brian2 named site": (lambda: spiking("brian2"),
+                          {"estimator": WeakGradient(5, sites=("blocks.0.synapse",))},
+                          "needs vjp"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_one_line(case: str) -> None:
+    make_network, settings, words = REFUSED[case]
+    settings = dict(settings)
+    inputs, targets = batch()
+    made = make_network()
+    buffers = {name: value.clone() for name, value in made.named_buffers()}
+    with pytest.raises(BiogradError) as caught:
+        attach(made, settings.pop("estimator", WeakGradient(5)), **settings)(inputs, targets)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert isinstance(caught.value, RecipeError) and caught.value.exit_code == 2
+    assert all(torch.equal(value, buffers[name]) for name, value in made.named_buffers())
+
+
+def test_everything_missing_is_listed_at_once() -> None:
+    class Demanding(WeakGradient):
+        needs = frozenset(("loss", "vjp", "jvp_site", "jvp_parameter"))  # type: ignore[arg-type]
+
+    with pytest.raises(CapabilityError, match="needs jvp_parameter, jvp_site, vjp, which .*brian2"):
+        attach(spiking("brian2"), Demanding())
+
+
+@pytest.mark.parametrize("copies", [2, 4, 1])
+def test_weight_perturbation_needs_pairs(copies: int) -> None:
+    with pytest.raises(RecipeError, match=r"copies = \d: (pairs|must be >= 3)"):
+        make("weight_perturbation", {"copies": copies})
+    assert make("weight_perturbation", {"copies": 3})
+
+
+def test_a_failed_first_step_leaves_the_buffers_alone() -> None:
+    made = drawn(nn.Sequential(RandomOutside(nn.Linear(6, 5)), nn.BatchNorm1d(5), nn.Linear(5, 3)))
+    inputs, targets = batch()
+    before = {name: value.clone() for name, value in made.named_buffers()}
+    with pytest.raises(CapabilityError, match="outside of dropout"):
+        attach(made, WeakGradient(5))(inputs, targets)
+    assert all(torch.equal(value, before[name]) for name, value in made.named_buffers())
+
+
+# The surface --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_surrogate_has_the_value_of_the_clean_loss(estimator: str) -> None:
+    inputs, targets = batch()
+    result = attach(build("mlp"), make(estimator))(inputs, targets)
+    assert torch.equal(result.surrogate.detach(), result.losses[0].mean())
+    assert torch.equal(result.loss, result.losses[0].mean())
+    assert result.outputs.shape == (8, 3) and not result.outputs.requires_grad
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_scaled_and_accumulated_gradients(estimator: str) -> None:
+    inputs, targets = batch()
+    plain = gradients(attach(build("mlp"), make(estimator), seed=4), inputs, targets)
+    engine = attach(build("mlp"), make(estimator), seed=4)
+    (1024 * engine(inputs, targets).surrogate).backward()
+    scaled = {name: value.grad / 1024 for name, value in engine.network.named_parameters()
+              if value.grad is not None}
+    assert scaled
+    check_equal(scaled, {name: plain[name] for name in scaled}, 1e-12)
+
+
+def test_losses_by_name_and_by_hand() -> None:
+    outputs = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(5) % 3
+    expected = [-torch.log(torch.softmax(row, 0)[label])
+                for row, label in zip(outputs, targets, strict=True)]
+    assert torch.allclose(LOSSES["cross_entropy"](outputs, targets), torch.stack(expected))
+    hot = torch.eye(3, dtype=torch.float64)[targets]
+    assert torch.allclose(LOSSES["squared_error"](outputs, targets),
+                          ((outputs - hot) ** 2).sum(1) / 2)
+    assert torch.equal(LOSSES["squared_error"](outputs, hot),
+                       LOSSES["squared_error"](outputs, targets))
+    for loss in LOSSES.values():
+        assert torch.autograd.gradcheck(lambda z, f=loss: f(z, targets), (outputs,))
+
+
+def test_informative_is_the_share_of_copies_that_say_something() -> None:
+    inputs, targets = batch()
+    with torch.no_grad():
+        silent = spiking()
+        for parameter in silent.parameters():
+            parameter.zero_()
+    result = attach(silent, make("weak", {"sigma": 1e-6}))(inputs, targets)
+    assert result.informative == 0.0
+    assert attach(build("mlp"), make("weak"))(inputs, targets).informative == 1.0
+    assert attach(build("mlp"), make("backprop"))(inputs, targets).informative == 1.0
+
+
+def test_the_sites_scale_is_a_running_mean() -> None:
+    inputs, targets = batch()
+    engine = attach(build("mlp"), make("backprop"))
+    engine(inputs, targets)
+    first = build("mlp")[0]
+    rms = first(inputs).square().mean().sqrt().item()
+    assert engine.scales["0"] == pytest.approx(rms, rel=1e-12)
+    engine.update()
+    engine(2 * inputs, targets)
+    engine.update()
+    doubled = first(2 * inputs).square().mean().sqrt().item()
+    assert engine.scales["0"] == pytest.approx(0.9 * rms + 0.1 * doubled, rel=1e-12)
