@@ -2,9 +2,9 @@
 
 The public names, in the order in which data flow through them::
 
-    network = biograd.build("rate", inputs=64, classes=10)
+    network = biograd.build("ann", inputs=64, classes=10)
     engine = biograd.attach(network, biograd.WeakGradient(copies=33, sigma=0.1))
-    run = biograd.train("rate", "digits", estimator="weak", seed=0)
+    run = biograd.train("ann", "digits", estimator="weak", seed=0)
 
 Why lazy: torch, snnTorch, Brian2 and h5py take seconds to import, and a line of help or a wrong
 option needs none of them.  A name's module is imported when the name is first used.

@@ -190,18 +190,22 @@ class Decorrelation(nn.Module):
             mean.lerp_(rows.mean(0), 0.1)
             rows = rows - mean
         outputs = rows @ matrix.T
-        correlation = outputs.T @ outputs / len(outputs)
-        variance = correlation.diagonal()
-        off = correlation - torch.diag(variance)
-        self.energy[name] = off.square().mean() / variance.square().mean().clamp_min(1e-30)
+        count, size = outputs.shape
+        variance = outputs.square().mean(0)
+        # C R = x'^T (x' R) / n and |C| = |x' x'^T| / n: no size^3 product for few rows
+        correlated = outputs.T @ (outputs @ matrix) / count
+        gram = outputs @ outputs.T if count < size else outputs.T @ outputs
+        off = (gram.square().sum() / count**2 - variance.square().sum()) / max(size - 1, 1)
+        self.energy[name] = off / variance.square().sum().clamp_min(1e-30)
         if self.rule == "kappa":
-            step = (1 - self.kappa) * (off @ matrix)
+            step = (1 - self.kappa) * (correlated - variance[:, None] * matrix)
             step += self.kappa * (variance - 1)[:, None] * matrix
             matrix.sub_(step, alpha=rate)
             return
         gain = rows.norm(dim=1).mean() / outputs.norm(dim=1).mean().clamp_min(1e-30)
-        matrix.mul_(torch.where(gain > 0, gain, 1.0))
-        matrix.sub_(correlation @ matrix, alpha=rate)
+        gain = torch.where(gain > 0, gain, 1.0)
+        matrix.mul_(gain)
+        matrix.sub_(correlated, alpha=rate * float(gain))
 
     def extra_repr(self) -> str:
         """Return the settings for ``print``."""
@@ -240,12 +244,9 @@ def _key(name: str) -> str:
 def _patches(layer: nn.Module, images: Tensor) -> Tensor:
     """Return the patches that a convolution sees, ``[groups, rows, C_in/groups prod(kernel)]``."""
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
-    geometry: list[tuple[int, ...]] = [
-        layer.kernel_size,
-        layer.dilation,
-        layer.padding,
-        layer.stride,  # type: ignore[list-item]
-    ]
+    padding = layer.padding
+    assert not isinstance(padding, str)
+    geometry: list[tuple[int, ...]] = [layer.kernel_size, layer.dilation, padding, layer.stride]
     if isinstance(layer, nn.Conv1d):
         images = images.unsqueeze(2)
         fill = (1, 1, 0, 1)

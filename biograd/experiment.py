@@ -526,10 +526,10 @@ def _default_path(configuration: Configuration) -> Path:
     return Path("runs") / f"{'-'.join(parts)}-seed{configuration.seed}.h5"
 
 
-def resume(
+def proceed(
     path: Path, epochs: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Go on with a run from its last commit, to ``epochs`` in all if given.
+    """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
@@ -594,6 +594,15 @@ def train(
         control=control,
     )
     return open_run(Path(execute(request)["run"]))
+
+
+def resume(path: str | Path, epochs: int | None = None) -> Run:
+    """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
+
+    Raises:
+        RunFileError: there is no such run, or it cannot be read.
+    """
+    return open_run(Path(proceed(Path(path), epochs)["run"]))
 
 
 def load(path: str | Path) -> Run:

@@ -158,7 +158,7 @@ def check_spikes(run: Any, steps: Array) -> None:
 
 
 @contextmanager
-def failing(patches: dict[Any, list[str]], error: OSError, after: int) -> Iterator[None]:
+def failing(patches: dict[Any, list[str]], error: BaseException, after: int) -> Iterator[None]:
     """Let the named functions raise from call number ``after`` on, counted over all of them."""
     calls, kept = [0], []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,24 +10,19 @@ import torch
 from networks_for_tests import (
     PLAIN,
     RANDOM,
-    RecurrentCell,
-    autograd,
     batch,
     build,
     check_equal,
     drawn,
     gradients,
-    linear_loss,
     spiking,
 )
 from torch import Tensor, nn
 
-import biograd
 from biograd.decorrelation import Decorrelation
 from biograd.engine import LOSSES, Engine, attach
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, WeakGradient, make
-from biograd.networks.network import Network
 
 RULES = (None, "kappa", "scaled")
 NETWORKS = [*PLAIN, *RANDOM, "torch", "snntorch"]
@@ -57,9 +51,7 @@ def step(engine: Engine, inputs: Tensor, targets: Tensor, rate: float = 0.1) -> 
 
 def found_as(module: nn.Module) -> dict[str, Any]:
     """Return everything about a module that an attached engine must leave as it is."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-             "_forward_hooks_always_called", "_forward_hooks_with_kwargs",
-             "_forward_pre_hooks_with_kwargs")
+    hooks = [key for key in module.__dict__ if "hooks" in key and key.startswith(("_f", "_b"))]
     return {
         "parts": [(name, type(part), sorted(part.__dict__), part.training,
                    [list(getattr(part, hook)) for hook in hooks])

@@ -147,19 +147,11 @@ def test_ridge_without_penalty_is_least_squares(copies: int) -> None:
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"score"}))
 def test_a_constant_added_to_all_losses_changes_nothing(method: str) -> None:
-    copies = max(EXACT.get(method, 8), 8)
-    losses, directions, _ = trials(method, copies, 3)
+    losses, directions, _ = trials(method, EXACT.get(method, 8), 3)
     rule = METHODS[method][1]
     shifted = rule(losses + 8.0, directions, 0.1)
     assert (shifted - rule(losses, directions, 0.1)).abs().max() < 1e-8
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_equal_losses_give_no_gradient(method: str) -> None:
-    copies = max(EXACT.get(method, 8), 8)
-    losses, directions, _ = trials(method, copies, 3)
-    found = METHODS[method][1](torch.zeros_like(losses), directions, 0.1)
-    assert torch.equal(found, torch.zeros_like(found))
+    assert not rule(torch.zeros_like(losses) + 3, directions, 0.1).any()  # equal losses say nothing
 
 
 def test_rank_is_the_gaussian_mean_of_ranks() -> None:
@@ -205,13 +197,6 @@ def test_error_of_antithetic(tau: float, norm: float) -> None:
     assert error(found, truth) == pytest.approx(law, rel=0.1)
 
 
-def test_leave_one_out_does_without_the_clean_loss() -> None:
-    losses, directions, _ = trials("leave_one_out", 16, 4)
-    altered = torch.cat((losses[:1] + 100, losses[1:]))
-    rule = regression.leave_one_out
-    assert torch.equal(rule(losses, directions, 0), rule(altered, directions, 0))
-
-
 @pytest.mark.parametrize(("copies", "rows"), [(128, 250), (256, 100)])
 @pytest.mark.parametrize("norm", [0.0, 4.0])
 def test_error_of_least_squares(copies: int, rows: int, norm: float) -> None:
@@ -222,18 +207,17 @@ def test_error_of_least_squares(copies: int, rows: int, norm: float) -> None:
     extra = (tau**2 + sigma**4 * norm**2 / 2) / sigma**2
     law = extra * DIMENSIONS / (copies - DIMENSIONS - 1)
     assert error(found, truth) == pytest.approx(law, rel=0.1)
+    if not norm:  # the published errors
+        assert error(found, truth) == pytest.approx({128: 0.041, 256: 0.0136}[copies], rel=0.05)
 
 
-def test_quadratic_removes_diagonal_curvature() -> None:
+def test_diagonal_curvature() -> None:
+    """``quadratic`` removes it; a forward difference has half of it as bias."""
     hessian = torch.diag(torch.linspace(-2, 3, DIMENSIONS, dtype=torch.float64))
     found, truth = estimate("quadratic", 140, 4, hessian=hessian, sigma=0.5)
     assert (found - truth).abs().max() < 1e-8
     linear, truth = estimate("least_squares", 140, 4, hessian=hessian, sigma=0.5)
     assert (linear - truth).abs().max() > 1e-2
-
-
-def test_forward_differences_have_half_the_curvature_as_bias() -> None:
-    hessian = torch.diag(torch.linspace(-2, 3, DIMENSIONS, dtype=torch.float64))
     found, truth = estimate("finite_difference", DIMENSIONS, 4, hessian=hessian, sigma=0.1)
     assert (found - truth - 0.05 * hessian.diagonal()).abs().max() < 1e-10
 
@@ -293,32 +277,15 @@ def test_ridge_with_intercept_is_better_than_through_a_noisy_clean_loss() -> Non
     assert through == pytest.approx(0.866, abs=0.006)
 
 
-def test_published_errors() -> None:
-    """Mean squared errors .041 and .0136 (theory .0406 and .0134) of the noisy loss."""
-    for copies, figure in ((128, 0.041), (256, 0.0136)):
-        found, truth = estimate("least_squares", copies, 200, **NOISY)  # type: ignore[arg-type]
-        assert error(found, truth) == pytest.approx(figure, rel=0.05)
-
-
 # Limits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "copies", "words"),
-    [("orthogonal", 65, "at most 65 copies"), ("finite_difference", 65, "at most 65 copies"),
-     ("antithetic", 7, "odd number of copies")],
-)
-def test_directions_that_cannot_be_drawn(method: str, copies: int, words: str) -> None:
-    with pytest.raises(RecipeError, match=words) as caught:
-        METHODS[method][0]((copies, 2, DIMENSIONS), generator(0), torch.float64)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(("method", "copies", "words"), [
+    ("orthogonal", 65, "at most 65 copies"), ("finite_difference", 65, "at most 65 copies"),
+    ("antithetic", 7, "odd number of copies"), ("leave_one_out", 1, "at least 3 copies"),
     ("quadratic", 2 * DIMENSIONS, f"at least {2 * DIMENSIONS + 2} copies"),
-    ("leave_one_out", 1, "at least 3 copies"),
 ])
-def test_regressions_with_too_few_copies(method: str, copies: int, words: str) -> None:
+def test_numbers_of_copies_that_cannot_work(method: str, copies: int, words: str) -> None:
     with pytest.raises(RecipeError, match=words) as caught:
         estimate(method, copies, 2)
     assert "\n" not in str(caught.value)
@@ -332,15 +299,10 @@ def test_orthonormal_directions_are_uniform() -> None:
     assert (directions[0].square().mean(0) - 0.2).abs().max() < 0.02
 
 
-def test_coordinates_differ_between_copies() -> None:
-    directions = regression.coordinates((5, 7, 5), generator(0), torch.float64)
-    assert torch.equal(directions.sum(0), torch.ones(7, 5, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_is_kept_and_float32_agrees(method: str, dtype: torch.dtype) -> None:
-    losses, directions, _ = trials(method, max(EXACT.get(method, 8), 8), 3)
+    losses, directions, _ = trials(method, EXACT.get(method, 8), 3)
     rule = METHODS[method][1]
     found = rule(losses.to(dtype), directions.to(dtype), 0.1)
     assert found.dtype == dtype

@@ -168,15 +168,15 @@ def test_force_survives_a_kill_at_every_call(
             shutil.copy(tmp_path / "run.h5", path)
         else:
             shutil.copytree(parts, path.with_name("run.h5.parts"))
-        fresh = {"attributes": {"seed": 8}, "force": True}
-        alive = not dies(lambda: writer(path, **fresh), number, calls, before)  # type: ignore[arg-type]  # noqa: B023
+        fresh: dict[str, Any] = {"attributes": {"seed": 8}, "force": True}
+        alive = not dies(lambda: writer(path, **fresh), number, calls, before)  # noqa: B023
         with open_run(path) as run:  # either the old run, whole, or the new one
             seen.add(run.attributes["seed"])
             if run.attributes["seed"] == 7:
                 assert check_rows(run, 9) == 9
             else:
                 assert run.attributes["seed"] == 8 and run.streams == []
-        writer(path, **fresh).close()  # type: ignore[arg-type]
+        writer(path, **fresh).close()
         with open_run(path) as run:
             assert run.attributes["seed"] == 8
         assert [item.name for item in path.parent.iterdir()] == ["run.h5"]

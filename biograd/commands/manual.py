@@ -19,7 +19,7 @@ HEAD = """\
 Written by `python -m biograd.commands.manual`; `biograd COMMAND --help` shows the same.
 
     biograd list                                    # what there is
-    biograd train --model rate --dataset digits     # one run, one file
+    biograd train --model ann --dataset digits     # one run, one file
     biograd inspect runs/RUN.h5                     # what it holds
     biograd resume runs/RUN.h5 --epochs 40          # train on
 

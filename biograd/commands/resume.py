@@ -28,5 +28,5 @@ def resume(run: Path, epochs: int | None, quiet: bool) -> Answer:
     from biograd import experiment
 
     with Progress(quiet) as progress:
-        record = experiment.resume(run, epochs, progress)
+        record = experiment.proceed(run, epochs, progress)
     return Answer(record, summary(record))

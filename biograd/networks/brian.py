@@ -282,7 +282,8 @@ class Brian2Network(SpikingNetwork):
         trains = self.simulation(len(encoded)).run(
             first, weights[1:], biases[1:], recurrent, added, time_bin
         )
-        return [torch.from_numpy(train.swapaxes(0, 1)).to(encoded) for train in trains]
+        # copied: the next trial overwrites the simulation's arrays
+        return [torch.from_numpy(train.swapaxes(0, 1)).to(encoded, copy=True) for train in trains]
 
     def simulate(self, encoded: Tensor) -> Tensor:
         """Return the outputs ``[rows, classes]`` for ``[rows, steps or 1, units]``."""

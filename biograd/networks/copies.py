@@ -40,7 +40,8 @@ class SharedRandomness:
     def __post_init__(self) -> None:
         for layer in self.module.modules():
             if isinstance(layer, _DropoutNd):
-                self.handles.append(layer.register_forward_hook(self._drop))
+                self.handles.append(layer.register_forward_pre_hook(self._before_drop))
+                self.handles.append(layer.register_forward_hook(self._after_drop, always_call=True))
             elif isinstance(layer, _BatchNorm):
                 self.handles.append(layer.register_forward_pre_hook(self._before_norm))
                 self.handles.append(layer.register_forward_hook(self._after_norm, always_call=True))
@@ -75,22 +76,35 @@ class SharedRandomness:
         self.calls[layer] = self.calls.get(layer, -1) + 1
         return self.calls[layer]
 
-    def _drop(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+    def _before_drop(self, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Apply the shared mask to the input and let the layer itself pass it on.
+
+        Before and not after the layer: one that works in place has then lost its input.
+        """
         if self.recording is None or not layer.training:
             return None
         assert isinstance(layer, _DropoutNd)
         values, visit = inputs[0], self._visit(layer)
+        layer.training = False
+        layer.__dict__["biograd_dropped"] = True
         if self.recording:
-            shape = _mask_shape(layer, values)
-            if self.stream is None or self.stream.device != values.device:
-                raise RuntimeError("no random stream for dropout on this device")
-            keep = torch.rand(shape, generator=self.stream, device=values.device) >= layer.p
-            mask = keep.to(values.dtype) / max(1 - layer.p, 1e-12)
+            mask = self._mask(layer, values)
             self.masks.setdefault(layer, []).append(mask)
-            return values * mask
+            return (values * mask,)
         mask = self.masks[layer][visit]
         copies = values.shape[0] // mask.shape[0]
-        return values * mask.repeat(copies, *[1] * (mask.dim() - 1))
+        return (values * mask.repeat(copies, *[1] * (mask.dim() - 1)),)
+
+    def _mask(self, layer: _DropoutNd, values: Tensor) -> Tensor:
+        if self.stream is None or self.stream.device != values.device:
+            raise RuntimeError("no random stream for dropout on this device")
+        shape = _mask_shape(layer, values)
+        keep = torch.rand(shape, generator=self.stream, device=values.device) >= layer.p
+        return keep.to(values.dtype) / max(1 - layer.p, 1e-12)
+
+    def _after_drop(self, layer: nn.Module, inputs: object, output: object) -> None:
+        if layer.__dict__.pop("biograd_dropped", False):
+            layer.training = True
 
     def _before_norm(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         if self.recording is None or not layer.training:

@@ -138,44 +138,44 @@ def rest(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return zero, zero, zero
 
 
-def record(membrane: Membrane, current: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return spikes and membrane potentials, both ``[rows, steps, *U]``, without a graph.
+def record(
+    membrane: Membrane, current: Tensor, steps: int, potentials: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return spikes and, if asked, membrane potentials, ``[rows, steps, *U]``, without a graph.
 
     Args:
         current: ``[rows, steps, *U]``, or ``[rows, 1, *U]`` for a constant current.
 
     Note:
-        The loop works in place: five elementwise operations a step, no allocation per step but
-        the two results.
+        The loop works in place: no allocation per step.
     """
-    shape = (current.shape[0], steps, *current.shape[2:])
-    spikes, potentials = current.new_empty(shape), current.new_empty(shape)
+    spikes = current.new_empty((current.shape[0], steps, *current.shape[2:]))
+    kept = torch.empty_like(spikes) if potentials else None
     potential = torch.zeros_like(current[:, 0])
     synaptic = torch.zeros_like(potential) if membrane.alpha else None
     threshold = torch.as_tensor(membrane.threshold, dtype=current.dtype, device=current.device)
     constant = current.shape[1] == 1
-    drive = current[:, 0]
     for index in range(steps):
-        drive = drive if constant else current[:, index]
+        drive = current[:, 0 if constant else index]
         if synaptic is not None:
             synaptic.mul_(membrane.alpha).add_(drive, alpha=1 - membrane.alpha)
+            drive = synaptic
+        if index and membrane.reset == "zero":
+            potential.addcmul_(potential, spikes[:, index - 1], value=-1)
         potential.mul_(membrane.beta)
-        potential.add_(drive if synaptic is None else synaptic, alpha=membrane.gain)
-        if index:
-            last = spikes[:, index - 1]
-            if membrane.reset == "subtract":
-                potential.sub_(last, alpha=membrane.threshold)
-            else:
-                potential.addcmul_(potentials[:, index - 1], last, value=-membrane.beta)
-        potentials[:, index] = potential
+        potential.add_(drive, alpha=membrane.gain)
+        if index and membrane.reset == "subtract":
+            potential.sub_(spikes[:, index - 1], alpha=membrane.threshold)
+        if kept is not None:
+            kept[:, index] = potential
         torch.gt(potential, threshold, out=spikes[:, index])
-    return spikes, potentials
+    return spikes, kept
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, membrane: Membrane, steps: int) -> Tensor:
-        spikes, potentials = record(membrane, current, steps)
+        spikes, potentials = record(membrane, current, steps, potentials=True)
         ctx.save_for_backward(spikes, potentials)
         ctx.membrane, ctx.constant = membrane, current.shape[1] == 1
         return spikes

@@ -83,10 +83,6 @@ class Buffer:
         self.layers = layers
         self.probe = probe
         self.raster = Raster.of(layers, probe)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all rows."""
         self.scalars: dict[str, list[Row]] = {}
         self.snapshots: list[Snapshot] = []
         self.nbytes = 0
@@ -116,6 +112,16 @@ class Buffer:
             if self.raster is not None:
                 rows["trials/start_ms"] = len(self.snapshots) * self.raster.probes
         return rows
+
+    def drop(self, rows: Mapping[str, int]) -> None:
+        """Forget the first rows of every table, counted as :meth:`rows` does."""
+        for stream in list(self.scalars):
+            del self.scalars[stream][: rows.get(f"scalars/{stream}/step", 0)]
+            if not self.scalars[stream]:
+                del self.scalars[stream]
+        del self.snapshots[: rows.get(STEPS, 0)]
+        if not self:
+            self.nbytes = 0
 
     def arrays(self, first_snapshot: int) -> dict[str, Array]:
         """Return the data sets of the segment; ``first_snapshot`` were committed before."""

@@ -8,7 +8,8 @@ Finished file ``run.h5``::
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
     /probe/               index i8 | label i4 | split | input (optional)
     /snapshots/           step i8 | epoch i4 | wall_time f8 [s]
-    /layers/<module>/     unit i8 | activation f4 (snapshot, probe, unit)
+    /layers/<module>/     snapshot i8 (its step) | probe i8 (its index) | unit i8
+                          activation f4 (snapshot, probe, unit)
                           stats/{mean,std,frac_active,max} f4 (snapshot, unit)
     /spikes/<module>/     SONATA: timestamps f8 [ms] | node_ids u8, sorted by time
                           trial_ids u4 (row of /trials) | trial_ptr u8 (trial + 1)
@@ -35,7 +36,9 @@ Every reader therefore sees a state that was once complete, whenever the writer 
 **Tables.** Data sets that grow belong to a table and have one row for each of its rows: a stream
 of scalars, the snapshots (with all layers, parameters and learning measures), the trials. A column
 that a segment lacks is NaN there. Spikes are ragged: ``trial_ptr`` counts them, so that trial
-``k`` owns the spikes ``trial_ptr[k]:trial_ptr[k + 1]``.
+``k`` owns the spikes ``trial_ptr[k]:trial_ptr[k + 1]``. In the finished file the axes of the
+tables carry HDF5 dimension scales, so that
+``xarray.open_dataset("run.h5", group="layers/fc1", engine="h5netcdf")`` has named axes.
 
 **Time.** With ``P`` probes, ``T`` steps of ``dt`` ms and a gap of ``g`` ms, probe ``p`` of
 snapshot ``s`` is trial ``k`` and a spike in step ``t`` (0 .. T-1) has the time stamp ``tau``::
@@ -77,6 +80,9 @@ COMMIT_COLUMNS = ("segment", "step", "rank", "unix_ns")
 STEPS = "snapshots/step"
 TRIALS = "trials/start_ms"
 GROWING = ("scalars", "snapshots", "layers", "params", "learning", "trials", "spikes")
+
+COORDINATES = ("snapshot", "probe", "unit")
+"""Coordinates that the groups of layers, parameters and learning measures have of their own."""
 
 Array = npt.NDArray[Any]
 
@@ -250,9 +256,14 @@ def counted_by(name: str) -> str:
 
 
 def grows(name: str) -> bool:
-    """Return whether ``name`` is a data set that grows with the run."""
-    parts = name.split("/")
-    return parts[0] in GROWING and not (parts[0] == "layers" and parts[-1] == "unit")
+    """Return whether ``name`` is a data set that grows with the run.
+
+    >>> grows("layers/fc1/activation"), grows("layers/fc1/unit"), grows("probe/index")
+    (True, False, False)
+    """
+    top, *rest = name.split("/")
+    fixed = top in ("layers", "params", "learning") and rest[-1] in COORDINATES
+    return top in GROWING and not fixed
 
 
 def units_of(name: str, layers: Mapping[str, LayerInfo]) -> str | None:

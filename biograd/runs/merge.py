@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from biograd.runs.hdf5 import storage_options
-from biograd.runs.layout import TRIALS, LayerInfo, counted_by, units_of
+from biograd.runs.layout import STEPS, TRIALS, LayerInfo, counted_by, units_of
 from biograd.runs.sources import Sources, growing, table_rows
 
 Column = tuple[tuple[int, ...], np.dtype[Any]]
@@ -114,30 +114,33 @@ def _copy(
 
 
 def link_scales(output: h5py.File) -> None:
-    """Name every axis of the growing data sets and attach its coordinate to it."""
-    labels = {"snapshots/step": "snapshot", "probe/index": "probe", TRIALS: "trial"}
-    for name, label in labels.items():
-        if name in output:
-            output[name].make_scale(label)
-    for group in output.get("layers", {}).values():
-        group["unit"].make_scale("unit")
-    for stream in output.get("scalars", {}).values():
-        stream["step"].make_scale("step")
+    """Give every table its coordinates, and attach them to the axes of its data sets.
+
+    Why copies of the coordinates: netCDF4 looks for a dimension in the group of a variable and
+    above it, so a group with its own can be opened by xarray as it stands.
+    """
+    steps = output[STEPS][()] if STEPS in output else None
+    for top in ("layers", "params", "learning"):
+        for group in output.get(top, {}).values():
+            if steps is not None and set(group) != {"unit"}:
+                group["snapshot"] = steps
+                if "activation" in group:
+                    group["probe"] = output["probe/index"][()]
     for name, item in growing(output):
         for axis, scale in enumerate(_scales(name)):
             if scale != name and scale in output:
-                labelled = item.dims[axis]
-                labelled.attach_scale(output[scale])
-                labelled.label = labels.get(scale, scale.split("/")[-1])
+                if not output[scale].is_scale:
+                    output[scale].make_scale(scale.split("/")[-1])
+                item.dims[axis].attach_scale(output[scale])
+                item.dims[axis].label = scale.split("/")[-1]
 
 
 def _scales(name: str) -> list[str]:
     """Return the coordinates of the axes of a growing data set."""
     top, *rest = name.split("/")
-    if top == "spikes":
-        return []
-    scales = [counted_by(name)]
-    if top == "layers":
-        unit = f"layers/{rest[0]}/unit"
-        scales += ["probe/index", unit] if rest[-1] == "activation" else [unit]
-    return scales
+    if top in ("layers", "params", "learning"):
+        axes = ["snapshot"]
+        if top == "layers":
+            axes += ["probe", "unit"] if rest[-1] == "activation" else ["unit"]
+        return [f"{top}/{rest[0]}/{axis}" for axis in axes]
+    return [] if top == "spikes" else [counted_by(name)]

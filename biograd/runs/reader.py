@@ -67,6 +67,8 @@ class Entry:
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a run for reading, given ``run.h5`` or ``run.h5.parts``.
 
+    Of a run that still goes, it shows what was committed when it was opened.
+
     Raises:
         RunFileError: there is no run, it is damaged, or it is from a newer version.
     """

@@ -22,9 +22,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from biograd.errors import BiogradError, RecipeError
 from biograd.runs import storage
 from biograd.runs.buffer import RESERVED, Buffer, Snapshot, record, segment_bytes
-from biograd.runs.contents import Commit, find, read_parts, segment_path, settle
+from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path, settle
 from biograd.runs.folder import begin, complete, config_digest, header, refuse_existing
-from biograd.runs.layout import STEPS, LayerInfo, Probe, check_layers, check_name, to_json
+from biograd.runs.layout import (
+    COORDINATES,
+    STEPS,
+    LayerInfo,
+    Probe,
+    check_layers,
+    check_name,
+    to_json,
+)
 from biograd.runs.pack import pack_parts
 from biograd.runs.storage import OutputError, Place
 
@@ -94,6 +102,7 @@ class RunWriter:
         self._hint = f"`biograd resume {place.file}`"
         self._head: dict[str, Any] = json.loads((place.parts / "header.json").read_bytes())
         self._commits: list[Commit] = contents.commits
+        self._written = (place.parts / "commits.jsonl").stat().st_size
         self._rows = Counter(self._commits[-1].rows if self._commits else {})
         self._buffer = Buffer(contents.layers, contents.probe)
         self._commit_bytes = commit_bytes
@@ -243,6 +252,7 @@ class RunWriter:
             OutputError: the disk is full or cannot be written.
         """
         self._check_open()
+        self._catch_up()
         if not self._buffer and checkpoint is None:
             return
         number = self._commits[-1].segment + 1 if self._commits else 0
@@ -266,10 +276,25 @@ class RunWriter:
             for target, content in [*files, (path, data)]:
                 storage.write_bytes(target, content)
             storage.append_line(self._place.parts / "commits.jsonl", commit.line())
+        self._confirm(commit)
+        self._prune()
+
+    def _confirm(self, commit: Commit) -> None:
+        """Forget the rows that a commit has put on disk."""
+        rows = Counter(commit.rows)
+        self._buffer.drop(rows - self._rows)
         self._commits.append(commit)
         self._rows = rows
-        self._buffer.clear()
-        self._prune()
+        self._written += len(commit.line().encode()) + 1
+
+    def _catch_up(self) -> None:
+        """Confirm a commit that Ctrl-C cut off between its line and the note of it in memory."""
+        path = self._place.parts / "commits.jsonl"
+        with storage.writing(path, self._hint):
+            if path.stat().st_size != self._written:
+                for commit in read_commits(path)[len(self._commits) :]:
+                    self._confirm(commit)
+                os.truncate(path, self._written)  # a line that is torn
 
     def _checkpoint_files(
         self,
@@ -407,11 +432,14 @@ def _metric(name: str) -> str:
 
 
 def _flat(table: str, groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {
-        f"{table}/{check_name(table, group)}/{check_name(group, name)}": float(value)
-        for group, values in groups.items()
-        for name, value in values.items()
-    }
+    flat: dict[str, float] = {}
+    for group, values in groups.items():
+        for name, value in values.items():
+            if name in COORDINATES:
+                raise RecipeError(f"{table}: the name {name!r} is taken by a coordinate")
+            path = f"{table}/{check_name(table, group)}/{check_name(group, name)}"
+            flat[path] = float(value)
+    return flat
 
 
 def _plain(value: Any) -> Any:
