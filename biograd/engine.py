@@ -14,6 +14,7 @@ accumulation and every torch optimiser work on it unchanged.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from biograd.contracts import Loss, Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
-from biograd.errors import CapabilityError, nearest
+from biograd.errors import BiogradError, CapabilityError, nearest
 from biograd.estimators import Estimator
 from biograd.networks import substrate as make_substrate
 from biograd.networks.network import LAYERS
@@ -153,16 +154,27 @@ class Engine:
 
         Raises:
             CapabilityError: the loss is not one number per example, or a site does not exist.
+            BiogradError: a loss or a current is not finite.
         """
         self._prepare(inputs, targets)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         round = self._round(encoded, index)
+        self._check_finite(())
         traces = [self._run(plan, encoded, targets) for plan in self.estimator.plans(round)]
+        self._check_finite(traces)
         pairs = list(self.estimator.credit(traces, round))
         self._last = (traces, round)
         self.step += 1
         trace = traces[0]
         return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses)
+
+    def _check_finite(self, traces: Sequence[Trace]) -> None:
+        finite = all(math.isfinite(scale) for scale in self.scales.values())
+        if not (finite and all(bool(torch.isfinite(t.losses).all()) for t in traces)):
+            raise BiogradError(
+                f"the loss is not finite at step {self.step + 1}: lower the learning rate "
+                "(training.learning_rate) or that of decorrelation (decorrelation.rate)"
+            )
 
     def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
         return self.substrate.run(plan, encoded, targets, self.loss, self.streams["dropout"])

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from biograd.data import Split, batches
 from biograd.engine import Engine
-from biograd.errors import BiogradError
 from biograd.randomness import generator
 from biograd.recipes import TrainingRecipe
 
@@ -97,11 +96,6 @@ class Trainer:
         inputs, targets = inputs.to(device), targets.to(device)
         result = self.engine(inputs, targets, index)
         loss = float(result.loss)
-        if not math.isfinite(loss):
-            raise BiogradError(
-                f"the loss is {loss} at step {self.step + 1} (epoch {epoch + 1}): "
-                "lower training.learning_rate or decorrelation.rate"
-            )
         result.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()

@@ -66,8 +66,9 @@ class RecurrentCell(nn.Module):
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU(inplace=True),
-                         nn.Linear(4, 3))
+    return nn.Sequential(
+        nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)
+    )
 
 
 def linear_stack() -> nn.Module:
@@ -77,27 +78,48 @@ def linear_stack() -> nn.Module:
 
 def grouped_convolution() -> nn.Module:
     return nn.Sequential(
-        nn.Unflatten(1, (2, 1, 3)), nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(),
-        nn.Conv2d(4, 6, (1, 2), stride=(1, 2), padding=1, groups=2, bias=False), nn.Tanh(),
-        nn.Flatten(), nn.Linear(36, 3),
+        nn.Unflatten(1, (2, 1, 3)),
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(4, 6, (1, 2), stride=(1, 2), padding=1, groups=2, bias=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(36, 3),
     )
 
 
 def convolution_1d() -> nn.Module:
     return nn.Sequential(
-        nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 2, padding=2, dilation=2, groups=2), nn.Tanh(),
-        nn.Flatten(), nn.Linear(20, 3),
+        nn.Unflatten(1, (2, 3)),
+        nn.Conv1d(2, 4, 2, padding=2, dilation=2, groups=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(20, 3),
     )
 
 
 def batch_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4),
-                         nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
+    return nn.Sequential(
+        nn.Linear(6, 5),
+        nn.BatchNorm1d(5),
+        nn.Tanh(),
+        nn.Linear(5, 4),
+        nn.BatchNorm1d(4),
+        nn.Tanh(),
+        nn.Linear(4, 3),
+    )
 
 
 def dropout() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 6), nn.Tanh(),
-                         nn.Dropout(0.3), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        nn.Tanh(),
+        nn.Dropout(0.4),
+        nn.Linear(8, 6),
+        nn.Tanh(),
+        nn.Dropout(0.3),
+        nn.Linear(6, 3),
+    )
 
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
@@ -141,8 +163,12 @@ def spiking(
 
         import_brian2().prefs.codegen.target = "numpy"  # no compiler, no cold start
     recipe = ModelRecipe(
-        network=NetworkRecipe(substrate=substrate, kind="spiking", dtype="float64",
-                              **{"hidden": (5, 4), "gain": 2.0} | dict(network or {})),
+        network=NetworkRecipe(
+            substrate=substrate,
+            kind="spiking",
+            dtype="float64",
+            **{"hidden": (5, 4), "gain": 2.0} | dict(network or {}),
+        ),
         neuron=NeuronRecipe(**{"resistance": 8.0} | dict(neuron or {})),
         encoding=EncodingRecipe(**{"duration_ms": 20.0} | dict(encoding or {})),
     )
@@ -151,8 +177,9 @@ def spiking(
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if name.endswith("bias"):
-                parameter.copy_(0.1 * torch.rand(parameter.shape, generator=stream,
-                                                 dtype=torch.float64))
+                parameter.copy_(
+                    0.1 * torch.rand(parameter.shape, generator=stream, dtype=torch.float64)
+                )
     return made  # type: ignore[return-value]
 
 
@@ -176,8 +203,10 @@ def gradients(engine: Engine, inputs: Tensor, targets: Tensor) -> Gradients:
 
 
 def kept_gradients(network: nn.Module) -> Gradients:
-    return {name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-            for name, parameter in network.named_parameters()}
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in network.named_parameters()
+    }
 
 
 def autograd(
@@ -223,10 +252,12 @@ def check_unbiased(
 ) -> None:
     """The mean over draws is the truth within 4 standard errors, and its slope on it is 1."""
     flat = torch.cat([value.flatten() for value in truth.values()])
-    samples = torch.stack([
-        torch.cat([value.flatten() for value in gradients(engine, inputs, targets).values()])
-        for _ in range(draws)
-    ])
+    samples = torch.stack(
+        [
+            torch.cat([value.flatten() for value in gradients(engine, inputs, targets).values()])
+            for _ in range(draws)
+        ]
+    )
     mean, error = samples.mean(0), samples.std(0) / math.sqrt(draws)
     worst = ((mean - flat).abs() - 4 * error).max().item()
     assert worst <= 1e-9, f"beyond 4 standard errors by {worst}"
@@ -241,22 +272,23 @@ def check_silent_copies(engine: Engine, inputs: Tensor, targets: Tensor) -> None
     encoded = substrate.encode(inputs, generator(1))
     name = engine.hidden[0]
     noise = torch.zeros(3, len(inputs), 1, *engine._shapes[name].units, dtype=torch.float64)
-    losses = substrate.run(Plan(noise={name: noise}), encoded, targets, engine.loss,
-                           generator(2)).losses
+    losses = substrate.run(
+        Plan(noise={name: noise}), encoded, targets, engine.loss, generator(2)
+    ).losses
     assert torch.allclose(losses[1:], losses[:1].expand(3, -1), rtol=1e-12, atol=1e-12)
 
 
-def check_one_over_b(
-    engine: Engine, inputs: Tensor, targets: Tensor, draws: int = 60
-) -> None:
+def check_one_over_b(engine: Engine, inputs: Tensor, targets: Tensor, draws: int = 60) -> None:
     """A batch and the same batch twice over have the same mean gradient, within 4.5 errors."""
     means, errors = [], []
     for times in (1, 2):
         x, y = inputs.repeat(times, *[1] * (inputs.dim() - 1)), targets.repeat(times)
-        samples = torch.stack([
-            torch.cat([value.flatten() for value in gradients(engine, x, y).values()])
-            for _ in range(draws)
-        ])
+        samples = torch.stack(
+            [
+                torch.cat([value.flatten() for value in gradients(engine, x, y).values()])
+                for _ in range(draws)
+            ]
+        )
         means.append(samples.mean(0))
         errors.append(samples.std(0) / math.sqrt(draws))
     gap = (means[0] - means[1]).abs() - 4.5 * torch.hypot(*errors)

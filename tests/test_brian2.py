@@ -92,11 +92,16 @@ def test_credit_in_bins_is_the_same_on_every_substrate(time_bin: int | None) -> 
     inputs, targets = batch()
     recipe: dict[str, Any] = {"network": {"recurrent": True}, "encoding": {"kind": "poisson"}}
     count = 1 if time_bin is None else math.ceil(20 / time_bin)
-    given = {f"blocks.{index}.synapse": torch.randn(
-        8, count, width, generator=generator(index), dtype=torch.float64)
-        for index, width in enumerate((5, 4))}
-    found = [gradients(attach(spiking(name, **recipe), GivenCredit(given, time_bin)),
-                       inputs, targets) for name in ("torch", "snntorch", "brian2")]
+    given = {
+        f"blocks.{index}.synapse": torch.randn(
+            8, count, width, generator=generator(index), dtype=torch.float64
+        )
+        for index, width in enumerate((5, 4))
+    }
+    found = [
+        gradients(attach(spiking(name, **recipe), GivenCredit(given, time_bin)), inputs, targets)
+        for name in ("torch", "snntorch", "brian2")
+    ]
     check_equal(found[1], found[0])
     check_equal(found[2], found[0])
 
@@ -123,8 +128,14 @@ def test_an_independent_brian2_model_spikes_at_the_same_steps() -> None:
     current = torch.rand(50, 1, 1, generator=generator(0), dtype=torch.float64)
     expected, _ = record(membrane, current, 200)
     clock = b2.Clock(dt=1 * b2.ms)
-    group = b2.NeuronGroup(50, "dv/dt = (3 * I - v) / (10 * ms) : 1\nI : 1", method="exact",
-                           threshold="v > 1", reset="v = 0", clock=clock)
+    group = b2.NeuronGroup(
+        50,
+        "dv/dt = (3 * I - v) / (10 * ms) : 1\nI : 1",
+        method="exact",
+        threshold="v > 1",
+        reset="v = 0",
+        clock=clock,
+    )
     group.I = current.flatten().numpy()
     monitor = b2.SpikeMonitor(group)
     b2.Network(group, monitor).run(200 * b2.ms, namespace={"ms": b2.ms})
@@ -200,10 +211,13 @@ def test_the_weights_of_the_moment_are_simulated() -> None:
     assert all(torch.equal(after[name], expected[name]) for name in after)
 
 
-@pytest.mark.parametrize(("estimator", "missing"), [
-    (make("backprop"), "vjp"),
-    (WeakGradient(5, sites=("blocks.0.synapse",)), "vjp"),
-])
+@pytest.mark.parametrize(
+    ("estimator", "missing"),
+    [
+        (make("backprop"), "vjp"),
+        (WeakGradient(5, sites=("blocks.0.synapse",)), "vjp"),
+    ],
+)
 def test_what_brian2_cannot_do_is_said_at_attach(estimator: Estimator, missing: str) -> None:
     with pytest.raises(CapabilityError, match=f"needs {missing}, which .*'brian2'.*it can: ") as e:
         attach(spiking("brian2"), estimator)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from biograd.contracts import Plan, Round, Trace
 from biograd.engine import attach
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Backpropagation, WeakGradient, make
+from biograd.estimators.regression import METHODS
 from biograd.networks.copies import SharedRandomness
 from biograd.networks.substrate import TorchSubstrate
 from biograd.randomness import generator
@@ -44,8 +45,15 @@ class NoisyBackpropagation(Backpropagation):
     def plans(self, round: Round) -> Sequence[Plan]:
         stream = generator(round.step, "noise of the test")
         noise = {
-            name: self.size * torch.randn(self.copies, round.batch, 1, *round.shapes[name].units,
-                                          generator=stream, dtype=torch.float64)
+            name: self.size
+            * torch.randn(
+                self.copies,
+                round.batch,
+                1,
+                *round.shapes[name].units,
+                generator=stream,
+                dtype=torch.float64,
+            )
             for name in round.hidden
         }
         return (Plan(noise=noise),)
@@ -101,18 +109,21 @@ def test_masks_drawn_anew_in_every_copy_are_noticed(monkeypatch: pytest.MonkeyPa
     inputs, targets = batch()
     engine = attach(build("dropout"), WeakGradient(4))
     engine(inputs, targets)
-    kept = SharedRandomness._drop
+    kept = SharedRandomness._before_drop
 
-    def redrawn(self: SharedRandomness, layer: nn.Module, given: tuple[Tensor], out: Tensor
-                ) -> Tensor | None:
-        recording, self.recording = self.recording, True
+    def redrawn(
+        self: SharedRandomness, layer: nn.Module, given: tuple[Tensor]
+    ) -> tuple[Tensor] | None:
+        """Treat every pass as the clean one."""
+        recording = self.recording
+        self.recording = True if recording is False else recording
         try:
-            return kept(self, layer, given, out)
+            return kept(self, layer, given)
         finally:
             self.recording = recording
 
     # the hooks of a fresh engine find the altered method; the engine itself then refuses
-    monkeypatch.setattr(SharedRandomness, "_drop", redrawn)
+    monkeypatch.setattr(SharedRandomness, "_before_drop", redrawn)
     with pytest.raises(CapabilityError, match="two copies without noise differ"):
         attach(build("dropout"), WeakGradient(4))(inputs, targets)
     broken = attach(build("dropout").eval(), WeakGradient(4))
@@ -130,8 +141,11 @@ def test_dropout_masks_come_from_the_engines_stream() -> None:
     assert torch.equal(first.losses, again.losses) and not torch.equal(first.losses, other.losses)
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.25), nn.Dropout(0.25, inplace=True),
-                                   nn.Dropout1d(0.25), nn.Dropout2d(0.25)], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Dropout(0.25), nn.Dropout(0.25, inplace=True), nn.Dropout1d(0.25), nn.Dropout2d(0.25)],
+    ids=str,
+)
 def test_dropout_drops_its_share_and_keeps_the_mean(layer: nn.Module) -> None:
     shape = (200, 40, *[1] * (2 if isinstance(layer, nn.Dropout2d) else 1))
     shared = SharedRandomness(layer, generator(0))
@@ -167,13 +181,15 @@ def test_batch_norm_copies_use_the_clean_statistics() -> None:
     substrate = TorchSubstrate(network)
     substrate.run(Plan(graph=False), inputs, targets, cross_entropy, generator(0))
     noise = torch.ones(1, len(inputs), 1, 5, dtype=torch.float64)
-    losses = substrate.run(Plan(noise={"0": noise}), inputs, targets, cross_entropy,
-                           generator(0)).losses
+    losses = substrate.run(
+        Plan(noise={"0": noise}), inputs, targets, cross_entropy, generator(0)
+    ).losses
     assert (losses[1] - losses[0]).abs().min() > 1e-3
 
 
-@pytest.mark.parametrize("estimator", ["backprop", "weak", "node_perturbation",
-                                       "weight_perturbation"])
+@pytest.mark.parametrize(
+    "estimator", ["backprop", "weak", "node_perturbation", "weight_perturbation"]
+)
 def test_batch_norm_learns_its_statistics_from_the_clean_batch_once(estimator: str) -> None:
     inputs, targets = batch()
     network, plain = build("batch_norm"), build("batch_norm")
@@ -202,6 +218,23 @@ def test_batch_norm_is_whole_again_when_a_copy_fails() -> None:
     plain = build("batch_norm")
     plain(inputs), plain(inputs)
     assert torch.equal(network[1].running_mean, plain[1].running_mean)
+
+
+@pytest.mark.parametrize(
+    ("method", "copies", "words"),
+    [
+        ("orthogonal", 65, "at most 65 copies"),
+        ("finite_difference", 65, "at most 65 copies"),
+        ("antithetic", 7, "odd number of copies"),
+        ("leave_one_out", 1, "at least 3 copies"),
+        ("quadratic", 128, "at least 130 copies"),
+    ],
+)
+def test_numbers_of_copies_that_cannot_work(method: str, copies: int, words: str) -> None:
+    draw, regress = METHODS[method]
+    with pytest.raises(RecipeError, match=words) as caught:
+        regress(torch.zeros(copies + 1, 2), draw((copies, 2, 64), generator(0), torch.float32), 0)
+    assert "\n" not in str(caught.value)
 
 
 def test_evaluation_draws_nothing_and_learns_no_statistics() -> None:

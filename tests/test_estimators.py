@@ -207,8 +207,9 @@ def test_the_gradient_is_the_mean_of_its_halves(name: str) -> None:
     for estimator in (make("backprop"), make("frozen_hidden"), TrueCredit()):
         engine = attach(build(name), estimator)
         whole = gradients(engine, inputs, targets)
-        halves = [gradients(engine, inputs[part], targets[part])
-                  for part in (slice(0, 4), slice(4, 8))]
+        halves = [
+            gradients(engine, inputs[part], targets[part]) for part in (slice(0, 4), slice(4, 8))
+        ]
         check_equal(whole, {key: (halves[0][key] + halves[1][key]) / 2 for key in whole})
         engine.detach()
 

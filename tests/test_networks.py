@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
-import weakref
 from typing import Any
 
 import pytest
-import snntorch
 import torch
-from networks_for_tests import batch, build, check_equal, drawn, gradients, spiking
+from networks_for_tests import batch, check_equal, drawn, gradients, spiking
 from torch import Tensor, nn
 
 import biograd
-from biograd.engine import attach
+from biograd.engine import LOSSES, attach
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, WeakGradient, make
 from biograd.estimators.regression import METHODS
@@ -32,8 +29,10 @@ INTEGRALS = {
 }
 MEMBRANES = {
     f"{reset}{' filtered' if synaptic else ''}": NeuronRecipe(
-        reset=reset, synaptic_time_constant_ms=synaptic, resistance=2.0)  # type: ignore[arg-type]
-    for reset in ("subtract", "zero") for synaptic in (0.0, 4.0)
+        reset=reset, synaptic_time_constant_ms=synaptic, resistance=2.0
+    )  # type: ignore[arg-type]
+    for reset in ("subtract", "zero")
+    for synaptic in (0.0, 4.0)
 }
 
 
@@ -145,29 +144,44 @@ def test_silent_populations_give_no_credit_and_no_nan(method: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("channels", [(), (4, 6)])
 def test_rate_networks(activation: str, normalisation: str, channels: tuple[int, ...]) -> None:
-    recipe = ModelRecipe(network=NetworkRecipe(
-        hidden=(7,), channels=channels, activation=activation, normalisation=normalisation,  # type: ignore[arg-type]
-        dropout=0.2, dtype="float64"))
+    recipe = ModelRecipe(
+        network=NetworkRecipe(
+            hidden=(7,),
+            channels=channels,
+            activation=activation,
+            normalisation=normalisation,  # type: ignore[arg-type]
+            dropout=0.2,
+            dtype="float64",
+        )
+    )
     network = biograd.build(recipe, (2, 5, 6), 3)
     inputs = batch(9, features=60)[0].view(9, 2, 5, 6)
     engine = attach(network, WeakGradient(5))
     assert engine(inputs, torch.arange(9) % 3).outputs.shape == (9, 3)
     assert len(engine.hidden) == len(channels) + 1
     assert {name: len(a) for name, a in network.activity(inputs).items()} == dict.fromkeys(
-        network.populations, 9)
+        network.populations, 9
+    )
 
 
-@pytest.mark.parametrize(("network", "neuron", "words"), [
-    ({"substrate": "brian2"}, {}, "runs on 'torch'"),
-    ({"kind": "spiking", "channels": (4,)}, {}, "network.channels"),
-    ({"channels": (4,)}, {}, "network.channels"),
-    ({"kind": "spiking", "dropout": 0.1}, {}, "network.dropout"),
-    ({"kind": "spiking", "substrate": "snntorch"},
-     {"reset": "zero", "synaptic_time_constant_ms": 3.0}, "Synaptic also resets"),
-])
+@pytest.mark.parametrize(
+    ("network", "neuron", "words"),
+    [
+        ({"substrate": "brian2"}, {}, "runs on 'torch'"),
+        ({"kind": "spiking", "channels": (4,)}, {}, "network.channels"),
+        ({"channels": (4,)}, {}, "network.channels"),
+        ({"kind": "spiking", "dropout": 0.1}, {}, "network.dropout"),
+        (
+            {"kind": "spiking", "substrate": "snntorch"},
+            {"reset": "zero", "synaptic_time_constant_ms": 3.0},
+            "Synaptic also resets",
+        ),
+    ],
+)
 def test_parts_that_do_not_fit(network: dict[str, Any], neuron: dict[str, Any], words: str) -> None:
-    recipe = ModelRecipe(network=NetworkRecipe(**network), neuron=NeuronRecipe(**neuron),
-                         encoding=EncodingRecipe())
+    recipe = ModelRecipe(
+        network=NetworkRecipe(**network), neuron=NeuronRecipe(**neuron), encoding=EncodingRecipe()
+    )
     with pytest.raises(RecipeError, match=words):
         biograd.build(recipe, 6, 3)
 
@@ -230,54 +244,42 @@ def test_operations_in_place_do_not_alter_what_a_site_recorded() -> None:
     plain = drawn(Own())
     del plain.unused
     other = copy.deepcopy(plain)
-    other.forward = lambda x: other.readout(torch.relu(other.dense(  # type: ignore[method-assign]
-        torch.relu(other.convolution(x)).flatten(1))))
+    other.forward = lambda x: other.readout(
+        torch.relu(
+            other.dense(  # type: ignore[method-assign]
+                torch.relu(other.convolution(x)).flatten(1)
+            )
+        )
+    )
     for estimator in ("weak", "node_perturbation"):
         settings = {"activity": "measured"} if estimator == "node_perturbation" else {}
-        found, expected = (gradients(attach(made, make(estimator, settings)), inputs, targets)
-                           for made in (plain, other))
+        found, expected = (
+            gradients(attach(made, make(estimator, settings)), inputs, targets)
+            for made in (plain, other)
+        )
         check_equal(found, expected, 1e-12)
         for made in (plain, other):
             for layer in made.modules():
                 layer._forward_hooks.clear()
 
 
-# Memory -------------------------------------------------------------------------------------------
+# Losses ------------------------------------------------------------------------------------------
 
 
-def test_snntorch_keeps_no_list_and_no_graph() -> None:
-    before = len(snntorch.SpikingNeuron.instances)
-    network = spiking("snntorch", {"recurrent": True}, {}, {"duration_ms": 8.0})
-    assert len(snntorch.SpikingNeuron.instances) == before
-    engine = attach(network, make("backprop"))
-    inputs, targets = batch()
-    outputs: list[weakref.ref[Tensor]] = []
-    counts = []
-    for turn in range(50):
-        result = engine(inputs, targets)
-        result.backward()
-        engine.update()
-        outputs.append(weakref.ref(result.surrogate))
-        del result
-        if turn % 10 == 9:
-            gc.collect()
-            counts.append(sum(type(thing) is Tensor for thing in gc.get_objects()))
-    assert sum(reference() is not None for reference in outputs) == 0
-    assert counts[-1] <= counts[1]
-    alive = weakref.ref(network)
-    engine.detach()
-    del network, engine
-    gc.collect()
-    assert alive() is None
-
-
-@pytest.mark.parametrize("substrate", ["torch", "snntorch", "brian2"])
-def test_networks_can_be_copied(substrate: str) -> None:
-    network = spiking(substrate)
-    inputs, _ = batch()
-    outputs = network(inputs)
-    twin = copy.deepcopy(network)
-    assert torch.equal(twin(inputs), outputs) and outputs.abs().sum() > 0
-    with torch.no_grad():
-        twin.readout.bias.add_(1)
-    assert torch.equal(network(inputs), outputs) and build("mlp")
+def test_losses_by_name_and_by_hand() -> None:
+    outputs = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(5) % 3
+    expected = [
+        -torch.log(torch.softmax(row, 0)[label])
+        for row, label in zip(outputs, targets, strict=True)
+    ]
+    assert torch.allclose(LOSSES["cross_entropy"](outputs, targets), torch.stack(expected))
+    hot = torch.eye(3, dtype=torch.float64)[targets]
+    assert torch.allclose(
+        LOSSES["squared_error"](outputs, targets), ((outputs - hot) ** 2).sum(1) / 2
+    )
+    assert torch.equal(
+        LOSSES["squared_error"](outputs, hot), LOSSES["squared_error"](outputs, targets)
+    )
+    for loss in LOSSES.values():
+        assert torch.autograd.gradcheck(lambda z, f=loss: f(z, targets), (outputs,))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -50,12 +52,23 @@ def substrates(neuron: dict[str, Any]) -> list[str]:
 
 
 def trains(
-    substrate: str, neuron: dict[str, Any], recurrent: bool, kind: str, *, rows: int, steps: int,
+    substrate: str,
+    neuron: dict[str, Any],
+    recurrent: bool,
+    kind: str,
+    *,
+    rows: int,
+    steps: int,
     hidden: tuple[int, ...],
 ) -> list[Tensor]:
     """Return the spikes of every population for the same recipe, weights and inputs."""
-    network = spiking(substrate, {"hidden": hidden, "recurrent": recurrent}, neuron,
-                      {"kind": kind, "duration_ms": float(steps)}, inputs=20)
+    network = spiking(
+        substrate,
+        {"hidden": hidden, "recurrent": recurrent},
+        neuron,
+        {"kind": kind, "duration_ms": float(steps)},
+        inputs=20,
+    )
     inputs, _ = batch(rows, features=20)
     return list(network.activity(inputs).values())
 
@@ -75,23 +88,36 @@ def assert_same_spikes(found: list[list[Tensor]], least: int) -> None:
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_the_same_spikes(neuron: str, recurrent: bool, kind: str) -> None:
-    found = [trains(name, NEURONS[neuron], recurrent, kind, rows=16, steps=100, hidden=(40, 30))
-             for name in substrates(NEURONS[neuron])]
+    found = [
+        trains(name, NEURONS[neuron], recurrent, kind, rows=16, steps=100, hidden=(40, 30))
+        for name in substrates(NEURONS[neuron])
+    ]
     assert len(found) >= 2
     assert_same_spikes(found, 100_000)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_a_million_spikes_are_the_same(recurrent: bool) -> None:
-    found = [trains(name, {}, recurrent, "poisson", rows=32, steps=500, hidden=(40, 25))
-             for name in SUBSTRATES]
+    found = [
+        trains(name, {}, recurrent, "poisson", rows=32, steps=500, hidden=(40, 25))
+        for name in SUBSTRATES
+    ]
     assert_same_spikes(found, 1_000_000)
 
 
 def test_another_time_constant_is_noticed() -> None:
-    found = [trains(name, {"time_constant_ms": 10.0 + 0.1 * place}, False, "current", rows=16,
-                    steps=100, hidden=(40, 30)) for place, name in enumerate(("torch", "brian2"))]
+    found = [
+        trains(
+            name,
+            {"time_constant_ms": 10.0 + 0.1 * place},
+            False,
+            "current",
+            rows=16,
+            steps=100,
+            hidden=(40, 30),
+        )
+        for place, name in enumerate(("torch", "brian2"))
+    ]
     with pytest.raises(AssertionError):
         assert_same_spikes(found, 100_000)
 
@@ -101,7 +127,8 @@ def test_another_time_constant_is_noticed() -> None:
 def test_the_same_potentials(reset: Any, synaptic: float) -> None:
     """One population driven by noise; snnTorch's neuron is stepped here by hand."""
     membrane = Membrane.of(
-        NeuronRecipe(reset=reset, synaptic_time_constant_ms=synaptic, resistance=3.0), 1.0)
+        NeuronRecipe(reset=reset, synaptic_time_constant_ms=synaptic, resistance=3.0), 1.0
+    )
     current = 0.5 + 1.5 * torch.randn(20, 300, 10, generator=generator(0), dtype=torch.float64)
     spikes, potentials = record(membrane, current, 300, potentials=True)
     assert 0.02 < spikes.mean() < 0.5
@@ -115,7 +142,9 @@ def test_the_same_potentials(reset: Any, synaptic: float) -> None:
         return
     neuron = snntorch.Leaky(
         beta=torch.tensor(membrane.beta, dtype=torch.float64),
-        threshold=torch.tensor(membrane.threshold, dtype=torch.float64), reset_mechanism=reset)
+        threshold=torch.tensor(membrane.threshold, dtype=torch.float64),
+        reset_mechanism=reset,
+    )
     snntorch.SpikingNeuron.instances.remove(neuron)
     state = torch.zeros(20, 10, dtype=torch.float64)
     for index in range(300):
@@ -171,6 +200,49 @@ def test_the_same_gradient_estimates(
 
 def test_another_seed_gives_another_estimate() -> None:
     inputs, targets = batch()
-    first, second = (gradients(attach(spiking("brian2"), make("weak"), seed=seed), inputs, targets)
-                     for seed in (1, 2))
+    first, second = (
+        gradients(attach(spiking("brian2"), make("weak"), seed=seed), inputs, targets)
+        for seed in (1, 2)
+    )
     assert not torch.equal(first["blocks.0.synapse.weight"], second["blocks.0.synapse.weight"])
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def test_snntorch_keeps_no_list_and_no_graph() -> None:
+    before = len(snntorch.SpikingNeuron.instances)
+    network = spiking("snntorch", {"recurrent": True}, {}, {"duration_ms": 8.0})
+    assert len(snntorch.SpikingNeuron.instances) == before
+    engine = attach(network, make("backprop"))
+    inputs, targets = batch()
+    outputs: list[weakref.ref[Tensor]] = []
+    counts = []
+    for turn in range(50):
+        result = engine(inputs, targets)
+        result.backward()
+        engine.update()
+        outputs.append(weakref.ref(result.surrogate))
+        del result
+        if turn % 10 == 9:
+            gc.collect()
+            counts.append(sum(type(thing) is Tensor for thing in gc.get_objects()))
+    assert sum(reference() is not None for reference in outputs) == 0
+    assert counts[-1] <= counts[1]
+    alive = weakref.ref(network)
+    engine.detach()
+    del network, engine
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("substrate", ["torch", "snntorch", "brian2"])
+def test_networks_can_be_copied(substrate: str) -> None:
+    network = spiking(substrate)
+    inputs, _ = batch()
+    outputs = network(inputs)
+    twin = copy.deepcopy(network)
+    assert torch.equal(twin(inputs), outputs) and outputs.abs().sum() > 0
+    with torch.no_grad():
+        twin.readout.bias.add_(1)
+    assert torch.equal(network(inputs), outputs)

@@ -1,0 +1,120 @@
+"""What a run is: the request of a user, resolved into a configuration that can be repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from biograd import estimators, recipes
+from biograd.errors import RecipeError, RunFileError
+from biograd.recipes import DatasetRecipe, ModelRecipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user asked for; None means the recipe's value."""
+
+    model: str | nn.Module = "spiking"
+    dataset: str = "digits"
+    estimator: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    out: Path | None = None
+    force: bool = False
+    assignments: tuple[str, ...] = ()
+    data_dir: Path | None = None
+    offline: bool = False
+    control: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """Everything that decides a run; written into its file."""
+
+    model: str
+    recipe: ModelRecipe
+    dataset: str
+    data: DatasetRecipe
+    estimator: str
+    settings: dict[str, Any]
+    seed: int
+    device: str
+    data_dir: str | None = None
+    offline: bool = False
+    control: bool = False
+    module: bool = False
+    """The network is a module of the user's, which no recipe can build again."""
+
+    def table(self) -> dict[str, Any]:
+        """Return the configuration as a table that ``of`` reads."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any], where: object) -> Configuration:
+        """Return the configuration of a run file.
+
+        Raises:
+            RunFileError: the table is not one.
+        """
+        try:
+            return recipes.construct(cls, table, where)
+        except RecipeError as error:
+            raise RunFileError(f"{error} (the run's configuration)") from error
+
+
+def configure(request: Request) -> Configuration:
+    """Return the configuration of a request: recipes read, overrides applied, all checked.
+
+    Assignments ``dataset.KEY=VALUE`` go to the dataset recipe, the others to the model recipe.
+
+    Raises:
+        RecipeError: one line with file, key and nearest valid word.
+    """
+    to_data = [a.removeprefix("dataset.") for a in request.assignments if a.startswith("dataset.")]
+    to_model = [a for a in request.assignments if not a.startswith("dataset.")]
+    dataset = recipes.load_dataset(request.dataset, to_data)
+    budget = {"epochs": request.epochs, "batch_size": request.batch_size}
+    over: dict[str, Any] = {"training": {k: v for k, v in budget.items() if v is not None}}
+    if request.estimator is not None:
+        over["estimator"] = request.estimator
+    name = Path(request.dataset).stem
+    if isinstance(request.model, nn.Module):
+        table = recipes.override(recipes.merge({}, over), to_model)
+        recipe = recipes.construct(ModelRecipe, table, "--set")
+        model = type(request.model).__name__
+    else:
+        recipe = recipes.load_model(request.model, name, over, to_model)
+        model = Path(request.model).stem
+    settings = recipe.estimators.get(recipe.estimator, {})
+    estimators.make(recipe.estimator, settings, request.model)
+    return Configuration(
+        model=model,
+        recipe=recipe,
+        dataset=name,
+        data=dataset,
+        estimator=recipe.estimator,
+        settings=settings,
+        seed=request.seed,
+        device=_device(request.device),
+        data_dir=None if request.data_dir is None else str(request.data_dir),
+        offline=request.offline,
+        control=request.control,
+        module=isinstance(request.model, nn.Module),
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device cuda: no CUDA device is available here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise RecipeError(f"--device {name}: (known: auto, cpu, cuda)")
+    return name

@@ -1,0 +1,342 @@
+"""A run under way: train, measure, write, commit, and stop when asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from biograd import data, estimators, networks
+from biograd.configuration import Configuration
+from biograd.decorrelation import Decorrelation
+from biograd.engine import attach
+from biograd.errors import BiogradError
+from biograd.recipes import ModelRecipe
+from biograd.runs.layout import Probe
+from biograd.runs.writer import RunWriter
+from biograd.training import StepRecord, Trainer, activity, evaluate
+
+
+class Interrupted(BiogradError):
+    """The run was asked to stop; everything up to the last step is saved."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class Progress(Protocol):
+    """Whoever shows how a run goes on."""
+
+    def begin(self, total_steps: int, title: str) -> None:
+        """Start; ``total_steps`` are still to do."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show one step."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Show one epoch."""
+
+    def note(self, text: str) -> None:
+        """Show a line of text."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, total_steps: int, title: str) -> None:
+        """Show nothing."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+
+class Experiment:
+    """The parts of one run, assembled from its configuration."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        dataset: data.Dataset,
+        network: nn.Module | None = None,
+        estimator: str | None = None,
+    ) -> None:
+        self.configuration, self.dataset = configuration, dataset
+        recipe = configuration.recipe
+        name = estimator or configuration.estimator
+        settings = (
+            configuration.settings
+            if name == configuration.estimator
+            else (recipe.estimators.get(name, {}))
+        )
+        built = networks.build(
+            network if network is not None else recipe,
+            dataset.shape,
+            dataset.classes,
+            configuration.seed,
+        )
+        self.network = built.to(configuration.device)
+        self.engine = attach(
+            self.network,
+            estimators.make(name, settings, configuration.model),
+            _decorrelation(recipe),
+            loss=recipe.training.loss,
+            seed=configuration.seed,
+        )
+        self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Names of the modules whose activity goes into the run file."""
+        return getattr(self.network, "populations", ()) or self.engine.hidden
+
+
+def _decorrelation(recipe: ModelRecipe) -> Decorrelation | None:
+    settings = recipe.decorrelation
+    if settings.rule == "off":
+        return None
+    return Decorrelation(
+        settings.rule, settings.rate, settings.kappa, settings.sample, settings.centre
+    )
+
+
+class Recording:
+    """One run under way: trains, measures, writes, commits."""
+
+    def __init__(
+        self, experiment: Experiment, writer: RunWriter, probe: Probe, progress: Progress
+    ) -> None:
+        self.experiment, self.writer, self.progress = experiment, writer, progress
+        self.probe = probe
+        self.pristine: nn.Module | None = None
+        self.restored = False
+        self.seconds = 0.0
+        self._started = time.perf_counter()
+        self._sums = [0.0, 0.0, 0]
+        self._norms: dict[str, torch.Tensor] = {}
+
+    def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the trainer's checkpoint, with the running sums of the epoch."""
+        tensors, meta = self.experiment.trainer.checkpoint()
+        tensors |= {f"snapshot.{name}": value for name, value in self._norms.items()}
+        elapsed = self.seconds + time.perf_counter() - self._started
+        return tensors, meta | {"sums": self._sums, "seconds": elapsed}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.restored = True
+        self.experiment.trainer.restore(tensors, meta)
+        self._sums, self.seconds = list(meta["sums"]), float(meta["seconds"])
+        self._norms = {
+            name.removeprefix("snapshot."): value
+            for name, value in tensors.items()
+            if name.startswith("snapshot.")
+        }
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end of the budget, pack the file and return the summary."""
+        experiment, trainer = self.experiment, self.experiment.trainer
+        configuration = experiment.configuration
+        title = f"{configuration.model} · {configuration.dataset} · {configuration.estimator}"
+        self.progress.begin(trainer.total - trainer.step, title)
+        try:
+            with _graceful() as stop:
+                if not self.restored:
+                    self._snapshot(0)
+                    self._commit()
+                for record in trainer.steps():
+                    self._record(record)
+                    if stop:
+                        self._commit()
+                        path = self.writer.path
+                        raise Interrupted(
+                            f"interrupted after step {record.step}, all of it is "
+                            f"saved; go on with: biograd resume {path}",
+                            stop[0],
+                        )
+            summary = self._summary()
+            self.writer.scalars(
+                "final",
+                trainer.step,
+                configuration.recipe.training.epochs,
+                {k: v for k, v in summary.items() if isinstance(v, float)},
+            )
+            self._commit()
+            self.writer.summary(summary)
+            self.writer.close("completed")
+        except Interrupted:
+            self.writer.abandon("interrupted")
+            raise
+        except BaseException:
+            self.writer.abandon("crashed")
+            raise
+        finally:
+            experiment.engine.detach()
+        return summary
+
+    def _record(self, record: StepRecord) -> None:
+        values = {
+            "loss": record.loss,
+            "accuracy": record.accuracy,
+            "informative": record.informative,
+            "learning_rate": record.learning_rate,
+        }
+        self.writer.scalars("train_step", record.step, record.epoch, values)
+        self.progress.step(dataclasses.asdict(record))
+        self._sums = [
+            self._sums[0] + record.loss,
+            self._sums[1] + record.accuracy,
+            self._sums[2] + 1,
+        ]
+        if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
+            self._snapshot(record.step)
+        if record.last:
+            self._end_epoch(record)
+
+    def _end_epoch(self, record: StepRecord) -> None:
+        trainer, configuration = self.experiment.trainer, self.experiment.configuration
+        accuracy, loss = evaluate(self.experiment.engine, self.experiment.dataset.test)
+        count = self._sums[2]
+        values = {
+            "train_loss": self._sums[0] / count,
+            "train_accuracy": self._sums[1] / count,
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+        }
+        epoch = record.epoch + 1
+        epochs = configuration.recipe.training.epochs
+        if epochs <= 20 or epoch in log_spaced(epochs) or record.step == trainer.total:
+            values |= self._snapshot(record.step)
+        self.writer.scalars("epoch", record.step, record.epoch, values)
+        self._sums = [0.0, 0.0, 0]
+        self._commit()
+        self.progress.epoch({"epoch": epoch, "epochs": epochs, "step": record.step, **values})
+
+    def _snapshot(self, step: int) -> dict[str, float]:
+        """Record the probes' activity and the parameters' norms; return the summary of both."""
+        experiment = self.experiment
+        inputs = experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
+        found = activity(experiment.network, inputs, experiment.watched)
+        params = {}
+        for name, value in experiment.network.named_parameters():
+            now = value.detach().cpu().clone()
+            before = self._norms.get(name, now)
+            params[name] = {
+                "norm": float(now.norm()),
+                "update_norm": float((now - before).norm()),
+                "sparsity": float((now == 0).float().mean()),
+            }
+            self._norms[name] = now
+        epoch = step // experiment.trainer.per_epoch
+        arrays = {name: value.numpy() for name, value in found.items()}
+        self.writer.snapshot(step, epoch, arrays, params, None)
+        return firing(found, getattr(experiment.network, "spiking", False))
+
+    def _commit(self) -> None:
+        self.writer.commit(self.experiment.trainer.step, self.checkpoint())
+
+    def _summary(self) -> dict[str, Any]:
+        experiment, configuration = self.experiment, self.experiment.configuration
+        seconds = self.seconds + time.perf_counter() - self._started
+        train_accuracy, _ = evaluate(experiment.engine, experiment.dataset.train)
+        test_accuracy, test_loss = evaluate(experiment.engine, experiment.dataset.test)
+        control = None
+        if configuration.control and (self.pristine or not configuration.module):
+            self.progress.note("training the control: frozen hidden layers")
+            control = frozen_hidden(configuration, experiment.dataset, self.pristine)
+        return {
+            "schema_version": 1,
+            "run": str(self.writer.path),
+            "model": configuration.model,
+            "dataset": configuration.dataset,
+            "estimator": configuration.estimator,
+            "decorrelation": configuration.recipe.decorrelation.rule,
+            "seed": configuration.seed,
+            "epochs": configuration.recipe.training.epochs,
+            "train_accuracy": train_accuracy,
+            "test_accuracy": test_accuracy,
+            "test_loss": test_loss,
+            "frozen_hidden_control": control,
+            "seconds": seconds,
+            "steps_per_second": experiment.trainer.step / seconds,
+        }
+
+
+def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]:
+    """Return spikes per neuron and trial (spiking networks) and the share of silent units.
+
+    A unit is silent if it is inactive for every probe.
+    """
+    silent = torch.cat([(v == 0).flatten(0, -2).all(0) for v in found.values()]).float().mean()
+    values = {"silent_fraction": float(silent)}
+    if spiking:
+        counts = torch.cat([value.sum(1).mean(0) for value in found.values()])
+        values["spikes_per_neuron"] = float(counts.mean())
+    return values
+
+
+def frozen_hidden(
+    configuration: Configuration, dataset: data.Dataset, network: nn.Module | None = None
+) -> float:
+    """Return the test accuracy of the control: the same run, with only the readout trained.
+
+    Args:
+        network: a copy of the user's own module from before the training.
+    """
+    experiment = Experiment(configuration, dataset, network, "frozen_hidden")
+    for _record in experiment.trainer.steps():
+        pass
+    accuracy, _loss = evaluate(experiment.engine, dataset.test)
+    experiment.engine.detach()
+    return accuracy
+
+
+def log_spaced(limit: int) -> set[int]:
+    """Return 1, 2, 5, 10, 20, 50, ... up to ``limit``.
+
+    >>> sorted(log_spaced(30))
+    [1, 2, 5, 10, 20]
+    """
+    found, scale = set(), 1
+    while scale <= limit:
+        found |= {scale * factor for factor in (1, 2, 5) if scale * factor <= limit}
+        scale *= 10
+    return found
+
+
+@contextmanager
+def _graceful() -> Iterator[list[int]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills.
+
+    Why: an interrupt inside the optimiser would leave half a step in the weights.
+    """
+    stop: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+
+    kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

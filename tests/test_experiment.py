@@ -1,0 +1,304 @@
+"""From request to run file and back: bit-exact resumption, kills, bad input."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from biograd import data, experiment
+from biograd.__main__ import main
+from biograd.errors import BiogradError, RecipeError, RunFileError
+from biograd.estimators import ESTIMATORS
+from biograd.experiment import Interrupted, Request
+from biograd.recording import Silent
+from biograd.runs.reader import Run, open_run
+from biograd.training import evaluate
+
+SMALL = (
+    "dataset.settings.train_rows=20", "dataset.settings.test_rows=5", "training.batch_size=20",
+    "encoding.duration_ms=6.0", "network.hidden=[8, 6]", "estimators.weak.copies=5",
+    "encoding.kind='poisson'",
+)
+
+
+def request(path: Path, model: str, estimator: str, **changes: Any) -> Request:
+    choice = Request(model=model, dataset="random_manifolds", estimator=estimator, epochs=2,
+                     out=path, assignments=SMALL, device="cpu")
+    return replace(choice, **changes)
+
+
+class Stop(Silent):
+    """Sends a signal to this process after some steps."""
+
+    def __init__(self, after: int, number: int = signal.SIGINT) -> None:
+        self.left, self.number = after, number
+
+    def step(self, record: dict[str, Any]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    """Return everything in a run file that must not depend on when it was written."""
+    with open_run(path) as run:
+        found = {f"tensor.{k}": v.numpy() for k, v in run.checkpoint()[0].items()}
+        for stream in run.streams:
+            if stream != "final":
+                found |= {f"{stream}.{k}": v for k, v in run.scalars(stream).items()
+                          if k != "wall_time"}
+        for layer in run.layers:
+            found[f"{layer}.activation"] = run.activation(layer)
+    return found
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
+
+
+CASES = [
+    (model, name) for model in ("ann", "spiking", "brian2") for name in ESTIMATORS
+    if (model, name) != ("brian2", "backprop")
+]
+assert len(CASES) >= 14
+
+
+@pytest.mark.parametrize(("model", "estimator"), CASES)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, model: str, estimator: str
+) -> None:
+    experiment.execute(request(tmp_path / "whole.h5", model, estimator))
+    for stop in (1, 13):  # inside the first epoch, and inside the second
+        path = tmp_path / f"stopped{stop}.h5"
+        with pytest.raises(Interrupted, match=r"biograd resume .*stopped") as caught:
+            experiment.execute(request(path, model, estimator), Stop(stop))
+        assert caught.value.exit_code == 130
+        assert not path.exists()
+        summary = experiment.proceed(path)
+        assert summary["run"] == str(path)
+        assert same(contents(tmp_path / "whole.h5"), contents(path))
+
+
+def test_the_comparison_can_fail(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        experiment.execute(request(tmp_path / f"{seed}.h5", "ann", "weak", seed=seed))
+    assert not same(contents(tmp_path / "0.h5"), contents(tmp_path / "1.h5"))
+
+
+def test_the_same_request_gives_the_same_bits(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        experiment.execute(request(tmp_path / f"{name}.h5", "spiking", "weak"))
+    assert same(contents(tmp_path / "a.h5"), contents(tmp_path / "b.h5"))
+
+
+def test_sigterm_ends_with_its_own_code(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as caught:
+        experiment.execute(request(tmp_path / "a.h5", "ann", "backprop"), Stop(3, signal.SIGTERM))
+    assert caught.value.exit_code == 143
+
+
+def test_a_finished_run_can_be_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    constant = (*SMALL, "training.schedule='constant'")
+    experiment.execute(request(path, "ann", "weak", assignments=constant))
+    experiment.proceed(path, epochs=3)
+    longer = request(tmp_path / "b.h5", "ann", "weak", assignments=constant, epochs=3)
+    experiment.execute(longer)
+    assert same(contents(path), contents(tmp_path / "b.h5"))
+
+
+def test_the_file_gives_back_the_trained_network(tmp_path: Path) -> None:
+    summary = experiment.execute(request(tmp_path / "a.h5", "spiking", "weak"))
+    with experiment.load(tmp_path / "a.h5") as run:
+        network, engine = experiment.trained(run)
+        assert run.summary["test_accuracy"] == summary["test_accuracy"]
+        configuration = experiment.Configuration.of(run.config, run.path)
+    dataset = data.load(configuration.data, name=configuration.dataset)
+    assert evaluate(engine, dataset.test)[0] == summary["test_accuracy"]
+    engine.detach()
+    assert not network.training or isinstance(network, nn.Module)
+
+
+def test_spikes_in_the_file_are_those_of_the_network(tmp_path: Path) -> None:
+    experiment.execute(request(tmp_path / "a.h5", "spiking", "backprop"))
+    with experiment.load(tmp_path / "a.h5") as run:
+        for layer in run.layers:
+            counts = run.activation(layer).sum() * run.layers[layer].n_steps
+            assert len(run.spikes(layer)) == round(float(counts)) > 0
+
+
+def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
+    def module() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 10))
+
+    path = tmp_path / "a.h5"
+    options = ("dataset.settings.train_rows=20", "dataset.settings.test_rows=5")
+    run = experiment.train(module(), "random_manifolds", estimator="weak", epochs=2, path=path,
+                           settings=options, control=True)
+    assert isinstance(run, Run)
+    assert 0 <= run.summary["frozen_hidden_control"] <= 1
+    with pytest.raises(RecipeError, match=r"a module of yours \(Sequential\)"):
+        experiment.resume(path, epochs=3)
+    assert experiment.resume(path, epochs=3, network=module()).summary["epochs"] == 3
+
+
+def test_the_summary_has_its_keys(tmp_path: Path) -> None:
+    summary = experiment.execute(request(tmp_path / "a.h5", "ann", "weak", control=True))
+    assert list(summary) == (
+        "schema_version run model dataset estimator decorrelation seed epochs train_accuracy "
+        "test_accuracy test_loss frozen_hidden_control seconds steps_per_second"
+    ).split()
+
+
+def console(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "biograd", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)
+
+
+@pytest.mark.slow
+def test_killing_the_training_again_and_again_changes_nothing(tmp_path: Path) -> None:
+    settings = [part for text in SMALL for part in ("--set", text)]
+    start = ["train", "--model", "spiking", "--dataset", "random_manifolds", "--epochs", "60",
+             *settings, "--out"]
+    assert console(*start, tmp_path / "whole.h5").returncode == 0
+    path, kills = tmp_path / "killed.h5", 0
+    stream = np.random.default_rng(0)
+    arguments = [*start, path]
+    while not path.exists():
+        process = subprocess.Popen([sys.executable, "-m", "biograd", *map(str, arguments)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()  # the title: training has begun
+        time.sleep(float(stream.uniform(0.2, 1.5)))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.communicate()
+        if (tmp_path / "killed.h5.parts").exists():
+            arguments = ["resume", path]
+    assert kills >= 3
+    assert same(contents(tmp_path / "whole.h5"), contents(path))
+
+
+BAD = [
+    (["--model", "spikng"], 2, r"no model 'spikng': did you mean 'spiking'\?"),
+    (["--dataset", "digit"], 2, r"no dataset 'digit': did you mean 'digits'\?"),
+    (["--estimator", "week"], 2, r"no estimator 'week': did you mean 'weak'\?"),
+    (["--set", "training.epoch=3"], 2,
+     r"spiking\.toml: unknown key training\.epoch: did you mean 'epochs'\?"),
+    (["--set", "estimators.weak.copy=3"], 2,
+     r"unknown key estimators\.weak\.copy: did you mean 'copies'\?"),
+    (["--set", "decorrelation.rule=kapa"], 2, r"decorrelation\.rule = 'kapa': did you mean"),
+    (["--set", "neuron.threshold=-1"], 2, r"neuron\.threshold = -1\.0: must be > 0"),
+    (["--model", "brian2", "--estimator", "backprop"], 2,
+     r"Backpropagation needs vjp, which the substrate 'brian2' cannot do"),
+    (["--estimator", "weight_perturbation", "--set", "estimators.weight_perturbation.copies=4"],
+     2, r"copies = 4: pairs and one clean copy make an odd number"),
+    (["--set", "estimators.weak.method=quadratic"], 2, r"quadratic needs at least \d+ copies"),
+    (["--out", "{tmp}/file/run.h5"], 1, r"cannot be written"),
+    (["--dataset", "mnist", "--offline", "--data-dir", "{tmp}/empty"], 1, r"mnist"),
+    (["--set", "training.learning_rate=1e30"], 1, r"the loss is not finite at step"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD, ids=lambda v: str(v)[:40])
+def test_bad_input_is_one_line_with_its_exit_code(
+    tmp_path: Path, arguments: list[str], code: int, message: str, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    filled = [part.format(tmp=tmp_path) for part in arguments]
+    assert main(["train", "--epochs", "1", "--quiet", *filled]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    assert re.search(message, printed.err)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_device_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no CUDA device is available here; use --device cpu"):
+        experiment.configure(Request(device="cuda"))
+
+
+def poisoned(monkeypatch: Any, spoil: Any) -> None:
+    from biograd.data import digits
+
+    read = digits.read
+    monkeypatch.setattr(digits, "read", lambda request: spoil(read(request)))
+
+
+@pytest.mark.parametrize("what", ["nan", "label"])
+def test_data_that_cannot_be_learned_from_are_refused(
+    tmp_path: Path, monkeypatch: Any, what: str
+) -> None:
+    def spoil(loaded: Any) -> Any:
+        train, _test = loaded
+        if what == "nan":
+            train.inputs[7] = float("nan")
+        else:
+            train.targets[7] = 10
+        return loaded
+
+    poisoned(monkeypatch, spoil)
+    match = "row 7: an input is NaN" if what == "nan" else "10"
+    with pytest.raises(BiogradError, match=match) as caught:
+        experiment.execute(Request(model="ann", out=tmp_path / "a.h5"))
+    assert "digits" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_during_a_commit_keeps_what_was_committed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    from biograd.runs import storage
+
+    write, calls = storage.write_bytes, []
+
+    def full(path: Path, content: bytes) -> None:
+        calls.append(path)
+        if "segments" in str(path) and len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    path = tmp_path / "a.h5"
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(BiogradError, match=r"no space left on the disk.*biograd resume") as caught:
+        experiment.execute(request(path, "ann", "weak", epochs=4))
+    assert caught.value.exit_code == 1
+    monkeypatch.undo()
+    experiment.proceed(path)
+    experiment.execute(request(tmp_path / "whole.h5", "ann", "weak", epochs=4))
+    assert same(contents(path), contents(tmp_path / "whole.h5"))
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    experiment.execute(request(path, "ann", "weak", epochs=1))
+    before = path.read_bytes()
+    with pytest.raises(RecipeError, match="--force"):
+        experiment.execute(request(path, "ann", "weak", epochs=1))
+    assert path.read_bytes() == before
+    experiment.execute(request(path, "ann", "weak", epochs=1, force=True, seed=3))
+    assert path.read_bytes() != before
+
+
+def test_a_run_whose_configuration_is_not_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFileError, match="the run's configuration"):
+        experiment.Configuration.of({"model": "ann", "nonsense": 1}, tmp_path / "a.h5")
