@@ -186,7 +186,12 @@ class SiteTrace:
     def current(self) -> Tensor:
         """Return the clean mean input current in each bin, ``[B, K, *U]``, without a graph."""
         parts = [visits.binned(self.shape.steps, self.time_bin) for visits in self.visits]
-        return torch.stack([part.detach() for part in parts if part is not None]).sum(0)
+        return torch.stack([part.detach() for part in parts]).sum(0)
+
+    def trial_mean(self) -> Tensor:
+        """Return the clean mean input current of the whole trial, ``[B, *U]``, without a graph."""
+        parts = [visits.binned(self.shape.steps, None)[:, 0] for visits in self.visits]
+        return torch.stack([part.detach() for part in parts]).sum(0)
 
     def deliver(self, gradient: Tensor) -> Credit:
         """Pair every clean output with its share of ``gradient`` ``[B, K, *U]``."""

@@ -60,6 +60,8 @@ class Decorrelation(nn.Module):
         self.layers: dict[str, nn.Module] = {}
         self.energy: dict[str, Tensor] = {}
         """Mean squared off-diagonal over mean squared diagonal of ``C`` at the last update."""
+        self.only: frozenset[str] | None = None
+        """The layers whose matrices learn; None: all."""
         self._inputs: dict[str, list[Tensor]] = {}
         self._temporal: set[str] = set()
         self._handles: list[Any] = []
@@ -112,10 +114,15 @@ class Decorrelation(nn.Module):
         """Write ``W R`` (and the centring) into the layers; the matrices become the identity.
 
         Raises:
-            CapabilityError: the input is centred, and a layer has no bias to take the shift.
+            CapabilityError: the input is centred, and a layer has no bias to take the shift; or
+                two layers share one weight behind different matrices.
         """
+        owners: dict[int, str] = {}
         for name, layer in self.layers.items():
-            weight, bias = self.effective(name, layer)
+            _, bias = self.effective(name, layer)
+            owner = owners.setdefault(id(layer._parameters["weight"]), name)
+            if owner != name:
+                raise CapabilityError(f"cannot fold into {name}: it shares its weight with {owner}")
             if bias is not None and layer.bias is None:
                 raise CapabilityError(f"cannot fold a centred input into {name}: it has no bias")
         for name, layer in self.layers.items():
@@ -141,7 +148,8 @@ class Decorrelation(nn.Module):
 
     def observe(self, name: str, inputs: Tensor) -> None:
         """Keep a clean input of a layer for the next update."""
-        if self._recording() and self.layers[name].training:
+        learns = self.only is None or name in self.only
+        if learns and self._recording() and self.layers[name].training:
             self._inputs.setdefault(name, []).append(inputs.detach())
 
     @torch.no_grad()
@@ -195,8 +203,8 @@ class Decorrelation(nn.Module):
         # C R = x'^T (x' R) / n and |C| = |x' x'^T| / n: no size^3 product for few rows
         correlated = outputs.T @ (outputs @ matrix) / count
         gram = outputs @ outputs.T if count < size else outputs.T @ outputs
-        off = (gram.square().sum() / count**2 - variance.square().sum()) / max(size - 1, 1)
-        self.energy[name] = off / variance.square().sum().clamp_min(1e-30)
+        off = (gram.square().sum() / count**2 - variance.square().sum()).clamp_min(0)
+        self.energy[name] = off / max(size - 1, 1) / variance.square().sum().clamp_min(1e-30)
         if self.rule == "kappa":
             step = (1 - self.kappa) * (correlated - variance[:, None] * matrix)
             step += self.kappa * (variance - 1)[:, None] * matrix

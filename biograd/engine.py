@@ -119,6 +119,7 @@ class Engine:
 
     def _check_capabilities(self) -> None:
         """Refuse at once, naming everything that is missing."""
+        self.estimator.check([site.name for site in self.substrate.sites])
         missing = sorted(self.estimator.needs - self.substrate.capabilities)
         if missing:
             able = ", ".join(sorted(self.substrate.capabilities))
@@ -130,8 +131,7 @@ class Engine:
             raise CapabilityError(f"{type(self.network).__name__} has no trainable parameter")
 
     def _decorrelated(self) -> tuple[str, ...]:
-        sites = self.substrate.sites if self.estimator.learns_hidden else self.substrate.sites[-1:]
-        layers = [name for site in sites for name in site.modules]
+        layers = [name for site in self.substrate.sites for name in site.modules]
         return tuple(n for n in layers if isinstance(self.network.get_submodule(n), LAYERS))
 
     @property
@@ -202,27 +202,37 @@ class Engine:
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
         kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         devices = [stream.device] if stream.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            encoded = self.substrate.encode(inputs, stream)
-            trace = self.substrate.run(Plan(graph=False), encoded, targets, self.loss, stream)
-            self._shapes = {name: site.shape for name, site in trace.sites.items()}
-            if not self.scales:
-                self.scales = {name: _scale(trace, name) for name in self.hidden}
-            if {"perturb_site"} & self.estimator.needs and self.network.training:
-                self._check_common_randomness(encoded, targets, stream)
-        for name, buffer in self.network.named_buffers():
-            if buffer.shape == kept[name].shape:
-                buffer.copy_(kept[name])
-        if self.decorrelate is not None:
-            self.decorrelate.forget()
+        try:
+            with torch.random.fork_rng(devices=devices):
+                self._look(inputs, targets, stream)
+        finally:
+            for name, buffer in self.network.named_buffers():
+                if name in kept and buffer.shape == kept[name].shape:
+                    buffer.copy_(kept[name])
+            if self.decorrelate is not None:
+                self.decorrelate.forget()
         self._prepared = True
+
+    def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        encoded = self.substrate.encode(inputs, stream)
+        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.loss, stream)
+        self._shapes = {name: site.shape for name, site in trace.sites.items()}
+        if not self.scales:
+            self.scales = {name: _scale(trace, name) for name in self.hidden}
+        if self.decorrelate is not None and not self.estimator.learns_hidden:
+            # only now the order of a plain module's layers is known
+            self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
+        if "perturb_site" not in self.estimator.needs:
+            return
+        if not self.hidden:
+            raise CapabilityError("there is no hidden site to perturb: the network has one layer")
+        if self.network.training:
+            self._check_common_randomness(encoded, targets, stream)
 
     def _check_common_randomness(
         self, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
         """Two copies without noise must have the loss of the clean one."""
-        if not self.hidden:
-            raise CapabilityError("there is no hidden site to perturb: the network has one layer")
         name = self.hidden[0]
         shape = (2, encoded.shape[0], 1, *self._shapes[name].units)
         noise = encoded.new_zeros(shape, dtype=next(self.network.parameters()).dtype)
@@ -305,8 +315,8 @@ def attach(
         loss: "cross_entropy", "squared_error", or a function of outputs and targets that returns
             one loss per row.
         seed: of the engine's own random streams.
-        sites: names of layers, or name -> layers that share a current; by default all linear and
-            convolutional layers, in the order in which they are called.
+        sites: names of layers, or name -> layers that share a current, the readout included; by
+            default all linear and convolutional layers.  The one called last is the readout.
 
     Raises:
         CapabilityError: lists everything that the substrate cannot do for this estimator.
@@ -335,8 +345,8 @@ def _surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _scale(trace: Trace, name: str) -> float:
-    """Return the root mean square of a site's mean current; 1 for a site without input."""
-    value = float(trace.sites[name].current().square().mean().sqrt())
+    """Return the root mean square of a site's mean current over the trial; 1 without input."""
+    value = float(trace.sites[name].trial_mean().square().mean().sqrt())
     return value if value > 0 else 1.0
 
 

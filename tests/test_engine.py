@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "weak site": (
         lambda: build("mlp"),
         {"estimator": WeakGradient(5, sites=("00",))},
-        "no hidden site '00'",
+        "no site '00'",
     ),
     "scalar loss": (lambda: build("mlp"), {"loss": scalar}, "one value per example"),
     "unknown loss": (lambda: build("mlp"), {"loss": "cross-entropy"}, "'cross_entropy'"),

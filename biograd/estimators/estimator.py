@@ -30,6 +30,9 @@ class Estimator(nn.Module):
     bias: ClassVar[str] = ""
     reference: ClassVar[str] = ""
 
+    def check(self, sites: Sequence[str]) -> None:
+        """Refuse, when attached, settings that these sites cannot serve."""
+
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return the plans of one step."""
         raise NotImplementedError

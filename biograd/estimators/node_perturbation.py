@@ -18,8 +18,9 @@ class NodePerturbation(WeakGradient):
 
     "injected": ``g = (1/m) sum (L_s - L_0) e_s / sigma^2`` with the injected noise ``e``.
     "measured": ``g = (1/m) sum (L_s - L_0) N Da_s / |Da_s|^2`` with the measured change ``Da`` of
-    all ``N`` perturbed currents, so that the noise need not be known and its effect on deeper
-    layers is credited there (activity-based node perturbation).
+    the ``N`` currents of a site, so that the noise need not be known and its effect on deeper
+    layers is credited there (activity-based node perturbation).  Each site has its own norm: one
+    norm over all sites would weigh them by the square of their scale.
 
     Args:
         copies: ``S``, the clean one included.
@@ -56,14 +57,13 @@ class NodePerturbation(WeakGradient):
             yield from super().credit(traces, round)
             return
         (trace,) = traces
-        changes = {}
+        difference = trace.losses[1:] - trace.losses[:1]
         for name in self.chosen(round):
             observed = trace.sites[name].observed
             assert observed is not None
-            changes[name] = observed - trace.sites[name].current()
-        flat = torch.cat([change.flatten(2) for change in changes.values()], dim=-1)
-        power = flat.square().sum(-1).clamp_min(torch.finfo(flat.dtype).tiny)
-        weight = (trace.losses[1:] - trace.losses[:1]).to(flat.dtype) * flat.shape[-1] / power
-        for name, change in changes.items():
+            change = observed - trace.sites[name].current()
+            flat = change.flatten(2)
+            power = flat.square().sum(-1).clamp_min(torch.finfo(flat.dtype).tiny)
+            weight = difference.to(flat.dtype) * flat.shape[-1] / power
             gradient = torch.einsum("mb,mb...->b...", weight, change)
             yield from trace.sites[name].deliver(gradient / (len(weight) * round.batch))

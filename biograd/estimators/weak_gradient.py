@@ -71,6 +71,16 @@ class WeakGradient(Estimator):
         if not isinstance(sites, str):
             self.needs = self.needs | {"vjp"}
 
+    def check(self, sites: Sequence[str]) -> None:
+        """Refuse the name of a site that does not exist.
+
+        Raises:
+            CapabilityError: with the nearest name.
+        """
+        for name in () if isinstance(self.sites, str) else self.sites:
+            if name not in sites:
+                raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites that are perturbed in this step."""
         if self.sites == "all":

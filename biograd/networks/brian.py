@@ -371,10 +371,10 @@ class Brian2Substrate:
         steps, before = self.module.steps, rows
         inputs = {}
         for site, block, train in zip(self.sites, self.module._blocks(), trains, strict=False):
-            layers = [(block["synapse"], Visits(True, [before]).binned(steps, time_bin))]
+            layers = [(block["synapse"], _averaged(before, steps, time_bin))]
             if "recurrent" in block:
                 past = torch.cat((torch.zeros_like(train[:, :1]), train[:, :-1]), 1)
-                layers.append((block["recurrent"], Visits(True, [past]).binned(steps, time_bin)))
+                layers.append((block["recurrent"], _averaged(past, steps, time_bin)))
             inputs[site.name] = (SiteShape((train.shape[-1],), steps), layers)
             before = train
         return inputs
@@ -400,11 +400,19 @@ class Brian2Substrate:
             sites[name].noise = noise
         if not plan.observe:
             return
-        for name, (_shape, layers) in inputs.items():
-            total = torch.stack([layer(values[batch:]) for layer, values in layers]).sum(0)
+        for name, (shape, layers) in inputs.items():
+            visits = [Visits(True, [layer(values[batch:])]) for layer, values in layers]
+            total = SiteTrace(shape, visits, plan.time_bin).current()
             total = total.view(copies, batch, *total.shape[1:])
             added = (plan.noise or {}).get(name)
             sites[name].observed = total if added is None else total + added
+
+
+def _averaged(values: Tensor, steps: int, time_bin: int | None) -> Tensor:
+    """Return the mean in each bin; every step if the bins are uneven, since their means differ."""
+    if steps % (time_bin or steps):
+        return values
+    return Visits(True, [values]).binned(steps, time_bin)
 
 
 def _array(values: Tensor) -> Array:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from biograd.errors import CapabilityError
+
 Hook = torch.utils.hooks.RemovableHandle
 
 
@@ -38,6 +40,11 @@ class SharedRandomness:
     )
 
     def __post_init__(self) -> None:
+        for name, layer in self.module.named_modules():
+            if isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
+                raise CapabilityError(
+                    f"{name} ({type(layer).__name__}): copies cannot share its masks; use Dropout"
+                )
         for layer in self.module.modules():
             if isinstance(layer, _DropoutNd):
                 self.handles.append(layer.register_forward_pre_hook(self._before_drop))

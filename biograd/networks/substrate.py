@@ -144,7 +144,8 @@ class TorchSubstrate:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
         if not self._shapes and not isinstance(self.module, Network):
             last = {name: place for place, name in enumerate(now.order)}
-            self.sites = tuple(sorted(self.sites, key=lambda s: last.get(s.modules[0], -1)))
+            called = [site for site in self.sites if site.modules[0] in last]
+            self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
         steps = self.module.steps if isinstance(self.module, Network) else None
         for site in self.sites:
             outputs = now.sites[site.name][0].outputs
@@ -259,10 +260,7 @@ def perturbed_losses(
 
 
 def repeat(values: Tensor, copies: int) -> Tensor:
-    """Return ``[copies B, ...]``, copy-major: all examples of the first copy, then the next.
-
-    A constant current stays one view of the same memory where it can.
-    """
+    """Return ``[copies B, ...]``, copy-major: all examples of the first copy, then the next."""
     return values.expand(copies, *values.shape).flatten(0, 1)
 
 
