@@ -124,6 +124,7 @@ class Recording:
         self.probe = probe
         self.pristine: nn.Module | None = None
         self.restored = False
+        self._firing: dict[str, float] = {}
         self.seconds = 0.0
         self._started = time.perf_counter()
         self._sums = [0.0, 0.0, 0]
@@ -156,7 +157,7 @@ class Recording:
         try:
             with _graceful() as stop:
                 if not self.restored:
-                    self._snapshot(0)
+                    self._snapshot(0, self._look())
                     self._commit()
                 for record in trainer.steps():
                     self._record(record)
@@ -196,14 +197,14 @@ class Recording:
             "learning_rate": record.learning_rate,
         }
         self.writer.scalars("train_step", record.step, record.epoch, values)
-        self.progress.step(dataclasses.asdict(record))
+        self.progress.step(dataclasses.asdict(record) | self._firing)
         self._sums = [
             self._sums[0] + record.loss,
             self._sums[1] + record.accuracy,
             self._sums[2] + 1,
         ]
         if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
-            self._snapshot(record.step)
+            self._snapshot(record.step, self._look())
         if record.last:
             self._end_epoch(record)
 
@@ -219,18 +220,25 @@ class Recording:
         }
         epoch = record.epoch + 1
         epochs = configuration.recipe.training.epochs
+        found = self._look()
+        self._firing = firing(found, getattr(self.experiment.network, "spiking", False))
+        values |= self._firing
         if epochs <= 20 or epoch in log_spaced(epochs) or record.step == trainer.total:
-            values |= self._snapshot(record.step)
+            self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = [0.0, 0.0, 0]
         self._commit()
         self.progress.epoch({"epoch": epoch, "epochs": epochs, "step": record.step, **values})
 
-    def _snapshot(self, step: int) -> dict[str, float]:
-        """Record the probes' activity and the parameters' norms; return the summary of both."""
+    def _look(self) -> dict[str, torch.Tensor]:
+        """Return the probes' activity in every watched layer."""
         experiment = self.experiment
         inputs = experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
-        found = activity(experiment.network, inputs, experiment.watched)
+        return activity(experiment.network, inputs, experiment.watched)
+
+    def _snapshot(self, step: int, found: Mapping[str, torch.Tensor]) -> None:
+        """Write the probes' activity and the parameters' norms."""
+        experiment = self.experiment
         params = {}
         for name, value in experiment.network.named_parameters():
             now = value.detach().cpu().clone()
@@ -244,7 +252,6 @@ class Recording:
         epoch = step // experiment.trainer.per_epoch
         arrays = {name: value.numpy() for name, value in found.items()}
         self.writer.snapshot(step, epoch, arrays, params, None)
-        return firing(found, getattr(experiment.network, "spiking", False))
 
     def _commit(self) -> None:
         self.writer.commit(self.experiment.trainer.step, self.checkpoint())

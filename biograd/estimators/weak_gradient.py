@@ -40,7 +40,7 @@ class WeakGradient(Estimator):
     """
 
     passes = "S forward"
-    bias = "ridge shrinks; the others' in regression.py"
+    bias = "shrinks (ridge); second order in sigma (score, baseline)"
     reference = "Hazelden 2023, arXiv 2311.10869"
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
 
