@@ -35,7 +35,7 @@ def cell(model: str, estimator: str, seeds: int) -> str:
         found.append(100 * evaluate(run.engine, dataset.test)[0])
         run.engine.detach()
     seconds = (time.perf_counter() - begin) / seeds
-    spread = f"{min(found):.1f}–{max(found):.1f}"  # noqa: RUF001
+    spread = f"{min(found):.1f}–{max(found):.1f}"
     return f"**{statistics.mean(found):.1f}** ({spread}), {seconds:.0f} s"
 
 
