@@ -80,7 +80,7 @@ class RateNetwork(Network):
 
 
 class RecurrentRateNetwork(Network):
-    """A recurrent network: ``h[t] = activation(W x[t] + V h[t-1] + b)``, read out from its mean.
+    """A recurrent network: ``h[t] = activation(W x[t] + V h[t-1] + b)``, read out at the end.
 
     The site of a layer is the sum ``W x[t] + V h[t-1] + b`` in every step.
     """
@@ -122,4 +122,4 @@ class RecurrentRateNetwork(Network):
                 state = block["activity"](drive[:, index] + block["recurrent"](state))
                 states.append(state)
             activity = torch.stack(states, 1)
-        return self.readout(activity.mean(1))
+        return self.readout(activity[:, -1])
