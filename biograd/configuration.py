@@ -93,7 +93,8 @@ def configure(request: Request) -> Configuration:
         recipe = recipes.load_model(request.model, name, over, to_model)
         model = Path(request.model).stem
     settings = recipe.estimators.get(recipe.estimator, {})
-    estimators.make(recipe.estimator, settings, request.model)
+    for other, table in {**recipe.estimators, recipe.estimator: settings}.items():
+        estimators.make(other, table, request.model)
     return Configuration(
         model=model,
         recipe=recipe,
@@ -102,7 +103,7 @@ def configure(request: Request) -> Configuration:
         estimator=recipe.estimator,
         settings=settings,
         seed=request.seed,
-        device=_device(request.device),
+        device=check_device(request.device),
         data_dir=None if request.data_dir is None else str(request.data_dir),
         offline=request.offline,
         control=request.control,
@@ -110,11 +111,16 @@ def configure(request: Request) -> Configuration:
     )
 
 
-def _device(name: str) -> str:
+def check_device(name: str, where: str = "--device cuda") -> str:
+    """Return the device of ``auto``, ``cpu`` or ``cuda``; ``where`` opens the message.
+
+    Raises:
+        RecipeError: no such device, here or at all.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: no CUDA device is available here; use --device cpu")
+        raise RecipeError(f"{where}: no CUDA device is available here; use --device cpu")
     if name not in ("cpu", "cuda"):
         raise RecipeError(f"--device {name}: (known: auto, cpu, cuda)")
     return name

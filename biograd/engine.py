@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from biograd.contracts import Loss, Plan, Round, Trace
+from biograd.contracts import Loss, ParameterNoise, Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, nearest
 from biograd.estimators import Estimator
@@ -115,7 +115,7 @@ class Engine:
             self.detach()
             raise
         self._last: tuple[Sequence[Trace], Round] | None = None
-        self._prepared = False
+        self._prepared = self._detached = False
 
     def _check_capabilities(self) -> None:
         """Refuse at once, naming everything that is missing."""
@@ -153,12 +153,15 @@ class Engine:
             index: rows of the examples in the data set, for estimators that keep one state each.
 
         Raises:
-            CapabilityError: the loss is not one number per example, or a site does not exist.
+            CapabilityError: the loss is not one number per example, a site does not exist, or the
+                engine is detached.
             BiogradError: a loss or a current is not finite.
         """
-        self._prepare(inputs, targets)
+        if self._detached:
+            raise CapabilityError("the engine is detached from its network: attach it again")
+        self.prepare(inputs, targets)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
-        round = self._round(encoded, index)
+        round = self._round(encoded, index, self.streams["noise"])
         self._check_finite(())
         traces = [self._run(plan, encoded, targets) for plan in self.estimator.plans(round)]
         self._check_finite(traces)
@@ -179,15 +182,15 @@ class Engine:
     def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
         return self.substrate.run(plan, encoded, targets, self.loss, self.streams["dropout"])
 
-    def _round(self, encoded: Tensor, index: Tensor | None) -> Round:
+    def _round(self, encoded: Tensor, index: Tensor | None, stream: torch.Generator) -> Round:
         parameters = tuple(p for p in self.network.parameters() if p.requires_grad)
         return Round(
             batch=encoded.shape[0],
             step=self.step,
             hidden=self.hidden,
             shapes=self._shapes,
-            scales=self.scales,
-            generator=self.streams["noise"],
+            scales=dict(self.scales),
+            generator=stream,
             device=encoded.device,
             dtype=parameters[0].dtype,
             parameters=parameters,
@@ -195,8 +198,15 @@ class Engine:
         )
 
     @torch.no_grad()
-    def _prepare(self, inputs: Tensor, targets: Tensor) -> None:
-        """Learn the sites' shapes and scales from a first pass that leaves no trace."""
+    def prepare(self, inputs: Tensor, targets: Tensor) -> None:
+        """Learn the sites' order, shapes and scales from a first pass that leaves no trace.
+
+        The first step does so by itself; later calls do nothing.
+
+        Raises:
+            CapabilityError: the network, the loss and the estimator do not fit together.
+            RecipeError: the estimator cannot work with these sites.
+        """
         if self._prepared:
             return
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
@@ -222,21 +232,28 @@ class Engine:
         if self.decorrelate is not None and not self.estimator.learns_hidden:
             # only now the order of a plain module's layers is known
             self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
-        if "perturb_site" not in self.estimator.needs:
-            return
-        if not self.hidden:
+        if "perturb_site" in self.estimator.needs and not self.hidden:
             raise CapabilityError("there is no hidden site to perturb: the network has one layer")
-        if self.network.training:
-            self._check_common_randomness(encoded, targets, stream)
+        plan = self._silent_copies(encoded)
+        if plan is not None and self.network.training:
+            self._check_common_randomness(plan, encoded, targets, stream)
+        self.estimator.plans(self._round(encoded, None, stream))
+
+    def _silent_copies(self, encoded: Tensor) -> Plan | None:
+        """Return a plan of two copies without noise; None if the estimator makes no copies."""
+        if "perturb_site" in self.estimator.needs:
+            name = self.hidden[0]
+            shape = (2, encoded.shape[0], 1, *self._shapes[name].units)
+            noise = encoded.new_zeros(shape, dtype=next(self.network.parameters()).dtype)
+            return Plan(noise={name: noise}, graph=False)
+        if "perturb_parameter" in self.estimator.needs:
+            return Plan(parameter_noise=ParameterNoise((0, 0), (0.0, 0.0)), graph=False)
+        return None
 
     def _check_common_randomness(
-        self, encoded: Tensor, targets: Tensor, stream: torch.Generator
+        self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
-        """Two copies without noise must have the loss of the clean one."""
-        name = self.hidden[0]
-        shape = (2, encoded.shape[0], 1, *self._shapes[name].units)
-        noise = encoded.new_zeros(shape, dtype=next(self.network.parameters()).dtype)
-        plan = Plan(noise={name: noise}, graph=False)
+        """Copies without noise must have the loss of the clean one."""
         losses = self.substrate.run(plan, encoded, targets, self.loss, stream).losses
         if not torch.allclose(losses[1:], losses[:1], rtol=1e-3, atol=1e-4):
             raise CapabilityError(
@@ -290,7 +307,12 @@ class Engine:
         self.step = int(state["step"])
 
     def detach(self) -> nn.Module:
-        """Remove every hook and return the network as it was found, with what it learned."""
+        """Remove every hook and return the network, its parameters as they are now.
+
+        The decorrelating matrices go with the hooks: call ``engine.decorrelate.fold()`` before, or
+        the weights act without the transform that they were trained behind.
+        """
+        self._detached = True
         self.substrate.close()
         if self.decorrelate is not None:
             self.decorrelate.detach()

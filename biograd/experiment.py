@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from biograd import data
-from biograd.configuration import Configuration, Request, configure
+from biograd.configuration import Configuration, Request, check_device, configure
 from biograd.engine import Engine
 from biograd.errors import RecipeError
 from biograd.recording import Experiment, Interrupted, Progress, Recording, Silent
@@ -79,12 +79,14 @@ def execute(request: Request, progress: Progress | None = None) -> dict[str, Any
 
 
 def _load(configuration: Configuration) -> data.Dataset:
+    check_device(configuration.device, "the run was on cuda")
     folder = None if configuration.data_dir is None else Path(configuration.data_dir)
     return data.load(
         configuration.data,
         name=configuration.dataset,
         data_dir=folder,
         offline=configuration.offline,
+        seed=configuration.seed,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import tomllib
 import types
 import typing
@@ -320,8 +321,8 @@ _KINDS = {
 def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind is float and isinstance(value, float) and value != value:
-        raise RecipeError(f"{where}: {key} = nan: must be a number")
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: {key} = {value}: must be a finite number")
     mismatch = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
     if mismatch:
         name = _KINDS.get(kind.__name__, f"a table ({kind.__name__})")
@@ -349,8 +350,9 @@ def load_model(
         RecipeError: with the file, the key and the nearest valid word.
     """
     table, path = read(name, "models")
-    for_dataset = table.get("dataset", {})
-    if isinstance(for_dataset, dict) and isinstance(for_dataset.get(dataset), dict):
-        table = merge(table, for_dataset[dataset])
-    table.pop("dataset", None) if isinstance(for_dataset, dict) else None
+    for_dataset = _convert(Table, table.pop("dataset", {}), path, "dataset")
+    for known, changes in for_dataset.items():  # all are checked, whichever is used
+        _convert(Table, changes, path, f"dataset.{known}")
+        construct(ModelRecipe, merge(table, changes), f"{path}: dataset.{known}")
+    table = merge(table, for_dataset.get(dataset, {}))
     return construct(ModelRecipe, override(merge(table, over or {}), assignments), path)

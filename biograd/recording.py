@@ -98,6 +98,11 @@ class Experiment:
             seed=configuration.seed,
         )
         self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
+        try:
+            self.trainer.prepare()
+        except BaseException:
+            self.engine.detach()
+            raise
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -182,6 +187,14 @@ class Recording:
         except Interrupted:
             self.writer.abandon("interrupted")
             raise
+        except (KeyboardInterrupt, SystemExit) as error:  # while the results were measured
+            self.writer.abandon("interrupted")
+            code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
+            raise Interrupted(
+                "interrupted; go on from the last commit with: "
+                f"biograd resume {self.writer.path}",
+                int(code or 0) - 128,
+            ) from error
         except BaseException:
             self.writer.abandon("crashed")
             raise
@@ -288,6 +301,8 @@ def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]
 
     A unit is silent if it is inactive for every probe.
     """
+    if not found:
+        return {}
     silent = torch.cat([(v == 0).flatten(0, -2).all(0) for v in found.values()]).float().mean()
     values = {"silent_fraction": float(silent)}
     if spiking:

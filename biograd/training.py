@@ -75,6 +75,18 @@ class Trainer:
         """The number of steps of the whole budget."""
         return self.recipe.epochs * self.per_epoch
 
+    def prepare(self) -> None:
+        """Show the engine the first batch, so that what does not fit together is said at once.
+
+        Raises:
+            CapabilityError, RecipeError: see ``Engine.prepare``.
+        """
+        self.engine.network.train()
+        device = next(self.engine.network.parameters()).device
+        stream = generator(self.seed, "order", 0)
+        batch = next(batches(self.split, self.recipe.batch_size, stream, self.drop_last))
+        self.engine.prepare(batch.inputs.to(device), batch.targets.to(device))
+
     def steps(self) -> Iterator[StepRecord]:
         """Train from the current step to the end of the budget, yielding after each step.
 

@@ -241,6 +241,32 @@ def test_weight_perturbation_needs_pairs(copies: int) -> None:
     assert make("weight_perturbation", {"copies": 3})
 
 
+def test_chance_beside_dropout_modules_is_refused() -> None:
+    class Functional(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return nn.functional.dropout(super().forward(inputs), 0.5, self.training)
+
+    for name, estimator in ESTIMATORS.items():
+        engine = attach(Functional(nn.Linear(6, 5), nn.Linear(5, 3)).double(), make(name))
+        if estimator.needs & {"perturb_site", "perturb_parameter"}:
+            with pytest.raises(CapabilityError, match="two copies without noise"):
+                engine(*batch())
+        else:
+            engine(*batch())
+
+
+def test_a_detached_engine_says_so() -> None:
+    engine = attach(build("mlp"), make("weak"))
+    engine.detach()
+    with pytest.raises(CapabilityError, match="detached"):
+        engine(*batch())
+
+
+def test_sites_cannot_be_given_to_a_substrate_that_names_its_own() -> None:
+    with pytest.raises(CapabilityError, match="names its own sites"):
+        attach(spiking("brian2"), make("weak"), sites=["nonsense"])
+
+
 # The surface --------------------------------------------------------------------------------------
 
 

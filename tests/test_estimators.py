@@ -198,6 +198,31 @@ def test_sites_visited_many_times(time_bin: int | None) -> None:
     assert (found["feed.bias"] - expected["feed.bias"]).abs().max() < 1e-9
 
 
+def test_trials_of_another_length() -> None:
+    """The gradient is shared out among the visits of this batch, not those of the first."""
+
+    class Sequence(RecurrentCell):
+        def forward(self, inputs: Tensor) -> Tensor:
+            state = inputs.new_zeros(len(inputs), 4)
+            for now in inputs.unbind(1):
+                state = self.feed(now) + self.recurrent(state)
+            return self.readout(state)
+
+    sites = {"state": ("feed", "recurrent"), "readout": ("readout",)}
+    engine = attach(
+        drawn(Sequence()), WeakGradient(8, method="anchored"), loss=linear_loss, sites=sites
+    )
+    targets = batch()[1]
+    for steps in (3, 6, 2):
+        inputs = batch(features=2 * steps)[0].view(8, steps, 2)
+        found = gradients(engine, inputs, targets)["feed.bias"]
+        expected = autograd(drawn(Sequence()), inputs, targets, linear_loss)["feed.bias"]
+        assert (found - expected).abs().max() < 1e-9
+    engine.estimator.time_bin = 1  # type: ignore[assignment]
+    with pytest.raises(biograd.CapabilityError, match="trials of one length"):
+        engine(inputs, targets)
+
+
 # 6. The mean over the batch -----------------------------------------------------------------------
 
 

@@ -23,7 +23,8 @@ from biograd.commands.train import summary
 def resume(run: Path, epochs: int | None, quiet: bool) -> Answer:
     """Go on with a run that was interrupted, or train it for longer.
 
-    RUN is a run file.  The result is the same, bit by bit, as without the interruption.
+    RUN is a run file.  An interrupted run ends bit by bit as without the interruption (on the CPU).
+    With more --epochs the learning rate's schedule is that of the longer run from there on.
     """
     from biograd import experiment
 

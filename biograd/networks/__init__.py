@@ -13,7 +13,7 @@ from torch import nn
 
 from biograd import encoding
 from biograd.contracts import Substrate
-from biograd.errors import RecipeError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.networks.network import Network, initialise
 from biograd.networks.rate import RateNetwork, RecurrentRateNetwork
 from biograd.networks.spiking import SpikingNetwork
@@ -105,6 +105,14 @@ def _check(recipe: ModelRecipe, shape: tuple[int, ...]) -> None:
 def substrate(
     network: nn.Module, sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None
 ) -> Substrate:
-    """Return who runs the forward passes of ``network``: its own substrate, else torch."""
+    """Return who runs the forward passes of ``network``: its own substrate, else torch.
+
+    Raises:
+        CapabilityError: ``sites`` are given for a network whose own substrate has its own.
+    """
     make = getattr(network, "make_substrate", None)
-    return make() if callable(make) else TorchSubstrate(network, sites)
+    if not callable(make):
+        return TorchSubstrate(network, sites)
+    if sites is not None:
+        raise CapabilityError(f"{type(network).__name__} names its own sites: give none")
+    return make()

@@ -121,7 +121,7 @@ class TorchSubstrate:
             mean = clean.mean()
         self._learn_shapes(now)
         traces = {
-            site.name: SiteTrace(self._shapes[site.name], now.sites[site.name], plan.time_bin)
+            site.name: SiteTrace(self._shape(site, now), now.sites[site.name], plan.time_bin)
             for site in self.sites
             if now.sites[site.name][0].outputs
         }
@@ -153,6 +153,18 @@ class TorchSubstrate:
                 units = tuple(outputs[0].shape[2 if site.time[0] else 1 :])
                 count = steps if site.time[0] and steps else len(outputs)
                 self._shapes[site.name] = SiteShape(units, count)
+
+    def _shape(self, site: Site, now: _Pass) -> SiteShape:
+        """Return the shape of a site in this pass: a trial may have another length."""
+        shape, visits = self._shapes[site.name], len(now.sites[site.name][0].outputs)
+        if site.time[0] or visits == shape.steps:
+            return shape
+        if now.plan.time_bin is not None:
+            raise CapabilityError(
+                f"site {site.name}: {visits} steps instead of {shape.steps}: noise in time bins "
+                "needs trials of one length"
+            )
+        return dataclasses.replace(shape, steps=visits)
 
     @torch.no_grad()
     def _run_noisy(
