@@ -178,7 +178,7 @@ class Recording:
             self.writer.scalars(
                 "final",
                 trainer.step,
-                configuration.recipe.training.epochs,
+                max(trainer.step - 1, 0) // trainer.per_epoch,
                 {k: v for k, v in summary.items() if isinstance(v, float)},
             )
             self._commit()
@@ -191,8 +191,7 @@ class Recording:
             self.writer.abandon("interrupted")
             code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
             raise Interrupted(
-                "interrupted; go on from the last commit with: "
-                f"biograd resume {self.writer.path}",
+                f"interrupted; go on from the last commit with: biograd resume {self.writer.path}",
                 int(code or 0) - 128,
             ) from error
         except BaseException:
@@ -262,7 +261,7 @@ class Recording:
                 "sparsity": float((now == 0).float().mean()),
             }
             self._norms[name] = now
-        epoch = step // experiment.trainer.per_epoch
+        epoch = max(step - 1, 0) // experiment.trainer.per_epoch
         arrays = {name: value.numpy() for name, value in found.items()}
         self.writer.snapshot(step, epoch, arrays, params, None)
 

@@ -82,10 +82,9 @@ class Trainer:
             CapabilityError, RecipeError: see ``Engine.prepare``.
         """
         self.engine.network.train()
-        device = next(self.engine.network.parameters()).device
         stream = generator(self.seed, "order", 0)
         batch = next(batches(self.split, self.recipe.batch_size, stream, self.drop_last))
-        self.engine.prepare(batch.inputs.to(device), batch.targets.to(device))
+        self.engine.prepare(*placed(self.engine.network, batch.inputs, batch.targets))
 
     def steps(self) -> Iterator[StepRecord]:
         """Train from the current step to the end of the budget, yielding after each step.
@@ -104,8 +103,7 @@ class Trainer:
     def _train(self, inputs: Tensor, targets: Tensor, index: Tensor, epoch: int) -> StepRecord:
         rate = self._schedule()
         self.engine.network.train()
-        device = next(self.engine.network.parameters()).device
-        inputs, targets = inputs.to(device), targets.to(device)
+        inputs, targets = placed(self.engine.network, inputs, targets)
         result = self.engine(inputs, targets, index)
         loss = float(result.loss)
         result.backward()
@@ -139,7 +137,7 @@ class Trainer:
                     options.setdefault(str(number), {})[name] = value
         meta = {
             "step": self.step,
-            "epoch": self.step // self.per_epoch,
+            "epoch": max(self.step - 1, 0) // self.per_epoch,
             "param_groups": kept["param_groups"],
             "options": options,
         }
@@ -163,16 +161,22 @@ class Trainer:
         self.step = int(meta["step"])
 
 
+def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets on the network's device, the inputs in its floating-point type."""
+    first = next(network.parameters())
+    dtype = first.dtype if inputs.is_floating_point() else None
+    return inputs.to(first.device, dtype), targets.to(first.device)
+
+
 @torch.no_grad()
 def evaluate(engine: Engine, split: Split, batch_size: int = 256) -> tuple[float, float]:
     """Return the accuracy (0..1) and the mean loss of a split, in evaluation mode."""
     network = engine.network
     training = network.training
     network.eval()
-    device = next(network.parameters()).device
     correct, total = 0.0, 0.0
     for batch in batches(split, batch_size, None, drop_last=False):
-        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        inputs, targets = placed(network, batch.inputs, batch.targets)
         outputs = network(inputs)
         correct += float((outputs.argmax(1) == targets).sum())
         total += float(engine.loss(outputs, targets).sum())
@@ -192,7 +196,7 @@ def activity(network: nn.Module, inputs: Tensor, names: tuple[str, ...]) -> dict
     training = network.training
     network.eval()
     with recorded(network, names) as outputs:
-        network(inputs.to(next(network.parameters()).device))
+        network(placed(network, inputs, inputs)[0])
     network.train(training)
     spiking = getattr(network, "spiking", False)
     found = {}

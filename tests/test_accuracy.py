@@ -33,8 +33,15 @@ MNIST = [("ann", "weak", 3, 0.95), ("spiking", "backprop", 5, 0.97), ("spiking",
 
 @pytest.mark.parametrize(("model", "estimator", "epochs", "floor"), MNIST)
 def test_mnist(tmp_path: Path, model: str, estimator: str, epochs: int, floor: float) -> None:
-    summary = trained(tmp_path, model=model, dataset="mnist", estimator=estimator, epochs=epochs,
-                      data_dir=shared_data("mnist"), offline=True)
+    summary = trained(
+        tmp_path,
+        model=model,
+        dataset="mnist",
+        estimator=estimator,
+        epochs=epochs,
+        data_dir=shared_data("mnist"),
+        offline=True,
+    )
     assert summary["test_accuracy"] >= floor
 
 
@@ -45,8 +52,9 @@ def test_decorrelation_earns_its_place(tmp_path: Path) -> None:
         found = {}
         for rule in ("off", "kappa"):
             options = (f"decorrelation.rule={rule}", "estimators.weak.copies=9")
-            summary = trained(tmp_path, model="spiking", epochs=30, seed=seed, force=True,
-                              assignments=options)
+            summary = trained(
+                tmp_path, model="spiking", epochs=30, seed=seed, force=True, assignments=options
+            )
             found[rule] = summary["test_accuracy"]
         gains.append(found["kappa"] - found["off"])
     assert sum(gains) / len(gains) > 0

@@ -115,7 +115,11 @@ def test_readme_example_is_a_recipe(tmp_path: Path) -> None:
     text = (recipes.shipped("datasets") / "README.md").read_text(encoding="utf-8")
     example = next(block for block in re.findall("```toml\n(.*?)```", text, re.S) if "idx" in block)
     path = tmp_path / "pictures.toml"
-    path.write_text(example.replace("…", "0" * 64).replace("# likewise", 'name = "x"\nsha256 = "'
-                    + "0" * 64 + '"\n# '), encoding="utf-8")
+    path.write_text(
+        example.replace("…", "0" * 64).replace(
+            "# likewise", 'name = "x"\nsha256 = "' + "0" * 64 + '"\n# '
+        ),
+        encoding="utf-8",
+    )
     recipe = recipes.load_dataset(path)
     assert set(fetch.files(recipe, "pictures")) == {"train_images", "train_labels"}

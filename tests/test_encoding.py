@@ -188,9 +188,7 @@ def test_poisson_is_binary_and_follows_its_seed() -> None:
 
 @pytest.mark.parametrize(("rate", "dt"), [(1001.0, 1.0), (600.0, 2.0)])
 def test_poisson_refuses_more_than_a_spike_a_step(rate: float, dt: float) -> None:
-    text = message(
-        RecipeError, lambda: build(recipe("poisson", max_rate_hz=rate, dt_ms=dt), (3,))
-    )
+    text = message(RecipeError, lambda: build(recipe("poisson", max_rate_hz=rate, dt_ms=dt), (3,)))
     assert "encoding.max_rate_hz" in text and "encoding.dt_ms" in text
 
 

@@ -50,6 +50,7 @@ UNBIASED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 EXACT: dict[str, dict[str, Any]] = {
     "finite_difference": {"copies": 11},
+    "central_difference": {"copies": 21},
     "orthogonal": {"copies": 11},
     "least_squares": {"copies": 14},
     "anchored": {"copies": 14},

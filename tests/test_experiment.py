@@ -27,15 +27,26 @@ from biograd.runs.reader import Run, open_run
 from biograd.training import evaluate
 
 SMALL = (
-    "dataset.settings.train_rows=20", "dataset.settings.test_rows=5", "training.batch_size=20",
-    "encoding.duration_ms=6.0", "network.hidden=[8, 6]", "estimators.weak.copies=5",
+    "dataset.settings.train_rows=20",
+    "dataset.settings.test_rows=5",
+    "training.batch_size=20",
+    "encoding.duration_ms=6.0",
+    "network.hidden=[8, 6]",
+    "estimators.weak.copies=5",
     "encoding.kind='poisson'",
 )
 
 
 def request(path: Path, model: str, estimator: str, **changes: Any) -> Request:
-    choice = Request(model=model, dataset="random_manifolds", estimator=estimator, epochs=2,
-                     out=path, assignments=SMALL, device="cpu")
+    choice = Request(
+        model=model,
+        dataset="random_manifolds",
+        estimator=estimator,
+        epochs=2,
+        out=path,
+        assignments=SMALL,
+        device="cpu",
+    )
     return replace(choice, **changes)
 
 
@@ -57,8 +68,9 @@ def contents(path: Path) -> dict[str, np.ndarray]:
         found = {f"tensor.{k}": v.numpy() for k, v in run.checkpoint()[0].items()}
         for stream in run.streams:
             if stream != "final":
-                found |= {f"{stream}.{k}": v for k, v in run.scalars(stream).items()
-                          if k != "wall_time"}
+                found |= {
+                    f"{stream}.{k}": v for k, v in run.scalars(stream).items() if k != "wall_time"
+                }
         for layer in run.layers:
             found[f"{layer}.activation"] = run.activation(layer)
     return found
@@ -69,7 +81,9 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 
 CASES = [
-    (model, name) for model in ("ann", "spiking", "brian2") for name in ESTIMATORS
+    (model, name)
+    for model in ("ann", "spiking", "brian2")
+    for name in ESTIMATORS
     if model != "brian2" or "vjp" not in ESTIMATORS[name].needs
 ]
 assert len(CASES) >= 14
@@ -141,12 +155,19 @@ def test_spikes_in_the_file_are_those_of_the_network(tmp_path: Path) -> None:
 def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
     def module() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 10))
+        return nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 10)).double()
 
     path = tmp_path / "a.h5"
     options = ("dataset.settings.train_rows=20", "dataset.settings.test_rows=5")
-    run = experiment.train(module(), "random_manifolds", estimator="weak", epochs=2, path=path,
-                           settings=options, control=True)
+    run = experiment.train(
+        module(),
+        "random_manifolds",
+        estimator="weak",
+        epochs=2,
+        path=path,
+        settings=options,
+        control=True,
+    )
     assert isinstance(run, Run)
     assert 0 <= run.summary["frozen_hidden_control"] <= 1
     with pytest.raises(RecipeError, match=r"a module of yours \(Sequential\)"):
@@ -156,8 +177,10 @@ def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
 
 def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     summary = experiment.execute(request(tmp_path / "a.h5", "ann", "weak", control=True))
-    keys = ("schema_version run model dataset estimator decorrelation seed epochs train_accuracy "
-            "test_accuracy test_loss frozen_hidden_control seconds steps_per_second")
+    keys = (
+        "schema_version run model dataset estimator decorrelation seed epochs train_accuracy "
+        "test_accuracy test_loss frozen_hidden_control seconds steps_per_second"
+    )
     assert " ".join(summary) == keys
 
 
@@ -167,17 +190,30 @@ def console(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killing_the_training_again_and_again_changes_nothing(tmp_path: Path) -> None:
     settings = [part for text in SMALL for part in ("--set", text)]
-    start = ["train", "--model", "spiking", "--dataset", "random_manifolds", "--epochs", "60",
-             *settings, "--out"]
+    start = [
+        "train",
+        "--model",
+        "spiking",
+        "--dataset",
+        "random_manifolds",
+        "--epochs",
+        "60",
+        *settings,
+        "--out",
+    ]
     assert console(*start, tmp_path / "whole.h5").returncode == 0
     path, kills = tmp_path / "killed.h5", 0
     stream = np.random.default_rng(0)
     arguments = [*start, path]
     while not path.exists():
-        process = subprocess.Popen([sys.executable, "-m", "biograd", *map(str, arguments)],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "biograd", *map(str, arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         assert process.stderr is not None
         process.stderr.readline()  # the title: training has begun
         time.sleep(float(stream.uniform(0.2, 1.5)))
@@ -195,16 +231,28 @@ BAD = [
     (["--model", "spikng"], 2, r"no model 'spikng': did you mean 'spiking'\?"),
     (["--dataset", "digit"], 2, r"no dataset 'digit': did you mean 'digits'\?"),
     (["--estimator", "week"], 2, r"no estimator 'week': did you mean 'weak'\?"),
-    (["--set", "training.epoch=3"], 2,
-     r"spiking\.toml: unknown key training\.epoch: did you mean 'epochs'\?"),
-    (["--set", "estimators.weak.copy=3"], 2,
-     r"unknown key estimators\.weak\.copy: did you mean 'copies'\?"),
+    (
+        ["--set", "training.epoch=3"],
+        2,
+        r"spiking\.toml: unknown key training\.epoch: did you mean 'epochs'\?",
+    ),
+    (
+        ["--set", "estimators.weak.copy=3"],
+        2,
+        r"unknown key estimators\.weak\.copy: did you mean 'copies'\?",
+    ),
     (["--set", "decorrelation.rule=kapa"], 2, r"decorrelation\.rule = 'kapa': did you mean"),
     (["--set", "neuron.threshold=-1"], 2, r"neuron\.threshold = -1\.0: must be > 0"),
-    (["--model", "brian2", "--estimator", "backprop"], 2,
-     r"Backpropagation needs vjp, which the substrate 'brian2' cannot do"),
-    (["--estimator", "weight_perturbation", "--set", "estimators.weight_perturbation.copies=4"],
-     2, r"copies = 4: pairs and one clean copy make an odd number"),
+    (
+        ["--model", "brian2", "--estimator", "backprop"],
+        2,
+        r"Backpropagation needs vjp, which the substrate 'brian2' cannot do",
+    ),
+    (
+        ["--estimator", "weight_perturbation", "--set", "estimators.weight_perturbation.copies=4"],
+        2,
+        r"copies = 4: pairs and one clean copy make an odd number",
+    ),
     (["--set", "estimators.weak.method=quadratic"], 2, r"quadratic needs at least \d+ copies"),
     (["--out", "{tmp}/file/run.h5"], 1, r"cannot be written"),
     (["--dataset", "mnist", "--offline", "--data-dir", "{tmp}/empty"], 1, r"mnist"),

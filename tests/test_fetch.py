@@ -231,9 +231,7 @@ def test_altered_unpacked_file_is_refused(tmp_path: Path) -> None:
     files = Files()
     folder = files.write(tmp_path / "own", packed=False)
     (folder / "train-labels").write_bytes(files.raw["test-images.gz"])
-    assert "train-labels is truncated or altered" in message(
-        DataError, lambda: files.load(folder)
-    )
+    assert "train-labels is truncated or altered" in message(DataError, lambda: files.load(folder))
 
 
 def test_files_of_another_dataset_beside_the_right_ones(tmp_path: Path) -> None:

@@ -133,8 +133,10 @@ def test_no_python_lies_among_the_recipes(root: Path) -> None:
 
 def test_the_doctor_knows_what_the_project_needs(project: dict[str, Any]) -> None:
     def bare(requirements: list[str]) -> set[str]:
-        return {text.split("[")[0].split(";")[0].split("<")[0].split(">")[0].strip()
-                for text in requirements}
+        return {
+            text.split("[")[0].split(";")[0].split("<")[0].split(">")[0].strip()
+            for text in requirements
+        }
 
     assert bare(project["project"]["dependencies"]) == set(doctor.REQUIRED)
     extras = dict(project["project"]["optional-dependencies"])
@@ -149,7 +151,5 @@ def _is_error(value: object) -> bool:
 
 
 def _output(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()

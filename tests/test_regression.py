@@ -20,6 +20,7 @@ EXACT = {
     "anchored": 70,
     "quadratic": 140,
     "finite_difference": 64,
+    "central_difference": 128,
     "orthogonal": 64,
 }
 """Number of noisy copies from which a method finds the slope of a linear loss exactly."""
@@ -234,6 +235,9 @@ def test_diagonal_curvature() -> None:
     assert (linear - truth).abs().max() > 1e-2
     found, truth = estimate("finite_difference", DIMENSIONS, 4, World(sigma=0.1, hessian=hessian))
     assert (found - truth - 0.05 * hessian.diagonal()).abs().max() < 1e-10
+    world = World(sigma=0.1, hessian=hessian)
+    found, truth = estimate("central_difference", 2 * DIMENSIONS, 4, world)
+    assert (found - truth).abs().max() < 1e-10
 
 
 # Published figures: d = 64, |g| = 1, L_0 = 2.3 -------------------------------------------------

@@ -53,6 +53,20 @@ def coordinates(shape: tuple[int, int, int], stream: torch.Generator, dtype: tor
     return torch.nn.functional.one_hot(chosen, size).transpose(0, 1).to(dtype)
 
 
+def coordinate_pairs(
+    shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Return ``m / 2`` different unit vectors, each followed by its opposite.
+
+    Raises:
+        RecipeError: the number of noisy copies is odd, or more than two for each coordinate.
+    """
+    copies, batch, size = shape
+    _need(copies % 2 == 0, f"central differences need an odd number of copies, not {copies + 1}")
+    half = coordinates((copies // 2, batch, size), stream, dtype)
+    return torch.stack((half, -half), 1).flatten(0, 1)
+
+
 def orthonormal(shape: tuple[int, int, int], stream: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Return ``m`` orthonormal directions for each example, uniformly distributed.
 
@@ -99,6 +113,12 @@ def antithetic(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
 def projection(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
     """Return ``sum (L_s - L_0) q_s`` over orthonormal ``q``: the gradient's part in their span."""
     return torch.einsum("mb,mbd->bd", losses[1:] - losses[:1], directions)
+
+
+def central_projection(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return ``sum (L(+q) - L(-q))/2 q`` over pairs of orthonormal ``q``; third order in sigma."""
+    half = (losses[1::2] - losses[2::2]) / 2
+    return torch.einsum("nb,nbd->bd", half, directions[::2])
 
 
 def least_squares(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
@@ -197,6 +217,7 @@ METHODS: dict[str, tuple[Directions, Regression]] = {
     "leave_one_out": (isotropic, leave_one_out),
     "antithetic": (pairs, antithetic),
     "finite_difference": (coordinates, projection),
+    "central_difference": (coordinate_pairs, central_projection),
     "orthogonal": (orthonormal, projection),
     "least_squares": (isotropic, least_squares),
     "anchored": (isotropic, anchored),

@@ -23,7 +23,9 @@ class WeakGradient(Estimator):
     input current of a site, with ``u`` standard normal and ``r`` the root mean square of that
     current.  For every example the losses are regressed on ``u``; by default
     ``g = E'(EE' + lambda I)^-1 dL / (sigma r)`` with intercept.  Behind a site no credit flows, so
-    that nothing above it need be differentiable; the readout's gradient is exact.
+    that nothing above it need be differentiable; the readout's gradient is exact.  In training,
+    batch normalisation counts as constant: its statistics are those of the clean copy, and the
+    gradient through them is missing.
 
     Args:
         copies: ``S``, the clean one included.
@@ -57,6 +59,7 @@ class WeakGradient(Estimator):
             "antithetic",
             "score",
             "finite_difference",
+            "central_difference",
             "orthogonal",
             "quadratic",
             "rank",
