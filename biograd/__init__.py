@@ -35,8 +35,9 @@ if TYPE_CHECKING:
         WeakGradient,
         WeightPerturbation,
     )
-    from biograd.experiment import load, resume, train
+    from biograd.experiment import load, resume, train, trained
     from biograd.networks import build
+    from biograd.runs.sonata import export_sonata
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,8 @@ __all__ = [
     "attach",
     "train",
     "resume",
+    "trained",
+    "export_sonata",
     "BiogradError",
     "DataError",
     "RecipeError",
@@ -74,6 +77,8 @@ _HOMES = {
     "attach": "biograd.engine",
     "train": "biograd.experiment",
     "resume": "biograd.experiment",
+    "trained": "biograd.experiment",
+    "export_sonata": "biograd.runs.sonata",
 }
 
 

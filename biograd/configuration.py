@@ -104,7 +104,7 @@ def configure(request: Request) -> Configuration:
         settings=settings,
         seed=request.seed,
         device=check_device(request.device),
-        data_dir=None if request.data_dir is None else str(request.data_dir),
+        data_dir=None if request.data_dir is None else str(request.data_dir.resolve()),
         offline=request.offline,
         control=request.control,
         module=isinstance(request.model, nn.Module),

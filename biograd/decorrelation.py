@@ -20,7 +20,8 @@ readout see, and what every substrate can observe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -30,7 +31,10 @@ from torch.nn import functional
 from biograd.contracts import Substrate
 from biograd.errors import CapabilityError
 from biograd.networks.network import LAYERS
-from biograd.recipes import Fraction, Positive, Range
+from biograd.recipes import Fraction, Positive, Range, validate
+
+MOST_PASSES = 64
+"""Inputs of so many passes are kept for an update; without updates, older ones are dropped."""
 
 
 class Decorrelation(nn.Module):
@@ -52,6 +56,7 @@ class Decorrelation(nn.Module):
         sample: Annotated[float, Range(0, 1, above=True)] = 1.0,
         centre: bool = False,
     ) -> None:
+        validate(Decorrelation, locals())
         super().__init__()
         self.rule, self.rate, self.kappa = rule, rate, kappa
         self.sample, self.centre = sample, centre
@@ -62,10 +67,10 @@ class Decorrelation(nn.Module):
         """Mean squared off-diagonal over mean squared diagonal of ``C`` at the last update."""
         self.only: frozenset[str] | None = None
         """The layers whose matrices learn; None: all."""
-        self._inputs: dict[str, list[Tensor]] = {}
+        self._passes: deque[dict[str, list[Tensor]]] = deque(maxlen=MOST_PASSES)
+        self._substrate: Substrate | None = None
         self._temporal: set[str] = set()
         self._handles: list[Any] = []
-        self._recording: Callable[[], bool] = bool
 
     def attach(self, substrate: Substrate, names: tuple[str, ...], stream: torch.Generator) -> None:
         """Put an identity matrix before every named layer of the substrate's module.
@@ -74,7 +79,7 @@ class Decorrelation(nn.Module):
             CapabilityError: a layer that is neither dense nor a plain convolution.
         """
         self.stream = stream
-        self._recording = lambda: substrate.recording
+        self._substrate = substrate
         self._temporal = {
             layer for site in substrate.sites if any(site.time) for layer in site.modules
         }
@@ -107,7 +112,8 @@ class Decorrelation(nn.Module):
         """Take the matrices away from the layers; ``fold`` first to keep their effect."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self.layers, self._inputs = [], {}, {}
+        self._handles, self.layers, self._substrate = [], {}, None
+        self._passes.clear()
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -146,18 +152,27 @@ class Decorrelation(nn.Module):
             bias = -shift if bias is None else bias - shift
         return folded.view_as(weight), bias
 
+    def begin(self) -> None:
+        """Start a clean pass; several passes before an update count as one larger batch."""
+        self._passes.append({})
+
     def observe(self, name: str, inputs: Tensor) -> None:
         """Keep a clean input of a layer for the next update."""
         learns = self.only is None or name in self.only
-        if learns and self._recording() and self.layers[name].training:
-            self._inputs.setdefault(name, []).append(inputs.detach())
+        recording = self._substrate is not None and self._substrate.recording
+        if learns and recording and self.layers[name].training:
+            if not self._passes:
+                self.begin()
+            self._passes[-1].setdefault(name, []).append(inputs.detach())
 
     @torch.no_grad()
     def update(self, pace: float = 1.0) -> None:
-        """Apply the rule, its rate times ``pace``, with the inputs of the last clean pass."""
-        for name, visits in self._inputs.items():
+        """Apply the rule, its rate times ``pace``, with the inputs since the last update."""
+        names = dict.fromkeys(name for inputs in self._passes for name in inputs)
+        for name in names:
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
-            rows = self._rows(name, visits)
+            seen = [inputs[name] for inputs in self._passes if name in inputs]
+            rows = torch.cat([self._rows(name, visits) for visits in seen], dim=1)
             key = _key(name)
             for group in range(len(self.matrices[key])):
                 self._update(
@@ -167,11 +182,11 @@ class Decorrelation(nn.Module):
                     rows[group],
                     rate * pace,
                 )
-        self._inputs = {}
+        self._passes.clear()
 
     def forget(self) -> None:
         """Drop the inputs kept for the next update."""
-        self._inputs = {}
+        self._passes.clear()
 
     def _rows(self, name: str, visits: list[Tensor]) -> Tensor:
         """Return a sample of input rows ``[groups, rows, size]``, patches for a convolution."""

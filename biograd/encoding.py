@@ -207,9 +207,17 @@ def build(recipe: EncodingRecipe, shape: tuple[int, ...]) -> Encoding:
     return ENCODINGS[recipe.kind](recipe, shape)
 
 
+MOST_STEPS = 100_000
+
+
 def _steps(recipe: EncodingRecipe) -> int:
     """Return the number of time steps of a trial."""
     ratio = recipe.duration_ms / recipe.dt_ms
+    if ratio > MOST_STEPS:
+        raise RecipeError(
+            f"encoding.dt_ms = {recipe.dt_ms:g}: {recipe.duration_ms:g} ms would take {ratio:.0g} "
+            f"steps, at most {MOST_STEPS} are possible"
+        )
     steps = round(ratio)
     if steps < 1 or abs(ratio - steps) > 1e-9 * steps:
         raise RecipeError(

@@ -97,6 +97,10 @@ class Engine:
         seed: int = 0,
         sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        if not isinstance(estimator, Estimator):
+            raise CapabilityError(
+                f"attach needs an estimator object, as in biograd.WeakGradient(), not {estimator!r}"
+            )
         self.network, self.estimator, self.decorrelate = network, estimator, decorrelate
         self.loss = _checked(_loss(loss))
         self.seed, self.step = seed, 0
@@ -163,6 +167,8 @@ class Engine:
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         round = self._round(encoded, index, self.streams["noise"])
         self._check_finite(())
+        if self.decorrelate is not None:
+            self.decorrelate.begin()
         traces = [self._run(plan, encoded, targets) for plan in self.estimator.plans(round)]
         self._check_finite(traces)
         pairs = list(self.estimator.credit(traces, round))
@@ -226,6 +232,7 @@ class Engine:
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded = self.substrate.encode(inputs, stream)
         trace = self.substrate.run(Plan(graph=False), encoded, targets, self.loss, stream)
+        self._check_finite([trace])
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
             self.scales = {name: _scale(trace, name) for name in self.hidden}

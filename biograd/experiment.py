@@ -22,7 +22,7 @@ from torch import nn
 from biograd import data
 from biograd.configuration import Configuration, Request, check_device, configure
 from biograd.engine import Engine
-from biograd.errors import RecipeError
+from biograd.errors import DataError, RecipeError
 from biograd.recording import Experiment, Interrupted, Progress, Recording, Silent
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe
@@ -148,15 +148,30 @@ def proceed(
         RunFileError: there is no such run, or it cannot be read.
     """
     with open_run(path) as run:
-        table = run.config
+        table, digest = run.config, run.attributes["dataset_sha256"]
+        _tensors, meta = run.checkpoint()
     configuration = Configuration.of(table, path)
     if epochs is not None:
         training = dataclasses.replace(configuration.recipe.training, epochs=epochs)
         recipe = dataclasses.replace(configuration.recipe, training=training)
+        if training.schedule != "constant" and progress is not None:
+            progress.note("the learning rate now follows the schedule of the longer run")
         configuration = dataclasses.replace(configuration, recipe=recipe)
     _need_module(configuration, network, path)
     dataset = _load(configuration)
+    if dataset.sha256 != digest:
+        raise DataError(
+            f"{path}: the run learned from other {configuration.dataset} data (SHA-256 "
+            f"{digest[:12]}…, now {dataset.sha256[:12]}…): give back the data of then"
+        )
     experiment = Experiment(configuration, dataset, network)
+    done = -(-int(meta["step"]) // experiment.trainer.per_epoch)
+    if configuration.recipe.training.epochs < done:
+        experiment.engine.detach()
+        raise RecipeError(
+            f"{path}: --epochs {configuration.recipe.training.epochs}: the run is in epoch {done} "
+            "already; give at least as many"
+        )
     writer, (tensors, meta) = RunWriter.resume(path, config=configuration.table())
     recording = Recording(experiment, writer, make_probe(dataset), progress or Silent())
     recording.restore(tensors, meta)

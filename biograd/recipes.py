@@ -272,6 +272,21 @@ def construct(
         raise RecipeError(f"{where}: {prefix.rstrip('.') or 'recipe'}: {error}") from error
 
 
+def validate(make: type, values: Mapping[str, Any]) -> None:
+    """Check the arguments of a constructor by its annotations, as a recipe's keys are.
+
+    Args:
+        values: the constructor's ``locals()``; what it does not annotate is ignored.
+
+    Raises:
+        RecipeError: wrong type or value out of range; the message opens with the class.
+    """
+    hints = typing.get_type_hints(make.__init__, include_extras=True)  # type: ignore[misc]
+    for name, hint in hints.items():
+        if name in values:
+            _convert(hint, values[name], make.__name__, name)
+
+
 def _convert(hint: Any, value: Any, where: object, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

@@ -22,9 +22,9 @@ from networks_for_tests import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from biograd.decorrelation import Decorrelation
+from biograd.decorrelation import MOST_PASSES, Decorrelation
 from biograd.engine import Engine, attach
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import make
 from biograd.randomness import generator
 
@@ -247,7 +247,7 @@ def test_only_clean_training_passes_are_learned_from() -> None:
     inputs, targets = batch()
     engine = attach(build("mlp"), make("weak"), Decorrelation())
     engine(inputs, targets)
-    kept = engine.decorrelate._inputs  # type: ignore[union-attr]
+    (kept,) = engine.decorrelate._passes  # type: ignore[union-attr]
     assert {name: len(visits) for name, visits in kept.items()} == {"0": 1, "2": 1, "4": 1}
     assert torch.equal(kept["0"][0], inputs)
     engine.update()
@@ -257,6 +257,36 @@ def test_only_clean_training_passes_are_learned_from() -> None:
     engine.update()
     for name, matrix in engine.decorrelate.matrices.items():  # type: ignore[union-attr]
         assert torch.equal(matrix, matrices[name])
+
+
+def test_accumulated_batches_count_as_one() -> None:
+    inputs, targets = batch(40)
+    found = []
+    for parts in ([40], [16, 16, 8]):
+        decorrelation = Decorrelation(rate=0.01)
+        engine = attach(build("mlp"), make("backprop"), decorrelation)
+        for part, target in zip(inputs.split(parts), targets.split(parts), strict=True):
+            engine(part, target)
+        engine.update()
+        found.append(decorrelation.matrices["2"].clone())
+    assert (found[0] - found[1]).abs().max() < 1e-12
+    assert (found[0] - torch.eye(5, dtype=torch.float64)).abs().max() > 1e-6
+
+
+def test_without_updates_memory_is_bounded() -> None:
+    engine = attach(build("mlp"), make("backprop"), Decorrelation())
+    for _ in range(MOST_PASSES + 5):
+        engine(*batch())
+    assert len(engine.decorrelate._passes) == MOST_PASSES  # type: ignore[union-attr]
+
+
+WRONG = [{"rule": "kapa"}, {"rate": -1.0}, {"kappa": 3.0}, {"sample": 0.0}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=f"^Decorrelation: {next(iter(wrong))}"):
+        Decorrelation(**wrong)
 
 
 def test_rates_by_layer_and_samples() -> None:

@@ -255,6 +255,30 @@ def test_chance_beside_dropout_modules_is_refused() -> None:
             engine(*batch())
 
 
+WRONG: list[tuple[type, dict[str, Any]]] = [
+    (WeakGradient, {"copies": 1}),
+    (WeakGradient, {"sigma": 0.0}),
+    (WeakGradient, {"sigma": float("nan")}),
+    (WeakGradient, {"method": "nope"}),
+    (WeakGradient, {"time_bin": 0}),
+    (WeakGradient, {"ridge": -1.0}),
+    (ESTIMATORS["node_perturbation"], {"activity": "guessed"}),
+    (ESTIMATORS["weight_perturbation"], {"sigma": -1.0}),
+]
+
+
+@pytest.mark.parametrize(("kind", "wrong"), WRONG, ids=str)
+def test_wrong_settings_are_refused_by_the_constructor(kind: type, wrong: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=f"^{kind.__name__}: {next(iter(wrong))}"):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize("wrong", ["weak", WeakGradient])
+def test_what_is_no_estimator_is_refused(wrong: Any) -> None:
+    with pytest.raises(CapabilityError, match="needs an estimator object"):
+        attach(build("mlp"), wrong)
+
+
 def test_a_detached_engine_says_so() -> None:
     engine = attach(build("mlp"), make("weak"))
     engine.detach()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from biograd import data, experiment
 from biograd.__main__ import main
-from biograd.errors import BiogradError, RecipeError, RunFileError
+from biograd.errors import BiogradError, DataError, RecipeError, RunFileError
 from biograd.estimators import ESTIMATORS
 from biograd.experiment import Interrupted, Request
 from biograd.recording import Silent
@@ -332,6 +333,19 @@ def test_a_full_disk_during_a_commit_keeps_what_was_committed(
     experiment.proceed(path)
     experiment.execute(request(tmp_path / "whole.h5", "ann", "weak", epochs=4))
     assert same(contents(path), contents(tmp_path / "whole.h5"))
+
+
+def test_a_run_is_not_resumed_on_other_data_or_backwards(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    experiment.execute(request(path, "ann", "weak"))
+    before = path.read_bytes()
+    with pytest.raises(RecipeError, match="the run is in epoch 2 already"):
+        experiment.proceed(path, epochs=1)
+    assert path.read_bytes() == before
+    with h5py.File(path, "r+") as file:
+        file.attrs["dataset_sha256"] = "0" * 64
+    with pytest.raises(DataError, match="learned from other random_manifolds data"):
+        experiment.proceed(path, epochs=3)
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 def width() -> int:
     """Return the number of columns to fill: the terminal's, or no limit where output is piped."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 1000
 
 
 def columns(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
 from biograd.estimators.weak_gradient import WeakGradient
-from biograd.recipes import Count, Positive, Range
+from biograd.recipes import Count, Positive, Range, validate
 
 
 class NodePerturbation(WeakGradient):
@@ -41,6 +41,7 @@ class NodePerturbation(WeakGradient):
         sites: Literal["all", "round_robin"] = "all",
         time_bin: Count | None = None,
     ) -> None:
+        validate(NodePerturbation, locals())
         super().__init__(copies, sigma, "baseline", sites, 0.0, time_bin)
         self.activity = activity
 

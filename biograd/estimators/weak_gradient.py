@@ -13,7 +13,7 @@ from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, nearest
 from biograd.estimators.estimator import Estimator
 from biograd.estimators.regression import METHODS
-from biograd.recipes import Count, NotNegative, Positive, Range
+from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
 
 class WeakGradient(Estimator):
@@ -68,6 +68,7 @@ class WeakGradient(Estimator):
         ridge: NotNegative = 0.1,
         time_bin: Count | None = None,
     ) -> None:
+        validate(WeakGradient, locals())
         super().__init__()
         self.copies, self.sigma, self.method = copies, sigma, method
         self.sites, self.ridge, self.time_bin = sites, ridge, time_bin

@@ -11,7 +11,7 @@ from torch import Tensor
 from biograd.contracts import ParameterNoise, Plan, Round, Trace
 from biograd.errors import RecipeError
 from biograd.estimators.estimator import Estimator
-from biograd.recipes import Positive, Range
+from biograd.recipes import Positive, Range, validate
 
 
 class WeightPerturbation(Estimator):
@@ -35,6 +35,7 @@ class WeightPerturbation(Estimator):
     reference = "Spall 1992; Salimans et al. 2017, arXiv 1703.03864"
 
     def __init__(self, copies: Annotated[int, Range(3)] = 33, sigma: Positive = 0.01) -> None:
+        validate(WeightPerturbation, locals())
         super().__init__()
         if copies % 2 == 0:
             raise RecipeError(

@@ -41,6 +41,8 @@ class Place:
     def of(cls, path: str | os.PathLike[str]) -> Place:
         """Return the place of ``run.h5``, given that path or ``run.h5.parts``."""
         path = Path(path)
+        if not path.name:
+            raise RecipeError(f"{str(path)!r} is a folder: name a file, such as run.h5")
         return cls(path.with_suffix("") if path.suffix == ".parts" else path)
 
     def _beside(self, ending: str) -> Path:

@@ -354,7 +354,7 @@ class RunWriter:
         try:
             self._end(status)
         except BiogradError as error:
-            log.warning("%s", error)
+            log.debug("%s", error)  # whoever called this is already reporting an error
         finally:
             self._closed = True
             self._lock.release()
