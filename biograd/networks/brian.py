@@ -70,7 +70,7 @@ class Simulation:
         self.spikes = [np.zeros((steps, rows, width)) for width in widths]
         self.potentials: list[Array] | None = None
         self._b2 = import_brian2()
-        self._clock = self._b2.Clock(dt=dt_ms * self._b2.ms, name="biograd_clock*")
+        self._clock = self._b2.Clock(dt=dt_ms * self._b2.ms, name="biograd_clock")
         self._groups = [self._group(layer, membrane) for layer in range(len(widths))]
         operations = [op for layer in range(len(widths)) for op in self._operations(layer)]
         self._network = self._b2.Network(self._groups, operations)
@@ -88,6 +88,9 @@ class Simulation:
         Why the decay is written as a discrete step: it is the exact solution for a current that
         is constant in a step, and stays so behind a synaptic filter, where Brian2's own exact
         integration would let the filter move within the step.
+
+        Why the name has no number of its own: it stands in the generated code, and simulations of
+        different size then share one compilation.
         """
         group = self._b2.NeuronGroup(
             self.rows * self.widths[layer],
@@ -101,7 +104,7 @@ class Simulation:
                 "gain": membrane.gain,
             },
             clock=self._clock,
-            name=f"biograd_layer{layer}_*",
+            name=f"biograd_layer{layer}",
         )
         filtered = "g = alpha * g + (1 - alpha) * I" if membrane.alpha else "g = I"
         group.run_regularly(
