@@ -99,7 +99,6 @@ class RunWriter:
         contents = read_parts(place)
         self._place = place
         self._lock = lock
-        self._hint = f"`biograd resume {place.file}`"
         self._head: dict[str, Any] = json.loads((place.parts / "header.json").read_bytes())
         self._commits: list[Commit] = contents.commits
         self._written = (place.parts / "commits.jsonl").stat().st_size
@@ -365,6 +364,13 @@ class RunWriter:
         self.commit(self._step)
         with storage.writing(self._place.parts, self._hint):
             storage.write_json(self._place.parts / "status.json", {"status": status})
+
+    @property
+    def _hint(self) -> str:
+        """How to go on after an error: only a run with a checkpoint can be resumed."""
+        if any(commit.checkpoint for commit in self._commits):
+            return f"`biograd resume {self._place.file}`"
+        return f"start again with `--force`; {self._place.file} holds no checkpoint yet"
 
     def _check_open(self) -> None:
         if self._closed:
