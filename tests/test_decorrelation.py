@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biograd import experiment
-from biograd.decorrelation import MOST_PASSES, RULES, Decorrelation, Moments
+from biograd.decorrelation import MOST_PASSES, Decorrelation
+from biograd.decorrelation_rules import RULES, Moments
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import make
