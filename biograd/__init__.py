@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Kickback,
         KolenPollack,
         LikelihoodRatio,
+        MeasuredGain,
         NodePerturbation,
         OnlineTrainingThroughTime,
         PredictiveCoding,
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     from biograd.experiment import load, resume, train, trained
     from biograd.local import LocalLosses
     from biograd.networks import build
+    from biograd.networks.brian import Brian2Layer
+    from biograd.networks.readouts import Readout
+    from biograd.recipes import PopulationRecipe
     from biograd.runs.sonata import export_sonata
 
 __version__ = "0.1.0"
@@ -72,6 +76,7 @@ __all__ = [
     "UnitwiseGradient",
     "WeakGradient",
     "NodePerturbation",
+    "MeasuredGain",
     "WeightPerturbation",
     "LikelihoodRatio",
     "ForwardGradientWeight",
@@ -91,6 +96,9 @@ __all__ = [
     "Decorrelation",
     "LocalLosses",
     "BlockCoordinate",
+    "PopulationRecipe",
+    "Brian2Layer",
+    "Readout",
     "Site",
     "attach",
     "train",
@@ -117,6 +125,7 @@ _HOMES = {
     "UnitwiseGradient": "biograd.estimators",
     "WeakGradient": "biograd.estimators",
     "NodePerturbation": "biograd.estimators",
+    "MeasuredGain": "biograd.estimators",
     "WeightPerturbation": "biograd.estimators",
     "LikelihoodRatio": "biograd.estimators",
     "ForwardGradientWeight": "biograd.estimators",
@@ -136,6 +145,9 @@ _HOMES = {
     "Decorrelation": "biograd.decorrelation",
     "LocalLosses": "biograd.local",
     "BlockCoordinate": "biograd.block_coordinate",
+    "PopulationRecipe": "biograd.recipes",
+    "Brian2Layer": "biograd.networks.brian",
+    "Readout": "biograd.networks.readouts",
     "Site": "biograd.contracts",
     "attach": "biograd.engine",
     "train": "biograd.experiment",

@@ -60,6 +60,10 @@ class Site:
             next site's first layer.
         current: dotted name of the module whose output is the current (a normalisation behind
             the layer, for instance); None: the layers' outputs summed.
+        block: name of the site whose block this one enters: another current of the same neurons,
+            which has no activity of its own; it stands before that site.  None: its own block.
+        inner: those of its layers that the block's own activity feeds (recurrent ones); None: all
+            but the first.
     """
 
     name: str
@@ -67,6 +71,8 @@ class Site:
     time: tuple[bool, ...]
     activity: str | None = None
     current: str | None = None
+    block: str | None = None
+    inner: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +152,7 @@ class Plan:
         cut: names of the sites behind whose current no credit flows.
         graph: keep the autograd graph of the clean copy.
         observe: also return the currents of the noisy copies.
+        observe_activity: also return the activities of the noisy copies.
         tangents: directions at the sites' currents in which the losses are differentiated
             forward, ``[m, B, K, *U]``.
         parameter_tangents: directions in the space of the parameters, likewise.
@@ -173,6 +180,7 @@ class Plan:
     detach: frozenset[str] = frozenset()
     transport: Transport = Transport()
     inputs: Callable[[Tensor], Tensor] | None = None
+    observe_activity: bool = False
 
     @property
     def copies(self) -> int:
@@ -258,6 +266,7 @@ class SiteTrace:
         visits: the clean outputs of the site's layers.
         noise: what was added in the noisy copies, ``[m, B, K, *U]``, or None.
         observed: mean currents of the noisy copies, ``[m, B, K, *U]``, or None.
+        observed_activity: the block's output in the noisy copies, ``[m, B, ...]``, or None.
         activity: the block's output in the clean copy, ``[B, ...]``, with the plan's graph; the
             outputs of several calls are stacked, ``[B, time, ...]``.  None for the readout.
         slot: what followed saw in its place, a leaf; None if the plan asks for no slots.
@@ -276,6 +285,7 @@ class SiteTrace:
     slot: Tensor | None = None
     states: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
     variables: int = 0
+    observed_activity: Tensor | None = None
 
     @property
     def timed(self) -> bool:
@@ -356,6 +366,8 @@ class Round:
         levels: name of a site to the number of leading cell axes whose cells depend on none but
             their own units at that site (see ``LocalLosses.spread``).
         parameter_owners: the same as ``owners`` for each parameter.
+        sides: names of the hidden sites that enter another site's block (``Site.block``).
+        inner: name of a block to the layers that its own activity feeds.
         spread: a site and values for each cell of its local loss, ``[..., *cells]``, to the
             values for its units, ``[..., *U]``: those of the cells that they act on, summed.
     """
@@ -379,7 +391,18 @@ class Round:
     cells: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     levels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     parameter_owners: tuple[str, ...] = ()
+    sides: frozenset[str] = frozenset()
+    inner: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     spread: Callable[[str, Tensor], Tensor] | None = None
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the hidden sites that have a block of their own."""
+        return tuple(name for name in self.hidden if name not in self.sides)
+
+    def recurrent(self, name: str) -> tuple[str, ...]:
+        """Return the names of the layers that the activity of a block itself feeds."""
+        return self.inner.get(name, self.site_layers[name][1:])
 
     def losses(self, trace: Trace, name: str) -> Tensor:
         """Return the losses ``[S, B]`` that credit a site: its own local loss's, or the outputs'.
@@ -412,6 +435,8 @@ class Substrate(Protocol):
     sites: tuple[Site, ...]
     """All sites in the order of the data flow; the last is the readout."""
     capabilities: frozenset[Capability]
+    limits: tuple[str, ...]
+    """Why it cannot do what others of its kind can, a line each."""
 
     @property
     def recording(self) -> bool:

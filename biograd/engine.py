@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import diagnosis, losses, structure
-from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, SiteShape, Trace
+from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import Estimator
@@ -131,6 +131,7 @@ class Engine:
             raise CapabilityError(
                 f"{type(self.estimator).__name__} needs {', '.join(missing)}, which the substrate "
                 f"{self.substrate.name!r} cannot do (it can: {able})"
+                + "".join(f": {reason}" for reason in self.substrate.limits[:1])
             )
         for name, layer in self.network.named_modules():
             if isinstance(layer, _BatchNorm) and not self.estimator.batch_norm:
@@ -149,6 +150,10 @@ class Engine:
     def hidden(self) -> tuple[str, ...]:
         """Names of the sites that can be perturbed and cut: all but the readout."""
         return tuple(site.name for site in self.substrate.sites[:-1])
+
+    @property
+    def _sides(self) -> frozenset[str]:
+        return frozenset(site.name for site in self.substrate.sites if site.block is not None)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the optimiser trains: the network's parameters, then the estimator's.
@@ -183,11 +188,6 @@ class Engine:
                 engine is detached.
             BiogradError: a loss or a current is not finite.
         """
-        if self._detached:
-            raise CapabilityError(
-                "the engine is detached from its network, as a copy of an engine always is: attach "
-                "an estimator to the network again"
-            )
         self.prepare(inputs, targets)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         round = self._round(encoded, targets, index, self.streams["noise"])
@@ -261,6 +261,8 @@ class Engine:
             site_layers={site.name: site.modules for site in sites},
             targets=targets,
             index=index,
+            sides=self._sides,
+            inner=_inner(sites),
             **self._structure,
         )
 
@@ -271,9 +273,15 @@ class Engine:
         calls do nothing.
 
         Raises:
-            CapabilityError: the network, the loss and the estimator do not fit together.
+            CapabilityError: the network, the loss and the estimator do not fit together, or the
+                engine is detached.
             RecipeError: the estimator cannot work with these sites.
         """
+        if self._detached:
+            raise CapabilityError(
+                "the engine is detached from its network, as a copy of an engine always is: attach "
+                "an estimator to the network again"
+            )
         if self._prepared:
             return
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
@@ -318,9 +326,9 @@ class Engine:
         device = self.streams["noise"].device
         trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
         if self.local is not None:
-            self.local.choose(self.hidden, getattr(self.network, "ends", ()))
             own = generator(self.seed, "local", device=device)
             round = self._round(encoded, targets, None, own)
+            self.local.choose(round.blocks, getattr(self.network, "ends", ()))
             self.local.build(trace, round, trace.outputs.shape[-1])
             self.local.to(device)
             self.objective = self.local.objective(self.loss)
@@ -370,7 +378,7 @@ class Engine:
         """Ask for the first plan and see whether its boundaries are tight."""
         round = self._round(encoded, targets, torch.arange(len(encoded)), stream)
         plan = next(iter(self.estimator.plans(round)))
-        boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local}
+        boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
         if boundaries and "local_vjp" in self.substrate.capabilities:
             order = [name for name in self.hidden if name in boundaries]
             plan = Plan(boundaries=frozenset(order), detach=plan.detach)
@@ -556,6 +564,15 @@ def attach(
     True
     """
     return Engine(network, estimator, decorrelate, local, loss=loss, seed=seed, sites=sites)
+
+
+def _inner(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
+    """Return for each block the layers, of whatever site, that its own activity feeds."""
+    found: dict[str, tuple[str, ...]] = {}
+    for site in sites:
+        own = site.modules[1:] if site.inner is None else site.inner
+        found[site.block or site.name] = found.get(site.block or site.name, ()) + own
+    return found
 
 
 def _surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

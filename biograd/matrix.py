@@ -51,6 +51,26 @@ NETWORKS: dict[str, dict[str, Any]] = {
             "resistance": 8.0,
         },
     },
+    "own equations": {
+        "network": {**SPIKING["network"], "kind": "spiking"},
+        "population": {
+            "equations": "dv/dt = (30 * I - v) / (10 * ms) : 1\ndw/dt = -w / (20 * ms) : 1\nI : 1",
+            "threshold": "v > 1 + w",
+            "reset": "v = 0; w += 0.2",
+            "method": "euler",
+        },
+        "encoding": {"duration_ms": 8.0},
+    },
+    "no derivative": {
+        "network": {**SPIKING["network"], "kind": "spiking"},
+        "population": {
+            "equations": "dv/dt = (30 * I - v) / (10 * ms) : 1\nI : 1",
+            "threshold": "v > 1 or v < -9",
+            "reset": "v = 0",
+            "method": "exact",
+        },
+        "encoding": {"duration_ms": 8.0},
+    },
 }
 """Recipes of tiny networks; the substrate and what is ``COMMON`` come on top."""
 COMMON: dict[str, Any] = {"hidden": (5, 4), "activation": "tanh", "dtype": "float64"}
@@ -191,7 +211,7 @@ def _norm(layer: nn.Module) -> float:
 @contextmanager
 def _brian2_on_numpy() -> Iterator[None]:
     """Let Brian2 run without compiling: for tiny networks the compiler takes longest."""
-    from biograd.networks.brian import import_brian2
+    from biograd.networks.import_brian2 import import_brian2
 
     codegen = import_brian2().prefs.codegen
     kept = codegen.target

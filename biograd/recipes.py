@@ -52,7 +52,7 @@ class NetworkRecipe:
     """Who simulates, and the shape of what is simulated."""
 
     substrate: Literal["torch", "snntorch", "brian2"] = "torch"
-    kind: Literal["rate", "spiking", "local_mixer"] = "rate"
+    kind: Literal["rate", "spiking", "circuit", "local_mixer"] = "rate"
     hidden: tuple[Count, ...] = (30, 30)
     channels: tuple[Count, ...] = ()
     """Channels of 3x3 convolutions of stride 2 before the dense layers (rate networks only)."""
@@ -97,8 +97,77 @@ class NeuronRecipe:
     """``event``: spike times in continuous time with their exact derivatives (torch only)."""
     surrogate: Literal["fast_sigmoid", "arctan", "gaussian"] = "fast_sigmoid"
     slope: Positive = 10.0
-    readout: Literal["membrane", "rate"] = "membrane"
+    readout: Literal["membrane", "rate", "filtered_rate", "first_spike", "potential"] = "membrane"
+    """What is read of the last population: spikes through a leaky integrator, their number, their
+    number by an exponential filter, how early the first comes, or the mean of its output
+    variable."""
     readout_time_constant_ms: Positive = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PopulationRecipe:
+    """A population given by Brian2 equations (``network.substrate = "brian2"``).
+
+    Quantities are texts with Brian2's units, ``"10*ms"``, or plain numbers.
+    """
+
+    units: Annotated[int, Range(0)] = 0
+    """Neurons of a population of a circuit; elsewhere ``network.hidden`` says it."""
+    equations: str = ""
+    """Brian2 equations; empty: the integrate-and-fire neurons of ``[neuron]``."""
+    threshold: str = ""
+    """Condition of a spike; empty: the population has none."""
+    reset: str = ""
+    refractory: str = ""
+    """A duration or a condition; empty: never refractory."""
+    method: str = ""
+    """Brian2's name of the numerical method; empty: Brian2 chooses."""
+    update: str = ""
+    """Statements that run in every step, before the threshold."""
+    input: str = "I"
+    """The variable that receives the current: a parameter is set in every step; a variable of a
+    differential equation is increased, as a synapse does with ``v_post += w``."""
+    scale: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    """What a current of 1 is, by input variable: ``{ I = "1*nA" }``; else 1 in SI units."""
+    output: str = "spikes"
+    """``spikes``, or a variable, whose time course is then what the population passes on."""
+    namespace: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    initial: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    trainable: Mapping[str, tuple[Positive, ...]] = dataclasses.field(default_factory=dict)
+    """Constants of the namespace that are learned by every neuron, each with its bounds as factors:
+    ``{ tau = [0.2, 5] }``."""
+    surrogate_scale: str | float = ""
+    """Distance to the threshold that counts as 1 in the surrogate derivative; empty: 1 without a
+    dimension, 20 mV for a potential."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectionRecipe:
+    """Synapses from the input or a population to a population of a circuit.
+
+    What comes from a population that stands before its target acts in the same step, what comes
+    from the target itself or from behind it in the next; onto a variable of a differential
+    equation everything acts in the next step, as Brian2's own synapses do.
+    """
+
+    source: str
+    """``input``, or the name of a population."""
+    target: str
+    variable: str = ""
+    """The target's input variable; empty: its ``input``."""
+    kind: Literal["dense", "masked", "convolution"] = "dense"
+    sign: Literal["both", "excitatory", "inhibitory"] = "both"
+    """Of the weights; other than ``both``: the sign stays, whatever is learned (not of a
+    convolution)."""
+    density: Annotated[float, Range(0, 1, above=True)] = 0.1
+    """``masked``: the share of connections that exist, drawn with the weights' seed."""
+    channels: Count = 8
+    """``convolution``: of the target, whose units are its channels x height x width."""
+    kernel: Count = 3
+    stride: Count = 2
+    delay_ms: NotNegative = 0.0
+    """Beyond the step that every connection takes by its place."""
+    bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +239,11 @@ class ModelRecipe:
     network: NetworkRecipe = NetworkRecipe()
     mixer: MixerRecipe = MixerRecipe()
     neuron: NeuronRecipe = NeuronRecipe()
+    population: PopulationRecipe = PopulationRecipe()
+    populations: Mapping[str, PopulationRecipe] = dataclasses.field(default_factory=dict)
+    """Of a circuit, by name, in the order in which a step runs through them; the readout listens
+    to the last."""
+    projections: Mapping[str, ProjectionRecipe] = dataclasses.field(default_factory=dict)
     encoding: EncodingRecipe = EncodingRecipe()
     decorrelation: DecorrelationRecipe = DecorrelationRecipe()
     local: LocalRecipe = LocalRecipe()
@@ -205,6 +279,10 @@ class DatasetRecipe:
     """``idx``: train_images, train_labels, test_images, test_labels, each a :class:`DataFile`."""
     validation: Annotated[float, Range(0, 0.9)] = 0.0
     """Share of the training split held out; with it, the test split is not looked at."""
+    training_examples: Annotated[int, Range(0)] = 0
+    """Rows to learn from, every class in proportion; 0: all."""
+    test_examples: Annotated[int, Range(0)] = 0
+    """Rows to evaluate on, every class in proportion; 0: all."""
     settings: Table = dataclasses.field(default_factory=dict)
     """Arguments of a generated source (sizes, seeds)."""
 

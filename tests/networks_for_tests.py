@@ -19,7 +19,13 @@ from biograd.engine import Engine
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Network
 from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.recipes import (
+    EncodingRecipe,
+    ModelRecipe,
+    NetworkRecipe,
+    NeuronRecipe,
+    PopulationRecipe,
+)
 
 CLASSES = 3
 Gradients = dict[str, Tensor]
@@ -159,7 +165,7 @@ def spiking(
 ) -> Network:
     """Return a spiking network in float64 that spikes often; biases are drawn, too."""
     if substrate == "brian2":
-        from biograd.networks.brian import import_brian2
+        from biograd.networks.import_brian2 import import_brian2
 
         import_brian2().prefs.codegen.target = "numpy"  # no compiler, no cold start
     recipe = ModelRecipe(
@@ -181,6 +187,24 @@ def spiking(
                     0.1 * torch.rand(parameter.shape, generator=stream, dtype=torch.float64)
                 )
     return made  # type: ignore[return-value]
+
+
+def opaque() -> Network:
+    """Return a Brian2 network whose threshold has no distance: no derivative can be had."""
+    from biograd.networks.import_brian2 import import_brian2
+
+    import_brian2().prefs.codegen.target = "numpy"
+    network = {"substrate": "brian2", "kind": "spiking", "hidden": (5, 4), "dtype": "float64"}
+    recipe = ModelRecipe(
+        network=NetworkRecipe(**network),  # type: ignore[arg-type]
+        population=PopulationRecipe(
+            equations="dv/dt = (8 * I - v) / (10 * ms) : 1\nI : 1",
+            threshold="v > 1 or v < -9",
+            reset="v = 0",
+            method="exact",
+        ),
+    )
+    return biograd.build(recipe, 6, CLASSES)  # type: ignore[return-value]
 
 
 def batch(rows: int = 8, seed: int = 0, features: int = 6) -> tuple[Tensor, Tensor]:
@@ -220,7 +244,8 @@ def autograd(
 
 def cannot(name: str, rule: str) -> str:
     """Return why a rule is refused on a network of these tests, "" if it works."""
-    blockwise = "local_vjp" in ESTIMATORS[rule].needs or rule in ("decoupling", "predictive_coding")
+    blockwise = "local_vjp" in ESTIMATORS[rule].needs
+    blockwise |= rule in ("decoupling", "predictive_coding", "gain")
     if name == "batch_norm" and not ESTIMATORS[rule].batch_norm:
         return "ties the examples of a batch together"
     if name == "recurrent_cell" and blockwise:

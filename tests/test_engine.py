@@ -16,6 +16,7 @@ from networks_for_tests import (
     check_equal,
     drawn,
     gradients,
+    opaque,
     spiking,
 )
 from torch import Tensor, nn
@@ -215,9 +216,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"estimator": WeakGradient(17, method="quadratic")},
         "at least 20 copies",
     ),
-    "brian2 backprop": (lambda: spiking("brian2"), {"estimator": make("backprop")}, "needs vjp"),
+    "brian2 backprop": (opaque, {"estimator": make("backprop")}, "needs vjp"),
     "brian2 named site": (
-        lambda: spiking("brian2"),
+        opaque,
         {"estimator": WeakGradient(5, sites=("blocks.0.synapse",))},
         "needs vjp",
     ),
@@ -243,7 +244,7 @@ def test_everything_missing_is_listed_at_once() -> None:
         needs = frozenset(("loss", "vjp", "jvp_site", "jvp_parameter"))  # type: ignore[arg-type]
 
     with pytest.raises(CapabilityError, match=r"jvp_parameter, jvp_site, vjp, which .*brian2"):
-        attach(spiking("brian2"), Demanding())
+        attach(opaque(), Demanding())
 
 
 @pytest.mark.parametrize("copies", [2, 4, 1])
@@ -299,8 +300,9 @@ def test_a_detached_engine_says_so() -> None:
 
 
 def test_sites_cannot_be_given_to_a_substrate_that_names_its_own() -> None:
+    recipe = {"method": "event", "reset": "zero", "synaptic_time_constant_ms": 4.0}
     with pytest.raises(CapabilityError, match="names its own sites"):
-        attach(spiking("brian2"), make("weak"), sites=["nonsense"])
+        attach(spiking("torch", neuron=recipe), make("weak"), sites=["nonsense"])
 
 
 # The surface --------------------------------------------------------------------------------------

@@ -453,7 +453,7 @@ def test_poisson_spikes_come_where_their_steps_begin() -> None:
 def test_the_readout_is_the_limit_of_the_stepped_one() -> None:
     network = build()
     stepped = biograd.build(recipe(neuron={"method": "step"}, encoding={"dt_ms": 0.01}), 6, CLASSES)
-    weights = stepped.get_buffer("readout_weights")
+    weights = stepped.filtered.get_buffer("weights")
     times = torch.arange(0, 20, 0.01, dtype=torch.float64)
     found = network.filtered(times.view(-1, 1, 1)).squeeze(1)
     assert (found - weights).abs().max() < 1e-2

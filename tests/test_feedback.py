@@ -18,6 +18,7 @@ from networks_for_tests import (
     check_equal,
     drawn,
     gradients,
+    opaque,
     spiking,
 )
 from torch import Tensor, nn
@@ -850,10 +851,9 @@ def test_layers_without_a_weight() -> None:
 
 
 @pytest.mark.parametrize("name", [*FEEDBACK, *BROADCAST])
-def test_brian2_cannot(name: str) -> None:
-    pytest.importorskip("brian2")
+def test_a_population_without_derivative(name: str) -> None:
     with pytest.raises(CapabilityError, match="vjp"):
-        attach(spiking("brian2"), make(name))
+        attach(opaque(), make(name))
 
 
 def test_a_site_that_does_not_exist() -> None:

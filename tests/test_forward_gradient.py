@@ -23,6 +23,7 @@ from networks_for_tests import (
     kept_gradients,
     linear_loss,
     linear_stack,
+    opaque,
     spiking,
 )
 from torch import Tensor, nn
@@ -858,9 +859,8 @@ def test_ties_share_their_mean_rank() -> None:
 
 def test_likelihood_ratio_on_a_simulator() -> None:
     """Brian2 gives losses and takes noise: all that is needed."""
-    pytest.importorskip("brian2")
     inputs, targets = batch(4)
-    network = spiking("brian2", {"hidden": (5,)}, encoding={"duration_ms": 5.0})
+    network = opaque()
     engine = attach(network, LikelihoodRatio(9, 1.0, bits="product"))
     found = gradients(engine, inputs, targets)
     assert all(torch.isfinite(value).all() for value in found.values())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks_for_tests import Gradients, batch, build, check_equal, gradients, spiking
+from networks_for_tests import Gradients, batch, build, check_equal, gradients, opaque, spiking
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -494,7 +494,7 @@ class ByHand:
             )
             blocks.append(block)
             state = block.spikes
-        weights = network.get_buffer("readout_weights").numpy()
+        weights = network.filtered.get_buffer("weights").numpy()
         features = np.einsum("t,btu->bu", weights, state)
         readout = network.readout.weight.detach().numpy()
         scores = features @ readout.T + network.readout.bias.detach().numpy()
@@ -766,9 +766,9 @@ def test_a_loop_of_ones_own_cannot_be_cut(name: str, settings: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("name", ["eprop", "ottt", "sltt", "unitwise"])
-def test_brian2_lets_nobody_differentiate(name: str) -> None:
+def test_a_population_without_derivative(name: str) -> None:
     with pytest.raises(CapabilityError, match="vjp"):
-        attach(spiking("brian2"), make(name))
+        attach(opaque(), make(name))
 
 
 # Unit-wise slopes ---------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ LABELS = {
     "spiking recurrent": ("rec", ""),
     "spiking local": ("loc", ""),
     "event-driven": ("evt", "event-driven"),
+    "own equations": ("eqs", "equations of one's own"),
+    "no derivative": ("opq", "a population whose equations cannot be differentiated"),
 }
 """Networks by their name over a column, and what the legend says of it."""
 WORKS, NOWHERE = "✓", "·"

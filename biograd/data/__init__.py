@@ -5,6 +5,7 @@ A source is a module with ``read(request) -> (train, test)``; it is imported whe
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def load(
 
     With ``recipe.validation > 0`` the dataset's ``test`` split is that share of the training
     split, held out class by class and the same for every seed; the true test split is dropped
-    before anything looks at it.
+    before anything looks at it.  ``training_examples`` and ``test_examples`` then shorten the two
+    splits, whatever the seed to the same rows.
 
     Args:
         name: opens every message and names the cache folder.
@@ -67,10 +69,11 @@ def load(
         train.validate(shape, recipe.classes, f"{name}: train split")
         train, test = _hold_out(train, recipe.validation, name)
     evaluated_on: Evaluated = "validation" if recipe.validation else "test"
-    sha256 = digest(train, test)
-    dataset = Dataset(name, shape, recipe.classes, train, test, sha256, evaluated_on)
-    dataset.validate()
-    return dataset
+    whole = Dataset(name, shape, recipe.classes, train, test, "", evaluated_on)
+    whole.validate()
+    train = _shortened(train, recipe.training_examples, f"{name}: training_examples")
+    test = _shortened(test, recipe.test_examples, f"{name}: test_examples")
+    return dataclasses.replace(whole, train=train, test=test, sha256=digest(train, test))
 
 
 def _hold_out(train: Split, share: float, name: str) -> tuple[Split, Split]:
@@ -81,3 +84,13 @@ def _hold_out(train: Split, share: float, name: str) -> tuple[Split, Split]:
         raise DataError(f"{name}: validation = {share}: cannot hold out {rows}")
     kept, taken = stratified(train.targets, count, generator(0, "validation"))
     return train.rows(kept), train.rows(taken)
+
+
+def _shortened(split: Split, count: int, where: str) -> Split:
+    """Return ``count`` rows of a split, every class in proportion; 0: all of it."""
+    if not count:
+        return split
+    if count > len(split):
+        raise DataError(f"{where} = {count}: the split has {len(split)} rows")
+    _left, taken = stratified(split.targets, count, generator(0, "shortened"))
+    return split.rows(taken)

@@ -19,6 +19,7 @@ from biograd.estimators.forward_forward import ForwardForward
 from biograd.estimators.forward_gradient_activity import ForwardGradientActivity
 from biograd.estimators.forward_gradient_weight import ForwardGradientWeight
 from biograd.estimators.frozen_hidden import FrozenHidden
+from biograd.estimators.gain import MeasuredGain
 from biograd.estimators.kickback import Kickback
 from biograd.estimators.likelihood_ratio import LikelihoodRatio
 from biograd.estimators.node_perturbation import NodePerturbation
@@ -49,6 +50,7 @@ __all__ = [
     "Kickback",
     "KolenPollack",
     "LikelihoodRatio",
+    "MeasuredGain",
     "NodePerturbation",
     "OnlineTrainingThroughTime",
     "PredictiveCoding",
@@ -78,6 +80,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "unitwise": UnitwiseGradient,
     "weak": WeakGradient,
     "node_perturbation": NodePerturbation,
+    "gain": MeasuredGain,
     "weight_perturbation": WeightPerturbation,
     "likelihood_ratio": LikelihoodRatio,
     "forward_gradient_weight": ForwardGradientWeight,

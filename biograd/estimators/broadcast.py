@@ -53,8 +53,8 @@ class Broadcast(Estimator):
 
     def sites(self, round: Round) -> tuple[str, ...]:
         """Return the hidden sites that the signal reaches."""
-        chosen = round.hidden if self.chosen == "all" else self.chosen
-        return tuple(n for n in round.hidden if n in chosen and not round.owners.get(n))
+        chosen = round.blocks if self.chosen == "all" else self.chosen
+        return tuple(n for n in round.blocks if n in chosen and not round.owners.get(n))
 
     def build(self, trace: Trace, round: Round) -> None:
         """Make the feedback matrices ``[outputs, *units]``."""
@@ -77,7 +77,7 @@ class Broadcast(Estimator):
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: credit stops behind every block that the signal reaches."""
         sites = self.sites(round)
-        recurrent = [layer for name in sites for layer in round.site_layers[name][1:]]
+        recurrent = [layer for name in sites for layer in round.recurrent(name)]
         detach = frozenset(() if self.through_time else recurrent)
         return (Plan(boundaries=frozenset(sites), detach=detach),)
 

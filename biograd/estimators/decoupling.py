@@ -168,7 +168,7 @@ class Decoupling(Estimator):
 
 def chosen(round: Round) -> tuple[str, ...]:
     """Return the hidden sites that have a target: those without a local loss."""
-    return tuple(name for name in round.hidden if round.owners.get(name, "") != name)
+    return tuple(name for name in round.blocks if round.owners.get(name, "") != name)
 
 
 def arrivals(trace: Trace, errors: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:

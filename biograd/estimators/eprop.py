@@ -60,8 +60,8 @@ class EligibilityPropagation(Broadcast):
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: credit stops behind every block and before every recurrent layer."""
-        hidden = [name for name in round.hidden if not round.owners.get(name)]
-        recurrent = frozenset(layer for name in hidden for layer in round.site_layers[name][1:])
+        hidden = [name for name in round.blocks if not round.owners.get(name)]
+        recurrent = frozenset(layer for name in hidden for layer in round.recurrent(name))
         boundaries = frozenset(self.sites(round))
         return (Plan(boundaries=boundaries, slots=True, detach=recurrent),)
 

@@ -92,7 +92,7 @@ class ForwardForward(Estimator):
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the two losses of every block, which train its layers."""
         for trace, sign in zip(traces[1:], (1, -1), strict=True):
-            for name in round.hidden:
+            for name in round.blocks:
                 loss = functional.softplus(-sign * self.goodness(trace.sites[name])).mean()
                 yield loss, torch.ones_like(loss)
 

@@ -125,7 +125,7 @@ class SyntheticGradient(Estimator):
 
         A site with a local loss of its own receives nothing from above and needs none.
         """
-        free = tuple(name for name in round.hidden if name not in round.cells)
+        free = tuple(name for name in round.blocks if name not in round.cells)
         if self.sites == "all":
             return free
         if self.sites == "middle":
@@ -145,7 +145,7 @@ class SyntheticGradient(Estimator):
             activity = _activity(trace.sites[name])
             units = math.prod(activity.shape[2 if trace.sites[name].timed else 1 :])
             self.synthesisers[_key(name)] = self._make(units, trace, round)
-        for name in round.hidden if self.window else ():
+        for name in round.blocks if self.window else ():
             site = trace.sites[name]
             if site.variables:
                 units = site.variables * math.prod(site.shape.units)
@@ -189,7 +189,7 @@ class SyntheticGradient(Estimator):
     def crossings(self, trace: Trace, round: Round) -> list[Crossing]:
         """Return where credit is stopped; what one depends on stands before it."""
         found, names, given = [], self.chosen(round), labels(trace)
-        for name in round.hidden:
+        for name in round.blocks:
             site = trace.sites[name]
             for ended, begun in site.states:
                 found.append(Crossing(self.synthesiser_of(name, True), ended, begun, given))

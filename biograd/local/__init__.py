@@ -87,7 +87,7 @@ class LocalLosses(nn.Module):
         Raises:
             CapabilityError: an activity is missing, or its channels cannot be divided.
         """
-        for name in self.names or self.choose(round.hidden):
+        for name in self.names or self.choose(round.blocks):
             site = trace.sites[name]
             if site.activity is None:
                 raise CapabilityError(f"site {name}: its activity is not reached: no local loss")

@@ -75,17 +75,23 @@ def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], classes: int) -> Netw
     encoded = encoding.build(recipe.encoding, shape)
     if network.kind == "rate":
         return RecurrentRateNetwork(network, encoded, classes)
-    if network.substrate == "brian2":
-        from biograd.networks.brian import Brian2Network
+    if network.kind == "circuit":
+        from biograd.networks.assembly import build_circuit
 
-        return Brian2Network(network, recipe.neuron, encoded, classes)
+        return build_circuit(recipe, encoded, classes)
     if recipe.neuron.method == "event":
         return EventNetwork(network, recipe.neuron, encoded, classes)
-    return SpikingNetwork(network, recipe.neuron, encoded, classes)
+    return SpikingNetwork(network, recipe.neuron, encoded, classes, recipe.population)
 
 
 def _check(recipe: ModelRecipe, shape: tuple[int, ...]) -> None:
     network = recipe.network
+    if network.kind == "circuit":
+        if network.substrate != "brian2":
+            raise RecipeError("network.kind = 'circuit': needs network.substrate = 'brian2'")
+        return
+    if recipe.populations or recipe.projections:
+        raise RecipeError("populations, projections: need network.kind = 'circuit'")
     if network.kind != "spiking" and network.substrate != "torch":
         raise RecipeError(
             f"network.substrate = {network.substrate!r}: a rate network runs on 'torch'"
@@ -103,6 +109,10 @@ def _check(recipe: ModelRecipe, shape: tuple[int, ...]) -> None:
         raise RecipeError(
             "neuron.reset = 'zero' with a synaptic filter: snnTorch's Synaptic also resets the "
             "synaptic current; use reset = 'subtract' or network.substrate = 'torch'"
+        )
+    if recipe.population.equations and (network.kind, network.substrate) != ("spiking", "brian2"):
+        raise RecipeError(
+            "population.equations: need network.kind = 'spiking', network.substrate = 'brian2'"
         )
     if neuron.method == "event" and (network.kind, network.substrate) != ("spiking", "torch"):
         raise RecipeError(

@@ -1,21 +1,17 @@
-"""Brian2 as a substrate: the same layers, simulated by Brian2, trained by what it lets us see.
+"""A Brian2 population as a torch module: simulated by Brian2, differentiated by replay.
 
-All rows (copies x examples) of a layer are neurons of one ``NeuronGroup``; projections are dense
-products ``W s + b`` in network operations between the groups' threshold and the next group's
-update, so that a spike acts in its own step (zero lag).  The compiled objects are stepped directly,
-which saves the tens of milliseconds that every ``Network.run`` costs before its first step.
-
-Credit: a layer's current is linear in its weights, ``z[t] = W s[t] + b``.  The mean over a time
-bin is recomputed by the torch layer from the recorded mean spikes, which gives the gradient by the
-weights exactly; nothing flows behind a population, so the substrate has no ``vjp``.
+All rows (copies x examples) are neurons of one ``NeuronGroup``.  Forward, Brian2 alone computes.
+Where a derivative is asked for, the step that Brian2 compiled is translated (``transpile``) and
+evaluated on the recorded course (``replay``), with a surrogate derivative at the threshold.  If it
+cannot be translated, the population is ``forward_only``: whoever needs a derivative is refused,
+and the rules that do without work as ever.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Mapping
-from copy import deepcopy
-from types import ModuleType
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,431 +19,396 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from biograd.contracts import (
-    Capability,
-    Objective,
-    Plan,
-    Site,
-    SiteShape,
-    SiteTrace,
-    Trace,
-    Visits,
-    bin_lengths,
-)
-from biograd.encoding import Encoding
-from biograd.networks.effective import effective_parameters
-from biograd.networks.spikes import Membrane
-from biograd.networks.spiking import SpikingNetwork
-from biograd.networks.substrate import extend, perturbed, repeat
-from biograd.recipes import NetworkRecipe, NeuronRecipe
+from biograd.errors import BiogradError, CapabilityError
+from biograd.networks.copies import SharedRandomness
+from biograd.networks.neuron_model import Details, NeuronModel, integrate_and_fire
+from biograd.networks.paths import differentiated, join, mapped, ways
+from biograd.networks.replay import Record, replay
+from biograd.networks.simulation import Simulation
+from biograd.networks.spikes import SURROGATES, Derivative, Membrane, spike
+from biograd.networks.spiking import State, SteppedPopulation
+from biograd.networks.transpile import translate
+from biograd.randomness import generator
+from biograd.recipes import PopulationRecipe
 
 Array = NDArray[np.float64]
+KEPT = 4
+"""Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
 
 
-def import_brian2() -> ModuleType:
-    """Return Brian2, imported without the deprecation warnings of its own dependencies."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import brian2
-    return brian2
+class Brian2Layer(SteppedPopulation):
+    """A population given by Brian2 equations, as a layer of a torch network.
 
-
-class Simulation:
-    """A prepared Brian2 network of ``rows`` replicas of a stack of layers.
+    A current ``[rows, units]``, the same in every step, or ``[rows, steps, units]`` becomes spikes,
+    or the course of the recipe's output variable, ``[rows, steps, units]``.  A population with
+    several input variables takes a current for each, by name.
 
     Args:
-        rows: number of replicas.
-        widths: neurons of each layer.
-        membrane: constants of the step equation in ``networks.spikes``.
-        steps: number of time steps.
+        recipe: the population; its equations have a variable that receives the current.
+        units: number of neurons.
+        steps: number of time steps of a trial.
         dt_ms: length of a step in milliseconds.
+        surrogate: name of the derivative at the threshold, of steepness ``slope``.
+        where: what the population is called in messages.
+        constants: of the namespace, as they are, beside those of the recipe.
+        details: what else there is beside the recipe.
+
+    Attributes:
+        forward_only: why no derivative can be had; "": it can.
+        factors: what is learned of each constant in ``recipe.trainable``, ``[units]``: its value is
+            ``initial low (high / low)**sigmoid(factor)``, so that it stays within its bounds.
+
+    Raises:
+        RecipeError: the equations do not hold together.
+
+    >>> layer = Brian2Layer(
+    ...     PopulationRecipe(
+    ...         equations="dv/dt = (I - v) / (10*ms) : 1; I : 1".replace("; ", chr(10)),
+    ...         threshold="v > 1", reset="v = 0", method="exact",
+    ...     ),
+    ...     units=2, steps=30, dt_ms=1.0,
+    ... )
+    >>> layer(torch.tensor([[0.5, 2.0]])).sum(1)
+    tensor([[0., 4.]])
     """
 
+    draws_noise = True
+    shared: SharedRandomness | None = None
+
     def __init__(
-        self, rows: int, widths: list[int], membrane: Membrane, steps: int, dt_ms: float
-    ) -> None:
-        self.rows, self.widths, self.steps = rows, widths, steps
-        self.spikes = [np.zeros((steps, rows, width)) for width in widths]
-        self.potentials: list[Array] | None = None
-        self._b2 = import_brian2()
-        self._clock = self._b2.Clock(dt=dt_ms * self._b2.ms, name="biograd_clock")
-        self._groups = [self._group(layer, membrane) for layer in range(len(widths))]
-        operations = [op for layer in range(len(widths)) for op in self._operations(layer)]
-        self._network = self._b2.Network(self._groups, operations)
-        self._values = [
-            {name: group.variables[name].get_value() for name in ("v", "g", "I")}
-            for group in self._groups
-        ]
-        self._spikespace = [g.variables["_spikespace"].get_value() for g in self._groups]
-        self._drive: list[Array] = []
-        self._prepare()
-
-    def _group(self, layer: int, membrane: Membrane) -> Any:
-        """Return the neurons of a layer: one step of the equation, threshold and reset.
-
-        Why the decay is written as a discrete step: it is the exact solution for a current that
-        is constant in a step, and stays so behind a synaptic filter, where Brian2's own exact
-        integration would let the filter move within the step.
-
-        Why the name has no number of its own: it stands in the generated code, and simulations of
-        different size then share one compilation.
-        """
-        group = self._b2.NeuronGroup(
-            self.rows * self.widths[layer],
-            "v : 1\ng : 1\nI : 1",
-            threshold="v > threshold",
-            reset="v = 0" if membrane.reset == "zero" else "v -= threshold / beta",
-            namespace={
-                "threshold": membrane.threshold,
-                "beta": membrane.beta,
-                "alpha": membrane.alpha,
-                "gain": membrane.gain,
-            },
-            clock=self._clock,
-            name=f"biograd_layer{layer}",
-        )
-        filtered = "g = alpha * g + (1 - alpha) * I" if membrane.alpha else "g = I"
-        group.run_regularly(
-            f"{filtered}\nv = beta * v + gain * g",
-            clock=self._clock,
-            when="groups",
-            order=5 * layer + 1,
-        )
-        for part, place in ((group.thresholder["spike"], 2), (group.resetter["spike"], 4)):
-            part.when, part.order = "groups", 5 * layer + place
-        return group
-
-    def _operations(self, layer: int) -> list[Any]:
-        def drive() -> None:
-            self._set_current(layer)
-
-        def keep() -> None:
-            self._keep_spikes(layer)
-
-        return [
-            self._b2.NetworkOperation(drive, clock=self._clock, when="groups", order=5 * layer),
-            self._b2.NetworkOperation(keep, clock=self._clock, when="groups", order=5 * layer + 3),
-        ]
-
-    def _prepare(self) -> None:
-        self._step = 0
-        self._weights: list[Array] = [
-            np.zeros((w, v)) for w, v in zip(self.widths[1:], self.widths[:-1], strict=True)
-        ]
-        self._biases: list[Array] = [np.zeros(width) for width in self.widths]
-        self._recurrent: list[Array | None] = [None] * len(self.widths)
-        self._noise: list[Array | None] = [None] * len(self.widths)
-        self._bin = [0] * self.steps
-        self._first = np.zeros((1, self.rows, self.widths[0]))
-        self._network.run(0 * self._b2.ms, namespace={})
-        self._objects = [obj.run for obj in self._network.sorted_objects if obj.active]
-        self._time = {
-            name: self._clock.variables[name].get_value() for name in ("timestep", "t", "dt")
-        }
-
-    def _set_current(self, layer: int) -> None:
-        step = self._step
-        current = self._values[layer]["I"].reshape(self.rows, -1)
-        if layer == 0:
-            current[:] = self._first[step if len(self._first) > 1 else 0]
-        else:
-            np.matmul(self.spikes[layer - 1][step], self._weights[layer - 1].T, out=current)
-            current += self._biases[layer]
-        recurrent, noise = self._recurrent[layer], self._noise[layer]
-        if recurrent is not None and step:
-            current += self.spikes[layer][step - 1] @ recurrent.T
-        if noise is not None:
-            current += noise[:, self._bin[step]]
-
-    def _keep_spikes(self, layer: int) -> None:
-        space = self._spikespace[layer]
-        train = self.spikes[layer][self._step].reshape(-1)
-        train[space[: space[-1]]] = 1
-        if self.potentials is not None:
-            values = self._values[layer]["v"].reshape(self.rows, -1)
-            self.potentials[layer][self._step] = values
-
-    def run(
         self,
-        first: Array,
-        weights: list[Array],
-        biases: list[Array],
-        recurrent: list[Array | None],
-        noise: list[Array | None],
-        time_bin: int | None = None,
-        membrane: bool = False,
-    ) -> list[Array]:
-        """Simulate one trial from rest and return each layer's spikes ``[steps, rows, width]``.
+        recipe: PopulationRecipe,
+        units: int,
+        steps: int,
+        dt_ms: float,
+        surrogate: str = "fast_sigmoid",
+        slope: float = 10.0,
+        where: str = "population",
+        constants: Mapping[str, Any] | None = None,
+        details: Details | None = None,
+    ) -> None:
+        super().__init__(steps)
+        self.model = NeuronModel(recipe, dt_ms, where, constants, details)
+        self.units, self.surrogate, self.slope = units, surrogate, slope
+        self.factors = nn.ParameterDict(
+            {
+                name: torch.full((units,), _start(low, high))
+                for name, (_, low, high) in self.model.trainable.items()
+            }
+        )
+        self._simulations: dict[int, Simulation] = {}
+        self.forward_only = ""
+        self.variables = 1
+        try:
+            self.step = translate(self.model.sample, self.model.ports)
+            self.variables += len(self.step.states)
+        except CapabilityError as error:
+            name = f"population {self.model.sample.name}"
+            self.forward_only = str(error).replace(name, where)
+
+    @cached_property
+    def scale(self) -> float:
+        """The distance to the threshold that counts as 1 in the surrogate."""
+        return self.model.surrogate_scale
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return the learned constants in SI units, each ``[units]``."""
+        found = {}
+        for name, (initial, low, high) in self.model.trainable.items():
+            share = torch.sigmoid(self.factors[name])
+            found[name] = initial * low * (high / low) ** share
+        return found
+
+    def forward(
+        self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None = None
+    ) -> Tensor:
+        """Return spikes, or the output variable, ``[rows, steps, units]``.
 
         Args:
-            first: current of the first layer, ``[steps or 1, rows, width]``.
-            weights: of the layers after the first, ``[width, width before]``; likewise biases.
-            recurrent: weights within each layer, or None.
-            noise: current added to each layer, ``[rows, K, width]``, or None.
-            membrane: also record the potentials before the reset, in ``potentials``.
+            current: ``[rows, steps or 1, units]``, or ``[rows, units]``; by input variable if
+                there are several.
+            recurrent: maps the spikes of the step before to an additional current.
+
+        Raises:
+            BiogradError: the simulation blew up.
+            CapabilityError: states shall be handed from window to window, but there are several
+                input variables; or there is no derivative.
         """
-        self._first, self._weights = first, weights
-        self._biases = [np.zeros(self.widths[0]), *biases]
-        self._recurrent, self._noise = recurrent, noise
-        lengths = bin_lengths(self.steps, time_bin)
-        self._bin = [index for index, length in enumerate(lengths) for _ in range(length)]
-        for values, train in zip(self._values, self.spikes, strict=True):
-            train[:] = 0
-            for value in values.values():
-                value[:] = 0
-        self.potentials = [np.zeros_like(train) for train in self.spikes] if membrane else None
-        for step in range(self.steps):
-            self._step = step
-            self._time["timestep"][0] = step
-            self._time["t"][0] = step * self._time["dt"][0]
-            for run in self._objects:
-                run()
-        return self.spikes
-
-
-class Brian2Network(SpikingNetwork):
-    """The spiking network of ``SpikingNetwork``, its populations simulated by Brian2 (float64).
-
-    The layers are torch modules that hold the weights; Brian2 receives them at every call.
-    """
-
-    kept = 4  # prepared simulations, by number of rows: training, last batch, evaluation, probe
-
-    def __init__(
-        self, recipe: NetworkRecipe, neuron: NeuronRecipe, encoding: Encoding, classes: int
-    ) -> None:
-        super().__init__(recipe, neuron, encoding, classes)
-        # the recurrent current is observed as the mean of a bin, too
-        self.sites = tuple(
-            Site(site.name, site.modules, (site.time[0],) * len(site.modules))
-            for site in self.sites
+        currents = {
+            port: values.unsqueeze(1) if values.dim() == 2 else values
+            for port, values in self.by_port(current).items()
+        }
+        if recurrent is not None or self.transport.slots:
+            if len(currents) > 1:
+                raise CapabilityError(
+                    f"{self.model.where} has several input variables: no states can be handed "
+                    "from window to window"
+                )
+            return super().forward(currents[self.model.port], recurrent)
+        currents = {port: self._in_units(port, values) for port, values in currents.items()}
+        both, constants = self.ways(currents), self.constants()
+        asked = [*both[0][0].values(), *constants.values()]
+        if not any(differentiated(values) for values in asked):
+            first = currents[self.model.port]
+            return self._simulate(currents, constants).to(first.dtype)
+        self._refuse()
+        record = self._record(currents, constants)
+        return join(
+            [
+                replay(
+                    self.step,
+                    record,
+                    self._admitted(drives, record),
+                    constants,
+                    self.derivative,
+                    window=window,
+                    scale=self.scale if self.model.spiking else 1.0,
+                    output=self.model.recipe.output,
+                )
+                for place, (drives, window) in enumerate(both)
+                if not place or any(differentiated(values) for values in drives.values())
+            ]
         )
-        self.membrane = Membrane.of(neuron, encoding.dt_ms)
-        self._simulations: dict[int, Simulation] = {}
 
-    def population(self, recipe: NetworkRecipe, membrane: Membrane, width: int) -> nn.Module:
-        """Return a stand-in that only passes on the spikes that Brian2 found."""
-        return nn.Identity()
+    def by_port(self, current: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a current for each input variable."""
+        return {self.model.port: current} if isinstance(current, Tensor) else current
 
-    def make_substrate(self) -> Brian2Substrate:
-        """Return the runner of this network's forward passes."""
-        return Brian2Substrate(self)
+    def ways(self, currents: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], int | None]]:
+        """Return the one or two ways through the currents of all input variables."""
+        found = {port: ways(values, self.transport) for port, values in currents.items()}
+        windows = [window for _, window in next(iter(found.values()))]
+        return [
+            ({port: parts[place][0] for port, parts in found.items()}, window)
+            for place, window in enumerate(windows)
+        ]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Brian2Network:
-        kept, self._simulations = self._simulations, {}
-        copy = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copy
-        copy.__dict__.update({k: deepcopy(v, memo) for k, v in self.__dict__.items()})
-        self._simulations = kept
-        return copy
+    def _in_units(self, port: str, values: Tensor) -> Tensor:
+        scale = self.model.scales[port]
+        return values if scale == 1 else mapped(lambda part: scale * part, values)
+
+    def _admitted(self, drives: Mapping[str, Tensor], record: Record) -> dict[str, Tensor]:
+        """Return the currents without the impulses that refractory neurons did not receive."""
+        if not self.model.guarded or record.ready is None:
+            return dict(drives)
+        ready = torch.ones_like(record.spikes)
+        ready[1:] = (record.ready[:-1] & (record.spikes[:-1] == 0)).to(ready)
+        admitted = ready.transpose(0, 1)
+        guarded = self.model.guarded
+        return {name: v * admitted if name in guarded else v for name, v in drives.items()}
+
+    def derivative(self, distance: Tensor) -> Tensor:
+        """Return the surrogate derivative of a spike by its scaled distance to the threshold."""
+        other: Derivative | None = self.transport.derivative
+        return other(distance) if other else SURROGATES[self.surrogate](distance, self.slope)
 
     def simulation(self, rows: int) -> Simulation:
         """Return the prepared simulation for a number of rows; the least recent is dropped."""
         found = self._simulations.pop(rows, None)
         if found is None:
-            widths = [len(block["synapse"].get_parameter("weight")) for block in self._blocks()]
-            assert self.encoding is not None
-            found = Simulation(rows, widths, self.membrane, self.steps, self.encoding.dt_ms)
-            while len(self._simulations) >= self.kept:
+            found = Simulation(self.model, rows, self.units)
+            while len(self._simulations) >= KEPT:
                 self._simulations.pop(next(iter(self._simulations)))
         self._simulations[rows] = found
         return found
 
-    def _blocks(self) -> list[nn.ModuleDict]:
-        return [block for block in self.blocks if isinstance(block, nn.ModuleDict)]
+    def _simulate(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
+        output = self.model.recipe.output
+        keep = () if output == "spikes" else (output,)
+        small = all(values.dtype is torch.float32 for values in currents.values())
+        kind = "float32" if small else "float64"
+        train, kept = self._run(currents, constants, keep, kind=kind)
+        return torch.from_numpy(kept.get(output, train)).transpose(0, 1)
 
-    @torch.no_grad()
-    def spikes(
+    def _record(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Record:
+        step, refractory = self.step, "not_refractory" in self.model.sample.variables
+        ready = ("not_refractory",) if refractory else ()
+        rows = len(currents[self.model.port])
+        noise, simulation = self._noise(rows), self.simulation(rows)
+        simulation.begin(_arrays(constants))
+        initial = {name: torch.from_numpy(simulation.values[name].copy()) for name in step.states}
+        train, kept = self._run(currents, constants, (*step.states, *ready), noise)
+        spikes = torch.from_numpy(train)
+        given = {name: torch.from_numpy(values) for name, values in noise.items()}
+        for name in step.reads:
+            if name not in given and name not in constants:
+                given[name] = torch.from_numpy(simulation.values[name].copy())
+        # the threshold makes those that spike refractory; before, they were not
+        armed = torch.from_numpy(kept.pop("not_refractory")) | (spikes > 0) if refractory else None
+        states = {name: torch.from_numpy(kept[name]) for name in step.states}
+        return Record(states, initial, spikes, armed, given, self.model.dt_ms / 1000)
+
+    def _run(
         self,
-        encoded: Tensor,
-        noise: Mapping[str, Tensor] | None = None,
-        time_bin: int | None = None,
-    ) -> list[Tensor]:
-        """Return each layer's spikes ``[rows, steps, units]`` in the dtype of ``encoded``.
+        currents: Mapping[str, Tensor],
+        constants: Mapping[str, Tensor],
+        keep: tuple[str, ...],
+        noise: Mapping[str, Array] | None = None,
+        kind: str = "float64",
+    ) -> tuple[Array, dict[str, Array]]:
+        rows = len(currents[self.model.port])
+        noise = self._noise(rows) if noise is None else noise
+        simulation = self.simulation(rows)
+        given = {}
+        for port, values in currents.items():
+            # the loop converts each step as it sets it: a second copy of the whole takes longer
+            drive = values if values.dtype is torch.float32 else values.double()
+            given[port] = drive.detach().cpu().numpy().swapaxes(0, 1)
+        with np.errstate(all="ignore"):  # what overflows is found below
+            found = simulation.run(given, self.steps, noise, _arrays(constants), keep, kind)
+        self._check(simulation)
+        return found
+
+    def _check(self, simulation: Simulation) -> None:
+        for name in self.model.equations.diff_eq_names:
+            values = simulation.values[name]
+            if not np.isfinite(values).all():
+                count = int((~np.isfinite(values)).sum())
+                raise BiogradError(
+                    f"{self.model.where}: {name} of {count} of {values.size} neurons is not finite "
+                    f"after {self.steps} steps of {self.model.dt_ms:g} ms: take shorter steps, "
+                    "another method, or a weaker current"
+                )
+
+    def _noise(self, rows: int) -> dict[str, Array]:
+        """Return what stands for ``xi``, ``[steps, rows, units]``, the same in all copies."""
+        names = self.model.noises
+        if not names:
+            return {}
+        shape = (len(names), self.steps, self.units)
+        if self.shared is None or self.shared.recording is None:
+            draws = torch.randn(rows, *shape, generator=generator(0, "noise"))
+        else:
+            draws = self.shared.draw(self, rows, shape)
+        scaled = _array(draws) / math.sqrt(self.model.dt_ms / 1000)
+        return {self.model.noise(n): scaled[:, k].swapaxes(0, 1) for k, n in enumerate(names)}
+
+    def _refuse(self) -> None:
+        if self.forward_only:
+            raise CapabilityError(f"no derivative: {self.forward_only}")
+
+    # Step by step: with a recurrent layer, or when states are handed from window to window.
+
+    def begin(self, current: Tensor) -> State:
+        """Put the simulation where a trial begins and return the state there.
 
         Args:
-            encoded: ``[rows, steps or 1, units]``.
-            noise: site name to added current ``[rows, K, units]``.
+            current: ``[rows, steps or 1, units]``; of it, shape and dtype.
         """
-        weights, biases, recurrent, added = [], [], [], []
-        for block, site in zip(self._blocks(), self.sites, strict=False):
-            weight, bias = effective_parameters(block["synapse"])
-            weights.append(_array(weight))
-            biases.append(np.zeros(len(weight)) if bias is None else _array(bias))
-            back = effective_parameters(block["recurrent"]) if "recurrent" in block else None
-            recurrent.append(None if back is None else _array(back[0]))
-            if back is not None and back[1] is not None:
-                biases[-1] = biases[-1] + _array(back[1])
-            extra = (noise or {}).get(site.name)
-            added.append(None if extra is None else _array(extra))
-        inputs = _array(encoded).swapaxes(0, 1)
-        first = inputs @ weights[0].T + biases[0]
-        trains = self.simulation(len(encoded)).run(
-            first, weights[1:], biases[1:], recurrent, added, time_bin
-        )
-        # copied: the next trial overwrites the simulation's arrays
-        return [torch.from_numpy(train.swapaxes(0, 1)).to(encoded, copy=True) for train in trains]
+        rows = len(current)
+        self._constants, self._drawn = self.constants(), self._noise(rows)
+        self._now, self._index = self.simulation(rows), 0
+        self._now.begin(_arrays(self._constants))
+        names = () if self.forward_only else self.step.states
+        values = [torch.from_numpy(self._now.values[name]).to(current) for name in names]
+        return (*(value.clone() for value in values), torch.zeros_like(current[:, 0]))
 
-    def simulate(self, encoded: Tensor) -> Tensor:
-        """Return the outputs ``[rows, classes]`` for ``[rows, steps or 1, units]``."""
-        trains = self.spikes(encoded)
-        for block, train in zip(self._blocks(), trains, strict=True):
-            block["activity"](train)
-        return self.readout(self.filtered(trains[-1]))
+    def advance(
+        self,
+        state: State,
+        current: Tensor | Mapping[str, Tensor],
+        fed: Tensor | None,
+        first: bool,
+    ) -> tuple[State, Tensor]:
+        """Return the state after one step, and its spikes; Brian2 takes the step once."""
+        totals = dict(self.by_port(current))
+        if fed is not None:
+            totals[self.model.port] = totals[self.model.port] + fed
+        totals = {port: self._in_units(port, values) for port, values in totals.items()}
+        total, now = totals[self.model.port], self._now
+        if first:
+            drawn = {name: values[self._index] for name, values in self._drawn.items()}
+            names = () if self.forward_only else (*self.step.reads, *self._guards)
+            self._before = {n: now.values[n].copy() for n in names if n in now.values}
+            with np.errstate(all="ignore"):
+                now.step(_arrays(totals), drawn)
+            self._index += 1
+            self._check(now)
+        names = () if self.forward_only else self.step.states
+        seen = [torch.from_numpy(now.values[name]).to(total, copy=True) for name in names]
+        spikes = torch.from_numpy(now.spikes).to(total, copy=True)
+        asked = (*totals.values(), *state, *self._constants.values())
+        if any(differentiated(values) for values in asked):
+            self._refuse()
+            found, fired = self._follow(state, totals)
+            seen = [_with_way(value, way) for value, way in zip(seen, found, strict=True)]
+            spikes = _with_way(spikes, fired)
+        output = self.model.recipe.output
+        if output == "spikes":
+            return (*seen, spikes), spikes
+        if output in names:
+            return (*seen, spikes), seen[names.index(output)]
+        return (*seen, spikes), torch.from_numpy(now.values[output]).to(total, copy=True)
+
+    @property
+    def _guards(self) -> tuple[str, ...]:
+        return ("not_refractory",) if self.model.guarded else ()
+
+    def _follow(self, state: State, totals: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the step's states and spikes as torch computes them, for their graph."""
+        index, now, step = self._index - 1, self._now, self.step
+        like = state[-1]
+        *values, spikes = (part.double() for part in state)
+        known = {
+            **{name: torch.from_numpy(value) for name, value in self._before.items()},
+            **{name: torch.from_numpy(value[index]) for name, value in self._drawn.items()},
+            **{name: value.double() for name, value in self._constants.items()},
+            **dict(zip(step.states, values, strict=True)),
+        }
+        ready = None
+        if "not_refractory" in now.values:
+            # the threshold makes those that spike refractory; before, they were not
+            ready = torch.from_numpy(now.values["not_refractory"] | (now.spikes > 0))
+        time = index * self.model.dt_ms / 1000
+        inputs = {port: total.double() for port, total in totals.items()}
+        for port in self.model.guarded:
+            inputs[port] = inputs[port] * torch.from_numpy(self._before["not_refractory"])
+        found, crossing = step.advance(known, inputs, spikes, ready, time)
+        fired = torch.zeros_like(like)
+        if crossing is not None:
+            fired = spike(crossing.distance / self.scale, derivative=self.derivative).to(like)
+            if crossing.allowed is not None:
+                fired = fired * crossing.allowed
+        return [found[name].to(like) for name in step.states], fired
+
+    def extra_repr(self) -> str:
+        """Return what the population is for ``print``."""
+        recipe = self.model.recipe
+        equations = "; ".join(line.strip() for line in recipe.equations.splitlines() if line)
+        return f"{self.units}, steps={self.steps}, threshold={recipe.threshold!r}, {equations}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the prepared simulations, which every copy makes anew."""
+        state = dict(self.__dict__)
+        for name in ("_now", "_constants", "_drawn", "_before", "shared"):
+            state.pop(name, None)
+        return state | {"_simulations": {}}
 
 
-Inputs = dict[str, tuple[SiteShape, list[tuple[nn.Module, Tensor]]]]
-"""Name of a site to its shape, and each of its layers with the layer's input, all copies."""
-
-
-class Brian2Substrate:
-    """Runs plans on a ``Brian2Network``: one simulation holds the clean and the noisy copies."""
-
-    name = "brian2"
-    capabilities: frozenset[Capability] = frozenset(
-        ("loss", "perturb_parameter", "perturb_site", "observe", "cut")
+def leaky_integrate_and_fire(
+    membrane: Membrane, units: int, steps: int, dt_ms: float, where: str
+) -> Brian2Layer:
+    """Return the neurons of the step equation in ``networks.spikes``, simulated by Brian2."""
+    recipe, constants = integrate_and_fire(membrane)
+    return Brian2Layer(
+        recipe, units, steps, dt_ms, membrane.surrogate, membrane.slope, where, constants
     )
 
-    def __init__(self, module: Brian2Network) -> None:
-        self.module = module
-        self.sites = module.sites
-        self.recording = False
 
-    def close(self) -> None:
-        """Do nothing: this substrate has no hooks."""
-
-    def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return what all copies share, ``[B, steps or 1, units]``."""
-        return self.module.encode(inputs, generator)
-
-    def run(
-        self,
-        plan: Plan,
-        encoded: Tensor,
-        targets: Tensor,
-        objective: Objective,
-        stream: torch.Generator | None = None,
-    ) -> Trace:
-        """Run all copies of ``plan`` in one simulation."""
-        batch, copies = len(encoded), plan.copies if plan.noise else 1
-        rows = repeat(encoded, copies)
-        noise = {
-            name: torch.cat((torch.zeros_like(value[:1]), value)).flatten(0, 1)
-            for name, value in (plan.noise or {}).items()
-        }
-        trains = self.module.spikes(rows, noise, plan.time_bin)
-        inputs = self._inputs(rows, trains, plan.time_bin)
-        self.recording = True
-        try:
-            with torch.enable_grad() if plan.graph else torch.no_grad():
-                trace = self._clean(plan, inputs, [t[:batch] for t in trains], targets, objective)
-        finally:
-            self.recording = False
-        if plan.noise:
-            extend(trace, *self._losses([t[batch:] for t in trains], trace, copies - 1))
-            self._attach_noise(plan, inputs, trace.sites, batch)
-        if plan.parameter_noise:
-            for found in perturbed(
-                self.module,
-                plan.parameter_noise,
-                lambda: self._losses(self.module.spikes(encoded), trace, 1),
-            ):
-                extend(trace, *found)
-        return trace
-
-    def _clean(
-        self,
-        plan: Plan,
-        inputs: Inputs,
-        trains: list[Tensor],
-        targets: Tensor,
-        objective: Objective,
-    ) -> Trace:
-        sites = {
-            name: SiteTrace(
-                shape,
-                [_visits(layer, values[: len(targets)]) for layer, values in layers],
-                plan.time_bin,
-                activity=train,
-            )
-            for (name, (shape, layers)), train in zip(inputs.items(), trains, strict=True)
-        }
-        features = self.module.filtered(trains[-1])
-        outputs = self.module.readout(features)
-        shape = SiteShape(tuple(outputs.shape[1:]), 1)
-        sites["readout"] = SiteTrace(shape, [Visits(False, [outputs], [features])])
-        losses = objective.loss(outputs, targets)
-        activity = dict(zip(inputs, trains, strict=True))
-        local = {name: of(activity[name], targets) for name, of in objective.local.items()}
-        total = losses.mean()
-        for values in local.values():
-            total = total + values.reshape(len(values), -1).sum(1).mean()
-        return Trace(
-            plan,
-            losses.detach()[None],
-            total,
-            outputs.detach(),
-            sites,
-            targets,
-            objective,
-            {name: values.detach()[None] for name, values in local.items()},
-        )
-
-    @torch.no_grad()
-    def _losses(
-        self, trains: list[Tensor], trace: Trace, copies: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses of the noisy copies and their local losses."""
-        outputs = self.module.readout(self.module.filtered(trains[-1]))
-        targets, objective = repeat(trace.targets, copies), trace.objective
-        activity = dict(zip(trace.sites, trains, strict=False))
-        local = {name: of(activity[name], targets) for name, of in objective.local.items()}
-        return objective.loss(outputs, targets), local
-
-    def _inputs(self, rows: Tensor, trains: list[Tensor], time_bin: int | None) -> Inputs:
-        """Return the mean presynaptic activity of every layer in each bin, ``[rows, K, units]``."""
-        steps, before = self.module.steps, rows
-        inputs = {}
-        for site, block, train in zip(self.sites, self.module._blocks(), trains, strict=False):
-            layers = [(block["synapse"], _averaged(before, steps, time_bin))]
-            if "recurrent" in block:
-                past = torch.cat((torch.zeros_like(train[:, :1]), train[:, :-1]), 1)
-                layers.append((block["recurrent"], _averaged(past, steps, time_bin)))
-            inputs[site.name] = (SiteShape((train.shape[-1],), steps), layers)
-            before = train
-        return inputs
-
-    @torch.no_grad()
-    def _attach_noise(
-        self,
-        plan: Plan,
-        inputs: Inputs,
-        sites: dict[str, SiteTrace],
-        batch: int,
-    ) -> None:
-        copies = plan.copies - 1
-        for name, noise in (plan.noise or {}).items():
-            sites[name].noise = noise
-        if not plan.observe:
-            return
-        for name, (shape, layers) in inputs.items():
-            visits = [Visits(True, [layer(values[batch:])]) for layer, values in layers]
-            total = SiteTrace(shape, visits, plan.time_bin).current()
-            total = total.view(copies, batch, *total.shape[1:])
-            added = (plan.noise or {}).get(name)
-            sites[name].observed = total if added is None else total + added
+def _start(low: float, high: float) -> float:
+    """Return the factor whose constant has its initial value."""
+    share = -math.log(low) / math.log(high / low)
+    return math.log(share / (1 - share))
 
 
-def _visits(layer: nn.Module, inputs: Tensor) -> Visits:
-    return Visits(True, [layer(inputs)], [inputs])
-
-
-def _averaged(values: Tensor, steps: int, time_bin: int | None) -> Tensor:
-    """Return the mean in each bin; every step if the bins are uneven, since their means differ."""
-    if steps % (time_bin or steps):
-        return values
-    return Visits(True, [values]).binned(steps, time_bin)
+def _with_way(value: Tensor, way: Tensor) -> Tensor:
+    """Return ``value`` with the way back of ``way``, which is the same up to rounding."""
+    return value + (way - way.detach())
 
 
 def _array(values: Tensor) -> Array:
     return values.detach().cpu().double().numpy()
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {name: _array(value) for name, value in values.items()}

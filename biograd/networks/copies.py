@@ -1,8 +1,9 @@
-"""Copies of a batch must differ in nothing but the perturbation: dropout and batch normalisation.
+"""Copies of a batch must differ in nothing but the perturbation, not by chance of their own.
 
-Dropout draws one mask for the clean batch and repeats it in every copy; batch normalisation takes
-its statistics from the clean batch, updates its running statistics with them once, and applies
-them to every copy.  Otherwise the difference of two copies' losses measures chance.
+Dropout draws one mask for the clean batch and repeats it in every copy, as noisy neurons do with
+their noise; batch normalisation takes its statistics from the clean batch, updates its running
+statistics with them once, and applies them to every copy.  Otherwise the difference of two copies'
+losses measures chance.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from biograd.errors import CapabilityError
+from biograd.randomness import generator
 
 Hook = torch.utils.hooks.RemovableHandle
 
@@ -52,11 +54,25 @@ class SharedRandomness:
             elif isinstance(layer, _BatchNorm):
                 self.handles.append(layer.register_forward_pre_hook(self._before_norm))
                 self.handles.append(layer.register_forward_hook(self._after_norm, always_call=True))
+            elif getattr(layer, "draws_noise", False):
+                layer.__dict__["shared"] = self
 
     def close(self) -> None:
         """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
+        for layer in self.module.modules():
+            layer.__dict__.pop("shared", None)
+
+    def draw(self, layer: nn.Module, rows: int, shape: tuple[int, ...]) -> Tensor:
+        """Return normal noise ``[rows, *shape]`` for a layer that asks: one draw for all copies."""
+        visit = self._visit(layer)
+        if self.recording:
+            stream = self.stream or generator(0, "noise")
+            draws = torch.randn(rows, *shape, generator=stream, device=stream.device)
+            self.masks.setdefault(layer, []).append(draws)
+        draws = self.masks[layer][visit]
+        return draws.repeat(rows // len(draws), *[1] * len(shape))
 
     @contextmanager
     def clean(self) -> Iterator[None]:

@@ -23,10 +23,20 @@ class SynapticLayer(nn.Module):
     Attributes:
         weight: one row for each output, or for each output of a group, ``[outputs, fan-in]``.
         bias: ``[outputs]``.
+        mask: which weights exist; None: all.
     """
 
     weight: Tensor
     bias: Tensor | None
+    mask: Tensor | None = None
+
+    @property
+    def fan_in(self) -> float:
+        """The number of inputs on which an output depends."""
+        return self.weight[0].numel()
+
+    def choose(self, stream: torch.Generator) -> None:
+        """Draw what is drawn before the weights."""
 
 
 class Network(nn.Module):
@@ -37,7 +47,8 @@ class Network(nn.Module):
         populations: dotted names of the modules whose outputs are the units' activity.
         encoding: turns a datum into a current or spike train; None for a static rate network.
         steps: number of time steps of a trial, 1 without time.
-        spiking: whether the activities are spikes ``[rows, steps, units]``.
+        spiking: whether the activities are spikes ``[rows, steps, units]``, not the course of
+            another variable.
         ends: names of the sites that end a block of several sites; empty: every hidden site does.
     """
 
@@ -96,15 +107,18 @@ def initialise(module: nn.Module, seed: int, gain: float, readout: str) -> None:
     """Draw the weights of all synaptic layers: normal, standard deviation ``gain / sqrt(fan_in)``.
 
     Each layer has its own stream, named after it, so that two networks whose layers agree start
-    from the same draw.  The readout has gain 1; biases start at zero.
+    from the same draw.  The readout has gain 1; biases, and weights that do not exist, are zero.
     """
     for name, layer in module.named_modules():
         if not isinstance(layer, (*LAYERS, SynapticLayer)):
             continue
-        fan_in = layer.weight[0].numel()
+        mask, fan_in = None, float(layer.weight[0].numel())
+        if isinstance(layer, SynapticLayer):
+            layer.choose(generator(seed, "mask", name))
+            mask, fan_in = layer.mask, layer.fan_in
         stream = generator(seed, "weights", name)
         draw = torch.randn(layer.weight.shape, generator=stream, dtype=torch.float64)
         scale = (1.0 if name == readout else gain) / math.sqrt(fan_in)
-        layer.weight.copy_(draw * scale)
+        layer.weight.copy_(draw * scale if mask is None else draw * scale * mask)
         if layer.bias is not None:
             layer.bias.zero_()

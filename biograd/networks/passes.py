@@ -49,6 +49,8 @@ class Pass:
     states: dict[str, list[tuple[Tensor, Tensor]]] = dataclasses.field(default_factory=dict)
     variables: dict[str, int] = dataclasses.field(default_factory=dict)
     order: list[str] = dataclasses.field(default_factory=list)
+    _passed: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
+    _leaves: dict[str, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
     _calls: dict[str, int] = dataclasses.field(default_factory=dict)
     _live: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
@@ -132,6 +134,8 @@ class Pass:
         calls.append(activity)
         if name not in self.boundaries:
             return activity
+        if self._stepwise(site, activity):
+            return self._step(site, activity, len(calls) - 1)
         if len(calls) > 1 and (site.activity is None or self.plan.slots or self.plan.clamp):
             raise CapabilityError(
                 f"site {name}: its activity is reached {len(calls)} times in a trial: give the "
@@ -146,15 +150,50 @@ class Pass:
             return passed.clone()
         return passed
 
+    def _stepwise(self, site: Site, activity: Tensor) -> bool:
+        """Return whether a block's module is called once a step, for that step alone."""
+        shape = self.shapes.get(site.name)
+        known = site.activity is not None and shape is not None and shape.steps > 1
+        return known and shape is not None and activity.dim() == 1 + len(shape.units)
+
+    def _step(self, site: Site, activity: Tensor, index: int) -> Tensor:
+        """Return what follows a block sees in a step; ``index`` is its number."""
+        name, steps = site.name, self.shapes[site.name].steps
+        if self.kind != "clean":
+            return activity.detach()
+        if index >= steps:
+            raise CapabilityError(
+                f"site {name}: more than {steps} steps: what stands in for its activity needs "
+                "trials of one length"
+            )
+        clamped = self.plan.clamp.get(name)
+        passed = (activity if clamped is None else clamped[:, index]).detach().clone()
+        if not self.plan.slots:
+            return passed
+        if not index:
+            # one leaf for all steps: it adds zero, and gets the values in the end
+            leaf = activity.new_zeros(len(activity), steps, *activity.shape[1:])
+            self.slots[name] = [leaf.requires_grad_()]
+            self._leaves[name] = leaf.unbind(1)
+        self._passed.setdefault(name, []).append(passed)
+        return passed + self._leaves[name][index]
+
+    def _slot(self, name: str) -> Tensor | None:
+        """Return the leaf that followed a block, with the values that were seen."""
+        slots = self.slots.get(name, [])
+        if name in self._passed:
+            slots[0].data.copy_(torch.stack(self._passed.pop(name), 1))
+        return slots[0] if slots else None
+
     def trace(self, site: Site, shape: SiteShape) -> SiteTrace:
         """Return what the pass left behind at a site."""
-        slots = self.slots.get(site.name, [])
+        block = site.block or site.name
         return SiteTrace(
             shape,
             self.visits[site.name],
             self.plan.time_bin,
-            activity=self.activity(site.name),
-            slot=slots[0] if slots else None,
+            activity=self.activity(block),
+            slot=self._slot(block),
             states=self.states.get(site.activity or "", []),
             variables=self.variables.get(site.activity or "", 0),
         )

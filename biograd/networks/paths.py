@@ -8,7 +8,7 @@ leads to the input, and a population simulates along both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -55,6 +55,21 @@ def joined(current: Tensor) -> Tensor:
     """Return a current that may have been split as one way."""
     by_input = _by_input(current)
     return current if by_input is None else join((current, by_input))
+
+
+def mapped(change: Callable[..., Tensor], *currents: Tensor) -> Tensor:
+    """Return what a linear operation makes of currents, along both of their ways."""
+    changed = change(*currents)
+    by_input = [_by_input(current) for current in currents]
+    split_all = all(
+        way is not None or not differentiated(current)
+        for way, current in zip(by_input, currents, strict=True)
+    )
+    if split_all and any(way is not None for way in by_input):
+        ways = zip(by_input, currents, strict=True)
+        changed = changed.view_as(changed)
+        changed.__dict__["by_input"] = change(*(c if way is None else way for way, c in ways))
+    return changed
 
 
 def ways(current: Tensor, transport: Transport) -> list[Way]:

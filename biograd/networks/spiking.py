@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,31 +11,32 @@ from biograd.contracts import Site, Transport
 from biograd.encoding import Encoding
 from biograd.networks.network import Network
 from biograd.networks.paths import hand_over, join, needed, starts, ways
+from biograd.networks.readouts import Readout
 from biograd.networks.spikes import Membrane, rest, scan, spike, step
-from biograd.recipes import NetworkRecipe, NeuronRecipe
+from biograd.recipes import NetworkRecipe, NeuronRecipe, PopulationRecipe
 
-State = tuple[Tensor, Tensor, Tensor]
-"""Synaptic current, membrane potential and spikes of the step before, each ``[rows, units]``."""
+State = tuple[Tensor, ...]
+"""A population's variables, the spikes of the step before last; each ``[rows, units]``.  Leaky
+integrate-and-fire: synaptic current, membrane potential, spikes."""
 
 
 class SteppedPopulation(nn.Module):
     """A spiking population that is simulated step by step.
 
     Attributes:
-        membrane: constants of the neurons.
         steps: number of time steps of a trial.
+        variables: number of variables of the state, spikes included.
         transport: how credit passes back; a substrate sets it for the time of a pass.
         handed: states from window to window that a substrate asks for.
-        variables: number of variables of the state.
     """
 
-    variables = 3
+    variables: int
     transport = Transport()
     handed: list[tuple[Tensor, Tensor]]
 
-    def __init__(self, membrane: Membrane, steps: int) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
-        self.membrane, self.steps = membrane, steps
+        self.steps = steps
 
     def forward(self, current: Tensor, recurrent: nn.Module | None = None) -> Tensor:
         """Return spikes ``[rows, steps, units]`` for a current ``[rows, steps or 1, units]``.
@@ -52,17 +52,17 @@ class SteppedPopulation(nn.Module):
         drives = [(drive.expand(-1, self.steps, -1), window) for drive, window in drives]
         if recurrent is None:
             drives = needed(drives)
-        spikes, train = torch.zeros_like(current[:, 0]), []
-        states: list[State] = [rest(spikes)] * len(drives)
+        states = [self.begin(current)] * len(drives)
+        spikes, train = states[0][-1], []
         for index in range(self.steps):
             found = []
             if self.transport.slots and starts(index, self.transport.window):
-                synaptic, potential, spikes = hand_over(states[0], self.handed)
-                states[0] = synaptic, potential, spikes
+                states[0] = hand_over(states[0], self.handed)
+                spikes = states[0][-1]
             fed = self._fed(recurrent, spikes, index)
             for place, ((drive, window), own) in enumerate(zip(drives, fed, strict=False)):
                 state = _given(states[place]) if self._cuts(index, window) else states[place]
-                states[place], fired = self.advance(state, drive[:, index], own)
+                states[place], fired = self.advance(state, drive[:, index], own, not place)
                 found.append(fired)
             spikes = join(found)
             train.append(spikes)
@@ -79,28 +79,56 @@ class SteppedPopulation(nn.Module):
         """Return whether no credit passes back from this step, not even to a leaf."""
         return starts(step, window) and not self.transport.slots
 
-    def advance(self, state: State, current: Tensor, fed: Tensor | None) -> tuple[State, Tensor]:
+    def begin(self, current: Tensor) -> State:
+        """Return the state in which a trial begins.
+
+        Args:
+            current: ``[rows, steps or 1, units]``; of it, shape and dtype.
+        """
+        raise NotImplementedError
+
+    def advance(
+        self, state: State, current: Tensor, fed: Tensor | None, first: bool
+    ) -> tuple[State, Tensor]:
         """Return the state after one step, and its spikes.
 
         Args:
-            state: synaptic current, potential and spikes of the step before.
+            state: of the step before.
             current: from the layer before, ``[rows, units]``.
             fed: from the population's own spikes; None: it is not recurrent.
+            first: whether this is the way that carries the value, not a second one of this step.
         """
         raise NotImplementedError
+
+
+def _given(state: State) -> State:
+    """Return the state as one through which no credit passes."""
+    return tuple(values.detach() for values in state)
+
+
+class LeakyPopulation(SteppedPopulation):
+    """Leaky integrate-and-fire neurons (equation in ``networks.spikes``).
+
+    Attributes:
+        membrane: constants of the neurons.
+    """
+
+    variables = 3
+
+    def __init__(self, membrane: Membrane, steps: int) -> None:
+        super().__init__(steps)
+        self.membrane = membrane
+
+    def begin(self, current: Tensor) -> State:
+        """Return the state of neurons at rest."""
+        return rest(current[:, 0])
 
     def extra_repr(self) -> str:
         """Return the constants for ``print``."""
         return f"{self.membrane}, steps={self.steps}"
 
 
-def _given(state: State) -> State:
-    """Return the state as one through which no credit passes."""
-    synaptic, potential, spikes = state
-    return synaptic.detach(), potential.detach(), spikes.detach()
-
-
-class Population(SteppedPopulation):
+class Population(LeakyPopulation):
     """Leaky integrate-and-fire neurons, fused over time (equation in ``networks.spikes``)."""
 
     def forward(self, current: Tensor, recurrent: nn.Module | None = None) -> Tensor:
@@ -114,13 +142,18 @@ class Population(SteppedPopulation):
             ]
         )
 
-    def advance(self, state: State, current: Tensor, fed: Tensor | None) -> tuple[State, Tensor]:
+    def advance(
+        self, state: State, current: Tensor, fed: Tensor | None, first: bool
+    ) -> tuple[State, Tensor]:
         """Return the state after one step, and its spikes."""
         total = current if fed is None else current + fed
-        return step(self.membrane, state, total, self.transport.derivative)
+        synaptic, potential, spikes = state
+        return step(
+            self.membrane, (synaptic, potential, spikes), total, self.transport.derivative
+        )
 
 
-class SnnTorchPopulation(SteppedPopulation):
+class SnnTorchPopulation(LeakyPopulation):
     """The same neurons as snnTorch simulates them: ``Leaky``, ``Synaptic`` or ``RLeaky``.
 
     The states are arguments of every call, so that no reset can be forgotten, and the neuron is
@@ -170,7 +203,9 @@ class SnnTorchPopulation(SteppedPopulation):
         finally:
             self._forget()
 
-    def advance(self, state: State, current: Tensor, fed: Tensor | None) -> tuple[State, Tensor]:
+    def advance(
+        self, state: State, current: Tensor, fed: Tensor | None, first: bool
+    ) -> tuple[State, Tensor]:
         """Return the state after one step, and its spikes."""
         synaptic, potential, spikes = state
         # snnTorch adds its input as it comes; the exact step scales a current by (1 - beta) R
@@ -204,14 +239,19 @@ class SpikingNetwork(Network):
     potential is linear in the spikes, ``W sum_t c[t] s[t] + b``, and is computed so.
     """
 
-    spiking = True
-
     def __init__(
-        self, recipe: NetworkRecipe, neuron: NeuronRecipe, encoding: Encoding, classes: int
+        self,
+        recipe: NetworkRecipe,
+        neuron: NeuronRecipe,
+        encoding: Encoding,
+        classes: int,
+        population: PopulationRecipe | None = None,
     ) -> None:
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps
-        membrane = Membrane.of(neuron, encoding.dt_ms)
+        self.simulator = recipe.substrate
+        given = population if population and population.equations else None
+        self.spiking = given is None or given.output == "spikes"
         self.blocks = nn.ModuleList()
         units, sites = encoding.units, []
         for index, width in enumerate(recipe.hidden):
@@ -219,7 +259,7 @@ class SpikingNetwork(Network):
             name, recurrent = f"blocks.{index}", recipe.recurrent
             if recurrent:
                 block["recurrent"] = nn.Linear(width, width, bias=False)
-            block["activity"] = self.population(recipe, membrane, width)
+            block["activity"] = self._population(recipe, neuron, given, f"{name}.activity", width)
             self.blocks.append(block)
             layers = (f"{name}.synapse", *([f"{name}.recurrent"] if recurrent else []))
             time = (True, False)[: len(layers)]
@@ -228,11 +268,27 @@ class SpikingNetwork(Network):
         self.readout = nn.Linear(units, classes)
         self.sites = (*sites, Site("readout", ("readout",), (False,)))
         self.populations = tuple(f"blocks.{index}.activity" for index in range(len(self.blocks)))
-        weights = readout_weights(neuron, encoding)
-        self.register_buffer("readout_weights", weights, persistent=False)
+        self.filtered = Readout.of(neuron, self.steps, encoding.dt_ms)
 
-    def population(self, recipe: NetworkRecipe, membrane: Membrane, width: int) -> nn.Module:
+    def _population(
+        self,
+        recipe: NetworkRecipe,
+        neuron: NeuronRecipe,
+        given: PopulationRecipe | None,
+        name: str,
+        width: int,
+    ) -> nn.Module:
         """Return the population of a block, by substrate."""
+        assert self.encoding is not None
+        dt_ms = self.encoding.dt_ms
+        membrane = Membrane.of(neuron, dt_ms)
+        if recipe.substrate == "brian2":
+            from biograd.networks.brian import Brian2Layer, leaky_integrate_and_fire
+
+            if given is None:
+                return leaky_integrate_and_fire(membrane, width, self.steps, dt_ms, name)
+            surrogate, slope = neuron.surrogate, neuron.slope
+            return Brian2Layer(given, width, self.steps, dt_ms, surrogate, slope, "population")
         if recipe.substrate == "snntorch":
             return SnnTorchPopulation(membrane, self.steps, width if recipe.recurrent else None)
         return Population(membrane, self.steps)
@@ -246,24 +302,3 @@ class SpikingNetwork(Network):
             recurrent = block["recurrent"] if "recurrent" in block else None
             activity = block["activity"](current, recurrent)
         return self.readout(self.filtered(activity))
-
-    def filtered(self, spikes: Tensor) -> Tensor:
-        """Return the input of the readout ``[rows, units]`` for ``[rows, steps, units]``."""
-        weights = self.get_buffer("readout_weights")
-        return torch.einsum("t,rtu->ru", weights.to(spikes.dtype), spikes)
-
-
-def readout_weights(neuron: NeuronRecipe, encoding: Encoding) -> Tensor:
-    """Return the weight ``c[t]`` of a spike at step ``t`` in the readout, ``[steps]``.
-
-    "rate": the spike count, ``c = 1``.  "membrane": the mean over the trial of a leaky integrator
-    with decay ``k = exp(-dt/tau)`` is proportional to ``sum_t s[t] (1 - k^(steps - t))``; scaled
-    to a mean weight of 1, so that both readouts count spikes.
-    """
-    steps = encoding.steps
-    if neuron.readout == "rate":
-        return torch.ones(steps, dtype=torch.float64)
-    decay = math.exp(-encoding.dt_ms / neuron.readout_time_constant_ms)
-    left = torch.arange(steps, 0, -1, dtype=torch.float64)
-    weights = 1 - decay**left
-    return weights / weights.mean()

@@ -53,7 +53,6 @@ class TorchSubstrate:
         CapabilityError: no such layer, or no layer at all.
     """
 
-    name = "torch"
     capabilities: frozenset[Capability] = frozenset(
         (
             "loss",
@@ -71,6 +70,10 @@ class TorchSubstrate:
     def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
         self.module = module
         self.sites = find_sites(module, sites)
+        self.name = getattr(module, "simulator", "torch")
+        self.limits = tuple(reason for part in module.modules() if (reason := _forward_only(part)))
+        if self.limits:
+            self.capabilities -= DIFFERENTIAL
         self.shared = SharedRandomness(module)
         self._pass: Pass | None = None
         self._shapes: dict[str, SiteShape] = {}
@@ -94,7 +97,7 @@ class TorchSubstrate:
                     layer.register_forward_hook(_Bend(self, site, place)),
                     behind.register_forward_hook(_Leave(self, site, place)),
                 ]
-            if site.activity is not None:
+            if site.activity is not None and site.block is None:
                 part = module.get_submodule(site.activity)
                 self._handles.append(part.register_forward_hook(_Reach(self, site)))
 
@@ -177,7 +180,8 @@ class TorchSubstrate:
         )
 
     def _begin(self, plan: Plan, kind: Any, objective: Objective) -> Pass:
-        names = [site.name for site in self.sites[:-1]] if kind == "clean" and plan.graph else []
+        watch = plan.graph if kind == "clean" else plan.observe_activity and kind == "noisy"
+        names = [site.name for site in self.sites[:-1]] if watch else []
         return Pass(
             plan,
             kind,
@@ -252,6 +256,11 @@ class TorchSubstrate:
             for name, site in trace.sites.items():
                 seen = SiteTrace(site.shape, now.visits[name], plan.time_bin).current()
                 site.observed = seen.view(copies, batch, *seen.shape[1:])
+        if plan.observe_activity:
+            for name, site in trace.sites.items():
+                activity = now.activity(name)
+                if activity is not None:
+                    site.observed_activity = activity.view(copies, batch, *activity.shape[1:])
 
     def _run_parameters(self, trace: Trace, encoded: Tensor) -> None:
         assert trace.plan.parameter_noise
@@ -319,6 +328,17 @@ class TorchSubstrate:
     def reach(self, site: Site, output: Any) -> Tensor | None:
         """Record or cut a block's output; called by its hook."""
         return None if self._pass is None else self._pass.reach(site, output)
+
+
+DIFFERENTIAL: frozenset[Capability] = frozenset(
+    ("vjp", "local_vjp", "jvp_site", "jvp_parameter")
+)
+"""What needs a derivative of every population."""
+
+
+def _forward_only(part: nn.Module) -> str:
+    """Return why a module has no derivative, "" if it has one."""
+    return str(getattr(part, "forward_only", ""))
 
 
 def _eager() -> AbstractContextManager[object]:
