@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from biograd.experiment import load, resume, train, trained
     from biograd.local import LocalLosses
     from biograd.networks import build
+    from biograd.networks.box import Brian2Box
     from biograd.networks.brian import Brian2Layer
     from biograd.networks.readouts import Readout
     from biograd.recipes import PopulationRecipe
@@ -98,6 +99,7 @@ __all__ = [
     "BlockCoordinate",
     "PopulationRecipe",
     "Brian2Layer",
+    "Brian2Box",
     "Readout",
     "Site",
     "attach",
@@ -147,6 +149,7 @@ _HOMES = {
     "BlockCoordinate": "biograd.block_coordinate",
     "PopulationRecipe": "biograd.recipes",
     "Brian2Layer": "biograd.networks.brian",
+    "Brian2Box": "biograd.networks.box",
     "Readout": "biograd.networks.readouts",
     "Site": "biograd.contracts",
     "attach": "biograd.engine",

@@ -82,8 +82,9 @@ class Decorrelation(nn.Module):
                 )
         self.stream = stream
         self._substrate = substrate
+        timed = getattr(substrate.module, "steps", 1) > 1
         self._temporal = {
-            layer for site in substrate.sites if any(site.time) for layer in site.modules
+            layer for site in substrate.sites if timed or any(site.time) for layer in site.modules
         }
         for name in names:
             layer = substrate.module.get_submodule(name)

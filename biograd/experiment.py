@@ -108,7 +108,7 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
         "dataset_sha256": dataset.sha256,
         "rule": configuration.estimator,
         "model": configuration.model,
-        "model_kind": "snn" if configuration.recipe.network.kind == "spiking" else "ann",
+        "model_kind": "snn" if configuration.recipe.network.kind in ("spiking", "circuit") else "ann",
     }
 
 

@@ -191,6 +191,7 @@ class Recording:
         self.seconds = 0.0
         self._started = time.perf_counter()
         self._sums = [0.0, 0.0, 0]
+        self._silent: dict[str, float] = {}
         self._norms: dict[str, torch.Tensor] = {}
 
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -293,6 +294,7 @@ class Recording:
         found = self._look()
         self._firing = firing(found, getattr(self.experiment.network, "spiking", False))
         values |= self._firing
+        self._silent = silent(found)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
         if epochs <= 20 or epoch in log_spaced(epochs) or record.step == trainer.total:
@@ -367,9 +369,23 @@ class Recording:
             "test_accuracy": test_accuracy,
             "test_loss": test_loss,
             "frozen_hidden_control": control,
+            "silent": self._silent,
             "seconds": seconds,
             "steps_per_second": experiment.trainer.step / seconds,
         }
+
+
+MANY = 0.5
+"""Share of a layer's units that must be silent to be worth a word."""
+
+
+def silent(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return the share of silent units of each layer where it is large."""
+    shares = {
+        name: float((value == 0).flatten(0, -2).all(0).float().mean())
+        for name, value in found.items()
+    }
+    return {name: share for name, share in shares.items() if share > MANY}
 
 
 def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]:

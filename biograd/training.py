@@ -199,10 +199,13 @@ def activity(network: nn.Module, inputs: Tensor, names: tuple[str, ...]) -> dict
         network(placed(network, inputs, inputs)[0])
     network.train(training)
     spiking = getattr(network, "spiking", False)
-    timed = isinstance(network, Network) and not spiking and network.steps > 1
+    steps = network.steps if isinstance(network, Network) else 1
     found = {}
     for name, parts in outputs.items():
-        value = parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
-        value = value.mean(1) if timed else value
+        if len(parts) == 1:
+            value = parts[0]
+        else:  # called in every step
+            value = torch.stack(parts, 1) if len(parts) == steps else torch.stack(parts).mean(0)
+        value = value.mean(1) if steps > 1 and not spiking else value
         found[name] = (value if spiking else value.flatten(1)).cpu()
     return found

@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks_for_tests import batch, gradients
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import biograd
 from biograd.contracts import Plan, Round, Trace
@@ -111,9 +112,17 @@ def test_copies_and_pickles_simulate_the_same(recipe: PopulationRecipe) -> None:
 def test_what_has_no_derivative_says_so() -> None:
     population = layer(OPAQUE)
     assert population.forward_only
-    with pytest.raises(CapabilityError, match="no derivative") as caught:
-        population(drive().requires_grad_())
+    current = drive().requires_grad_()
+    found = population(current)
+    assert torch.equal(found, population(drive())) and found.any()
+    with pytest.raises(CapabilityError, match="no derivative: population") as caught:
+        found.sum().backward()
     assert "\n" not in str(caught.value)
+    recurrent = nn.Linear(5, 5).double()
+    with pytest.raises(CapabilityError, match="no derivative: population"):
+        population(current.unsqueeze(1), recurrent).sum().backward()
+    with forward_ad.dual_level(), pytest.raises(CapabilityError, match="no derivative"):
+        population(forward_ad.make_dual(drive(), drive()))
 
 
 def test_a_simulation_that_blows_up_says_so() -> None:

@@ -372,6 +372,32 @@ def test_validation_must_leave_rows_on_both_sides(share: float, tmp_path: Path) 
     assert "cannot hold out" in message(DataError, lambda: files.load(folder))
 
 
+def test_shortened_splits_keep_the_classes_in_proportion() -> None:
+    full = data.load(DatasetRecipe("digits", validation=0.2), name="digits")
+    recipe = DatasetRecipe("digits", validation=0.2, training_examples=300, test_examples=50)
+    short = data.load(recipe, name="digits", seed=0)
+    assert short.sha256 == data.load(recipe, name="digits", seed=1).sha256 != full.sha256
+    for part, whole, count in ((short.train, full.train, 300), (short.test, full.test, 50)):
+        assert len(part) == count
+        assert set(rows_of(part)) < set(rows_of(whole))
+        expected = whole.targets.bincount() * count / len(whole)
+        assert ((part.targets.bincount() - expected).abs() < 1).all()
+
+
+def test_validation_rows_do_not_depend_on_the_number_of_training_examples() -> None:
+    full = data.load(DatasetRecipe("digits", validation=0.2), name="digits")
+    short = data.load(DatasetRecipe("digits", validation=0.2, training_examples=9), name="digits")
+    assert rows_of(short.test) == rows_of(full.test)
+    assert len(short.train) == 9
+
+
+@pytest.mark.parametrize("key", ["training_examples", "test_examples"])
+def test_a_split_cannot_be_lengthened(key: str) -> None:
+    recipe = DatasetRecipe("digits", **{key: 5000})
+    found = message(DataError, lambda: data.load(recipe, name="digits"))
+    assert f"{key} = 5000: the split has" in found
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 33, 100])
 def test_stratified_takes_exactly_what_is_asked(count: int) -> None:
     targets = torch.tensor([0] * 61 + [1] * 30 + [3] * 9)

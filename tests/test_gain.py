@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from networks_for_tests import (
 from torch import Tensor, nn
 
 import biograd
-from biograd import LocalLosses, Site
+from biograd import LocalLosses, Site, experiment
 from biograd.contracts import Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.engine import Engine, attach
@@ -412,6 +413,17 @@ def test_time_bins_are_told_apart() -> None:
             continue
         with pytest.raises(AssertionError):
             check_unbiased(engine, inputs, targets, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_spiking_digits(tmp_path: Path) -> None:
+    request = experiment.Request(
+        model="spiking", estimator="gain", out=tmp_path / "run.h5", device="cpu", control=True
+    )
+    summary = experiment.execute(request)
+    assert summary["test_accuracy"] >= 0.95
+    assert summary["test_accuracy"] - summary["frozen_hidden_control"] >= 0.10
 
 
 # What it cannot serve -----------------------------------------------------------------------------

@@ -160,7 +160,7 @@ MODELS = {
     "leaky, exact": Model(LEAKY, method="exact", **SPIKING),
     "leaky, euler": Model(LEAKY, method="euler", **SPIKING),
     "leaky, subtract": Model(LEAKY, method="exact", **SPIKING | {"reset": "v -= 1"}),
-    "leaky, refractory": Model(LEAKY, method="exact", refractory=3 * ms, **SPIKING),
+    "leaky, refractory": Model(LEAKY, method="exact", refractory=5 * ms, mean=2.5, **SPIKING),
     "leaky, frozen": Model(
         "dv/dt = (I - v)/tau : 1 (unless refractory)\nI : 1",
         method="exact", refractory=3 * ms, **SPIKING,
@@ -176,9 +176,14 @@ MODELS = {
         method="euler", **SPIKING | {"threshold": "I > 0 and v > 1 and v < 1.2"},
     ),
     "adaptive": ADAPTIVE,
-    "adaptive, refractory": dataclasses.replace(ADAPTIVE, refractory="2*ms + 10*ms*a"),
+    "adaptive, refractory": dataclasses.replace(ADAPTIVE, refractory="2*ms + 10*ms*a", mean=5.0),
     "adex": ADEX,
-    "adex, refractory": dataclasses.replace(ADEX, refractory=2 * ms),
+    "adex, refractory": dataclasses.replace(
+        ADEX,
+        equations=ADEX.equations.replace(": volt", ": volt (unless refractory)"),
+        refractory=9 * ms,
+        mean=4.0,
+    ),
     "izhikevich": IZHIKEVICH,
     "hodgkin-huxley": HODGKIN_HUXLEY,
     "hodgkin-huxley, spikes": dataclasses.replace(HODGKIN_HUXLEY, output="spikes"),
@@ -207,7 +212,7 @@ MODELS = {
         tau : second
         I : 1""",
         threshold="v > 1", reset="v = 0", method="euler", given={"tau": 0.012},
-        namespace={"f": 20 * b2.Hz, "gain": 0.2}, mean=0.9,
+        namespace={"f": 20 * b2.Hz, "gain": 0.2}, mean=0.9, dt_ms=0.7,
     ),
     "constant over dt": Model(
         "dv/dt = (I - leak*v)/tau : 1\nleak = 1 + 0.1*v : 1 (constant over dt)\nI : 1",
@@ -216,7 +221,9 @@ MODELS = {
     "counting": Model(
         "dv/dt = (I - v)/tau : 1\nI : 1\nn : integer\nup : boolean",
         method="euler", regular="up = v > 0.5",
-        **SPIKING | {"threshold": "v > 1 + 0.1*(n % 3)", "reset": "v = 0.1*int(up); n = 0.7*n + 1.9"},
+        **SPIKING | {
+            "threshold": "v > 1 + 0.1*(n % 3)", "reset": "v = 0.1*int(up); n = 0.7*n + 1.9"
+        },
     ),
 }  # fmt: skip
 
@@ -317,6 +324,10 @@ def test_every_step_is_brian2s(name: str) -> None:
     agreement = check(model.step, record, {model.port: current})
     assert agreement.mismatches == 0
     assert agreement.difference < 1e-12
+    if name.endswith("refractory"):  # and the refractory period is felt
+        always = dataclasses.replace(record, ready=None)
+        agreement = check(model.step, always, {model.port: current})
+        assert agreement.mismatches > 100 or agreement.difference > 0.01
 
 
 @pytest.mark.parametrize(

@@ -144,12 +144,14 @@ def _cuda() -> Finding:
 
 
 def _compiler() -> Finding:
-    wanted = [os.environ.get("CXX", "").split(" ")[0], "c++", "g++", "clang++", "cl"]
-    found = next((path for name in wanted if name and (path := shutil.which(name))), None)
+    given = os.environ.get("CXX", "").split(" ")[0]
+    wanted = [given] if given else ["c++", "g++", "clang++", "cl"]
+    found = next((path for name in wanted if (path := shutil.which(name))), None)
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if found and header.is_file() and installed("cython"):
         return Finding("machine", "compiler", "ok", f"{found}: Brian2 compiles with Cython")
-    lack = "no C++ compiler" if not found else "no Python headers or no Cython"
+    lack = f"no C++ compiler {given} (CXX)" if given else "no C++ compiler"
+    lack = "no Python headers or no Cython" if found else lack
     return Finding("machine", "compiler", "note", f"{lack}: Brian2 runs on NumPy, more slowly")
 
 

@@ -21,6 +21,14 @@ from biograd.commands.progress import Progress
     metavar="FOLDER",
     help="Where runs and results go.  [default: studies/NAME]",
 )
+@click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Trainings at a time, each in a process of its own.  [default: 1]",
+)
 @click.option("--quick", is_flag=True, help="The same study, shortened to seconds or minutes.")
 @data_dir_option
 @click.option("--offline", is_flag=True, help="Do not download; use what is in the data folder.")
@@ -28,6 +36,7 @@ from biograd.commands.progress import Progress
 def run(
     study: str,
     out: Path | None,
+    workers: int,
     quick: bool,
     data_dir: Path | None,
     offline: bool,
@@ -37,14 +46,15 @@ def run(
 
     STUDY is a name that `biograd list studies` shows, or a TOML file.  The folder receives every
     run file, results.csv and results.json; what is there already is not run again, so that an
-    interrupted study goes on where it stopped.
+    interrupted study goes on where it stopped.  With several workers a process that is killed is
+    started again, and a training that fails does not stop the others.
     """
     from biograd import studies
 
     _table, path = studies.read(study, quick)  # a misspelt name should not wait for torch
     folder = out or Path("studies") / f"{path.stem}{'-quick' if quick else ''}"
     with Progress(quiet) as progress:
-        place = studies.Place(folder, data_dir, offline)
+        place = studies.Place(folder, data_dir, offline, workers)
         report, table = studies.run(study, place, progress, quick=quick)
     record = {"study": path.stem, "folder": str(folder), "rows": report.rows, "notes": report.notes}
     header = list(report.columns.values())

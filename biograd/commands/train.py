@@ -105,6 +105,14 @@ def summary(record: Mapping[str, Any]) -> str:
     return f"{columns(rows)}\n\n{columns(hints)}"
 
 
+def _silent(shares: Mapping[str, float]) -> str:
+    """Return which layers say nothing, and what to do about it."""
+    if not shares:
+        return ""
+    layers = ", ".join(f"{name} {percent(share)}" for name, share in shares.items())
+    return f"{layers}: raise network.gain or encoding.gain, or lower the threshold"
+
+
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     def share(key: str) -> str:
         value = record.get(key)
@@ -124,6 +132,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("test accuracy", share("test_accuracy")),
         ("frozen hidden", share("frozen_hidden_control")),
         ("test loss", "" if loss is None else f"{loss:.4f}"),
+        ("silent units", _silent(record.get("silent") or {})),
         (
             "time",
             ", ".join(

@@ -29,15 +29,16 @@ class MeasuredGain(Estimator):
     the end of the trial.  What lies between a neuron's activity and the next current (weights,
     pooling, a readout's filter) is differentiated as it is, and the readout's gradient is exact;
     of the neuron nothing is known, so that it need not be differentiable.  For small noise and
-    neurons without memory this is back-propagation.
+    smooth neurons without memory this is back-propagation.
 
     Noise is balanced: over the copies a neuron's ``u`` are the ``m = S - 1`` normal scores of mean
     square 1 in random order.  Their sum is zero and their power the same for all, so that no slope
     is divided by what chance made small; one noisy copy has a random sign.
 
     A residual block's skip takes its share of the credit, and what the skip alone moves is no part
-    of ``dh``.  Missing is what a neuron does to itself by way of others: by recurrent weights, by
-    layer normalisation.  In training, batch normalisation counts as constant.
+    of ``dh``.  Missing is what a neuron does by way of others of its layer: by recurrent weights,
+    by layer normalisation.  In training, batch normalisation counts as constant.  A normalisation
+    whose output is named as the current, ``biograd.Site(..., current=...)``, is passed exactly.
 
     Args:
         copies: ``S``, the clean one included.

@@ -10,9 +10,9 @@ and the rules that do without work as ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -151,7 +151,10 @@ class Brian2Layer(SteppedPopulation):
         if not any(differentiated(values) for values in asked):
             first = currents[self.model.port]
             return self._simulate(currents, constants).to(first.dtype)
-        self._refuse()
+        if self.forward_only:
+            first = currents[self.model.port]
+            found = self._simulate(currents, constants).to(first.dtype)
+            return without_derivative(found, self.forward_only, asked)
         record = self._record(currents, constants)
         return join(
             [
@@ -283,9 +286,6 @@ class Brian2Layer(SteppedPopulation):
         scaled = _array(draws) / math.sqrt(self.model.dt_ms / 1000)
         return {self.model.noise(n): scaled[:, k].swapaxes(0, 1) for k, n in enumerate(names)}
 
-    def _refuse(self) -> None:
-        if self.forward_only:
-            raise CapabilityError(f"no derivative: {self.forward_only}")
 
     # Step by step: with a recurrent layer, or when states are handed from window to window.
 
@@ -323,22 +323,26 @@ class Brian2Layer(SteppedPopulation):
             with np.errstate(all="ignore"):
                 now.step(_arrays(totals), drawn)
             self._index += 1
-            self._check(now)
+            if self._index == self.steps:
+                self._check(now)
         names = () if self.forward_only else self.step.states
         seen = [torch.from_numpy(now.values[name]).to(total, copy=True) for name in names]
         spikes = torch.from_numpy(now.spikes).to(total, copy=True)
         asked = (*totals.values(), *state, *self._constants.values())
-        if any(differentiated(values) for values in asked):
-            self._refuse()
+        derivative = any(differentiated(values) for values in asked)
+        if derivative and not self.forward_only:
             found, fired = self._follow(state, totals)
             seen = [_with_way(value, way) for value, way in zip(seen, found, strict=True)]
             spikes = _with_way(spikes, fired)
         output = self.model.recipe.output
-        if output == "spikes":
-            return (*seen, spikes), spikes
+        passed = spikes
         if output in names:
-            return (*seen, spikes), seen[names.index(output)]
-        return (*seen, spikes), torch.from_numpy(now.values[output]).to(total, copy=True)
+            passed = seen[names.index(output)]
+        elif output != "spikes":
+            passed = torch.from_numpy(now.values[output]).to(total, copy=True)
+        if derivative and self.forward_only:
+            passed = without_derivative(passed, self.forward_only, asked)
+        return (*seen, spikes), passed
 
     @property
     def _guards(self) -> tuple[str, ...]:
@@ -383,6 +387,28 @@ class Brian2Layer(SteppedPopulation):
         for name in ("_now", "_constants", "_drawn", "_before", "shared"):
             state.pop(name, None)
         return state | {"_simulations": {}}
+
+
+def without_derivative(values: Tensor, reason: str, inputs: Iterable[Tensor]) -> Tensor:
+    """Return values that depend on inputs, with a way back that says why there is none."""
+    return cast(Tensor, _NoDerivative.apply(values, reason, *inputs))
+
+
+class _NoDerivative(torch.autograd.Function):
+    """Values of which no derivative can be had: whoever asks for it is told why."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, reason: str, *inputs: Tensor) -> Tensor:
+        ctx.reason = reason
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise CapabilityError(f"no derivative: {ctx.reason}")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise CapabilityError(f"no derivative: {ctx.reason}")
 
 
 def leaky_integrate_and_fire(

@@ -23,12 +23,11 @@ class SynapticLayer(nn.Module):
     Attributes:
         weight: one row for each output, or for each output of a group, ``[outputs, fan-in]``.
         bias: ``[outputs]``.
-        mask: which weights exist; None: all.
+        mask: which weights exist, a buffer; a layer without it has all.
     """
 
     weight: Tensor
     bias: Tensor | None
-    mask: Tensor | None = None
 
     @property
     def fan_in(self) -> float:
@@ -115,7 +114,7 @@ def initialise(module: nn.Module, seed: int, gain: float, readout: str) -> None:
         mask, fan_in = None, float(layer.weight[0].numel())
         if isinstance(layer, SynapticLayer):
             layer.choose(generator(seed, "mask", name))
-            mask, fan_in = layer.mask, layer.fan_in
+            mask, fan_in = getattr(layer, "mask", None), layer.fan_in
         stream = generator(seed, "weights", name)
         draw = torch.randn(layer.weight.shape, generator=stream, dtype=torch.float64)
         scale = (1.0 if name == readout else gain) / math.sqrt(fan_in)

@@ -48,6 +48,7 @@ class Readout(nn.Module):
         if kind not in KINDS:
             raise RecipeError(f"Readout: kind = {kind!r}: {nearest(kind, KINDS)}")
         self.kind, self.steps = kind, steps
+        self.dt_ms, self.time_constant_ms = dt_ms, time_constant_ms
         left = torch.arange(steps, 0, -1, dtype=torch.float64)
         decay = math.exp(-dt_ms / time_constant_ms)
         weights = torch.ones_like(left)

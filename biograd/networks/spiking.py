@@ -148,9 +148,7 @@ class Population(LeakyPopulation):
         """Return the state after one step, and its spikes."""
         total = current if fed is None else current + fed
         synaptic, potential, spikes = state
-        return step(
-            self.membrane, (synaptic, potential, spikes), total, self.transport.derivative
-        )
+        return step(self.membrane, (synaptic, potential, spikes), total, self.transport.derivative)
 
 
 class SnnTorchPopulation(LeakyPopulation):

@@ -257,8 +257,9 @@ class TorchSubstrate:
                 seen = SiteTrace(site.shape, now.visits[name], plan.time_bin).current()
                 site.observed = seen.view(copies, batch, *seen.shape[1:])
         if plan.observe_activity:
+            blocks = {site.name: site.block or site.name for site in self.sites}
             for name, site in trace.sites.items():
-                activity = now.activity(name)
+                activity = now.activity(blocks[name])
                 if activity is not None:
                     site.observed_activity = activity.view(copies, batch, *activity.shape[1:])
 

@@ -62,11 +62,13 @@ class Place:
         folder: for runs and results.
         data_dir: of the data sets; None: the user's cache.
         offline: do not download.
+        workers: trainings at a time, each in a process of its own if there are several.
     """
 
     folder: Path
     data_dir: Path | None = None
     offline: bool = False
+    workers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,8 @@ def run(
     kind = KINDS[table.get("kind", "training")]
     module = importlib.import_module(kind.module)
     given = {key: value for key, value in table.items() if key not in ("kind", "description")}
+    if place.workers > 1 and kind is not KINDS["training"]:
+        raise RecipeError(f"--workers: only a study of kind 'training' has parts, not {path}")
     settings = recipes.construct(getattr(module, kind.settings), given, path)
     place.folder.mkdir(parents=True, exist_ok=True)
     report: Report = module.run(settings, place, progress)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from biograd import experiment
-from biograd.errors import RecipeError, nearest
+from biograd.errors import BiogradError, RecipeError, nearest
 from biograd.recipes import Table, construct
 from biograd.runs import storage
-from biograd.studies import Place, Progress, Report
+from biograd.studies import Place, Progress, Report, pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +60,42 @@ def run(settings: Trainings, place: Place, progress: Progress) -> Report:
             f"study: baseline = {settings.baseline!r}: {nearest(settings.baseline, cells)}"
         )
     # seeds outside, so that an interrupted study has all cells of the seeds that it has
+    order = [(name, cell, seed) for seed in settings.seeds for name, cell in cells.items()]
+    if place.workers > 1:
+        _spread(settings, order, place, progress)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in cells}
-    for seed in settings.seeds:
-        for name, cell in cells.items():
+    for name, cell, seed in order:
+        if place.workers == 1:
             progress.note(f"{name}, seed {seed}")
-            found[name].append(_summary(settings, name, cell, seed, place, progress))
+        found[name].append(summary(settings, name, cell, seed, place, progress))
     return _report(settings, cells, found)
 
 
-def _summary(
-    settings: Trainings, name: str, cell: Cell, seed: int, place: Place, progress: Progress
+def _spread(
+    settings: Trainings, order: list[tuple[str, Cell, int]], place: Place, progress: Progress
+) -> None:
+    """Run the trainings in several processes; their summaries are then in the folder."""
+    tasks = [
+        pool.Task(f"{name}, seed {seed}", summary, (settings, name, cell, seed, place))
+        for name, cell, seed in order
+    ]
+    failures = pool.run(tasks, place.workers, progress.note)
+    if failures:
+        first, count = failures[0], len(failures)
+        others = f" (and {count - 1} more)" if count > 1 else ""
+        raise BiogradError(
+            f"{first.name}: {first.reason}{others}; {len(tasks) - count} of {len(tasks)} trainings "
+            f"are in {place.folder}: run the study again to go on"
+        )
+
+
+def summary(
+    settings: Trainings,
+    name: str,
+    cell: Cell,
+    seed: int,
+    place: Place,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return the summary of one training: as it was written before, resumed, or new."""
     stem = "".join(c if c.isalnum() else "_" for c in name)
@@ -94,12 +120,11 @@ def _summary(
     if begun.file.exists() or begun.parts.is_dir():
         with experiment.load(path) as run:
             _same(json.loads(json.dumps(run.config)), asked, path)
-        summary = experiment.proceed(path, progress=progress)
+        ended = experiment.proceed(path, progress=progress)
     else:
-        summary = experiment.execute(request, progress)
-    text = json.dumps({"configuration": asked, "summary": summary}, indent=1, ensure_ascii=False)
-    note.write_text(text + "\n", encoding="utf-8")
-    return summary
+        ended = experiment.execute(request, progress)
+    storage.write_json(note, {"configuration": asked, "summary": ended})
+    return ended
 
 
 def _same(known: object, asked: object, where: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import biograd
 from biograd.networks import build
@@ -65,17 +65,16 @@ class Replicas:
     """The same network for rows of input spikes ``[rows, steps, inputs]``, in two ways.
 
     Args:
-        rows: number of replicas.
-        own: each has weights of its own; else all have the same.
+        rows: number of replicas, each with weights of its own.
+        strength: of the input's weights, by which the hidden neurons fire.
     """
 
-    def __init__(self, rows: int, own: bool, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, rows: int, strength: float, dtype: torch.dtype = torch.float32) -> None:
         stream = torch.Generator().manual_seed(0)
         self.spikes = (torch.rand(rows, STEPS, INPUTS, generator=stream) < 0.05).to(dtype)
-        copies = rows if own else 1
         self.weights = [
-            scale * torch.rand(copies, *shape, generator=stream).to(dtype)
-            for shape, scale in (((INPUTS, HIDDEN), 0.3), ((HIDDEN, OUTPUTS), 0.05))
+            scale * torch.rand(rows, *shape, generator=stream).to(dtype)
+            for shape, scale in (((INPUTS, HIDDEN), strength), ((HIDDEN, OUTPUTS), 0.05))
         ]
         recipe = PopulationRecipe(
             equations=EQUATIONS, input="v", threshold="v > 1", reset="v = 0", method="exact"
@@ -87,10 +86,7 @@ class Replicas:
         """Return the spikes ``[rows, steps, units]`` of both populations."""
         found, spikes = [], self.spikes
         for weights, layer in zip(self.weights, self.layers, strict=True):
-            current = spikes @ (weights if len(weights) > 1 else weights[0])
-            # Brian2's synapses act in the step after the spike
-            late = nn.functional.pad(current[:, :-1], (0, 0, 1, 0))
-            spikes = layer(late)
+            spikes = layer(spikes @ weights)
             found.append(spikes)
         return found
 
@@ -128,7 +124,7 @@ class Synapses:
         synapses = import_brian2().Synapses(
             source, target, "w : 1", on_pre="v_post += w", clock=clock
         )
-        copies, before, after = weights.shape
+        before, after = weights.shape[1:]
         row = np.arange(self.rows).reshape(-1, 1, 1)
         i = np.broadcast_to(row * before + np.arange(before)[:, None], (self.rows, before, after))
         j = np.broadcast_to(row * after + np.arange(after), (self.rows, before, after))
@@ -146,26 +142,37 @@ class Synapses:
 
 
 def synapses() -> None:
-    """Compare replicated synapses with matrix products between populations."""
-    print("\n| replicas | Synapses, us a step | layers | ratio | layers, weights shared | ratio |")
+    """Compare replicated synapses with matrix products between populations.
+
+    Ratios of a step, and of a whole trial, in which ``Network.run`` has its fixed cost as well.
+    """
+    print("\n| replicas | hidden spikes a step | Synapses, us a step | layers | a step | a trial |")
     print("|---|---|---|---|---|---|")
-    for rows in (32, 128, 512):
-        exact = Replicas(rows, own=True, dtype=torch.float64)
-        watched = Synapses(exact, monitors=True)
-        watched.run()
-        counts = [int(spikes.sum()) for spikes in exact.by_layers()]
-        assert counts == watched.counts() and min(counts) > rows, (counts, watched.counts())
-        del watched, exact
-        own, shared = Replicas(rows, own=True), Replicas(rows, own=False)
+    for rows, strength in ((32, 0.08), (128, 0.08), (512, 0.08), (512, 0.3)):
+        share = _equal(rows, strength)
+        replicas = Replicas(rows, strength=strength)
         rounds = 3
-        slow = Synapses(own, trials=rounds + 1)
-        fixed, whole = shortest([partial(slow.run, 0), slow.run], rounds)
-        fast = shortest([own.by_layers, shared.by_layers], 5)
-        step = (whole - fixed) * 1000 / STEPS
-        cells = " | ".join(
-            f"{value * 1000 / STEPS:.0f} | **{step * STEPS / value / 1000:.1f}**" for value in fast
+        slow = Synapses(replicas, trials=rounds + 1)
+        fixed, trial = shortest([partial(slow.run, 0), slow.run], rounds)
+        (fast,) = shortest([replicas.by_layers], 6)
+        step = (trial - fixed) * 1000 / STEPS
+        print(
+            f"| {rows} | {share:.1%} | {step:.0f} | {fast * 1000 / STEPS:.0f} "
+            f"| **{(trial - fixed) / fast:.1f}** | **{trial / fast:.1f}** |",
+            flush=True,
         )
-        print(f"| {rows} | {step:.0f} | {cells} |", flush=True)
+
+
+def _equal(rows: int, strength: float) -> float:
+    """Check that both ways make as many spikes and return the share of hidden neurons in a step."""
+    exact = Replicas(rows, strength=strength, dtype=torch.float64)
+    watched = Synapses(exact, monitors=True)
+    watched.run(STEPS + len(exact.layers))  # every synapse takes a step longer
+    trains = exact.by_layers()
+    counts = [int(spikes.sum()) for spikes in trains]
+    if counts != watched.counts() or min(counts) < rows:
+        raise AssertionError(f"not the same network: {counts} and {watched.counts()} spikes")
+    return float(trains[0].mean())
 
 
 def fixed() -> None:
@@ -189,7 +196,7 @@ def fixed() -> None:
                 ],
                 100,
             )
-        cells = [_line(short, long, 20), _line(*forward, 20)]
+        cells = [_line(short, long), _line(*forward)]
         print(f"| {rows} | {' | '.join(cells)} |", flush=True)
     group = b2.NeuronGroup(100, EQUATIONS, threshold="v > 1", reset="v = 0", method="exact")
     network = b2.Network(group)
@@ -199,17 +206,18 @@ def fixed() -> None:
     gc.freeze()
     (frozen,) = shortest([run], 10)
     gc.unfreeze()
-    print(f"\nA plain `Network.run` of no steps: {plain:.1f} ms; behind `gc.freeze`: {frozen:.1f} ms")
+    print(
+        f"\nA plain `Network.run` of no steps: {plain:.1f} ms; behind `gc.freeze`: {frozen:.1f} ms"
+    )
 
 
-def _line(short: float, long: float, steps: int) -> str:
-    slope = (long - short) / steps
+def _line(short: float, long: float) -> str:
+    """Return milliseconds for no step and microseconds a step, from trials of 5 and 25 steps."""
+    slope = (long - short) / 20
     return f"{short - slope * 5:.3f} + {1000 * slope:.1f}"
 
 
-def engine(
-    substrate: str, estimator: str, hidden: tuple[int, ...], steps: int
-) -> biograd.Engine:
+def engine(substrate: str, estimator: str, hidden: tuple[int, ...], steps: int) -> biograd.Engine:
     """Return a spiking network on a substrate, with its estimator."""
     recipe = ModelRecipe(
         network=NetworkRecipe(substrate=substrate, kind="spiking", hidden=hidden, gain=1.5),  # type: ignore[arg-type]
@@ -296,10 +304,9 @@ def details() -> None:
     for rows in (32, 512):
         current = torch.rand(rows, 1, 100)
         with torch.no_grad():
-            whole, check = shortest(
-                [partial(layer, current), lambda rows=rows: layer._check(layer.simulation(rows))],
-                20,
-            )
+            layer(current)
+            check_alone = partial(layer._check, layer.simulation(rows))
+            whole, check = shortest([partial(layer, current), check_alone], 20)
         print(f"| forward, {rows} x 100 neurons, 50 steps | {whole:.3f} |")
         print(f"| of this, the check that it did not blow up | {check:.3f} |")
     inputs, targets = torch.rand(32, 64), torch.arange(32) % 10
@@ -328,9 +335,9 @@ def _megabytes(name: str) -> float:
 
 
 def _memory(kind: str, results: Any) -> None:
-    replicas = Replicas(512, own=kind == "Synapses")
+    replicas = Replicas(512, strength=0.08)
     import_brian2()
-    Replicas(1, own=False).by_layers()  # compiled code and libraries are loaded
+    Replicas(1, strength=0.08).by_layers()  # compiled code and libraries are loaded
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     start = _megabytes("VmRSS")
     if kind == "Synapses":
@@ -362,7 +369,7 @@ def _train(seed: int, barrier: Any, results: Any) -> None:
         estimate(attached, inputs, targets)
     barrier.wait()
     begin, spent = time.perf_counter(), time.process_time()
-    for _ in range(200):
+    for _ in range(150):
         estimate(attached, inputs, targets)
     results.put((time.perf_counter() - begin, time.process_time() - spent))
 
@@ -388,8 +395,9 @@ def processes() -> None:
     rounds = [(_at_once(1), _at_once(2)) for _ in range(3)]
     alone, both = (np.min([one[place] for one in rounds], 0) for place in (0, 1))
     print(
-        f"\nTwo processes: {2 * alone[0] / both[0]:.2f} times the trainings in the same time, "
-        f"{2 * alone[1] / both[1]:.2f} by CPU time (a core for each); load average before: {busy:.1f}"
+        f"\nTwo processes: {2 * alone[0] / both[0]:.2f} times the trainings in the same time; "
+        f"{2 * alone[1] / both[1]:.2f} by CPU time, as with a core for each; "
+        f"load average before: {busy:.1f}"
     )
 
 
