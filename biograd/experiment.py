@@ -101,6 +101,7 @@ def make_probe(dataset: data.Dataset) -> Probe:
 
 
 def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str, Any]:
+    kind = configuration.recipe.network.kind
     return {
         "seed": configuration.seed,
         "device": configuration.device,
@@ -108,7 +109,7 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
         "dataset_sha256": dataset.sha256,
         "rule": configuration.estimator,
         "model": configuration.model,
-        "model_kind": "snn" if configuration.recipe.network.kind in ("spiking", "circuit") else "ann",
+        "model_kind": "snn" if kind in ("spiking", "circuit") else "ann",
     }
 
 

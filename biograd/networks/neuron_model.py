@@ -102,6 +102,7 @@ class NeuronModel:
         for port in self.ports:
             self._check_port(port)
         self._check_method()
+        self._check_draws()
         self._check_reset()
         self.spiking = bool(recipe.threshold)
         sample = self.group(1, numpy=True)
@@ -167,9 +168,8 @@ class NeuronModel:
 
     def prepare(self, network: Any) -> None:
         """Let Brian2 check units and make the code of a network of this model's groups."""
-        with self._explained("equations", self.recipe.equations):
-            with _no_collection():
-                network.run(0 * self._brian2.ms, namespace={})
+        with self._explained("equations", self.recipe.equations), _no_collection():
+            network.run(0 * self._brian2.ms, namespace={})
 
     @property
     def surrogate_scale(self) -> float:
@@ -295,6 +295,17 @@ class NeuronModel:
         known = self._brian2.StateUpdateMethod.stateupdaters
         if method and method not in known:
             raise RecipeError(f"{self.where}.method = {method!r}: {nearest(method, known)}")
+
+    def _check_draws(self) -> None:
+        """Refuse random functions: copies of an example would each draw their own numbers."""
+        recipe = self.recipe
+        for key in ("equations", "threshold", "reset", "refractory", "update"):
+            found = re.search(r"\b(rand|randn|poisson)\s*\(", getattr(recipe, key))
+            if found:
+                raise RecipeError(
+                    f"{self.where}.{key}: {found[1]}() draws anew for every copy of an example: "
+                    "write the noise as xi, which all copies share"
+                )
 
     def _check_reset(self) -> None:
         """Refuse a reset of a variable that is not there: Brian2 takes it for a temporary one."""

@@ -50,8 +50,11 @@ def quantity(text: str | float, where: str) -> Any:
 
 
 def _walk(node: ast.expr, text: str, where: str) -> Any:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return float(node.value)
+    if isinstance(node, ast.Constant):
+        value = node.value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        raise SyntaxError
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         value = _walk(node.operand, text, where)
         return -value if isinstance(node.op, ast.USub) else value
