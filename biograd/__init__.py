@@ -57,11 +57,13 @@ if TYPE_CHECKING:
         WeightPerturbation,
     )
     from biograd.experiment import load, resume, train, trained
+    from biograd.interchange import export_nir, import_nir
     from biograd.local import LocalLosses
     from biograd.networks import build
     from biograd.networks.box import Brian2Box
     from biograd.networks.brian import Brian2Layer
     from biograd.networks.readouts import Readout
+    from biograd.networks.wrapping import wrap
     from biograd.recipes import PopulationRecipe
     from biograd.runs.sonata import export_sonata
 
@@ -69,6 +71,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "build",
+    "wrap",
     "load",
     "Backpropagation",
     "EligibilityPropagation",
@@ -107,6 +110,8 @@ __all__ = [
     "resume",
     "trained",
     "export_sonata",
+    "export_nir",
+    "import_nir",
     "BiogradError",
     "DataError",
     "RecipeError",
@@ -119,6 +124,7 @@ __all__ = [
 
 _HOMES = {
     "build": "biograd.networks",
+    "wrap": "biograd.networks.wrapping",
     "load": "biograd.experiment",
     "Backpropagation": "biograd.estimators",
     "EligibilityPropagation": "biograd.estimators",
@@ -157,6 +163,8 @@ _HOMES = {
     "resume": "biograd.experiment",
     "trained": "biograd.experiment",
     "export_sonata": "biograd.runs.sonata",
+    "export_nir": "biograd.interchange",
+    "import_nir": "biograd.interchange",
 }
 
 

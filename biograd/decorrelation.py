@@ -25,7 +25,7 @@ from torch.nn import functional
 from biograd.contracts import Substrate
 from biograd.decorrelation_rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
-from biograd.networks.network import LAYERS
+from biograd.networks.network import LAYERS, Network
 from biograd.recipes import Fraction, Positive, Range, validate
 
 MOST_PASSES = 64
@@ -82,7 +82,7 @@ class Decorrelation(nn.Module):
                 )
         self.stream = stream
         self._substrate = substrate
-        timed = getattr(substrate.module, "steps", 1) > 1
+        timed = isinstance(substrate.module, Network) and substrate.module.steps > 1
         self._temporal = {
             layer for site in substrate.sites if timed or any(site.time) for layer in site.modules
         }

@@ -97,8 +97,9 @@ class Simulator:
             back = round(float(node["delay"].flat[0]) / self.dt)
             return past[-1 - back] if len(past) > back else np.zeros_like(x)
         if kind == "Conv2d":
-            return convolved(x, node["weight"], int(node["stride"][0]), int(node["padding"][0])) + (
-                node["bias"][:, None, None]
+            return (
+                convolved(x, node["weight"], int(node["stride"][0]), int(node["padding"][0]))
+                + (node["bias"][:, None, None])
             )
         return self.neuron(self.states[name], node, x)
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from biograd.recipes import (
     ProjectionRecipe,
     construct,
 )
+from biograd.training import activity
 
 CLASSES = 3
 LIF = "dv/dt = (8 * I - v) / (10*ms) : 1\nI : 1"
@@ -938,6 +940,72 @@ def test_a_circuit_can_be_copied_and_run_again() -> None:
     with torch.no_grad():
         twin.projections["to_a"].weight.mul_(2)
     assert not torch.equal(twin(inputs), first) and torch.equal(network(inputs), first)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_what_a_run_records_of_a_circuit(stepwise: bool) -> None:
+    """Spikes keep their steps; the course of another variable is averaged over them."""
+    network = as_built(both_ways, "poisson")[stepwise]
+    inputs, _ = batch()
+    found = activity(network, inputs, network.populations)
+    for name, train in network.activity(inputs).items():
+        assert train.shape[:2] == (8, 20) and torch.equal(found[name], train)
+    loop = {"a_a": to("a", "a", bias=False)} if stepwise else {}
+    smooth = circuit({"a": {"units": 5, **RATE}}, {"into": to("input", "a"), **loop})
+    course = smooth.activity(inputs)["cells.a"]
+    assert course.shape == (8, 20, 5) and not smooth.spiking
+    assert torch.equal(activity(smooth, inputs, ("cells.a",))["cells.a"], course.mean(1))
+
+
+@pytest.mark.slow
+def test_the_shipped_circuit_trains_and_is_recorded(tmp_path: Path) -> None:
+    """One epoch on a part of its trial: far above the 10 % of chance, and spikes in the file."""
+    run = biograd.train(
+        "circuit",
+        "digits",
+        epochs=1,
+        path=tmp_path / "run.h5",
+        settings=("encoding.duration_ms=12", "dataset.validation=0.2"),
+    )
+    assert run.summary["test_accuracy"] > 0.5
+    spikes = {name: run.spikes(name) for name in run.layers}
+    assert set(spikes) == {"cells.excitatory", "cells.inhibitory"}
+    network, engine = biograd.trained(run)
+    assert isinstance(network, Circuit) and network.looped
+    assert [site.name for site in network.sites] == [
+        "inhibitory",
+        "excitatory.g",
+        "excitatory",
+        "readout",
+    ]
+    for name in ("onto_inhibitory", "recurrent_excitation"):
+        layer = network.projections[name]
+        assert isinstance(layer, Masked) and not off(layer).any() and layer.weight.any()
+    engine.detach()
+
+
+def test_the_shipped_circuit_has_credit_in_every_layer() -> None:
+    network = biograd.build("circuit", (1, 8, 8), 10).double()
+    inputs = torch.rand(16, 1, 8, 8, generator=generator(0), dtype=torch.float64)
+    found = gradients(attach(network, make("backprop")), inputs, torch.arange(16) % 10)
+    assert all(value.any() for value in found.values())
+    assert {name.split(".")[1] for name in found if "projections" in name} == {
+        "stimulus",
+        "onto_inhibitory",
+        "inhibition",
+        "recurrent_excitation",
+    }
+
+
+def test_several_input_variables_hand_no_states_over() -> None:
+    network = circuit(
+        {"a": {"units": 5, **SYNAPTIC}},
+        {"to_a": to("input", "a"), "onto_a": to("input", "a", variable="g")},
+    )
+    engine = attach(network, make("synthetic_gradient", {"window": 5}))
+    with pytest.raises(CapabilityError, match="populations.a has several input variables") as error:
+        engine(*batch())
+    assert "\n" not in str(error.value)
 
 
 def test_nothing_of_a_trial_is_held() -> None:

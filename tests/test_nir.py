@@ -1,13 +1,13 @@
-"""NIR files: read by a second reader they spike alike, and the way there and back changes nothing."""
+"""NIR files: a second reader finds the same spikes, and the way there and back changes nothing."""
 
 from __future__ import annotations
 
-import builtins
 import copy
 import importlib
 import itertools
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,9 @@ VOLTS: dict[str, Any] = {
     "trainable": {"tau": [0.5, 2.0]},
 }
 TAKES = {**LIF, "threshold": "2 * v - 3 > -1", "reset": "v -= 0.8"}
-SUMS = {**LIF, "equations": "dv/dt = 60 * I / second : 1\nI : 1", "method": "euler"}
+SUMS = {**LIF, "equations": "dv/dt = 300 * I / second : 1\nI : 1", "method": "euler"}
 GRADED = {
-    "equations": "dx/dt = (3 * I - x) / (5*ms) : 1\nI : 1",
+    "equations": "dx/dt = (0.5 * I - x) / (5*ms) : 1\nI : 1",
     "method": "exact",
     "output": "x",
 }
@@ -203,13 +203,15 @@ def trained_a_little(network: Network) -> Network:
 # The second reader --------------------------------------------------------------------------------
 
 
-def differences(network: Network, reader: Simulator, inputs: Tensor) -> tuple[int, float, float]:
+def differences(
+    network: Network, reader: Simulator, inputs: Tensor, order: list[str] | None = None
+) -> tuple[int, float, float]:
     """Return how many spikes differ, and by how much potentials and outputs do."""
     mine, outputs = network.activity(inputs), network(inputs).detach().numpy()
     spikes, off, potentials = 0, 0.0, 0.0
     for row, course in enumerate(courses(network, inputs)):
         found = reader.run(course)
-        for values, name in zip(mine.values(), reader.order, strict=True):
+        for values, name in zip(mine.values(), order or reader.order, strict=True):
             theirs = np.array(found[name]).reshape(STEPS, -1)
             wrong = abs(values[row].numpy() - theirs)
             if network.spiking:
@@ -237,20 +239,20 @@ def test_a_second_reader_finds_the_same_spikes(name: str, subtract: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("node", "member", "factor"),
+    ("node", "member"),
     [
-        ("blocks_0_synapse", "weight", 1.001),
-        ("blocks_1_recurrent", "weight", 1.001),
-        ("blocks_0", "tau", 1.001),
-        ("blocks_0_filter", "tau", 1.001),
-        ("blocks_0_spikes", "threshold", 1.001),
-        ("blocks_1_reset", "scale", 1.001),
-        ("readout_leak", "tau", 1.001),
-        ("readout", "bias", 1.001),
+        ("blocks_0_synapse", "weight"),
+        ("blocks_1_recurrent", "weight"),
+        ("blocks_0", "tau"),
+        ("blocks_0_filter", "tau"),
+        ("blocks_0_spikes", "threshold"),
+        ("blocks_1_reset", "scale"),
+        ("readout_leak", "tau"),
+        ("readout", "bias"),
     ],
 )
 def test_the_second_reader_tells_a_constant_that_is_off(
-    node: str, member: str, factor: float, tmp_path: Path
+    node: str, member: str, tmp_path: Path
 ) -> None:
     network = STACKS["subtract-4.3-True-rate"]()
     if node == "readout_leak":
@@ -258,7 +260,7 @@ def test_the_second_reader_tells_a_constant_that_is_off(
     inputs = data(network, 40)
     reader = Simulator(export_nir(network, tmp_path / "out.nir"))
     assert differences(network, reader, inputs)[0] == 0
-    reader.nodes[node][member] = reader.nodes[node][member] * factor
+    reader.nodes[node][member] = reader.nodes[node][member] * 1.01
     spikes, _, off = differences(network, reader, inputs)
     assert spikes > 0 or (node.startswith("readout") and off > 1e-6)
 
@@ -279,8 +281,9 @@ def test_a_reader_that_forgets_the_order_of_a_loop_finds_other_spikes(tmp_path: 
     network = loops()
     path = export_nir(network, tmp_path / "out.nir")
     reader = Simulator(path)
+    assert reader.order == ["a", "b_spikes", "c"]
     reader.order = ["b_spikes", "a", "c"]
-    assert differences(network, reader, data(network))[0] > 0
+    assert differences(network, reader, data(network), ["a", "b_spikes", "c"])[0] > 0
 
 
 def test_snntorch_reads_the_same_network(tmp_path: Path) -> None:
@@ -334,13 +337,24 @@ def check_same(one: Graph, two: Graph, tolerance: float = 1e-12) -> None:
             assert (abs(first - second) <= tolerance * scale).all(), (name, key)
 
 
+@pytest.mark.parametrize(
+    ("node", "member", "change"), [("blocks_0", "tau", 1e-9), ("readout", "weight", 1e-9)]
+)
+def test_graphs_that_differ_are_told_apart(node: str, member: str, change: float) -> None:
+    one, two = to_nir(stack()()), to_nir(stack()())
+    check_same(one, two, 0)
+    setattr(two.nodes[node], member, getattr(two.nodes[node], member) * (1 + change))
+    with pytest.raises(AssertionError):
+        check_same(one, two)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_there_and_back_changes_no_spike(name: str, tmp_path: Path) -> None:
     network = trained_a_little(NETWORKS[name]())
     inputs = data(network, 40)
     path = export_nir(network, tmp_path / "out.nir")
     again = import_nir(path)
-    assert isinstance(again, SpikingNetwork if name in STACKS else Circuit)
+    assert isinstance(again, SpikingNetwork if name in (*STACKS, "lif") else Circuit)
     before, after = network.activity(inputs), again.activity(inputs)
     for one, two in zip(before.values(), after.values(), strict=True):
         assert one.any() and (one - two).abs().max() < 1e-12
@@ -348,7 +362,8 @@ def test_there_and_back_changes_no_spike(name: str, tmp_path: Path) -> None:
     assert (network(inputs) - again(inputs)).abs().max() < 1e-11
     check_same(nir.read(path), to_nir(again))
     third = import_nir(to_nir(again))
-    assert all(torch.equal(a, b) for a, b in zip(after.values(), third.activity(inputs).values()))
+    for one, two in zip(after.values(), third.activity(inputs).values(), strict=True):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("substrate", ["torch", "snntorch", "brian2"])
@@ -356,12 +371,15 @@ def test_there_and_back_changes_no_spike(name: str, tmp_path: Path) -> None:
 def test_every_simulator_writes_and_reads_the_same(reset: str, substrate: Any) -> None:
     first = stack(reset=reset, recurrent=True)()
     other = stack(reset=reset, recurrent=True, substrate=substrate)()
-    other.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        for name, parameter in first.named_parameters():
+            other.get_parameter(name).copy_(parameter)
     check_same(to_nir(first), to_nir(other), 0)
     again = import_nir(to_nir(first), substrate=substrate)
     assert again.simulator == substrate  # type: ignore[union-attr]
     inputs = data(first)
-    for one, two in zip(first.activity(inputs).values(), again.activity(inputs).values()):
+    expected, found = first.activity(inputs), again.activity(inputs)
+    for one, two in zip(expected.values(), found.values(), strict=True):
         assert torch.equal(one, two)
 
 
@@ -450,7 +468,7 @@ def lif(*shape: int, **settings: Any) -> Any:
     """Return neurons each of which has its own constants."""
     values = {
         "tau": draws(*shape, low=0.004, high=0.02),
-        "r": draws(*shape, low=2, high=6, seed=1),
+        "r": draws(*shape, low=10, high=20, seed=1),
         "v_leak": draws(*shape, low=-0.2, high=0.2, seed=2),
         "v_threshold": draws(*shape, low=0.6, high=1.2, seed=3),
         "v_reset": draws(*shape, low=-0.3, high=0.1, seed=4),
@@ -477,7 +495,7 @@ def leaky(*shape: int) -> Any:
 def alike(units: int, **settings: Any) -> Any:
     """Return neurons that are all the same, as in ``[neuron]``."""
     every = np.ones(units)
-    values = {"tau": 0.01 * every, "r": 5 * every, "v_leak": 0 * every, "v_threshold": every}
+    values = {"tau": 0.01 * every, "r": 20 * every, "v_leak": 0 * every, "v_threshold": every}
     return nir.LIF(**(values | settings))
 
 
@@ -501,7 +519,7 @@ def plain_stack(readout: Any = None) -> Graph:
     return graph(
         "x 0,0 1,1 2,2 3,3 4,4 5,5 y",
         **{"x": shaped(5), "0": nir.Affine(draws(6, 5), draws(6)), "1": alike(6)},
-        **{"2": nir.Linear(draws(4, 6)), "3": alike(4, r=np.full(4, 6.0))},
+        **{"2": nir.Linear(draws(4, 6)), "3": alike(4, r=np.full(4, 30.0))},
         **{"4": nir.Linear(draws(3, 4)), "5": last, "y": end(3)},
     )
 
@@ -510,7 +528,7 @@ def recurrent_stack() -> Graph:
     """The recurrence is a layer without delay, as in the NIR paper's recurrent network."""
     node = cuba(6)
     every = np.ones(6)
-    same = {"tau_mem": 0.01, "tau_syn": 0.004, "r": 4.0, "v_leak": 0.0, "v_threshold": 1.0}
+    same = {"tau_mem": 0.01, "tau_syn": 0.004, "r": 12.0, "v_leak": 0.0, "v_threshold": 1.0}
     same |= {"v_reset": 0.0, "w_in": 1.5}
     for name, value in same.items():
         setattr(node, name, value * every)
@@ -529,9 +547,9 @@ def images() -> Graph:
     return graph(
         "x c1,c1 n1,n1 c2,c2 n2,n2 f,f w,w n3,n3 y",
         x=shaped(1, 4, 4),
-        c1=nir.Conv2d((4, 4), draws(2, 1, 3, 3), 1, 1, 1, 1, draws(2)),
+        c1=nir.Conv2d((4, 4), draws(2, 1, 3, 3), 1, 1, 1, 1, abs(draws(2))),
         n1=lif(2, 4, 4),
-        c2=nir.Conv2d((4, 4), draws(3, 2, 3, 3), 2, 1, 1, 1, draws(3)),
+        c2=nir.Conv2d((4, 4), draws(3, 2, 3, 3), 2, 1, 1, 1, abs(draws(3))),
         n2=cuba(3, 2, 2),
         f=nir.Flatten({"input": np.array([3, 2, 2])}, 0, -1),
         w=nir.Affine(draws(3, 12), draws(3)),
@@ -542,12 +560,16 @@ def images() -> Graph:
 
 def everything() -> Graph:
     """Skips, loops over two populations, delays, one-to-one links, integrators."""
-    fire = {"r": draws(4, low=20, high=60), "v_threshold": np.ones(4), "v_reset": np.full(4, -0.1)}
+    fire = {
+        "r": draws(4, low=100, high=300),
+        "v_threshold": np.ones(4),
+        "v_reset": np.full(4, -0.1),
+    }
     return graph(
         "x w1,w1 a,a s,s b,b w2,w2 a,b d,d w3,w3 c,a w4,w4 c,c c2,c2 e,x w5,w5 e,e out,out y,c i",
         **{"x": shaped(5), "w1": nir.Affine(draws(4, 5), draws(4)), "a": lif(4)},
         **{"s": nir.Scale(draws(4, low=0.5, high=2)), "b": nir.IF(**fire)},
-        **{"w2": nir.Linear(-abs(draws(4, 4))), "d": nir.Delay(np.full(4, 0.003))},
+        **{"w2": nir.Linear(-0.3 * abs(draws(4, 4))), "d": nir.Delay(np.full(4, 0.003))},
         **{"w3": nir.Linear(draws(6, 4)), "w4": nir.Affine(draws(6, 4), draws(6))},
         **{"c": cuba(6), "c2": nir.Linear(draws(3, 6)), "e": leaky(3)},
         **{"w5": nir.Linear(draws(3, 5)), "out": nir.Linear(draws(3, 3)), "y": end(3)},
@@ -602,7 +624,10 @@ def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
     reader = Simulator(tmp_path / "in.nir", 1.0, order)
     reader.read = written.metadata["read"]
     inputs = data(network)
-    assert tuple(inputs.shape[1:]) == (STEPS, math.prod(make_graph().nodes["x"].input_type["input"]))
+    assert tuple(inputs.shape[1:]) == (
+        STEPS,
+        math.prod(make_graph().nodes["x"].input_type["input"]),
+    )
     mine = network.activity(inputs)
     for row, course in enumerate(courses(network, inputs)):
         found = reader.run(course)
@@ -611,9 +636,9 @@ def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
             assert theirs.any() and abs(values[row].numpy() - theirs).max() < 1e-12, node
         off = abs(reader.output(course) - network(inputs)[row].detach().numpy()).max()
         assert off < 1e-11
-    weight = next(n for n in reader.nodes.values() if "weight" in n or "scale" in n or "tau" in n)
-    for key in {"weight", "scale", "tau"} & weight.keys():
-        weight[key] = weight[key] * 1.01
+    for node in reader.nodes.values():
+        for key in {"weight", "tau", "r"} & node.keys():
+            node[key] = node[key] * 1.01
     assert abs(reader.output(course) - network(inputs)[-1].detach().numpy()).max() > 1e-6
 
 
@@ -641,7 +666,10 @@ def test_spikes_that_are_read_are_counted() -> None:
 
 
 def test_graphs_within_a_graph_are_put_in_their_place() -> None:
-    inner = graph("in n,n w,w n,n out", **{"in": shaped(6), "out": end(6)}, n=alike(6), w=nir.Linear(draws(6, 6)))  # fmt: skip
+    inner = graph(
+        "in n,n w,w n,n out",
+        **{"in": shaped(6), "out": end(6), "n": alike(6), "w": nir.Linear(draws(6, 6))},
+    )
     outer = graph(
         "x a,a g,g b,b y",
         **{"x": shaped(5), "a": nir.Linear(draws(6, 5)), "g": inner},
@@ -707,7 +735,8 @@ def test_every_rule_trains_what_was_imported(name: str, rule: str) -> None:
     engine.prepare(inputs, targets)
     optimiser = torch.optim.Adam(engine.parameters(), 0.01)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    for _ in range(2):
+    # a synthesiser begins at zero and learns from the one behind it
+    for _ in range(6 if rule == "synthetic_gradient" else 2):
         optimiser.zero_grad()
         engine(inputs, targets, torch.arange(8)).backward()
         optimiser.step()
@@ -782,7 +811,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "driven": (population(threshold="v > I"), "threshold = 'v > I'"),
     "halves": (population(reset="v *= 0.5"), "reset = 'v .= 0.5'"),
     "scales": (population(reset="v = v / 2"), "resets to a constant, or by one"),
-    "draws": (population(reset="v = rand()"), "reset = 'v = rand"),
     "more": (
         population(equations=LIF["equations"] + "\nn : 1", reset="v = 0; n += 1"),
         "resets its potential and nothing else",
@@ -795,7 +823,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "both": (population(output="v"), "a threshold where output = 'v' is passed on"),
     "ports": (
         lambda: circuit(
-            {"a": {"units": 4, **LIF, "equations": LIF["equations"].replace("I -", "I + J -") + "\nJ : 1"}},
+            {"a": {"units": 4, **LIF, "equations": "dv/dt = (I + J - v) / ms : 1\nI : 1\nJ : 1"}},
             {"x": to("input", "a"), "z": to("input", "a", variable="J")},
         ),
         r"populations.a: NIR cannot express several input variables \(I, J\)",
@@ -878,6 +906,14 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     "nothing in": (
         changed(plain_stack, lambda g: g.edges.remove(("x", "0"))),
         "node 'node_1': nothing leads to it",
+    ),
+    "sign": (
+        changed(plain_stack, values("2", "metadata", {"sign": "excitatory"})),
+        "node '2': it notes sign = 'excitatory', its weights have others",
+    ),
+    "mask": (
+        changed(plain_stack, values("2", "metadata", {"mask": np.ones((2, 2), np.uint8)})),
+        "a mask of another shape than its weights",
     ),
     "shape": (changed(plain_stack, put("2", nir.Linear(draws(4, 9)))), "weights from 9 units to 4"),
     "readout": (changed(plain_stack, put("4", nir.Linear(draws(3, 9)))), "weights from 9 units"),
@@ -966,8 +1002,10 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         import_nir(path)
     assert "\n" not in str(refused.value)
     nir.write(path, alike(3))
-    with pytest.raises(RecipeError, match=r"holds a single node LIF, no graph"):
+    with pytest.raises(RecipeError, match=r"file.nir: cannot be read as a NIR file"):
         import_nir(path)
+    with pytest.raises(RecipeError, match=r"LIF: give a nir.NIRGraph or the path of a file"):
+        import_nir(alike(3))
     network = stack()()
     with pytest.raises(RecipeError, match=r"file.nir: exists; choose another path"):
         export_nir(network, path)
@@ -1002,7 +1040,7 @@ def test_without_nir_the_install_command_is_named(
 
 def test_a_time_constant_is_found_from_its_decay() -> None:
     stream = np.random.default_rng(0)
-    for tau in (10.0, 20.0, 0.1, 12.34, 1e3, *stream.uniform(0.3, 200, 500)):
+    for tau in (10.0, 20.0, 1.1, 12.34, 1e3, *stream.uniform(0.7, 200, 500)):
         left = math.exp(-0.7 / tau)
         found = time_constant(left, 0.7)
         assert decay(found, 0.7) == left and abs(found - tau / 1000) < 1e-12 * tau
@@ -1069,7 +1107,7 @@ def test_a_run_is_exported(run_file: Path, capsys: pytest.CaptureFixture[str]) -
     assert record["file"] == str(out) and record["format"] == "nir" and out.is_file()
     with biograd.load(run_file) as run:
         network, engine = biograd.trained(run)
-    inputs = torch.rand(20, 64, generator=generator(0))
+    inputs = torch.rand(20, 1, 8, 8, generator=generator(0))
     expected = network.activity(inputs)["blocks.0.activity"]
     again = import_nir(out)
     assert torch.equal(again.activity(inputs)["blocks.0.activity"], expected) and expected.any()
@@ -1102,9 +1140,7 @@ def test_what_the_console_refuses(
         assert main(["export", *arguments]) == code
         said = capsys.readouterr().err
         assert words in said and said.count("\n") == 1
-    real = builtins.__import__
-    assert real is not None
-    monkeypatch.setitem(__import__("sys").modules, "nir", None)
+    monkeypatch.setitem(sys.modules, "nir", None)
     out = str(tmp_path / "out.nir")
     assert main(["export", str(run_file), "--format", "nir", "-o", out]) == 5
     assert "pip install 'biograd[nir]'" in capsys.readouterr().err

@@ -34,8 +34,8 @@ ENDINGS = {"nir": ".nir", "sonata": ".sonata.h5"}
     "--subtract",
     type=Words(["loop", "node"]),
     metavar="loop|node",
-    help="nir: how a spike that takes the threshold from the potential is written: as a loop, which "
-    "is exact, or as a LIF node that resets to zero, which more simulators can read.  "
+    help="nir: how a spike that takes the threshold from the potential is written: as a loop, "
+    "which is exact, or as a node that resets to zero, which more simulators can read.  "
     "[default: loop]",
 )
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")

@@ -21,7 +21,7 @@ from biograd.interchange.sketch import INPUT, Link, Origin, Reading, Sketch, wei
 from biograd.networks import build as build_network
 from biograd.networks.circuit import Circuit, Projection
 from biograd.networks.network import Network
-from biograd.networks.projections import Convolution, Masked
+from biograd.networks.projections import Convolution, Masked, OneToOne
 from biograd.networks.readouts import Readout
 from biograd.networks.spikes import Membrane
 from biograd.networks.spiking import SpikingNetwork
@@ -221,8 +221,8 @@ def _canonical(read: Reading, encoding: Encoding) -> bool:
 def _layer(one: Link, units: int, kind: Any) -> nn.Module:
     """Return the layer of a link, its weights set."""
     if one.weight is None or one.weight.ndim == 1:
-        made: nn.Module = Masked(torch.eye(units, dtype=torch.bool), bias=False)
-        weight = np.diag(np.ones(units, kind) if one.weight is None else one.weight)
+        made: nn.Module = OneToOne(units)
+        weight = (np.ones(units, kind) if one.weight is None else one.weight)[:, None]
     elif one.grid is not None:
         made, weight = _convolution(one), one.weight
     elif one.mask is not None or one.sign != "both":

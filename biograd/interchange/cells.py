@@ -97,12 +97,13 @@ def common(values: Array) -> float | None:
 
 
 def milliseconds(seconds: float) -> float:
-    """Return a time in milliseconds, rounded as a number that someone wrote.
+    """Return a time in milliseconds: the round number that someone wrote, if it is one.
 
-    >>> milliseconds(0.0123), 1000 * 0.0123
-    (12.3, 12.299999999999999)
+    >>> milliseconds(0.0041), 1000 * 0.0041
+    (4.1, 4.1000000000000005)
     """
-    return float(f"{1000 * seconds:.15g}")
+    exact, written = 1000 * seconds, f"{seconds:.15g}"
+    return float(f"{exact:.15g}") if float(written) == seconds else exact
 
 
 def decay(tau: float, dt_ms: float) -> float:
@@ -126,7 +127,7 @@ def time_constant(left: float, dt_ms: float) -> float:
         raise CapabilityError(f"a decay by {left} in a step has no time constant")
     exact = -dt_ms / math.log(left) if left > 0 else dt_ms / 1000
     for digits in range(1, 18):
-        seconds = float(f"{exact:.{digits}g}") / 1000
+        seconds = float(f"{exact / 1000:.{digits}g}")
         if decay(seconds, dt_ms) == left:
             return seconds
     below = above = exact / 1000

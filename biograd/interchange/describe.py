@@ -17,7 +17,7 @@ from biograd.interchange.sketch import INPUT, Grid, Link, Origin, Read, Reading,
 from biograd.networks.circuit import Circuit, Projection
 from biograd.networks.effective import effective_parameters
 from biograd.networks.network import Network
-from biograd.networks.projections import Convolution, Masked
+from biograd.networks.projections import Convolution, Masked, OneToOne
 from biograd.networks.readouts import Readout
 from biograd.networks.spiking import SpikingNetwork
 
@@ -69,6 +69,7 @@ def _named(name: str, network: Network, population: nn.Module, units: int) -> Ce
     except CapabilityError as error:
         text = str(error)
         where = name.replace("_", ".", 1)
+        text = text.removeprefix("population: ")
         raise CapabilityError(text if f".{name}:" in text else f"{where}: {text}") from error
     w_in = _origin(network).w_in.get(name)
     if w_in is None or cell.w_in is None:
@@ -112,6 +113,8 @@ def link(name: str, layer: nn.Module, source: str, target: str) -> Link:
     """
     if isinstance(layer, Masked):
         return _masked(name, layer, source, target)
+    if isinstance(layer, OneToOne):
+        return Link(name, source, target, np.ravel(np.asarray(array(layer.weight))))
     if isinstance(layer, Convolution):
         grid = Grid(layer.shape, layer.stride, layer.padding)
         return Link(name, source, target, array(layer.weight), array(layer.bias), grid=grid)

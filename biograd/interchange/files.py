@@ -142,12 +142,12 @@ def _graph(source: Any) -> tuple[Any, str]:
     nir = library()
     if isinstance(source, nir.NIRGraph):
         return source, "graph"
+    if not isinstance(source, (str, os.PathLike)):
+        raise RecipeError(f"{type(source).__name__}: give a nir.NIRGraph or the path of a file")
     try:
         # biograd has checks of its own, and older files do not pass those of nir
         made = nir.read(Path(source), type_check=False)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"{source}: cannot be read as a NIR file: {said}") from error
-    if not isinstance(made, nir.NIRGraph):
-        raise RecipeError(f"{source}: holds a single node {type(made).__name__}, no graph")
     return made, str(source)

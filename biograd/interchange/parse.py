@@ -20,6 +20,7 @@ SPIKING = ("LIF", "IF", "CubaLIF")
 GRADED = ("LI", "I", "CubaLI")
 WEIGHTS = ("Affine", "Linear", "Scale", "Conv2d")
 PASSING = ("Flatten", "Delay")
+SIGNS = {"both": 0, "excitatory": 1, "inhibitory": -1}
 KNOWN = ("Input", "Output", "Threshold", *SPIKING, *GRADED, *WEIGHTS, *PASSING)
 
 
@@ -327,13 +328,15 @@ class _Parser:
             )
         if weight.ndim != 2:
             raise CapabilityError(f"node {name!r}: weights of shape {weight.shape}, not a matrix")
-        mask = notes.get("mask")
+        mask, sign = notes.get("mask"), notes.get("sign", "both")
+        if sign not in SIGNS or (SIGNS[sign] * weight < 0).any():
+            raise RecipeError(f"node {name!r}: it notes sign = {sign!r}, its weights have others")
         return dataclasses.replace(
             one,
             weight=weight,
             bias=bias,
             mask=None if mask is None else np.asarray(mask, bool),
-            sign=notes.get("sign", "both"),
+            sign=sign,
         )
 
     def _grid(self, source: str, name: str) -> Grid:

@@ -286,7 +286,6 @@ class Brian2Layer(SteppedPopulation):
         scaled = _array(draws) / math.sqrt(self.model.dt_ms / 1000)
         return {self.model.noise(n): scaled[:, k].swapaxes(0, 1) for k, n in enumerate(names)}
 
-
     # Step by step: with a recurrent layer, or when states are handed from window to window.
 
     def begin(self, current: Tensor) -> State:

@@ -112,6 +112,28 @@ class Convolution(SynapticLayer):
         return f"{self.shape} to {self.target_shape}, stride={self.stride}"
 
 
+class OneToOne(SynapticLayer):
+    """Each unit to the one at its place: ``w x``, without a bias.
+
+    Args:
+        units: number of them, before and behind the layer.
+    """
+
+    bias = None
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(units, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the currents ``[..., units]`` for ``[..., units]``."""
+        return inputs * self.weight[:, 0]
+
+    def extra_repr(self) -> str:
+        """Return the number of units for ``print``."""
+        return f"{len(self.weight)}"
+
+
 def connect(recipe: ProjectionRecipe, name: str, source: tuple[int, ...], units: int) -> nn.Module:
     """Return the layer of a projection, its weights zero.
 

@@ -21,7 +21,7 @@ from biograd.networks.quantities import BINARY
 from biograd.recipes import PopulationRecipe
 
 Array = NDArray[np.float64]
-NUMBERED = ("i", "N", "j")
+NUMBERED = ("i", "N")
 """Variables by which the copies of a neuron would differ."""
 RANDOM = ("rand", "randn", "poisson")
 WIDTH = 60
@@ -102,7 +102,7 @@ def read_group(group: Any, dt: float, namespace: Mapping[str, Any]) -> Group:
     own = set(group.equations.names)
     used = {name for code in codes for name in re.findall(r"\b[A-Za-z_]\w*", code)}
     known = {**_own(namespace), **(group.namespace or {})}
-    constants = {name: known[name] for name in sorted(used - own) if name in known}
+    constants = {n: known[n] for n in sorted(used - own - {*NUMBERED}) if n in known}
     _check_names(group, codes, set(constants), where)
     names = group.equations.diff_eq_names | group.equations.parameter_names
     initial = {
@@ -186,9 +186,12 @@ def _regular(group: Any, dt: float, where: str) -> Iterator[Regular]:
     for part in group.contained_objects:
         if isinstance(part, (StateUpdater, SubexpressionUpdater, Thresholder, Resetter)):
             continue
-        said = f"{where}: run_regularly {_brief(getattr(part, 'abstract_code', part))!r}"
-        if not isinstance(part, CodeRunner):
-            raise CapabilityError(f"{where}: {type(part).__name__} cannot be wrapped: remove it")
+        said = f"{where}: run_regularly {brief(getattr(part, 'abstract_code', part))!r}"
+        if not isinstance(part, CodeRunner):  # synapses that run something regularly are here, too
+            raise CapabilityError(
+                f"{where}: what {type(part).__name__} {part.name!r} runs in it cannot be wrapped: "
+                "remove it"
+            )
         check_clock(part, dt, said)
         if part.when not in early - {"thresholds", "after_thresholds"}:
             raise CapabilityError(
@@ -214,7 +217,11 @@ def _check_names(group: Any, codes: tuple[str, ...], constants: set[str], where:
                 f"{where} uses {name!r}, by which copies of a neuron would differ: make it a "
                 "parameter"
             )
-        if name in {*_usual(), *_ASSIGNED} or name.startswith(("xi", "_")) or name in _temporary(codes[1:]):
+        if (
+            name in {*_usual(), *_ASSIGNED}
+            or name.startswith(("xi", "_"))
+            or name in assigned("\n".join(codes[1:]))
+        ):
             continue
         raise CapabilityError(
             f"{where}: {name!r} is in no namespace: give wrap(..., namespace={{{name!r}: ...}})"
@@ -233,13 +240,23 @@ def _usual() -> set[str]:
     return {*DEFAULT_CONSTANTS, *DEFAULT_FUNCTIONS, *DEFAULT_UNITS}
 
 
-_ASSIGNED = ("t", "dt", "t_in_timesteps", "not_refractory", "lastspike", "and", "or", "not", "True", "False")
+_ASSIGNED = (
+    "t",
+    "dt",
+    "t_in_timesteps",
+    "not_refractory",
+    "lastspike",
+    "and",
+    "or",
+    "not",
+    "True",
+    "False",
+)
 
 
-def _temporary(codes: tuple[str, ...]) -> set[str]:
+def assigned(code: str) -> set[str]:
     """Return the names that statements assign."""
-    found = [re.findall(r"(?:^|[;\n])\s*(\w+)\s*[-+*/]?=(?!=)", code) for code in codes]
-    return {name for names in found for name in names}
+    return set(re.findall(r"(?:^|[;\n])\s*(\w+)\s*[-+*/]?=(?!=)", code))
 
 
 def _identifiers(code: str) -> set[str]:
@@ -257,6 +274,7 @@ def read_synapses(synapses: Any, dt: float, namespace: Mapping[str, Any]) -> lis
     where = f"synapses {synapses.name!r}"
     _check_synapses(synapses, where)
     ways = []
+    several = sum(pathway.prepost == "pre" for pathway in synapses._pathways) > 1
     for pathway in synapses._pathways:
         check_clock(pathway, dt, where)
         if pathway.prepost == "post":
@@ -265,13 +283,25 @@ def read_synapses(synapses: Any, dt: float, namespace: Mapping[str, Any]) -> lis
             raise CapabilityError(
                 f"{where}: {pathway.objname!r} must act on spikes, in the slot 'synapses'"
             )
-        steps = _steps(pathway, dt, where)
-        for node, line in _statements(pathway.code, where):
-            variable, sign = _target(node, line, synapses, where)
-            values = sign * _Value(synapses, namespace, where, line).of(node.value)
+        steps, added = _steps(pathway, dt, where), _added(pathway, synapses, namespace, where)
+        name = f"{synapses.name}_{pathway.objname}" if several else synapses.name
+        for variable, values in added.items():
             for delay in np.unique(steps):
-                ways.append(_way(synapses, variable, values, steps == delay, int(delay)))
+                way = _way(synapses, variable, values, steps == delay, int(delay))
+                ways.append(dataclasses.replace(way, name=name))
     return ways
+
+
+def _added(
+    pathway: Any, synapses: Any, namespace: Mapping[str, Any], where: str
+) -> dict[str, Array]:
+    """Return what a spike adds to each variable, in SI units, for every synapse."""
+    found: dict[str, Array] = {}
+    for node, line in _statements(pathway.code, where):
+        variable, sign = _target(node, line, synapses, where)
+        values = sign * _Value(synapses, namespace, where, line).of(node.value)
+        found[variable] = found.get(variable, np.zeros(())) + values
+    return found
 
 
 def end_of(side: Any) -> tuple[Any, int]:
@@ -323,13 +353,13 @@ def _statements(code: str, where: str) -> Iterator[tuple[ast.AugAssign, str]]:
     try:
         nodes = ast.parse(code).body
     except SyntaxError:
-        raise CapabilityError(f"{where}: on_pre {_brief(code)!r} cannot be read") from None
+        raise CapabilityError(f"{where}: on_pre {brief(code)!r} cannot be read") from None
     for node in nodes:
         line = ast.unparse(node)
         simple = isinstance(node, ast.AugAssign) and isinstance(node.op, (ast.Add, ast.Sub))
         if not (simple and isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)):
             raise CapabilityError(
-                f"{where}: on_pre {_brief(line)!r}: only 'X_post += w' can be wrapped, with X a "
+                f"{where}: on_pre {brief(line)!r}: only 'X_post += w' can be wrapped, with X a "
                 "variable of the neurons and w one of the synapses"
             )
         yield node, line
@@ -343,13 +373,13 @@ def _target(node: ast.AugAssign, line: str, synapses: Any, where: str) -> tuple[
     variable = name.removesuffix("_post")
     if name in synapses.equations.names or name.endswith("_pre"):
         raise CapabilityError(
-            f"{where}: on_pre {_brief(line)!r} changes {name!r}: only what adds to the neurons "
+            f"{where}: on_pre {brief(line)!r} changes {name!r}: only what adds to the neurons "
             "behind can be wrapped"
         )
     equations = getattr(group, "equations", None)
     if equations is None or variable not in equations.diff_eq_names:
         raise CapabilityError(
-            f"{where}: on_pre {_brief(line)!r}: {variable!r} has no differential equation in group "
+            f"{where}: on_pre {brief(line)!r}: {variable!r} has no differential equation in group "
             f"{group.name!r}: give it one, such as 'd{variable}/dt = 0*{variable}/second'"
         )
     return variable, sign
@@ -376,7 +406,7 @@ class _Value:
             case ast.BinOp(left=left, op=sign, right=right) if type(sign) in BINARY:
                 return np.asarray(BINARY[type(sign)](self.of(left), self.of(right)))
         raise CapabilityError(
-            f"{self.where}: on_pre {_brief(self.line)!r}: {_brief(ast.unparse(node))!r} is no "
+            f"{self.where}: on_pre {brief(self.line)!r}: {brief(ast.unparse(node))!r} is no "
             "product of numbers, constants and variables of the synapses"
         )
 
@@ -389,7 +419,7 @@ class _Value:
         if name in self.synapses.variables or name not in known:
             hint = "changes in time" if name in self.synapses.variables else "is in no namespace"
             raise CapabilityError(
-                f"{self.where}: on_pre {_brief(self.line)!r}: {name!r} {hint}: only constants and "
+                f"{self.where}: on_pre {brief(self.line)!r}: {name!r} {hint}: only constants and "
                 "variables of the synapses can be wrapped as weights"
             )
         return np.asarray(known[name], dtype=float)
@@ -406,6 +436,7 @@ def _way(synapses: Any, variable: str, values: Array, chosen: NDArray[np.bool_],
     return Way(synapses.name, source, target, variable, weights, mask, steps)
 
 
-def _brief(code: object) -> str:
+def brief(code: object) -> str:
+    """Return the beginning of a text, in one line."""
     text = " ".join(str(code).split())
     return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"

@@ -331,9 +331,7 @@ class TorchSubstrate:
         return None if self._pass is None else self._pass.reach(site, output)
 
 
-DIFFERENTIAL: frozenset[Capability] = frozenset(
-    ("vjp", "local_vjp", "jvp_site", "jvp_parameter")
-)
+DIFFERENTIAL: frozenset[Capability] = frozenset(("vjp", "local_vjp", "jvp_site", "jvp_parameter"))
 """What needs a derivative of every population."""
 
 

@@ -18,7 +18,7 @@ from biograd.networks.circuit import INPUT, Circuit, Projection
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.network import initialise
 from biograd.networks.projections import Masked
-from biograd.networks.reading import Group, Way, read_group, read_synapses
+from biograd.networks.reading import Group, Way, assigned, brief, read_group, read_synapses
 from biograd.networks.readouts import Readout
 from biograd.recipes import EncodingRecipe, NeuronRecipe, PopulationRecipe, construct
 
@@ -95,7 +95,8 @@ def _parts(network: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
         if isinstance(part, b2.NeuronGroup):
             groups[part.name] = part
         elif isinstance(part, b2.Synapses):
-            synapses.append(part)
+            if part.active:
+                synapses.append(part)
         elif isinstance(part, (b2.PoissonGroup, b2.SpikeGeneratorGroup)):
             sources[part.name] = part
         elif not isinstance(part, monitors):
@@ -125,7 +126,7 @@ def _check_ends(
                 f"data replace it, input = ({other!r}, {SPIKES!r}): take it out of the network"
             )
     for name in groups:
-        if name in (INPUT, "readout") or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        if name in (INPUT, "readout") or not name.isidentifier() or _taken(name):
             raise RecipeError(f"wrap: a group cannot be called {name!r}: give it another name=")
 
 
@@ -170,9 +171,7 @@ class _Plan:
         for one in wiring:
             way, units = weights.get(one.name), cells[one.target].units
             layers[one.name] = (
-                nn.Linear(self.encoding.units, units)
-                if way is None
-                else _layer_of(way)
+                nn.Linear(self.encoding.units, units) if way is None else _layer_of(way)
             )
         readout = nn.Linear(cells[self.output].units, classes)
         filtered = Readout.of(neuron, self.encoding.steps, self.encoding.dt_ms)
@@ -206,10 +205,19 @@ class _Plan:
                     f"wrap: input = {self.input!r}: it has {len(way.source)} neurons, the encoded "
                     f"data {self.encoding.units} units"
                 )
-            name = _free(way, {*weights, STIMULUS})
+            name = self._name(way)
+            if name in weights or name == STIMULUS or not name.isidentifier() or _taken(name):
+                raise RecipeError(f"wrap: synapses cannot be called {name!r}: give another name=")
             weights[name] = way
             wiring.append(Projection(name, source, target, way.variable, way.steps + 1))
         return sorted(wiring, key=lambda one: one.source != INPUT), weights
+
+    def _name(self, way: Way) -> str:
+        """Return the name of a projection: that of the synapses, and what tells it from others."""
+        same = [one for one in self.ways if one.name == way.name]
+        variables, delays = {one.variable for one in same}, {one.steps for one in same}
+        parts = [way.name] + [way.variable] * (len(variables) > 1)
+        return "_".join([*parts, *[str(way.steps)] * (len(delays) > 1)])
 
     def _recipe(self, name: str, settings: Mapping[str, Any]) -> PopulationRecipe:
         """Return the recipe of a group with what the user says beside it."""
@@ -246,7 +254,7 @@ class _Plan:
             raise CapabilityError(
                 f"{where}: no synapses lead to it: take it out of the network, or make it the input"
             )
-        self._check_port(name, recipe)
+        self._check_settings(name, recipe)
         layer = Brian2Layer(
             dataclasses.replace(recipe, input=ports[0]),
             group.units,
@@ -268,15 +276,19 @@ class _Plan:
                 )
         return layer
 
-    def _check_port(self, name: str, recipe: PopulationRecipe) -> None:
-        """Refuse statements that would undo what the data do."""
+    def _check_settings(self, name: str, recipe: PopulationRecipe) -> None:
+        """Refuse statements that would undo what the data do, and synapses without spikes."""
         group, variable = self.input
         for one in self.groups[name].details.regular if name == group else ():
-            if variable in one.code.replace("=", " = ").split():
+            if variable in assigned(one.code):
                 raise CapabilityError(
-                    f"group {name!r}: run_regularly {one.code!r} uses {variable!r}, which the data "
-                    "set: remove it"
+                    f"group {name!r}: run_regularly {brief(one.code)!r} sets {variable!r}, which "
+                    "the data set: remove it"
                 )
+        if recipe.output != SPIKES and any(way.source.name == name for way in self.ways):
+            raise RecipeError(
+                f"wrap: populations.{name}.output = {recipe.output!r}: its synapses need spikes"
+            )
 
     def _order(self, wiring: Sequence[Projection]) -> list[str]:
         """Return the groups in an order in which as few as possible lead back."""
@@ -291,16 +303,9 @@ class _Plan:
         return order
 
 
-def _free(way: Way, taken: set[str]) -> str:
-    """Return a name for a projection, that of the synapses if nobody has it."""
-    candidates = (way.name, f"{way.name}_{way.variable}", f"{way.name}_{way.variable}_{way.steps}")
-    for name in candidates:
-        if name not in taken and name.isidentifier() and not hasattr(nn.ModuleDict(), name):
-            return name
-    number = 2
-    while f"{candidates[-1]}_{number}" in taken:
-        number += 1
-    return f"{candidates[-1]}_{number}"
+def _taken(name: str) -> bool:
+    """Return whether torch has a use of its own for a name."""
+    return hasattr(nn.ModuleDict(), name)
 
 
 def _layer_of(way: Way) -> nn.Module:
