@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from biograd.networks.circuit import INPUT, Circuit, Projection
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.network import initialise
 from biograd.networks.projections import Masked
-from biograd.networks.reading import Group, Way, assigned, brief, read_group, read_synapses
+from biograd.networks.reading import Group, assigned, brief, read_group
+from biograd.networks.reading_synapses import Way, read_synapses
 from biograd.networks.readouts import Readout
 from biograd.recipes import EncodingRecipe, NeuronRecipe, PopulationRecipe, construct
 
@@ -91,8 +93,8 @@ def _parts(network: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
         raise CapabilityError("wrap: the network has a schedule of its own: take Brian2's")
     groups, synapses, sources = {}, [], {}
     monitors = (b2.SpikeMonitor, b2.EventMonitor, b2.StateMonitor, b2.PopulationRateMonitor)
-    for part in network.objects:
-        if isinstance(part, b2.NeuronGroup):
+    for part in sorted(network.objects, key=lambda part: str(part.name)):  # Brian2 has a set
+        if isinstance(part, b2.NeuronGroup) and not isinstance(part, b2.SpatialNeuron):
             groups[part.name] = part
         elif isinstance(part, b2.Synapses):
             if part.active:
@@ -291,8 +293,8 @@ class _Plan:
             )
 
     def _order(self, wiring: Sequence[Projection]) -> list[str]:
-        """Return the groups in an order in which as few as possible lead back."""
-        left, order = list(self.groups), []
+        """Return the groups so that none leads back; in a loop, from the data on."""
+        left, order = sorted(self.groups, key=_distances(self.groups, wiring).__getitem__), []
         while left:
             into = {
                 name: {one.source for one in wiring if one.target == name} & set(left) - {name}
@@ -301,6 +303,18 @@ class _Plan:
             order.append(next((name for name in left if not into[name]), left[0]))
             left.remove(order[-1])
         return order
+
+
+def _distances(groups: Iterable[str], wiring: Sequence[Projection]) -> dict[str, tuple[float, str]]:
+    """Return for each group how many projections away the data are, and its name."""
+    found, fresh = {INPUT: 0}, [INPUT]
+    while fresh:
+        source = fresh.pop(0)
+        for one in wiring:
+            if one.source == source and one.target not in found:
+                found[one.target] = found[source] + 1
+                fresh.append(one.target)
+    return {name: (found.get(name, math.inf), name) for name in groups}
 
 
 def _taken(name: str) -> bool:
