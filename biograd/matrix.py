@@ -32,6 +32,12 @@ SPIKING: dict[str, Any] = {
     "neuron": {"resistance": 8.0},
     "encoding": {"duration_ms": 8.0},
 }
+LEAKY: dict[str, Any] = {
+    "equations": "dv/dt = (30 * I - v) / (10 * ms) : 1\nI : 1",
+    "threshold": "v > 1",
+    "reset": "v = 0",
+    "method": "exact",
+}
 NETWORKS: dict[str, dict[str, Any]] = {
     "dense": {},
     "convolution": {"network": {"channels": (2,)}},
@@ -61,18 +67,28 @@ NETWORKS: dict[str, dict[str, Any]] = {
         },
         "encoding": {"duration_ms": 8.0},
     },
+    "circuit": {
+        "network": {**SPIKING["network"], "kind": "circuit"},
+        "populations": {
+            "first": {**LEAKY, "units": 5},
+            "second": {**LEAKY, "units": 4},
+        },
+        "projections": {
+            "drive": {"source": "input", "target": "first"},
+            "onward": {"source": "first", "target": "second"},
+            "back": {"source": "second", "target": "first", "kind": "masked", "density": 0.6},
+        },
+        "encoding": {"duration_ms": 8.0},
+    },
     "no derivative": {
         "network": {**SPIKING["network"], "kind": "spiking"},
-        "population": {
-            "equations": "dv/dt = (30 * I - v) / (10 * ms) : 1\nI : 1",
-            "threshold": "v > 1 or v < -9",
-            "reset": "v = 0",
-            "method": "exact",
-        },
+        "population": {**LEAKY, "threshold": "v > 1 or v < -9"},
         "encoding": {"duration_ms": 8.0},
     },
 }
 """Recipes of tiny networks; the substrate and what is ``COMMON`` come on top."""
+BRIAN2_ALONE = ("own equations", "circuit", "no derivative")
+"""Networks that no other simulator has."""
 COMMON: dict[str, Any] = {"hidden": (5, 4), "activation": "tanh", "dtype": "float64"}
 SHAPE, CLASSES, ROWS = (1, 4, 4), 3, 12
 STEPS = 8

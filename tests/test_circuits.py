@@ -1003,7 +1003,9 @@ def test_several_input_variables_hand_no_states_over() -> None:
         {"to_a": to("input", "a"), "onto_a": to("input", "a", variable="g")},
     )
     engine = attach(network, make("synthetic_gradient", {"window": 5}))
-    with pytest.raises(CapabilityError, match="populations.a has several input variables") as error:
+    with pytest.raises(
+        CapabilityError, match=r"populations\.a has several input variables"
+    ) as error:
         engine(*batch())
     assert "\n" not in str(error.value)
 

@@ -25,6 +25,7 @@ OWN_REASONS = {
     ("synthetic_gradient", "local losses"): "nothing to predict",
     ("synthetic_gradient", "spiking local"): "nothing to predict",
     ("decoupling", "own equations"): "cannot keep spikes as targets",
+    ("decoupling", "circuit"): "cannot keep spikes as targets",
     ("ottt", "event-driven"): "runs through time by itself",
     ("sltt", "event-driven"): "runs through time by itself",
     ("unitwise", "event-driven"): "exact spike times have no surrogate derivative",
@@ -54,8 +55,8 @@ def test_every_cell_is_what_the_rule_declares(rule: str) -> None:
         assert cell.status != "broken", cell
         assert (cell.status == "works") is (cell.reason == "") and "\n" not in cell.reason
         if cell.status == "no network":
-            brian2_alone = cell.network in ("own equations", "no derivative")
-            assert cell.reason and (cell.substrate != "torch" or brian2_alone)
+            alone = cell.network in matrix.BRIAN2_ALONE
+            assert cell.reason and (cell.substrate != "torch" or alone)
             continue
         lacking = missing(rule, cell)
         own = OWN_REASONS.get((rule, cell.network), "")
@@ -161,7 +162,7 @@ def test_the_table_fits_however_many_rules_there_are() -> None:
         for rule in ESTIMATORS
         for place, (substrate, network) in enumerate(matrix.columns())
         if network.startswith("spiking")
-        or (substrate == "torch" and network not in ("own equations", "no derivative"))
+        or (substrate == "torch" and network not in matrix.BRIAN2_ALONE)
     ]
     written = text(cells)
     assert max(map(len, written.splitlines())) <= 100

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
+from biograd import data, experiment
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.neuron_model import NeuronModel
+from biograd.networks.quantities import quantity
 from biograd.networks.simulation import Simulation
-from biograd.recipes import load_model
+from biograd.recipes import load_dataset, load_model
 
 Array = NDArray[np.float64]
 Course = dict[str, Array]
 Times = list[Array]
+DENSITY = "uA/cm**2"
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +55,12 @@ def simulate(
     )
     times = [(np.flatnonzero(spikes) + 1) * dt for spikes in train[:, 0].T]
     return times, {variable: course[:, 0] for variable, course in kept.items()}
+
+
+def full_scale(name: str, unit: str) -> float:
+    """Return the current, in ``unit``, that an input of 1 stands for."""
+    scale = load_model(name).population.namespace["scale"]
+    return float(quantity(scale, "scale") / quantity(unit, "unit"))
 
 
 def hodgkin_huxley(_: float, state: Array, current: float) -> list[float]:
@@ -127,7 +137,9 @@ def test_at_rest_nothing_moves(name: str, variables: dict[str, float]) -> None:
 def test_hodgkin_huxley_fires_as_published() -> None:
     """One spike above 2.3 uA/cm2, repetitive firing, at 50 Hz at once, from 6.3 on (class II)."""
     currents = np.array([2.2, 2.4, 6.0, 6.4, 10.0, 20.0, 40.0])
-    times, course = simulate("hodgkin_huxley", currents / 10, 55, dt_ms=0.02)
+    times, course = simulate(
+        "hodgkin_huxley", currents / full_scale("hodgkin_huxley", DENSITY), 55, dt_ms=0.02
+    )
     counts = [len(found) for found in times]
     assert counts[:3] == [0, 1, 2]
     assert 1000 / np.diff(times[3])[-1] > 50
@@ -142,7 +154,9 @@ def test_hodgkin_huxley_fires_as_published() -> None:
 
 def test_hodgkin_huxley_in_the_steps_that_are_shipped() -> None:
     currents = np.array([7.0, 10.0, 15.0, 20.0, 40.0])
-    times, _course = simulate("hodgkin_huxley", currents / 10, 50)
+    times, _course = simulate(
+        "hodgkin_huxley", currents / full_scale("hodgkin_huxley", DENSITY), 50
+    )
     for found, current in zip(times, currents, strict=True):
         expected = crossings(hodgkin_huxley, SQUID, current, 50)
         assert abs(len(found) - len(expected)) <= 1
@@ -159,7 +173,9 @@ def test_without_sodium_channels_there_is_no_spike() -> None:
 def test_morris_lecar_fires_as_published() -> None:
     """Class I: from 40 uA/cm2 on, arbitrarily slowly; the rate grows as the root of the rest."""
     currents = np.array([39.5, 40.5, 45.0, 50.0, 60.0, 80.0, 100.0])
-    times, _course = simulate("morris_lecar", currents / 100, 600, dt_ms=0.05)
+    times, _course = simulate(
+        "morris_lecar", currents / full_scale("morris_lecar", DENSITY), 600, dt_ms=0.05
+    )
     assert [len(found) for found in times][:2] == [0, 2]
     for found, current in zip(times[1:], currents[1:], strict=True):
         expected = crossings(morris_lecar, MUSCLE, current, 600)
@@ -172,7 +188,7 @@ def test_morris_lecar_fires_as_published() -> None:
 
 def test_morris_lecar_in_the_steps_that_are_shipped() -> None:
     currents = np.array([50.0, 80.0, 100.0, 200.0])
-    times, _course = simulate("morris_lecar", currents / 100, 90)
+    times, _course = simulate("morris_lecar", currents / full_scale("morris_lecar", DENSITY), 90)
     for found, current in zip(times, currents, strict=True):
         expected = crossings(morris_lecar, MUSCLE, current, 90)
         assert len(found) == len(expected)
@@ -228,9 +244,9 @@ def test_izhikevich_fires_as_a_finer_integration_does() -> None:
     expected = stepped(
         derivative, start, 30, lambda y: np.stack([0 * y[0] - 65, y[1] + 8]), 100, 0.01
     )
-    scale = 40
-    fine, _course = simulate("brian2_izhikevich", currents / scale, 100, dt_ms=0.02)
-    shipped, _course = simulate("brian2_izhikevich", currents / scale, 100)
+    drive = currents / full_scale("brian2_izhikevich", "mV")
+    fine, _course = simulate("brian2_izhikevich", drive, 100, dt_ms=0.02)
+    shipped, _course = simulate("brian2_izhikevich", drive, 100)
     for reference, small, large in zip(expected, fine, shipped, strict=True):
         assert len(reference) == len(small) == len(large)
         assert np.allclose(reference[:1], small[:1], atol=0.05)
@@ -260,8 +276,10 @@ def test_adex_fires_as_a_finer_integration_does() -> None:
     expected = stepped(
         derivative, start, -40, lambda y: np.stack([0 * y[0] + reset, y[1] + 80.5]), 200, 0.02
     )
-    fine, _course = simulate("brian2_adex", currents / 5000, 200, dt_ms=0.05)
-    shipped, _course = simulate("brian2_adex", currents / 5000, 200)
+    fine, _course = simulate(
+        "brian2_adex", currents / full_scale("brian2_adex", "pA"), 200, dt_ms=0.05
+    )
+    shipped, _course = simulate("brian2_adex", currents / full_scale("brian2_adex", "pA"), 200)
     for reference, small, large in zip(expected, fine, shipped, strict=True):
         assert len(reference) == len(small)
         assert abs(len(reference) - len(large)) <= 1
@@ -270,7 +288,7 @@ def test_adex_fires_as_a_finer_integration_does() -> None:
     assert not len(expected[0])
     # so slow a ramp that the neuron stays at rest until there is none
     ramp = np.linspace(0.8, 1.1, 3000) * rheobase
-    ramped, _course = simulate("brian2_adex", ramp[:, None] / 5000, 1500)
+    ramped, _course = simulate("brian2_adex", ramp[:, None] / full_scale("brian2_adex", "pA"), 1500)
     assert 1.0 < ramp[round(ramped[0][0] / 0.5)] / rheobase < 1.03
 
 
@@ -293,3 +311,29 @@ def test_adaptive_threshold_by_hand() -> None:
     assert times[0].tolist() == expected
     gaps = np.diff(times[0])
     assert gaps[-1] > gaps[0]
+
+
+TINY = (
+    "dataset.training_examples=20",
+    "dataset.test_examples=10",
+    "training.epochs=1",
+    "training.batch_size=10",
+    "network.hidden=[4]",
+    "encoding.duration_ms=10.0",
+    "estimators.weak.copies=3",
+)
+
+
+def test_a_run_records_the_course_that_a_population_passes_on(tmp_path: Path) -> None:
+    """A synapse's opening is no spike: its mean over the trial is recorded, as of a rate unit."""
+    path = tmp_path / "run.h5"
+    run = experiment.train("morris_lecar", "digits", path=path, settings=TINY, device="cpu")
+    network, engine = experiment.trained(run)
+    engine.detach()
+    name = "blocks.0.activity"
+    dataset = data.load(load_dataset("digits", ["test_examples=10"]), name="digits")
+    assert run.probe is not None
+    course = network.activity(dataset.test.inputs[run.probe.index])[name]
+    assert run.layers[name].kind == "rate"
+    assert course.any()
+    assert np.allclose(run.activation(name, -1), course.mean(1), atol=1e-6)

@@ -29,6 +29,7 @@ LABELS = {
     "spiking local": ("loc", ""),
     "event-driven": ("evt", "event-driven"),
     "own equations": ("eqs", "equations of one's own"),
+    "circuit": ("circ", "circuit with a loop"),
     "no derivative": ("opq", "a population whose equations cannot be differentiated"),
 }
 """Networks by their name over a column, and what the legend says of it."""
