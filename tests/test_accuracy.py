@@ -56,7 +56,9 @@ def test_brian2_populations(
     assert summary["test_accuracy"] - summary["frozen_hidden_control"] >= gain
 
 
-@pytest.mark.parametrize(("model", "floor", "gain"), [("hodgkin_huxley", 0, 0), ("morris_lecar", 0, 0)])
+@pytest.mark.parametrize(
+    ("model", "floor", "gain"), [("hodgkin_huxley", 0, 0), ("morris_lecar", 0, 0)]
+)
 def test_biophysical_neurons_learn_mnist(
     tmp_path: Path, model: str, floor: float, gain: float
 ) -> None:

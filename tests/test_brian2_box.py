@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,10 @@ def test_a_derivative_is_refused_in_one_line() -> None:
         ({"output": ("second", "u")}, "second has no variable 'u'"),
         ({"trainable": ["synapses.q"]}, "synapses has no variable 'q'"),
         ({"trainable": ["synapses"]}, "write OBJECT.VARIABLE"),
-        ({"duration_ms": 0}, "must be > 0"),
+        ({"duration_ms": 0.0}, "must be > 0"),
+        ({"duration_ms": 0.05}, "no multiple of the network's step of 1 ms"),
+        ({"input": "first.I"}, r"write \(object, variable\)"),
+        ({"output": ("synapses", "spikes")}, "synapses does not spike"),
     ],
 )
 def test_wrong_names(options: dict[str, Any], words: str) -> None:
@@ -179,6 +183,37 @@ def test_wrong_names(options: dict[str, Any], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_current_of_another_size() -> None:
-    with pytest.raises(BiogradError, match=r"first\.I has 5 values, the current 4"):
-        box()(drive()[:, :4])
+@pytest.mark.parametrize("current", [drive()[:, :4], drive()[0], drive()[:0]])
+def test_a_current_of_another_size(current: Tensor) -> None:
+    with pytest.raises(
+        BiogradError, match=r"first\.I has 5 values, the current \[rows, units\] is"
+    ):
+        box()(current)
+
+
+def test_a_current_that_is_not_finite() -> None:
+    with pytest.raises(BiogradError, match="not finite"):
+        box()(drive() * float("nan"))
+
+
+def test_numpy_s_random_numbers_go_on() -> None:
+    made = box(noise=0.3)
+    np.random.seed(3)
+    expected = np.random.rand(4)
+    np.random.seed(3)
+    found = np.random.rand(2)
+    made(drive())
+    assert np.array_equal(np.concatenate((found, np.random.rand(2))), expected)
+
+
+def test_it_cannot_be_copied() -> None:
+    with pytest.raises(CapabilityError, match="cannot be copied or pickled"):
+        copy.deepcopy(box())
+
+
+def test_rules_that_know_nothing_of_its_values_leave_them_be() -> None:
+    made = box(trainable="synapses.w")
+    model = nn.Sequential(nn.Linear(6, 5), made, nn.Linear(4, 3)).double()
+    nn.init.ones_(model[0].bias)
+    attach(model, make("weak", {"copies": 5}), sites=["0", "2"])(*batch(4)).backward()
+    assert model[0].weight.grad.any() and made.values["synapses_w"].grad is None

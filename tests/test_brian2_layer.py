@@ -293,6 +293,40 @@ def test_rules_train_time_constants(rule: str) -> None:
     assert found["1.factors.tau"].any()
 
 
+def test_the_control_trains_no_constants() -> None:
+    network = nn.Sequential(
+        nn.Linear(6, 5), layer(TRAINABLE), Readout("rate", STEPS), nn.Linear(5, 3)
+    ).double()
+    nn.init.ones_(network[0].bias)
+    found = gradients(attach(network, make("frozen_hidden")), *batch())
+    assert found["3.weight"].any()
+    assert not any(value.any() for name, value in found.items() if not name.startswith("3."))
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 4), (8, 7, 5), (8, STEPS, 4), (5,), (2, 8, STEPS, 5)], ids=str
+)
+def test_currents_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CapabilityError, match="5 units and 20 steps, not") as caught:
+        layer()(torch.zeros(shape))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"units": 0}, "units = 0: must be >= 1"),
+        ({"units": 2.5}, "units = 2.5: must be a whole number"),
+        ({"steps": "a"}, "steps = 'a'"),
+        ({"dt_ms": -1.0}, "dt_ms = -1.0: must be > 0"),
+        ({"surrogate": "boxcar"}, "surrogate = 'boxcar'"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(BiogradError, match=words):
+        Brian2Layer(**{"recipe": LEAKY, "units": 5, "steps": 3, "dt_ms": 1.0} | arguments)
+
+
 # Readouts -----------------------------------------------------------------------------------------
 
 

@@ -78,7 +78,27 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"equations": "dv/dt = (I + rand() - v) / tau : 1\nI : 1", "method": "euler"},
         r"population\.equations: rand\(\) draws anew for every copy",
     ),
-    "refractory in volts": ({"refractory": "5*mV"}, r"Refractory period .* units of seconds"),
+    "refractory in volts": (
+        {"refractory": "5*mV"},
+        r"'5\*mV': must be a duration like '2\*ms'",
+    ),
+    "refractory backwards": ({"refractory": "-2*ms"}, r"must be from 0 to 1e\+06 s"),
+    "refractory as a number": ({"refractory": 2}, r"refractory = 2: must be text"),
+    "the number of a neuron": (
+        {"equations": "dv/dt = (I - v * i) / tau : 1\nI : 1"},
+        r"equations: 'i' counts the neurons of all examples",
+    ),
+    "a quantity as an object": ({"namespace": {"tau": object()}}, r"namespace\.tau = .* text"),
+    "an infinite constant": ({"namespace": {"tau": "1e400*ms"}}, r"tau = '1e400\*ms': must be fin"),
+    "a reserved name": ({"namespace": {"tau": "1*ms", "mV": 2.0}}, r"namespace\.mV: no name for"),
+    "no positive scale": (
+        {"surrogate_scale": -1.0},
+        r"scale = -1\.0: must be above zero",
+    ),
+    "a scale in another unit": ({"surrogate_scale": "5*mV"}, r"in the unit of what the threshold"),
+    "the input as output": ({"output": "I"}, r"output = 'I': no such variable: \(known: spikes, v"),
+    "bounds without end": ({"trainable": {"tau": (1e-200, 1e200)}}, r"at most a factor of 1e\+09"),
+    "a very long reset": ({"reset": "q = 1" + " + 1" * 9000}, r"reset = 'q = 1 \+ 1.*…': no var"),
     "no such unit": (
         {"namespace": {"tau": "3*mss"}},
         r"namespace\.tau = '3\*mss': Brian2 has no unit 'mss': did you mean 'ms'\?",

@@ -22,5 +22,6 @@ class FrozenHidden(Estimator):
     reference = "Rahimi & Recht 2007 (random features)"
 
     def plans(self, round: Round) -> Sequence[Plan]:
-        """Return one plan that cuts behind every hidden site."""
-        return (Plan(cut=frozenset(round.hidden)),)
+        """Return one plan that cuts behind every hidden site and in front of the readout."""
+        readout = round.site_layers.get(round.readout, ())
+        return (Plan(cut=frozenset(round.hidden), detach=frozenset(readout)),)

@@ -20,7 +20,7 @@ from biograd.networks.network import Network, initialise
 from biograd.networks.rate import RateNetwork, RecurrentRateNetwork
 from biograd.networks.spiking import SpikingNetwork
 from biograd.networks.substrate import Sites, TorchSubstrate
-from biograd.recipes import ModelRecipe, load_model
+from biograd.recipes import ModelRecipe, PopulationRecipe, load_model
 
 __all__ = [
     "EventNetwork",
@@ -110,6 +110,8 @@ def _check(recipe: ModelRecipe, shape: tuple[int, ...]) -> None:
             "neuron.reset = 'zero' with a synaptic filter: snnTorch's Synaptic also resets the "
             "synaptic current; use reset = 'subtract' or network.substrate = 'torch'"
         )
+    if recipe.population != PopulationRecipe() and not recipe.population.equations:
+        raise RecipeError("population.equations: missing, but [population] says something else")
     if recipe.population.equations and (network.kind, network.substrate) != ("spiking", "brian2"):
         raise RecipeError(
             "population.equations: need network.kind = 'spiking', network.substrate = 'brian2'"

@@ -19,7 +19,6 @@ from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
 from biograd.networks.brian import without_derivative
 from biograd.networks.copies import SharedRandomness
 from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.paths import differentiated
 from biograd.recipes import Positive, validate
 
 STATE = "biograd_begin"
@@ -62,19 +61,28 @@ class Brian2Box(nn.Module):
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        validate(Brian2Box, {"duration_ms": float(duration_ms)})
-        self._brian2, self.network = import_brian2(), network
+        validate(Brian2Box, {"duration_ms": duration_ms})
+        if not isinstance(network, import_brian2().Network):
+            raise RecipeError(f"Brian2Box: {type(network).__name__} is no brian2.Network")
+        for where, pair in (("input", input), ("output", output)):
+            if isinstance(pair, str) or len(pair) != 2:
+                raise RecipeError(f"Brian2Box: {where} = {pair!r}: write (object, variable)")
+        if isinstance(trainable, str):
+            trainable = (trainable,)
+        self.network = network
         self.duration_ms, self.namespace = float(duration_ms), dict(namespace or {})
         self.source, self.output = tuple(input), tuple(output)
         self._objects = {thing.name: thing for thing in network.objects}
         group = self._object(output[0])
         if output[1] == "spikes":
-            self._monitor = self._brian2.SpikeMonitor(group, record=False)
+            if not hasattr(group, "spikes"):
+                raise RecipeError(f"Brian2Box: {output[0]} does not spike")
+            self._monitor = import_brian2().SpikeMonitor(group, record=False)
         else:
             self._variable(*output)
-            self._monitor = self._brian2.StateMonitor(group, output[1], record=True)
+            self._monitor = import_brian2().StateMonitor(group, output[1], record=True)
         network.add(self._monitor)
-        network.run(0 * self._brian2.ms, namespace=self.namespace)
+        network.run(0 * import_brian2().ms, namespace=self.namespace)
         self._into = self._variable(*input)
         self._trained = {name: self._variable(*_parts(name)) for name in trainable}
         self.values = nn.ParameterDict(
@@ -91,34 +99,41 @@ class Brian2Box(nn.Module):
         """Return what is called in a step, the number of steps, and the clock's counters."""
         (clock,) = clocks
         variables = clock.variables
-        steps = round(self.duration_ms / (1000 * float(variables["dt"].get_value().item())))
+        dt_ms = 1000 * float(variables["dt"].get_value().item())
+        steps = round(self.duration_ms / dt_ms)
+        if not steps or abs(self.duration_ms / dt_ms - steps) > 1e-6:
+            raise RecipeError(
+                f"Brian2Box: duration_ms = {self.duration_ms:g}: no multiple of the network's step "
+                f"of {dt_ms:g} ms"
+            )
         runs = [thing.run for thing in self.network.sorted_objects if thing.active]
         return runs, steps, variables["timestep"].get_value(), variables["t"].get_value()
 
     def forward(self, current: Tensor) -> Tensor:
         """Return counts or means ``[rows, units out]`` for a current ``[rows, units in]``."""
-        rows, units = current.shape
-        if units != len(self._into):
+        if current.dim() != 2 or current.shape[1] != len(self._into) or not len(current):
             raise CapabilityError(
                 f"Brian2Box: {'.'.join(self.source)} has {len(self._into)} values, the current "
-                f"{units}"
+                f"[rows, units] is {list(current.shape)}"
             )
         given = current.detach().cpu().double().numpy()
-        seeds = self._seeds(rows)
-        with np.errstate(all="ignore"):
-            found = np.stack(
-                [self._trial(row, seed) for row, seed in zip(given, seeds, strict=True)]
-            )
+        if not np.isfinite(given).all():
+            raise BiogradError("Brian2Box: the current is not finite: lower the learning rate")
+        trials = zip(given, self._seeds(len(given)), strict=True)
+        kept = np.random.get_state()  # Brian2's seed is NumPy's
+        try:
+            with np.errstate(all="ignore"):
+                found = np.stack([self._trial(row, seed) for row, seed in trials])
+        finally:
+            np.random.set_state(kept)
         if not np.isfinite(found).all():
             raise BiogradError(
                 f"Brian2Box: {'.'.join(self.output)} is not finite: take shorter steps, another "
                 "method, or a weaker current"
             )
         result = torch.from_numpy(found).to(current)
-        asked = (current, *self.values.values())
-        if not any(differentiated(value) for value in asked):
-            return result
-        return without_derivative(result, self.forward_only, asked)
+        # its own values alone: rules that perturb them need no derivative, others leave them be
+        return without_derivative(result, self.forward_only, (current,))
 
     def _seeds(self, rows: int) -> list[int]:
         """Return a seed for each trial, the same in all copies of an example."""
@@ -129,13 +144,13 @@ class Brian2Box(nn.Module):
 
     def _trial(self, current: Any, seed: int) -> Any:
         self.network.restore(STATE)
-        self._brian2.seed(seed)
+        import_brian2().seed(seed)
         for name, variable in self._trained.items():
             value = self.values[name.replace(".", "_")]
             variable[:] = value.detach().cpu().double().numpy()
         self._into[:] = current
         if self._steps is None:
-            self.network.run(self.duration_ms * self._brian2.ms, namespace=self.namespace)
+            self.network.run(self.duration_ms * import_brian2().ms, namespace=self.namespace)
         else:
             self._step(*self._steps)
         if self.output[1] == "spikes":
@@ -168,6 +183,10 @@ class Brian2Box(nn.Module):
                 f"{nearest(variable, known)}"
             )
         return found.get_value()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse copies: Brian2's objects cannot be copied."""
+        raise CapabilityError("a Brian2Box cannot be copied or pickled: make it where it is needed")
 
     def extra_repr(self) -> str:
         """Return what goes in and out for ``print``."""

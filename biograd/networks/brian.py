@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from biograd.networks.spikes import SURROGATES, Derivative, Membrane, spike
 from biograd.networks.spiking import State, SteppedPopulation
 from biograd.networks.transpile import translate
 from biograd.randomness import generator
-from biograd.recipes import PopulationRecipe
+from biograd.recipes import Count, PopulationRecipe, Positive, validate
 
 Array = NDArray[np.float64]
 KEPT = 4
@@ -78,15 +78,20 @@ class Brian2Layer(SteppedPopulation):
     def __init__(
         self,
         recipe: PopulationRecipe,
-        units: int,
-        steps: int,
-        dt_ms: float,
-        surrogate: str = "fast_sigmoid",
-        slope: float = 10.0,
+        units: Count,
+        steps: Count,
+        dt_ms: Positive,
+        surrogate: Literal["fast_sigmoid", "arctan", "gaussian"] = "fast_sigmoid",
+        slope: Positive = 10.0,
         where: str = "population",
         constants: Mapping[str, Any] | None = None,
         details: Details | None = None,
     ) -> None:
+        validate(
+            Brian2Layer,
+            {"units": units, "steps": steps, "dt_ms": float(dt_ms), "surrogate": surrogate}
+            | {"slope": float(slope)},
+        )
         super().__init__(steps)
         self.model = NeuronModel(recipe, dt_ms, where, constants, details)
         self.units, self.surrogate, self.slope = units, surrogate, slope
@@ -138,6 +143,7 @@ class Brian2Layer(SteppedPopulation):
             port: values.unsqueeze(1) if values.dim() == 2 else values
             for port, values in self.by_port(current).items()
         }
+        self._check_shapes(currents)
         if recurrent is not None or self.transport.slots:
             if len(currents) > 1:
                 raise CapabilityError(
@@ -154,7 +160,8 @@ class Brian2Layer(SteppedPopulation):
         if self.forward_only:
             first = currents[self.model.port]
             found = self._simulate(currents, constants).to(first.dtype)
-            return without_derivative(found, self.forward_only, asked)
+            # constants alone: rules that perturb them need no derivative, others leave them be
+            return without_derivative(found, self.forward_only, both[0][0].values())
         record = self._record(currents, constants)
         return join(
             [
@@ -172,6 +179,16 @@ class Brian2Layer(SteppedPopulation):
                 if not place or any(differentiated(values) for values in drives.values())
             ]
         )
+
+    def _check_shapes(self, currents: Mapping[str, Tensor]) -> None:
+        for port, values in currents.items():
+            fits = values.dim() == 3 and values.shape[1] in (1, self.steps)
+            if not fits or values.shape[2] != self.units:
+                raise CapabilityError(
+                    f"{self.model.where}: the current of {port} is [rows, units] or [rows, steps, "
+                    f"units] with {self.units} units and {self.steps} steps, not "
+                    f"{list(values.shape)}"
+                )
 
     def by_port(self, current: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return a current for each input variable."""
@@ -340,7 +357,7 @@ class Brian2Layer(SteppedPopulation):
         elif output != "spikes":
             passed = torch.from_numpy(now.values[output]).to(total, copy=True)
         if derivative and self.forward_only:
-            passed = without_derivative(passed, self.forward_only, asked)
+            passed = without_derivative(passed, self.forward_only, (*totals.values(), *state))
         return (*seen, spikes), passed
 
     @property
@@ -390,6 +407,9 @@ class Brian2Layer(SteppedPopulation):
 
 def without_derivative(values: Tensor, reason: str, inputs: Iterable[Tensor]) -> Tensor:
     """Return values that depend on inputs, with a way back that says why there is none."""
+    inputs = list(inputs)
+    if not any(differentiated(value) for value in inputs):
+        return values
     return cast(Tensor, _NoDerivative.apply(values, reason, *inputs))
 
 
@@ -416,7 +436,14 @@ def leaky_integrate_and_fire(
     """Return the neurons of the step equation in ``networks.spikes``, simulated by Brian2."""
     recipe, constants = integrate_and_fire(membrane)
     return Brian2Layer(
-        recipe, units, steps, dt_ms, membrane.surrogate, membrane.slope, where, constants
+        recipe,
+        units,
+        steps,
+        dt_ms,
+        membrane.surrogate,  # type: ignore[arg-type]
+        membrane.slope,
+        where,
+        constants,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import keyword
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +22,13 @@ from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.quantities import quantity
 from biograd.networks.spikes import Membrane
-from biograd.recipes import PopulationRecipe
+from biograd.recipes import PopulationRecipe, construct
 
 Array = NDArray[np.float64]
 NOISE = "biograd_noise"
 """What stands for ``xi`` in the equations that Brian2 receives."""
+WIDEST, LONGEST_REFRACTORY = 1e9, 1e6
+"""Ratio of the bounds of a learned constant; duration in seconds."""
 POTENTIAL_SCALE = 0.02
 """In volts: from rest to threshold, about."""
 
@@ -89,6 +92,7 @@ class NeuronModel:
         constants: Mapping[str, Any] | None = None,
         details: Details | None = None,
     ) -> None:
+        construct(PopulationRecipe, dataclasses.asdict(recipe), where)  # types and ranges
         self.recipe, self.dt_ms, self.where = recipe, dt_ms, where
         self.constants, self.details = dict(constants or {}), details or Details()
         self.ports = self.details.ports or (recipe.input,)
@@ -97,6 +101,7 @@ class NeuronModel:
             for name, value in recipe.namespace.items()
         }
         self._brian2 = import_brian2()
+        self._check_names()
         self.equations = self._equations()
         self.impulses = tuple(name for name in self.ports if name in self.equations.diff_eq_names)
         for port in self.ports:
@@ -105,7 +110,8 @@ class NeuronModel:
         self._check_draws()
         self._check_reset()
         self.spiking = bool(recipe.threshold)
-        sample = self.group(1, numpy=True)
+        self.sample = sample = self.group(1, numpy=True)
+        """One neuron, from which the compiled statements can be read."""
         self.prepare(self._brian2.Network(sample))
         self._check_output()
         self.guarded = tuple(
@@ -113,10 +119,10 @@ class NeuronModel:
             for name in self.impulses
             if recipe.refractory and sample.variables[name].conditional_write is not None
         )
+        if recipe.surrogate_scale != "":
+            self._check_surrogate_scale()
         self.scales = {port: self._scale(port) for port in self.ports}
         """What a current of 1 is at each port, in SI units."""
-        self.sample = sample
-        """One neuron, from which the compiled statements can be read."""
 
     def group(self, neurons: int, numpy: bool = False) -> Any:
         """Return a Brian2 group of neurons of this model, at their initial values.
@@ -134,7 +140,7 @@ class NeuronModel:
             options["refractory"] = self._refractory()
         if recipe.method or self.noises:
             options["method"] = recipe.method or "euler"
-        with self._explained("equations", recipe.equations):
+        with self._explained():
             group = b2.NeuronGroup(
                 neurons,
                 self.equations,
@@ -168,7 +174,7 @@ class NeuronModel:
 
     def prepare(self, network: Any) -> None:
         """Let Brian2 check units and make the code of a network of this model's groups."""
-        with self._explained("equations", self.recipe.equations), _no_collection():
+        with self._explained(), _no_collection():
             network.run(0 * self._brian2.ms, namespace={})
 
     @property
@@ -177,15 +183,12 @@ class NeuronModel:
         b2, given = self._brian2, self.recipe.surrogate_scale
         if given != "":
             return float(np.asarray(quantity(given, f"{self.where}.surrogate_scale")))
-        names = re.findall(r"\w+", self.recipe.threshold)
-        variables = self.sample.variables
-        for name in names:
-            if name in variables and name != "not_refractory":
-                dimensions = variables[name].dim
-                if dimensions is b2.volt.dim:
-                    return POTENTIAL_SCALE
-                if dimensions.is_dimensionless:
-                    return 1.0
+        for name in self._compared():
+            dimensions = self.sample.variables[name].dim
+            if dimensions is b2.volt.dim:
+                return POTENTIAL_SCALE
+            if dimensions.is_dimensionless:
+                return 1.0
         raise CapabilityError(
             f"{self.where}.surrogate_scale: threshold {self.recipe.threshold!r} compares neither "
             "potentials nor plain numbers: say which distance counts, as in '5*mV'"
@@ -218,7 +221,7 @@ class NeuronModel:
         for name in self.noises:
             text = re.sub(rf"\b{name}\b", self.noise(name), text)
         self.trainable = {name: self._bounds(name, ends) for name, ends in recipe.trainable.items()}
-        with self._explained("equations", recipe.equations):
+        with self._explained():
             equations = b2.Equations(text)
             for name in self.noises:
                 equations += b2.Equations(f"{self.noise(name)} : second**-0.5")
@@ -235,7 +238,12 @@ class NeuronModel:
             raise RecipeError(
                 f"{where} = {list(ends)}: two factors are needed, one below 1 and one above"
             )
-        return float(np.asarray(self.namespace[name])), ends[0], ends[1]
+        if ends[1] / ends[0] > WIDEST:
+            raise RecipeError(f"{where} = {list(ends)}: at most a factor of {WIDEST:g} apart")
+        initial = float(np.asarray(self.namespace[name]))
+        if not initial:
+            raise RecipeError(f"{where}: zero stays zero, whatever its factor")
+        return initial, ends[0], ends[1]
 
     def _held(self) -> dict[str, Any]:
         """Return the constants that are not learned."""
@@ -243,10 +251,18 @@ class NeuronModel:
 
     def _refractory(self) -> Any:
         """Return a duration, or the text of a condition."""
+        where, given = f"{self.where}.refractory", self.recipe.refractory
         try:
-            return quantity(self.recipe.refractory, f"{self.where}.refractory")
+            value = quantity(given, where)
         except RecipeError:
-            return self.recipe.refractory
+            return given
+        if not self._brian2.have_same_dimensions(value, self._brian2.second):
+            raise RecipeError(
+                f"{where} = {given!r}: must be a duration like '2*ms', or a condition"
+            )
+        if not 0 <= float(value) < LONGEST_REFRACTORY:
+            raise RecipeError(f"{where} = {given!r}: must be from 0 to {LONGEST_REFRACTORY:g} s")
+        return value
 
     @property
     def port(self) -> str:
@@ -296,10 +312,42 @@ class NeuronModel:
         if method and method not in known:
             raise RecipeError(f"{self.where}.method = {method!r}: {nearest(method, known)}")
 
+    def _check_names(self) -> None:
+        """Refuse constants whose names mean something else."""
+        b2 = self._brian2
+        namespaces = b2.core.namespace.DEFAULT_UNITS, b2.core.namespace.DEFAULT_FUNCTIONS
+        reserved = {"t", "dt", "i", "N", "xi", "pi", "e", "inf", "lastspike", "not_refractory"}
+        for name in self.recipe.namespace:
+            taken = name in reserved or any(name in known for known in namespaces)
+            if taken or not name.isidentifier() or keyword.iskeyword(name):
+                raise RecipeError(f"{self.where}.namespace.{name}: no name for a constant")
+
+    def _check_surrogate_scale(self) -> None:
+        b2, given, where = self._brian2, self.recipe.surrogate_scale, self.where
+        value = quantity(given, f"{where}.surrogate_scale")
+        compared = [self.sample.variables[name].dim for name in self._compared()]
+        fits = any(b2.have_same_dimensions(value, dim) for dim in compared) or not compared
+        if not float(np.asarray(value)) > 0 or (isinstance(given, str) and not fits):
+            raise RecipeError(
+                f"{where}.surrogate_scale = {given!r}: must be above zero and in the unit of what "
+                f"the threshold {brief(self.recipe.threshold)!r} compares"
+            )
+
+    def _compared(self) -> list[str]:
+        """Return the variables that stand in the threshold."""
+        names = re.findall(r"\w+", self.recipe.threshold)
+        return [n for n in names if n in self.sample.variables and n != "not_refractory"]
+
     def _check_draws(self) -> None:
-        """Refuse random functions: copies of an example would each draw their own numbers."""
+        """Refuse what would differ between the copies of an example."""
         recipe = self.recipe
         for key in ("equations", "threshold", "reset", "refractory", "update"):
+            index = re.search(r"\b[iN]\b", getattr(recipe, key))
+            if index:
+                raise RecipeError(
+                    f"{self.where}.{key}: {index[0]!r} counts the neurons of all examples, not of "
+                    "one: give each neuron a value of its own"
+                )
             found = re.search(r"\b(rand|randn|poisson)\s*\(", getattr(recipe, key))
             if found:
                 raise RecipeError(
@@ -313,7 +361,7 @@ class NeuronModel:
         for name in re.findall(r"(?:^|[;\n])\s*(\w+)\s*[-+*/]?=(?!=)", self.recipe.reset):
             if name not in known and not name.startswith("_"):
                 raise RecipeError(
-                    f"{self.where}.reset = {self.recipe.reset!r}: no variable {name!r}: "
+                    f"{self.where}.reset = {brief(self.recipe.reset)!r}: no variable {name!r}: "
                     f"{nearest(name, known)}"
                 )
 
@@ -327,7 +375,7 @@ class NeuronModel:
                 )
             return
         known = self.equations.diff_eq_names | self.equations.parameter_names
-        if output not in known:
+        if output not in known or output in set(self.ports) - self.equations.diff_eq_names:
             hint = nearest(output, {"spikes", *self.equations.diff_eq_names})
             raise RecipeError(f"{self.where}.output = {output!r}: no such variable: {hint}")
 
@@ -341,8 +389,11 @@ class NeuronModel:
                 raise RecipeError(f"{where}: no such variable: {nearest(name, known)}")
             group.variables[name].get_value()[:] = self._fitting(given, name, where)
 
-    def _explained(self, key: str, text: str) -> _Explained:
-        return _Explained(f"{self.where}.{key}", text)
+    def _explained(self) -> _Explained:
+        recipe = self.recipe
+        others = ("threshold", "reset", "refractory", "method", "update")
+        given = [f"{key} {brief(getattr(recipe, key))}" for key in others if getattr(recipe, key)]
+        return _Explained(f"{self.where}.equations", "; ".join([brief(recipe.equations), *given]))
 
 
 @contextmanager
@@ -359,6 +410,15 @@ def _no_collection() -> Iterator[None]:
     finally:
         if mine:
             gc.unfreeze()
+
+
+WIDTH = 300
+
+
+def brief(text: str) -> str:
+    """Return the beginning of a text, in one line."""
+    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
 class _Explained:
@@ -378,8 +438,7 @@ class _Explained:
             cause = cause.__cause__
         said = cause.args[0] if isinstance(cause, KeyError) and cause.args else cause
         message = " ".join(str(said).split()).rstrip(".")
-        text = "; ".join(line.strip() for line in self.text.splitlines() if line.strip())
-        raise RecipeError(f"{self.where}: {message} (in: {text})") from error
+        raise RecipeError(f"{self.where}: {brief(message)} (in: {self.text})") from error
 
 
 def integrate_and_fire(membrane: Membrane) -> tuple[PopulationRecipe, dict[str, float]]:

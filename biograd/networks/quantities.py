@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from biograd.errors import RecipeError
 from biograd.networks.import_brian2 import import_brian2
@@ -42,7 +45,10 @@ def quantity(text: str | float, where: str) -> Any:
     try:
         if len(text) > LONGEST:
             raise SyntaxError
-        return _walk(ast.parse(text.strip(), mode="eval").body, text, where)
+        value = _walk(ast.parse(text.strip(), mode="eval").body, text, where)
+        if not math.isfinite(float(np.asarray(value))):
+            raise RecipeError(f"{where} = {text!r}: must be finite")
+        return value
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise RecipeError(f"{where} = {text[:LONGEST]!r}: write a quantity like '10*ms'") from None
     except (brian2.DimensionMismatchError, ZeroDivisionError, OverflowError) as error:
