@@ -57,7 +57,7 @@ def test_brian2_populations(
 
 
 @pytest.mark.parametrize(
-    ("model", "floor", "gain"), [("hodgkin_huxley", 0, 0), ("morris_lecar", 0, 0)]
+    ("model", "floor", "gain"), [("hodgkin_huxley", 0.74, 0.2), ("morris_lecar", 0.74, 0.25)]
 )
 def test_biophysical_neurons_learn_mnist(
     tmp_path: Path, model: str, floor: float, gain: float
