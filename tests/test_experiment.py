@@ -189,7 +189,7 @@ def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     summary = experiment.execute(request(tmp_path / "a.h5", "ann", "weak", control=True))
     keys = (
         "schema_version run model dataset estimator decorrelation seed epochs train_accuracy "
-        "test_accuracy test_loss frozen_hidden_control seconds steps_per_second"
+        "test_accuracy test_loss frozen_hidden_control silent seconds steps_per_second"
     )
     assert " ".join(summary) == keys
 

@@ -37,7 +37,7 @@ def quantity(text: str | float, where: str) -> Any:
         RecipeError: the text is no quantity, or its dimensions do not fit together.
 
     >>> quantity("2/(5*ms)", "rate")
-    400. * hertz
+    0.4 * khertz
     """
     if not isinstance(text, str):
         return float(text)
