@@ -204,6 +204,41 @@ def test_feedback_stands_behind_a_decorrelating_matrix() -> None:
 # Tangents -----------------------------------------------------------------------------------------
 
 
+class Disguised(nn.Module):
+    """A network whose first layer does not receive the very tensor that was encoded."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs + 0)
+
+
+@pytest.mark.parametrize("kind", ["noise", "tangents"])
+def test_what_copies_share_is_computed_once(kind: str) -> None:
+    """The first layer receives one copy's inputs, and the losses are as if it received them all."""
+    size, rows, found = len(batch()[0]), [], []
+    for disguised in (False, True):
+        network = build("mlp")
+        layers = {n: layer for n, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+        first = next(iter(layers.values()))
+        first.register_forward_hook(lambda m, i, o: rows.append(len(i[0])))
+        whole = Disguised(network) if disguised else network
+        stream = generator(3)
+        given: Any = {
+            ("network." if disguised else "") + name: torch.randn(
+                3, size, 1, layer.out_features, generator=stream, dtype=torch.float64
+            )
+            for name, layer in layers.items()
+        }
+        trace = run(whole, Plan(graph=False, **{kind: given}))
+        found.append(trace.losses if kind == "noise" else trace.slopes)
+    assert rows == [size, size, size, size, size, 3 * size]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    assert found[0].std(0).max() > 1e-3  # the copies differ
+
+
 @pytest.mark.parametrize("name", ["mlp", "grouped_convolution", "residual", "tied"])
 def test_slopes_of_sites_are_inner_products_with_the_gradient(name: str) -> None:
     network = build(name)

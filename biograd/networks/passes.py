@@ -26,6 +26,9 @@ class Pass:
 
     Attributes:
         kind: "clean", "noisy" (rows of all noisy copies) or "tangent" (forward-mode).
+        copies: number of copies of the batch in the rows.
+        shared: the encoded inputs of all copies and those of one; a layer that receives them makes
+            the same output in every copy, and makes it once.
         boundaries: sites behind whose activity no credit flows.
         watched: sites whose activity is kept.
         temporal: sites whose activity is that of a population over time.
@@ -40,6 +43,8 @@ class Pass:
     plan: Plan
     kind: Literal["clean", "noisy", "tangent"]
     shapes: Mapping[str, SiteShape]
+    copies: int = 1
+    shared: tuple[Tensor, Tensor] | None = None
     boundaries: frozenset[str] = frozenset()
     watched: frozenset[str] = frozenset()
     temporal: frozenset[str] = frozenset()
@@ -53,10 +58,19 @@ class Pass:
     _leaves: dict[str, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
     _calls: dict[str, int] = dataclasses.field(default_factory=dict)
     _live: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    _once: set[str] = dataclasses.field(default_factory=set)
+
+    def begin(self, encoded: Tensor) -> Tensor:
+        """Return the encoded inputs of all copies, from those of one."""
+        self.shared = repeat(encoded, self.copies), encoded
+        return self.shared[0]
 
     def enter(self, site: Site, place: int, inputs: Tensor) -> Tensor:
         """Return what a site's layer shall receive."""
         layer = site.modules[place]
+        if self.shared and inputs is self.shared[0]:
+            self._once.add(layer)
+            return self.shared[1]
         if self.kind != "clean":
             return inputs
         self.visits[site.name][place].inputs.append(inputs.detach())
@@ -71,6 +85,9 @@ class Pass:
     def bend(self, site: Site, place: int, module: nn.Module, output: Tensor) -> Tensor:
         """Return a layer's output with another way back to its input, if the plan asks for one."""
         layer = site.modules[place]
+        if layer in self._once:
+            self._once.remove(layer)
+            return repeat(output, self.copies)
         if layer not in self._live:
             return output
         feedback = self.plan.transport.feedback.get(layer)
@@ -204,6 +221,11 @@ class Pass:
         if not calls:
             return None
         return calls[0] if len(calls) == 1 else torch.stack(calls, 1)
+
+
+def repeat(values: Tensor, copies: int) -> Tensor:
+    """Return ``[copies B, ...]``, copy-major: all examples of the first copy, then the next."""
+    return values.expand(copies, *values.shape).flatten(0, 1)
 
 
 def _has(given: Mapping[str, Tensor] | None, site: Site) -> bool:

@@ -34,7 +34,7 @@ from biograd.contracts import (
 from biograd.errors import CapabilityError, nearest
 from biograd.networks.copies import SharedRandomness
 from biograd.networks.network import LAYERS, Network
-from biograd.networks.passes import Pass
+from biograd.networks.passes import Pass, repeat
 
 Sites = Sequence[str] | Sequence[Site] | Mapping[str, Sequence[str]]
 """Names of layers, name -> layers that share a current, or sites in full."""
@@ -179,13 +179,14 @@ class TorchSubstrate:
             {name: values.detach()[None] for name, values in local.items()},
         )
 
-    def _begin(self, plan: Plan, kind: Any, objective: Objective) -> Pass:
+    def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
         watch = plan.graph if kind == "clean" else plan.observe_activity and kind == "noisy"
         names = [site.name for site in self.sites[:-1]] if watch else []
         return Pass(
             plan,
             kind,
             self._shapes,
+            copies,
             boundaries=frozenset((*plan.boundaries, *plan.clamp, *objective.local)),
             watched=frozenset((*names, *objective.local)),
             temporal=self._temporal,
@@ -246,9 +247,9 @@ class TorchSubstrate:
         plan = trace.plan
         assert plan.noise
         copies, batch = plan.copies - 1, encoded.shape[0]
-        now = self._begin(plan, "noisy", trace.objective)
+        now = self._begin(plan, "noisy", trace.objective, copies)
         with self._running(now), self.shared.noisy():
-            outputs = self.forward(repeat(encoded, copies))
+            outputs = self.forward(now.begin(encoded))
         extend(trace, *_losses(now, outputs, repeat(trace.targets, copies), trace.objective))
         for name, noise in plan.noise.items():
             trace.sites[name].noise = noise
@@ -281,10 +282,10 @@ class TorchSubstrate:
         tangents = trace.plan.tangents
         assert tangents
         copies = next(iter(tangents.values())).shape[0]
-        now = self._begin(trace.plan, "tangent", trace.objective)
+        now = self._begin(trace.plan, "tangent", trace.objective, copies)
         with _forward_mode():
             with self._running(now), self.shared.noisy():
-                outputs = self.forward(repeat(encoded, copies))
+                outputs = self.forward(now.begin(encoded))
             targets = repeat(trace.targets, copies)
             _slopes(trace, *_losses(now, outputs, targets, trace.objective))
 
@@ -482,11 +483,6 @@ def perturbed(
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
     return iter(found)
-
-
-def repeat(values: Tensor, copies: int) -> Tensor:
-    """Return ``[copies B, ...]``, copy-major: all examples of the first copy, then the next."""
-    return values.expand(copies, *values.shape).flatten(0, 1)
 
 
 def find_sites(module: nn.Module, sites: Sites | None) -> tuple[Site, ...]:
