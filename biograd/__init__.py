@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from biograd.networks.wrapping import wrap
     from biograd.recipes import PopulationRecipe
     from biograd.runs.sonata import export_sonata
+    from biograd.studies.comparing import compare
+    from biograd.studies.set_file import load_set
 
 __version__ = "0.1.0"
 
@@ -109,6 +111,8 @@ __all__ = [
     "train",
     "resume",
     "trained",
+    "compare",
+    "load_set",
     "export_sonata",
     "export_nir",
     "import_nir",
@@ -162,6 +166,8 @@ _HOMES = {
     "train": "biograd.experiment",
     "resume": "biograd.experiment",
     "trained": "biograd.experiment",
+    "compare": "biograd.studies.comparing",
+    "load_set": "biograd.studies.set_file",
     "export_sonata": "biograd.runs.sonata",
     "export_nir": "biograd.interchange",
     "import_nir": "biograd.interchange",

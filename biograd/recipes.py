@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
+import numbers
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -132,7 +134,11 @@ class PopulationRecipe:
     output: str = "spikes"
     """``spikes``, or a variable, whose time course is then what the population passes on."""
     namespace: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
-    initial: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    initial: Mapping[str, str | float | tuple[str | float, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Where a trial begins: one value for all neurons, a list with one for each, or a draw that is
+    the same in every run, ``"uniform(-70*mV, -50*mV)"`` or ``"normal(-65*mV, 5*mV)"``."""
     trainable: Mapping[str, tuple[Positive, ...]] = dataclasses.field(default_factory=dict)
     """Constants of the namespace that are learned by every neuron, each with its bounds as factors:
     ``{ tau = [0.2, 5] }``."""
@@ -219,6 +225,12 @@ class TrainingRecipe:
     """The optimiser and the budget."""
 
     epochs: Annotated[int, Range(0)] = 20
+    passes: Count | None = None
+    """Budget in forward passes, in place of ``epochs``: an example that goes once through the
+    network in one copy counts one; backward passes do not count."""
+    seconds: Positive | None = None
+    """Budget in seconds of training steps, without evaluation and files, in place of ``epochs``;
+    how many steps that is differs from run to run."""
     batch_size: Count = 32
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive = 1e-3
@@ -228,6 +240,17 @@ class TrainingRecipe:
     loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
     probe: Annotated[int, Range(0)] = 0
     """Draws, two at least, by which every snapshot measures the gradient estimate; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.passes is not None and self.seconds is not None:
+            raise ValueError("passes and seconds are two budgets: give one of them")
+
+    @property
+    def budget(self) -> tuple[Literal["epochs", "passes", "seconds"], float]:
+        """What ends the training: a unit, and how many of it."""
+        if self.passes is not None:
+            return "passes", self.passes
+        return ("epochs", self.epochs) if self.seconds is None else ("seconds", self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,13 +332,19 @@ def read(name: str | Path, folder: Literal["models", "datasets", "cli"]) -> tupl
     path = shipped(folder) / f"{text}.toml"
     if text not in names(folder):
         path = Path(text)
-        if path.suffix != ".toml" or not path.is_file():
+        endings = (".toml", ".json") if folder == "cli" else (".toml",)
+        if path.suffix not in endings or not path.is_file():
             what = {"models": "model", "datasets": "dataset", "cli": "study"}[folder]
             raise RecipeError(f"no {what} {text!r}: {nearest(text, names(folder))}")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")), path
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path}: not readable as TOML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        table: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, OSError) as error:  # what either reader raises is a ValueError
+        kind = path.suffix[1:].upper()
+        raise RecipeError(f"{path}: not readable as {kind}: {error}") from error
+    if not isinstance(table, dict):
+        raise RecipeError(f"{path}: must be a table")
+    return table, path
 
 
 def merge(base: Table, over: Mapping[str, Any]) -> Table:
@@ -390,16 +419,17 @@ def construct(
         raise RecipeError(f"{where}: {prefix.rstrip('.') or 'recipe'}: {error}") from error
 
 
-def validate(make: type, values: Mapping[str, Any]) -> None:
-    """Check the arguments of a constructor by its annotations, as a recipe's keys are.
+def validate(make: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check the arguments of a class or a function by its annotations, as a recipe's keys are.
 
     Args:
-        values: the constructor's ``locals()``; what it does not annotate is ignored.
+        values: its ``locals()``, or some of them; what it does not annotate is ignored.
 
     Raises:
-        RecipeError: wrong type or value out of range; the message opens with the class.
+        RecipeError: wrong type or value out of range; the message opens with its name.
     """
-    hints = typing.get_type_hints(make.__init__, include_extras=True)  # type: ignore[misc]
+    annotated = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
+    hints = typing.get_type_hints(annotated, include_extras=True)
     for name, hint in hints.items():
         if name in values:
             _convert(hint, values[name], make.__name__, name)
@@ -419,7 +449,7 @@ def _convert(hint: Any, value: Any, where: object, key: str) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where, key)
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         if not isinstance(value, (list, tuple)):
             raise RecipeError(f"{where}: {key} = {value!r}: must be a list")
         return tuple(_convert(arguments[0], item, where, key) for item in value)
@@ -455,6 +485,8 @@ _KINDS = {
 
 
 def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)  # NumPy's, too
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):
@@ -486,9 +518,18 @@ def load_model(
         RecipeError: with the file, the key and the nearest valid word.
     """
     table, path = read(name, "models")
+    _check_budget(table, path)
     for_dataset = _convert(Table, table.pop("dataset", {}), path, "dataset")
     for known, changes in for_dataset.items():  # all are checked, whichever is used
         _convert(Table, changes, path, f"dataset.{known}")
         construct(ModelRecipe, merge(table, changes), f"{path}: dataset.{known}")
     table = merge(table, for_dataset.get(dataset, {}))
     return construct(ModelRecipe, override(merge(table, over or {}), assignments), path)
+
+
+def _check_budget(table: Table, path: Path) -> None:
+    """Refuse a file that gives epochs and, in the same place, what takes the place of epochs."""
+    training = table.get("training")
+    for other in ("passes", "seconds") if isinstance(training, dict) else ():
+        if other in training and "epochs" in training:
+            raise RecipeError(f"{path}: training: epochs and {other} are two budgets: give one")

@@ -14,8 +14,8 @@ import pytest
 
 from biograd.__main__ import main
 from biograd.errors import BiogradError, RecipeError
-from biograd.studies import pool
-from biograd.studies.pool import Task
+from biograd.studies import pool, tasks
+from biograd.studies.pool import Event, Failure, Task
 
 # Tasks: functions of this module, which a new process imports ---------------------------------
 
@@ -58,16 +58,16 @@ def sleep(path: Path) -> None:
     time.sleep(60)
 
 
-def ran(tasks: list[Task], workers: int = 2) -> tuple[list[pool.Failure], list[str]]:
-    lines: list[str] = []
-    return pool.run(tasks, workers, lines.append), lines
+def ran(tasks: list[Task], workers: int = 2) -> tuple[list[Failure], list[Event]]:
+    events: list[Event] = []
+    return pool.run(tasks, workers, events.append), events
 
 
 def test_what_fails_stops_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "PAUSE", 0.05)
+    monkeypatch.setattr(tasks, "PAUSE", 0.05)
     work = (write, killed_once, killed_always, refused, full)
-    tasks = [Task(f.__name__, f, (tmp_path / f.__name__,)) for f in work]
-    failures, lines = ran(tasks)
+    work_list = [Task(f.__name__, f, (tmp_path / f.__name__,)) for f in work]
+    failures, events = ran(work_list)
     found = {failure.name: failure.reason for failure in failures}
     assert found == {
         "killed_always": "its process was killed by SIGKILL",
@@ -77,10 +77,17 @@ def test_what_fails_stops_nobody_else(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "write").read_text() == str(max(1, (os.cpu_count() or 1) // 2))
     assert (tmp_path / "killed_once").read_text() == "begun and ended"
     tries = {name: len((tmp_path / name).read_text()) for name in found}
-    assert tries == {"killed_always": pool.TRIES, "refused": 1, "full": pool.TRIES}
-    assert all("\n" not in line for line in lines)
-    assert "killed_once: its process was killed by SIGKILL; started again" in lines
-    assert sum(" of 5)" in line for line in lines) == 5
+    assert tries == {"killed_always": tasks.TRIES, "refused": 1, "full": tasks.TRIES}
+    assert all("\n" not in event.reason for event in events)
+    assert Event("killed_once", "retried", "its process was killed by SIGKILL") in events
+    states = {f.__name__: [e.state for e in events if e.name == f.__name__] for f in work}
+    assert states == {
+        "write": ["started", "done"],
+        "killed_once": ["started", "retried", "started", "done"],
+        "killed_always": ["started", "retried", "started", "retried", "started", "failed"],
+        "refused": ["started", "failed"],
+        "full": ["started", "retried", "started", "retried", "started", "failed"],
+    }
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by signals")

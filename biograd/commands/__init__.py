@@ -29,6 +29,9 @@ COMMANDS = {
     "inspect": Entry("biograd.commands.inspect:inspect", "Show what a run file holds."),
     "probe": Entry("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
     "export": Entry("biograd.commands.export:export", "Export a run for other tools."),
+    "compare": Entry(
+        "biograd.commands.compare:compare", "Compare models and rules under equal conditions."
+    ),
     "run": Entry("biograd.commands.run:run", "Run a whole study and print its table."),
     "list": Entry(
         "biograd.commands.list:listing", "List models, datasets, estimators and studies."

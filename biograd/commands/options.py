@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from biograd.errors import CheckFailed, nearest
+from biograd.errors import BiogradError, CheckFailed, nearest
 
 SCHEMA_VERSION = 1
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -39,11 +39,13 @@ class Answer:
         record: the JSON object, less its ``schema_version``.
         text: the same for people: text, or something that rich can draw.
         failure: one line if a check that was asked for did not pass (exit code 3).
+        error: one line if a part of the work failed (exit code 1).
     """
 
     record: Mapping[str, Any]
     text: Any
     failure: str = ""
+    error: str = ""
 
 
 class Words(click.Choice[str]):
@@ -125,6 +127,7 @@ def show(answer: Answer, as_json: bool) -> None:
 
     Raises:
         CheckFailed: the answer carries a failure; it is printed first.
+        BiogradError: the answer carries an error, likewise.
     """
     if as_json:
         record = {"schema_version": SCHEMA_VERSION, **answer.record}
@@ -134,7 +137,11 @@ def show(answer: Answer, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        Console(highlight=False).print(answer.text, soft_wrap=True)
+        # a table that goes into a file is not folded
+        wide = None if sys.stdout.isatty() else 1000
+        Console(highlight=False, width=wide).print(answer.text, soft_wrap=True)
+    if answer.error:
+        raise BiogradError(answer.error)
     if answer.failure:
         raise CheckFailed(answer.failure)
 

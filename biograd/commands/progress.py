@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from biograd.commands.layout import duration, percent
 
@@ -51,7 +51,10 @@ class Progress:
         self._since = time.monotonic()
 
     def begin(self, total_steps: int, title: str) -> None:
-        """Start the bar of a training of ``total_steps`` steps; an earlier bar ends."""
+        """Start the bar of a training of ``total_steps`` steps; an earlier bar ends.
+
+        They may also be forward passes or seconds, which each step then tells (``spent``).
+        """
         self.close()
         self._restart()
         if self.quiet:
@@ -63,17 +66,21 @@ class Progress:
             self._bar.start()
 
     def step(self, record: Record) -> None:
-        """Count one optimiser step; ``record`` holds what :data:`FIELDS` names."""
+        """Count one optimiser step; ``record`` holds what :data:`FIELDS` names.
+
+        ``spent`` in it is by how much the bar advances: 1 unless a budget is counted otherwise.
+        """
         self._steps += 1
+        spent = record.get("spent", 1)
         if self._bar is None:
             return
         task = self._bar.task_ids[-1]
         now = time.monotonic()
         if now - self._drawn >= REDRAW_SECONDS:
             self._drawn = now
-            self._bar.update(task, advance=1, facts=describe(self._timed(record)))
+            self._bar.update(task, advance=spent, facts=describe(self._timed(record)))
         else:
-            self._bar.update(task, advance=1)
+            self._bar.update(task, advance=spent)
 
     def epoch(self, record: Record) -> None:
         """Report an epoch: ``epoch`` and ``epochs`` count from 1, the rest as in a step."""
@@ -114,7 +121,7 @@ class Progress:
         else:
             print(text, file=self.stream, flush=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd.commands.layout import columns
-from biograd.commands.options import Answer, command, data_dir_option, quiet_option
-from biograd.commands.progress import Progress
+from biograd.commands.board import Board
+from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from biograd.studies import Place, Report
+
+ENGINES = ("local", "submitit", "dask")
+
+
+def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where trainings run."""
+    options = [
+        click.option(
+            "--workers",
+            "-w",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Trainings at a time, each in a process of its own; 1: in this process.  "
+            "[default: one for each core]",
+        ),
+        click.option(
+            "--engine",
+            type=Words(ENGINES),
+            default="local",
+            show_default=True,
+            metavar="|".join(ENGINES),
+            help="Who places the trainings: this machine, SLURM by submitit, or Dask.",
+        ),
+        click.option(
+            "--address", metavar="URL", help="Of a Dask scheduler.  [default: workers here]"
+        ),
+        click.option(
+            "--job",
+            "job",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="A setting of SLURM's jobs, as in partition=gpu, time=60 (minutes) or "
+            "cluster=local; repeatable.",
+        ),
+        data_dir_option,
+        click.option(
+            "--offline", is_flag=True, help="Do not download; use what is in the data folder."
+        ),
+        quiet_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @command("run")
@@ -21,52 +70,105 @@ from biograd.commands.progress import Progress
     metavar="FOLDER",
     help="Where runs and results go.  [default: studies/NAME]",
 )
-@click.option(
-    "--workers",
-    "-w",
-    type=click.IntRange(1),
-    default=1,
-    metavar="N",
-    help="Trainings at a time, each in a process of its own.  [default: 1]",
-)
 @click.option("--quick", is_flag=True, help="The same study, shortened to seconds or minutes.")
-@data_dir_option
-@click.option("--offline", is_flag=True, help="Do not download; use what is in the data folder.")
-@quiet_option
+@click.option(
+    "--task",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Do only the N-th training, counted from 0, and write no results (for job arrays).",
+)
+@placing_options
 def run(
-    study: str,
-    out: Path | None,
-    workers: int,
-    quick: bool,
-    data_dir: Path | None,
-    offline: bool,
-    quiet: bool,
+    study: str, out: Path | None, quick: bool, task: int | None, quiet: bool, **places: Any
 ) -> Answer:
     """Run a whole study and print its table.
 
     STUDY is a name that `biograd list studies` shows, or a TOML file.  The folder receives every
-    run file, results.csv and results.json; what is there already is not run again, so that an
-    interrupted study goes on where it stopped.  With several workers a process that is killed is
-    started again, and a training that fails does not stop the others.
+    run file, results.csv, results.json and, of trainings, set.h5, report.html and a picture; what
+    is there already is not run again, so that an interrupted study goes on where it stopped.  A
+    process that is killed is started again, and a training that fails does not stop the others.
     """
     from biograd import studies
 
-    _table, path = studies.read(study, quick)  # a misspelt name should not wait for torch
+    table, path = studies.read(study, quick)  # a misspelt name should not wait for torch
     folder = out or Path("studies") / f"{path.stem}{'-quick' if quick else ''}"
-    with Progress(quiet) as progress:
-        place = studies.Place(folder, data_dir, offline, workers)
-        report, table = studies.run(study, place, progress, quick=quick)
-    record = {"study": path.stem, "folder": str(folder), "rows": report.rows, "notes": report.notes}
-    header = list(report.columns.values())
-    lines = [[_cell(row.get(key)) for key in report.columns] for row in report.rows]
-    title = str(table.get("description", path.stem)) + (" [shortened]" if quick else "")
-    text = "\n".join([title, "", columns(lines, header), "", *report.notes, f"runs: {folder}"])
-    return Answer(record, text)
+    if quick:
+        table = {**table, "description": f"{table.get('description', path.stem)} [shortened]"}
+    whole = table.get("kind", "training") != "training" or task is not None
+    if places["workers"] is None and whole:
+        places["workers"] = 1
+    return conduct(table, path, place(folder, task=task, **places), quiet)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) >= 0.005 or value == 0 else f"{value:.2e}"
-    return str(value)
+def place(
+    folder: Path,
+    *,
+    workers: int | None,
+    engine: str,
+    address: str | None,
+    job: tuple[str, ...],
+    data_dir: Path | None,
+    offline: bool,
+    task: int | None = None,
+) -> Place:
+    """Return where a study runs, from the options of the console."""
+    from biograd.studies import Place
+    from biograd.studies.engines import Placement
+
+    placement = Placement(engine, workers or os.cpu_count() or 1, address, job, folder)
+    return Place(folder, data_dir, offline, placement, task)
+
+
+def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Answer:
+    """Run a study and return what is printed of it."""
+    from biograd import studies
+    from biograd.studies.comparing import failed
+
+    alone = where.placement.engine == "local" and where.placement.workers == 1
+    with Board(quiet, live=not alone) as progress:
+        report = studies.run(table, path, where, progress)
+    name = where.folder.name if path.name == studies.SAVED else path.stem
+    record = {"study": name, "folder": str(where.folder), **report.record()}
+    text = describe(report, str(table.get("description") or name), where.folder)
+    return Answer(record, text, error=failed(report, where.folder))
+
+
+def describe(report: Report, title: str, folder: Path) -> RenderableType:
+    """Return the tables of a study and what is to be said of them."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(title), "", _table(report.rows, report.columns)]
+    parts += ["", *map(Text, report.notes)]
+    contrasts = report.tables.get("contrasts", [])
+    if contrasts:
+        rows = [{**row, "what": f"{row['level']} against {row['against']}"} for row in contrasts]
+        parts += ["", _table(rows, CONTRASTS)]
+    if report.failures:
+        lines = [f"{one['training']}: {one['reason']}" for one in report.failures]
+        parts += ["", "not trained", *(Text(f"  {line}") for line in lines)]
+    return Group(*parts, "", Text(f"runs: {folder}"))
+
+
+CONTRASTS = {
+    "what": "all else the same",
+    "difference": "difference",
+    "difference_interval": "95 %",
+    "p_holm": "p",
+    "effect": "effect",
+}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from biograd.studies.writing import write_cell
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for place, name in enumerate(columns.values()):
+        table.add_column(Text(name), justify="right" if place else "left", no_wrap=bool(place))
+    for row in rows:
+        table.add_row(*(Text(write_cell(key, row.get(key))) for key in columns))
+    return table

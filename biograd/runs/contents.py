@@ -14,7 +14,7 @@ import numpy as np
 
 from biograd.errors import RunFileError
 from biograd.runs import storage
-from biograd.runs.layout import FORMAT, VERSION, Array, LayerInfo, Probe, Raster, plain_attributes
+from biograd.runs.layout import FORMAT, SET, VERSION, Array, LayerInfo, Probe, Raster, plain_attributes
 from biograd.runs.sources import Segment, Sources, open_file
 from biograd.runs.storage import Place
 
@@ -146,6 +146,8 @@ def check_version(where: Path, form: object, version: object) -> None:
     Raises:
         RunFileError: it is not a run, or a newer major version wrote it.
     """
+    if form == SET:
+        raise RunFileError(f"{where}: is a set of runs: open it with biograd.load_set")
     if form != FORMAT:
         raise RunFileError(f"{where}: is HDF5 but not a run of biograd (no format={FORMAT!r})")
     major = str(version).split(".")[0]

@@ -71,6 +71,8 @@ import numpy.typing as npt
 from biograd.errors import RecipeError
 
 FORMAT = "biograd-run"
+SET = "biograd-set"
+"""The format of a file that links several runs."""
 VERSION = "1.0"
 SONATA_MAGIC = 0x0A7A
 SONATA_VERSION = (0, 1)

@@ -12,14 +12,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
-import json
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from biograd import recipes
 from biograd.errors import RecipeError, nearest
 from biograd.recipes import Table
+from biograd.runs import storage
+from biograd.studies.engines import Placement
+
+Row = dict[str, Any]
+
+
+Key = tuple[str, int]
+"""Of a training: the name of its cell, and its seed."""
 
 
 class Progress(Protocol):
@@ -37,6 +45,38 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Show a line of text."""
 
+    def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
+        """Show what is to be trained; of some the summaries are ``known`` already."""
+
+    def event(
+        self, training: Key, state: str, reason: str, summary: Mapping[str, Any] | None
+    ) -> None:
+        """Show that a training has been "started", "retried", "done" or has "failed"."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, total_steps: int, title: str) -> None:
+        """Show nothing."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+    def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
+        """Show nothing."""
+
+    def event(
+        self, training: Key, state: str, reason: str, summary: Mapping[str, Any] | None
+    ) -> None:
+        """Show nothing."""
+
 
 class Kind(NamedTuple):
     """Where a kind of study lives: a settings class and a function, imported when needed."""
@@ -44,6 +84,9 @@ class Kind(NamedTuple):
     module: str
     settings: str
 
+
+SAVED = "study.json"
+"""The study itself, in its folder: from there it can go on."""
 
 KINDS = {
     "training": Kind("biograd.studies.training", "Trainings"),
@@ -62,13 +105,15 @@ class Place:
         folder: for runs and results.
         data_dir: of the data sets; None: the user's cache.
         offline: do not download.
-        workers: trainings at a time, each in a process of its own if there are several.
+        placement: who runs the trainings, and how many at a time.
+        task: the number of the only training that is to be done; None: all of them.
     """
 
     folder: Path
     data_dir: Path | None = None
     offline: bool = False
-    workers: int = 1
+    placement: Placement = dataclasses.field(default_factory=Placement)
+    task: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +122,28 @@ class Report:
 
     Attributes:
         columns: key of a cell to the heading of its column, in the order of the table.
-        rows: one for each line of the table; numbers as numbers.
+        rows: one for each line of the table; numbers as numbers, intervals as pairs.
         notes: sentences under it.
+        tables: further ones by name, each a CSV file of its own.
+        failures: what could not be trained, and why.
+        trainings: how many there were to be.
     """
 
     columns: Mapping[str, str]
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     notes: list[str] = dataclasses.field(default_factory=list)
+    tables: Mapping[str, list[Row]] = dataclasses.field(default_factory=dict)
+    failures: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    trainings: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as JSON has it."""
+        return {
+            "rows": self.rows,
+            "notes": self.notes,
+            **self.tables,
+            "failures": self.failures,
+        }
 
 
 def read(name: str, quick: bool = False) -> tuple[Table, Path]:
@@ -103,35 +163,82 @@ def read(name: str, quick: bool = False) -> tuple[Table, Path]:
     return (recipes.merge(table, short) if quick else table), path
 
 
-def run(
-    name: str, place: Place, progress: Progress, *, quick: bool = False
-) -> tuple[Report, Table]:
-    """Run a study, write its results into the folder and return its report and its table.
+def resumed(folder: Path) -> str:
+    """Return the name under which ``run`` finds the study of a folder.
+
+    Raises:
+        RecipeError: no study was begun there.
+    """
+    path = folder / SAVED
+    if not path.is_file():
+        raise RecipeError(f"{folder}: no study was begun there ({SAVED} is missing)")
+    return str(path)
+
+
+def run(table: Table, path: Path, place: Place, progress: Progress) -> Report:
+    """Run a study, write its results into the folder and return its report.
 
     What is in the folder already is not run again, so that an interrupted study goes on.
 
+    Args:
+        table: of the study, see ``read``.
+        path: that messages name.
+
     Raises:
-        RecipeError: the study's file is not valid.
+        RecipeError: the study is not valid.
     """
-    table, path = read(name, quick)
-    kind = KINDS[table.get("kind", "training")]
-    module = importlib.import_module(kind.module)
-    given = {key: value for key, value in table.items() if key not in ("kind", "description")}
-    if place.workers > 1 and kind is not KINDS["training"]:
-        raise RecipeError(f"--workers: only a study of kind 'training' has parts, not {path}")
-    settings = recipes.construct(getattr(module, kind.settings), given, path)
+    placed = place.placement
+    apart = placed.workers > 1 or placed.engine != "local" or place.task is not None
+    if apart and table.get("kind", "training") != "training":
+        raise RecipeError(
+            f"{path}: only a study of kind 'training' has parts: leave --workers, --engine and "
+            "--task away"
+        )
+    module, settings = settle(table, path)
     place.folder.mkdir(parents=True, exist_ok=True)
     report: Report = module.run(settings, place, progress)
-    write(report, place.folder)
-    return report, table
+    if place.task is None:
+        write(report, place.folder)
+    return report
+
+
+def settle(table: Table, path: Path) -> tuple[Any, Any]:
+    """Return the module of a study's kind, and the study's settings.
+
+    Raises:
+        RecipeError: the study is not valid.
+    """
+    kind = KINDS[table.get("kind", "training")]
+    module = importlib.import_module(kind.module)
+    given = {key: value for key, value in table.items() if key != "kind"}
+    return module, recipes.construct(getattr(module, kind.settings), given, path)
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write ``results.csv`` and ``results.json``."""
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        keys = list(dict.fromkeys(key for row in report.rows for key in row))
-        writer = csv.DictWriter(file, keys, restval="")
-        writer.writeheader()
-        writer.writerows(report.rows)
-    text = json.dumps({"rows": report.rows, "notes": report.notes}, indent=2, ensure_ascii=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    """Write ``results.json``, ``results.csv``, and a CSV file for every further table."""
+    storage.write_json(folder / "results.json", report.record())
+    for name, rows in {"results": report.rows, **report.tables}.items():
+        if rows:
+            storage.write_bytes(folder / f"{name}.csv", as_csv(rows).encode())
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Return rows as CSV; a pair under ``key`` becomes ``key_low`` and ``key_high``."""
+    flat = [flattened(row) for row in rows]
+    keys = list(dict.fromkeys(key for row in flat for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def flattened(row: Row) -> Row:
+    """Return a row with a pair under ``key`` as ``key_low`` and ``key_high``."""
+    found: Row = {}
+    for key, value in row.items():
+        if isinstance(value, (tuple, list)) and len(value) == 2:
+            found |= {f"{key}_low": value[0], f"{key}_high": value[1]}
+        else:
+            found[key] = value
+    return found

@@ -45,6 +45,7 @@ class BlockCoordinateDescent:
     """The settings of a study of block coordinate descent."""
 
     cells: Table
+    description: str = ""
     dataset: str = "mnist"
     inertia: Positive = 0.1
     initial: Positive = 0.01

@@ -44,6 +44,7 @@ class GlobalOptimum:
     """The settings of a study of linear models."""
 
     cells: Table
+    description: str = ""
     estimator: str = "synthetic_gradient"
     settings: Table = dataclasses.field(default_factory=dict)
     """Of the estimator."""

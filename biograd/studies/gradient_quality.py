@@ -37,6 +37,7 @@ class GradientQuality:
     """The settings of a study of gradients."""
 
     cells: Table
+    description: str = ""
     model: str = "ann"
     dataset: str = "digits"
     teacher: str = "backprop"

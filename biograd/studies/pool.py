@@ -1,174 +1,223 @@
 """Work placed on processes of this machine, each of which can be killed without harm to the others.
 
-What is done is in files, not in the processes: a task that is started again goes on where its
-files say.  So a killed process is started again, and so is one that the machine failed (a full
-disk, say); an error of the recipe is not, it would come again.
+Processes and not threads, for what a training changes in its process (random states, the simulator,
+signals) is its own, and so is its end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import faulthandler
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from pathlib import Path
 
-from biograd.errors import BiogradError
+from biograd.studies.tasks import (
+    Answer,
+    Event,
+    Failure,
+    Job,
+    Task,
+    attempt,
+    deaf_to_interrupts,
+    drive,
+    environment,
+    killed,
+    line,
+    log_of,
+    pointed,
+    speak_into,
+    threads,
+)
 
-TRIES, PAUSE = 3, 1.0
-"""How often a task is started before it is given up, and the first pause between, in seconds."""
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+__all__ = ["Event", "Failure", "Processes", "Task", "run"]
+
+GRACE = 10.0
+"""Seconds to commit and end for a process that is asked to stop."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A piece of work: a function of a module, with arguments that can be pickled."""
+def run(
+    tasks: Sequence[Task],
+    workers: int,
+    watch: Callable[[Event], None],
+    *,
+    devices: Sequence[str] = (),
+    logs: Path | None = None,
+) -> list[Failure]:
+    """Run all tasks, ``workers`` at a time, and return those that failed.
 
-    name: str
-    function: Callable[..., object]
-    arguments: tuple[Any, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """A task that was given up, and why, in one line."""
-
-    name: str
-    reason: str
+    Args:
+        watch: is told of every start and every end.
+        devices: see :class:`Processes`.
+        logs: folder for what the processes say.
+    """
+    if not tasks:
+        return []
+    return drive(tasks, Processes(min(workers, len(tasks)), devices, logs), watch)
 
 
 @dataclasses.dataclass
-class _Job:
-    task: Task
-    tries: int = 0
-    ready: float = 0.0
-    process: BaseProcess | None = None
-    answers: Connection | None = None
+class _Process:
+    process: BaseProcess
+    pipe: Connection
+    device: str | None
+    log: Path | None
 
 
-def run(tasks: Sequence[Task], workers: int, watch: Callable[[str], None]) -> list[Failure]:
-    """Run all tasks, ``workers`` at a time, and return those that failed.
+class Processes:
+    """An engine: a process of this machine for each try.
 
     The cores are divided: each process computes with its share of threads.  If this process dies,
     those that it started end, too.
 
     Args:
-        watch: is told of every end in a line.
+        workers: processes at a time.
+        devices: names of the CUDA devices; several are dealt in turn, so that each process sees one
+            of them, the one that the fewest others use.
+        logs: folder for what the processes say; None: it is lost.
     """
-    waiting, running = [_Job(task) for task in tasks], list[_Job]()
-    failures = []
-    context = multiprocessing.get_context("spawn")
-    done = 0
-    try:
-        with _threads(workers):
-            while waiting or running:
-                now = time.monotonic()
-                for job in [job for job in waiting if job.ready <= now][: workers - len(running)]:
-                    waiting.remove(job)
-                    _start(job, context)
-                    running.append(job)
-                for job in _ended(running):
-                    running.remove(job)
-                    again, reason = _outcome(job)
-                    if reason and again and job.tries < TRIES:
-                        job.ready = time.monotonic() + PAUSE * 2 ** (job.tries - 1)
-                        waiting.append(job)
-                        watch(f"{job.task.name}: {reason}; started again")
-                        continue
-                    done += 1
-                    if reason:
-                        failures.append(Failure(job.task.name, reason))
-                    watch(f"{job.task.name}: {reason or 'done'} ({done} of {len(tasks)})")
-    finally:
-        for job in running:
-            _stop(job)
-    return failures
+
+    def __init__(self, workers: int, devices: Sequence[str] = (), logs: Path | None = None) -> None:
+        self.capacity, self.devices, self.logs = workers, list(devices), logs
+        self._context = multiprocessing.get_context("spawn")
+        self._used: list[str] = []
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start a process for each job."""
+        for job in jobs:
+            try:
+                work = pickle.dumps((job.task.function, job.task.arguments))
+            except Exception as error:  # it raises what it likes
+                job.answer = Answer(False, f"cannot be sent to another process: {line(error)}")
+                continue
+            try:
+                job.handle = self._begin(job.task.name, work)
+            except OSError as error:
+                job.answer = Answer(True, f"no process could be started: {line(error)}")
+
+    def _begin(self, name: str, work: bytes) -> _Process:
+        device = min(self.devices, key=self._used.count) if len(self.devices) > 1 else None
+        variables = threads(self.capacity)
+        if device is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = device
+        log = None if self.logs is None else log_of(name, self.logs)
+        ours, theirs = self._context.Pipe()
+        with theirs, environment(variables), deaf_to_interrupts():
+            process = self._context.Process(target=_work, args=(theirs, work, log), name=name)
+            process.start()
+        if device is not None:
+            self._used.append(device)
+        return _Process(process, ours, device, log)
+
+    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
+        """Wait a little and return the jobs whose process has ended."""
+        sentinels = {job.handle.process.sentinel: job for job in jobs}
+        found = [sentinels[key] for key in wait(list(sentinels), 0.2) if isinstance(key, int)]
+        return [(job, self._outcome(job.handle)) for job in found]
+
+    def _outcome(self, handle: _Process) -> Answer:
+        """Return how a process that has ended went."""
+        handle.process.join()
+        try:
+            answer: Answer | None = handle.pipe.recv() if handle.pipe.poll() else None
+        except (EOFError, OSError):
+            answer = None
+        code = handle.process.exitcode or 0
+        self._release(handle)
+        if answer is None and code < 0:
+            answer = killed(-code)
+        elif answer is None:
+            text = f"its process ended with exit code {code} and without an answer"
+            answer = Answer(True, text, logged=True)
+        return pointed(answer, handle.log)
+
+    def _release(self, handle: _Process) -> None:
+        handle.pipe.close()
+        handle.process.close()
+        if handle.device is not None:
+            self._used.remove(handle.device)
+
+    def close(self, jobs: Sequence[Job]) -> None:
+        """Ask the processes to stop, let them commit, and kill what is still there."""
+        handles = [job.handle for job in jobs if isinstance(job.handle, _Process)]
+        until = time.monotonic() + GRACE
+        try:
+            for handle in handles:
+                with contextlib.suppress(OSError):  # it has ended already
+                    handle.pipe.send("stop")
+            for handle in handles:
+                handle.process.join(max(0.0, until - time.monotonic()))
+        finally:  # also if the user does not want to wait
+            for handle in handles:
+                if handle.process.is_alive():
+                    handle.process.kill()
+                handle.process.join()
+                self._release(handle)
+                pointed(Answer(False, ""), handle.log)
 
 
-def _start(job: _Job, context: Any) -> None:
-    ours, theirs = context.Pipe()
-    job.tries += 1
-    job.answers = ours
-    arguments = (theirs, job.task.function, job.task.arguments)
-    job.process = context.Process(target=_work, args=arguments, name=job.task.name)
-    job.process.start()
-    theirs.close()
-
-
-def _ended(running: Sequence[_Job]) -> list[_Job]:
-    """Wait a little and return the jobs whose process has ended."""
-    sentinels = {job.process.sentinel: job for job in running if job.process}
-    if not sentinels:
-        time.sleep(0.05)
-        return []
-    return [sentinels[found] for found in wait(list(sentinels), 0.2) if found in sentinels]
-
-
-def _outcome(job: _Job) -> tuple[bool, str]:
-    """Return whether another try could succeed, and what went wrong, "" if nothing did."""
-    assert job.process and job.answers
-    job.process.join()
-    try:
-        found: tuple[bool, str] | None = job.answers.recv() if job.answers.poll() else None
-    except (EOFError, OSError):
-        found = None
-    job.answers.close()
-    code = job.process.exitcode or 0
-    job.process.close()
-    if found is not None:
-        return found
-    if code < 0:
-        return True, f"its process was killed by {signal.Signals(-code).name}"
-    return True, f"its process ended with exit code {code} and without an answer"
-
-
-def _stop(job: _Job) -> None:
-    assert job.process
-    job.process.terminate()
-    job.process.join(10)
-    if job.process.is_alive():
-        job.process.kill()
-        job.process.join()
-
-
-def _work(answers: Connection, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+def _work(pipe: Connection, work: bytes, log: Path | None) -> None:
     """Do a task in its own process and say how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_die_with_parent, args=(answers,), daemon=True).start()
+    speak_into(log)
+    faulthandler.enable()  # a crash says where
+    seen = _signals()
+    threading.Thread(target=_obey, args=(pipe, seen), daemon=True).start()
     try:
-        function(*arguments)
-        answers.send((False, ""))
-    except BiogradError as error:
-        answers.send((isinstance(error.__cause__, OSError), " ".join(str(error).split())))
-    except OSError as error:
-        answers.send((True, f"{type(error).__name__}: {' '.join(str(error).split())}"))
-    except Exception as error:  # whatever it is must not stop the other tasks
-        answers.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        function, arguments = pickle.loads(work)  # written by the parent
+    except Exception as error:
+        answer = Answer(False, f"cannot be read in another process: {line(error)}")
+    else:
+        answer = attempt(function, arguments)
+    pipe.send(answer)
 
 
-def _die_with_parent(answers: Connection) -> None:
-    """End this process when the other end of its pipe is gone."""
-    wait([answers])  # the parent never sends: what arrives is the end
-    os.kill(os.getpid(), signal.SIGKILL)
+def _signals() -> int | None:
+    """Return a descriptor from which the numbers of arriving signals can be read."""
+    if sys.platform == "win32":
+        return None
+    read, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    return read
 
 
-@contextmanager
-def _threads(workers: int) -> Iterator[None]:
-    """Let every process that starts meanwhile compute with its share of the cores."""
-    share = str(max(1, (os.cpu_count() or 1) // workers))
-    kept = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, share))
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _obey(pipe: Connection, signals: int | None) -> None:
+    """Stop when the parent says so, and die when it is gone.
+
+    Why not a signal of the parent: whoever stops a whole group of processes has signalled this one
+    already, and a second signal would not let it commit.
+    """
+    asked = False
+    sources: list[Connection | int] = [pipe] if signals is None else [pipe, signals]
+    while True:
+        ready = wait(sources)
+        if signals is not None and signals in ready:
+            asked = asked or signal.SIGTERM in os.read(signals, 4096)
+        if pipe in ready:
+            try:
+                pipe.recv()
+            except (EOFError, OSError):  # the other end is gone
+                os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+            if not asked:
+                asked = True
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def cuda_devices() -> list[str]:
+    """Return the CUDA devices of this machine by the names of ``CUDA_VISIBLE_DEVICES``."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        return names[: names.index("-1")] if "-1" in names else names
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]

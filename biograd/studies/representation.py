@@ -49,6 +49,7 @@ class Representations:
     cells: Table
     baseline: str
     """The cell with whose dissimilarities the others' are compared."""
+    description: str = ""
     model: str = "ann"
     dataset: str = "mnist"
     set: tuple[str, ...] = ()

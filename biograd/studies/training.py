@@ -1,130 +1,175 @@
 """A study of trainings: cells that differ in model, data, estimator or settings, seeds over each.
 
+::
+
+    settings -> cells x seeds -> tasks -> processes -> run files -> summaries -> statistics
+
 Every cell has the same seeds, so that initial weights and the order of the data agree where shapes
-agree; differences to the baseline are paired by seed.
+agree; differences are paired by seed.  What is done is in the folder alone: an interrupted study
+goes on where it stopped, whoever places its processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from biograd import experiment
-from biograd.errors import BiogradError, RecipeError, nearest
-from biograd.recipes import Table, construct
+from biograd.errors import BiogradError, RecipeError
+from biograd.recipes import Range, Table
 from biograd.runs import storage
-from biograd.studies import Place, Progress, Report, pool
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One row of the table; what it leaves out is the study's."""
-
-    model: str | None = None
-    dataset: str | None = None
-    estimator: str | None = None
-    set: tuple[str, ...] = ()
-    """``KEY=VALUE``, as on the command line, after the study's own."""
-    published: float | None = None
-    """The figure of the literature, in per cent."""
+from biograd.studies import SAVED, Key, Place, Progress, Report, comparison, engines, grid, outputs
+from biograd.studies.comparison import Comparison, Summary
+from biograd.studies.grid import Cell, Grid
+from biograd.studies.tasks import Event, Failure, Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainings:
-    """The settings of a study of trainings."""
+    """The settings of a study of trainings: a grid, listed cells, or both."""
 
-    cells: Table
+    description: str = ""
+    cells: Table = dataclasses.field(default_factory=dict)
+    grid: Grid | None = None
     model: str = "ann"
     dataset: str = "digits"
     estimator: str | None = None
     set: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Annotated[int, Range(0)], ...] = (0, 1, 2)
     baseline: str | None = None
-    """The cell to which the others are compared."""
+    """The cell to which the others are compared; by default the first."""
     error: bool = False
     """Show test errors instead of accuracies."""
 
+    def lines(self) -> list[Cell]:
+        """Return the cells in the order of the table.
 
-def run(settings: Trainings, place: Place, progress: Progress) -> Report:
-    """Train every cell with every seed and return the table."""
-    cells = {
-        name: construct(Cell, table, "study", f"cells.{name}")
-        for name, table in settings.cells.items()
-    }
-    if settings.baseline is not None and settings.baseline not in cells:
-        raise RecipeError(
-            f"study: baseline = {settings.baseline!r}: {nearest(settings.baseline, cells)}"
+        Raises:
+            RecipeError: a cell, an axis or the baseline is not valid.
+        """
+        common = (self.model, self.dataset, self.estimator)
+        cells = grid.expand(self.grid, *common) if self.grid else []
+        cells += grid.listed(self.cells, *common)
+        grid.check(cells, self.baseline)
+        stems = [_stem(cell.name) for cell in cells]
+        for stem, cell in zip(stems, cells, strict=True):
+            if stems.count(stem) > 1:
+                raise RecipeError(f"study: cell {cell.name!r}: another would have the same file")
+        if len({*self.seeds}) < len(self.seeds) or not self.seeds:
+            raise RecipeError(f"study: seeds = {list(self.seeds)}: give different ones")
+        return cells
+
+    def trainings(self, place: Place) -> list[Training]:
+        """Return every cell with every seed.
+
+        Seeds are outside, so that an interrupted study has all cells of the seeds that it has.
+        """
+        cells = self.lines()
+        return [Training(self, cell, seed, place) for seed in self.seeds for cell in cells]
+
+    def table(self) -> Table:
+        """Return the study as a file of it would hold it."""
+        return {"kind": "training", **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training of a study: a cell with a seed.
+
+    Attributes:
+        path: of its run file; its summary lies beside it.
+    """
+
+    settings: Trainings
+    cell: Cell
+    seed: int
+    place: Place
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"{self.cell.name}, seed {self.seed}"
+
+    @property
+    def key(self) -> Key:
+        """Its cell and its seed."""
+        return self.cell.name, self.seed
+
+    @property
+    def path(self) -> Path:
+        """Where its run file goes."""
+        return self.place.folder / f"{_stem(self.cell.name)}-seed{self.seed}.h5"
+
+    @property
+    def note(self) -> Path:
+        """Where its summary goes, when it is complete."""
+        return self.path.with_suffix(".json")
+
+    def request(self) -> experiment.Request:
+        """Return what is asked of it."""
+        return experiment.Request(
+            model=self.cell.model,
+            dataset=self.cell.dataset,
+            estimator=self.cell.estimator,
+            seed=self.seed,
+            out=self.path,
+            assignments=(*self.settings.set, *self.cell.assignments),
+            data_dir=self.place.data_dir,
+            offline=self.place.offline,
         )
-    # seeds outside, so that an interrupted study has all cells of the seeds that it has
-    order = [(name, cell, seed) for seed in settings.seeds for name, cell in cells.items()]
-    if place.workers > 1:
-        _spread(settings, order, place, progress)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in cells}
-    for name, cell, seed in order:
-        if place.workers == 1:
-            progress.note(f"{name}, seed {seed}")
-        found[name].append(summary(settings, name, cell, seed, place, progress))
-    return _report(settings, cells, found)
+
+    def asked(self) -> Table:
+        """Return its configuration, checked against what is in the folder already.
+
+        Raises:
+            RecipeError: the request is not valid, or what is there was made with other settings.
+        """
+        asked: Table = json.loads(json.dumps(experiment.configure(self.request()).table()))
+        known = self._read()
+        if known is not None:
+            _same(known["configuration"], asked, self.note)
+        elif self._begun():
+            with experiment.load(self.path) as run:
+                _same(json.loads(json.dumps(run.config)), asked, self.path)
+        return asked
+
+    def known(self) -> Summary | None:
+        """Return its summary; None if it has not been trained to the end."""
+        found = self._read()
+        return None if found is None else found["summary"]
+
+    def run(self, progress: Progress | None = None) -> Summary:
+        """Return its summary: as it was written before, resumed, or new."""
+        asked, known = self.asked(), self.known()
+        if known is not None:
+            return known
+        if self._begun():
+            found = experiment.proceed(self.path, progress=progress)
+        else:
+            found = experiment.execute(self.request(), progress)
+        storage.write_json(self.note, {"configuration": asked, "summary": found})
+        return found
+
+    def _begun(self) -> bool:
+        place = storage.Place.of(self.path)
+        return place.file.exists() or place.parts.is_dir()
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
+            return found
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{self.note}: cannot be read ({error}): delete it") from error
 
 
-def _spread(
-    settings: Trainings, order: list[tuple[str, Cell, int]], place: Place, progress: Progress
-) -> None:
-    """Run the trainings in several processes; their summaries are then in the folder."""
-    tasks = [
-        pool.Task(f"{name}, seed {seed}", summary, (settings, name, cell, seed, place))
-        for name, cell, seed in order
-    ]
-    failures = pool.run(tasks, place.workers, progress.note)
-    if failures:
-        first, count = failures[0], len(failures)
-        others = f" (and {count - 1} more)" if count > 1 else ""
-        raise BiogradError(
-            f"{first.name}: {first.reason}{others}; {len(tasks) - count} of {len(tasks)} trainings "
-            f"are in {place.folder}: run the study again to go on"
-        )
-
-
-def summary(
-    settings: Trainings,
-    name: str,
-    cell: Cell,
-    seed: int,
-    place: Place,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Return the summary of one training: as it was written before, resumed, or new."""
-    stem = "".join(c if c.isalnum() else "_" for c in name)
-    path = place.folder / f"{stem}-seed{seed}.h5"
-    note = path.with_suffix(".json")
-    request = experiment.Request(
-        model=cell.model or settings.model,
-        dataset=cell.dataset or settings.dataset,
-        estimator=cell.estimator or settings.estimator,
-        seed=seed,
-        out=path,
-        assignments=(*settings.set, *cell.set),
-        data_dir=place.data_dir,
-        offline=place.offline,
-    )
-    asked = json.loads(json.dumps(experiment.configure(request).table()))
-    if note.exists():
-        known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        _same(known["configuration"], asked, note)
-        return known["summary"]
-    begun = storage.Place.of(path)
-    if begun.file.exists() or begun.parts.is_dir():
-        with experiment.load(path) as run:
-            _same(json.loads(json.dumps(run.config)), asked, path)
-        ended = experiment.proceed(path, progress=progress)
-    else:
-        ended = experiment.execute(request, progress)
-    storage.write_json(note, {"configuration": asked, "summary": ended})
-    return ended
+def _stem(name: str) -> str:
+    return re.sub(r"\W+", "-", name).strip("-") or "cell"
 
 
 def _same(known: object, asked: object, where: Path) -> None:
@@ -134,63 +179,97 @@ def _same(known: object, asked: object, where: Path) -> None:
         )
 
 
-def _report(
-    settings: Trainings, cells: dict[str, Cell], found: dict[str, list[dict[str, Any]]]
-) -> Report:
-    rows = []
-    for name, cell in cells.items():
-        test = [_measure(settings, summary["test_accuracy"]) for summary in found[name]]
-        train = [_measure(settings, summary["train_accuracy"]) for summary in found[name]]
-        row: dict[str, Any] = {
-            "cell": name,
-            "test": statistics.mean(test),
-            "lowest": min(test),
-            "highest": max(test),
-            "train": statistics.mean(train),
-        }
-        if settings.baseline is not None:
-            other = [_measure(settings, s["test_accuracy"]) for s in found[settings.baseline]]
-            row["difference"] = statistics.mean(a - b for a, b in zip(test, other, strict=True))
-        if cell.published is not None:
-            row["published"] = cell.published
-        row["seconds"] = statistics.mean(summary["seconds"] for summary in found[name])
-        rows.append(row)
-    what = "error" if settings.error else "accuracy"
-    columns = {
-        "cell": "",
-        "test": f"test {what} %",
-        "lowest": "lowest",
-        "highest": "highest",
-        "train": f"train {what} %",
-        "difference": f"to {settings.baseline}",
-        "published": "published %",
-        "seconds": "seconds",
-    }
-    kept = {key: title for key, title in columns.items() if any(key in row for row in rows)}
-    return Report(kept, rows, _notes(settings, rows))
+def train(settings: Trainings, cell: Cell, seed: int, place: Place) -> None:
+    """Do one training of a study; what another process is given."""
+    Training(settings, cell, seed, place).run()
 
 
-def _measure(settings: Trainings, accuracy: float) -> float:
-    return 100 * ((1 - accuracy) if settings.error else accuracy)
+def run(settings: Trainings, place: Place, progress: Progress) -> Report:
+    """Train every cell with every seed and return the table.
 
-
-def _notes(settings: Trainings, rows: list[dict[str, Any]]) -> list[str]:
-    notes = [f"mean over {len(settings.seeds)} seeds: {', '.join(map(str, settings.seeds))}"]
-    known = [(row["published"], row["test"]) for row in rows if "published" in row]
-    if len(known) > 2:
-        published, here = zip(*known, strict=True)
-        notes.append(
-            f"rank correlation with the published figures {rank_correlation(published, here):.2f}"
-        )
-    return notes
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Spearman's rank correlation; equal values share their mean rank.
-
-    >>> rank_correlation([1, 2, 3], [10, 20, 15])
-    0.5
+    Raises:
+        RecipeError: the study is not valid, or the folder holds runs of other settings.
     """
-    from scipy.stats import spearmanr
+    trainings = settings.trainings(place)
+    if place.task is not None:
+        if not 0 <= place.task < len(trainings):
+            raise RecipeError(f"--task {place.task}: the study has {len(trainings)} trainings")
+        trainings = [trainings[place.task]]
+    failures, todo = _divide(trainings)
+    if place.task is None:
+        keep(settings, place.folder)
+    progress.trainings(
+        [one.key for one in trainings],
+        {one.key: known for one in trainings if (known := one.known())},
+    )
+    failures += _train(todo, place, progress)
+    cells = list({one.cell.name: one.cell for one in trainings}.values())
+    found: dict[str, dict[int, Summary]] = {cell.name: {} for cell in cells}
+    for one in trainings:
+        known = one.known()
+        if known is not None:
+            found[one.cell.name][one.seed] = known
+    baseline = settings.baseline or cells[0].name
+    compared = Comparison(cells, settings.seeds, found, baseline, settings.error)
+    report = comparison.report(compared, failures)
+    if place.task is None:
+        files = {one.key: one.path for one in trainings if one.known() is not None}
+        outputs.write(report, settings.table(), files, place.folder, settings.error)
+    return report
 
-    return round(float(spearmanr(first, second).statistic), 12)
+
+def keep(settings: Trainings, folder: Path) -> None:
+    """Write the study into its folder, from where it can go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_json(folder / SAVED, settings.table())
+
+
+def _divide(trainings: Sequence[Training]) -> tuple[list[Failure], list[Training]]:
+    """Return the trainings that cannot be, and those that are to be done.
+
+    Raises:
+        RecipeError: none can be, or what is in the folder does not belong there.
+    """
+    failures, todo = [], []
+    for training in trainings:
+        try:
+            experiment.configure(training.request())
+        except RecipeError as error:
+            failures.append(Failure(training.name, str(error)))
+            continue
+        training.asked()
+        if training.known() is None:
+            todo.append(training)
+    if len(failures) == len(trainings):
+        raise RecipeError(failures[0].reason)
+    return failures, todo
+
+
+def _train(todo: Sequence[Training], place: Place, progress: Progress) -> list[Failure]:
+    """Do the trainings, here or in processes of their own, and return those that failed."""
+    by_name = {training.name: training for training in todo}
+    if place.placement.engine == "local" and place.placement.workers == 1:
+        return [failure for one in todo if (failure := _alone(one, progress))]
+
+    def watch(event: Event) -> None:
+        training = by_name[event.name]
+        summary = training.known() if event.state == "done" else None
+        progress.event(training.key, event.state, event.reason, summary)
+
+    tasks = [Task(one.name, train, (one.settings, one.cell, one.seed, one.place)) for one in todo]
+    return engines.place(tasks, place.placement, watch)
+
+
+def _alone(training: Training, progress: Progress) -> Failure | None:
+    """Do one training in this process; return why it failed, if it did."""
+    progress.event(training.key, "started", "", None)
+    try:
+        summary = training.run(progress)
+    except experiment.Interrupted:
+        raise
+    except (BiogradError, OSError) as error:
+        reason = " ".join(str(error).split())
+        progress.event(training.key, "failed", reason, None)
+        return Failure(training.name, reason)
+    progress.event(training.key, "done", "", summary)
+    return None

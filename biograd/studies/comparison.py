@@ -1,0 +1,217 @@
+"""What the summaries of many runs say together: a table, paired differences, contrasts, costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics as means
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from biograd.studies import Report, statistics
+from biograd.studies.grid import Cell
+from biograd.studies.tasks import Failure
+
+Summary = dict[str, Any]
+Row = dict[str, Any]
+
+COSTS = (
+    "training_seconds",
+    "peak_memory_bytes",
+    "forward_passes",
+    "multiply_accumulates",
+    "synaptic_operations",
+)
+"""Keys of a run's summary that say what it took, beside what it reached."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Cells, and the summaries of those of their runs that are complete.
+
+    Attributes:
+        found: name of a cell to seed to summary.
+        baseline: name of the cell to which the others are compared.
+        error: whether errors are shown, not accuracies.
+    """
+
+    cells: Sequence[Cell]
+    seeds: Sequence[int]
+    found: Mapping[str, dict[int, Summary]]
+    baseline: str
+    error: bool = False
+
+    def test(self, cell: str, seed: int) -> float:
+        """Return the test accuracy, or error, of a run in per cent."""
+        return self._percent(self.found[cell][seed]["test_accuracy"])
+
+    def train(self, cell: str, seed: int) -> float:
+        """Return the training accuracy, or error, of a run in per cent."""
+        return self._percent(self.found[cell][seed]["train_accuracy"])
+
+    def _percent(self, accuracy: float) -> float:
+        return 100 * ((1 - accuracy) if self.error else accuracy)
+
+    def shared(self, one: str, other: str) -> list[int]:
+        """Return the seeds with which two cells have been trained."""
+        return [seed for seed in self.found[one] if seed in self.found[other]]
+
+
+def report(compared: Comparison, failures: Sequence[Failure] = ()) -> Report:
+    """Return the table of a comparison, its runs and its contrasts."""
+    rows = [_row(compared, cell) for cell in compared.cells]
+    _add_differences(compared, rows)
+    what = "error" if compared.error else "accuracy"
+    columns = {
+        "cell": "",
+        "n": "n",
+        "test": f"test {what} %",
+        "interval": "95 %",
+        "difference": f"to {compared.baseline}",
+        "difference_interval": "95 %",
+        "p_holm": "p",
+        "effect": "effect",
+        "published": "published %",
+        "training_seconds": "seconds",
+        "peak_memory_bytes": "memory",
+        "multiply_accumulates": "MACs",
+        "synaptic_operations": "synaptic ops",
+    }
+    kept = {k: title for k, title in columns.items() if any(r.get(k) is not None for r in rows)}
+    return Report(
+        kept,
+        rows,
+        _notes(compared, rows),
+        tables={"runs": list(_runs(compared)), "contrasts": _contrasts(compared)},
+        failures=[{"training": one.name, "reason": one.reason} for one in failures],
+        trainings=len(compared.cells) * len(compared.seeds),
+    )
+
+
+def _row(compared: Comparison, cell: Cell) -> Row:
+    found = compared.found[cell.name]
+    row: Row = {"cell": cell.name, **cell.factors, "n": len(found)}
+    if cell.published is not None:
+        row["published"] = cell.published
+    if not found:
+        return row
+    test = [compared.test(cell.name, seed) for seed in found]
+    row |= {
+        "test": means.mean(test),
+        "interval": statistics.bootstrap(test),
+        "deviation": means.stdev(test) if len(test) > 1 else None,
+        "lowest": min(test),
+        "highest": max(test),
+        "train": means.mean(compared.train(cell.name, seed) for seed in found),
+        "seconds": means.mean(summary["seconds"] for summary in found.values()),
+    }
+    for key in COSTS:
+        known = [summary[key] for summary in found.values() if summary.get(key) is not None]
+        row[key] = means.mean(known) if known else None
+    return row
+
+
+def _add_differences(compared: Comparison, rows: Sequence[Row]) -> None:
+    """Add to every row its difference to the baseline, paired by seed."""
+    baseline = compared.baseline
+    for row in rows:
+        seeds = compared.shared(row["cell"], baseline)
+        if not seeds or row["cell"] == baseline:
+            continue
+        ours, theirs = ([compared.test(c, s) for s in seeds] for c in (row["cell"], baseline))
+        row |= _paired(ours, theirs)
+    _correct(rows)
+
+
+def _paired(ours: Sequence[float], theirs: Sequence[float]) -> Row:
+    found = statistics.paired(ours, theirs)
+    return {
+        "difference": found.mean,
+        "difference_interval": found.interval,
+        "pairs": found.pairs,
+        "p": found.p,
+        "p_exact": found.p_exact,
+        "effect": found.effect,
+    }
+
+
+def _correct(rows: Sequence[Row]) -> None:
+    for row, p in zip(rows, statistics.holm([row.get("p") for row in rows]), strict=True):
+        row["p_holm"] = p
+
+
+def _contrasts(compared: Comparison) -> list[Row]:
+    """Return what each level of an axis gives, against the first, with all else the same.
+
+    A seed's differences are averaged over the other axes, so that seeds stay the sample.
+    """
+    cells = [cell for cell in compared.cells if cell.factors and not cell.control]
+    rows: list[Row] = []
+    for axis in dict.fromkeys(axis for cell in cells for axis in cell.factors):
+        first, *others = dict.fromkeys(cell.factors[axis] for cell in cells)
+        for level in others:
+            values = list(_matched(compared, cells, axis, level, first))
+            if values:
+                ours, theirs, count = zip(*values, strict=True)
+                row = {"axis": axis, "level": level, "against": first, "cells": count[0]}
+                rows.append(row | _paired(ours, theirs))
+    _correct(rows)
+    return rows
+
+
+def _matched(
+    compared: Comparison, cells: Sequence[Cell], axis: str, level: str, first: str
+) -> Iterator[tuple[float, float, int]]:
+    """Yield for each seed the means of two levels over the cells that both have."""
+    names = {frozenset(cell.factors.items()): cell.name for cell in cells}
+    pairs = [
+        (cell.name, other)
+        for cell in cells
+        if cell.factors[axis] == level
+        and (other := names.get(frozenset({**cell.factors, axis: first}.items())))
+    ]
+    pairs = [(one, other) for one, other in pairs if compared.shared(one, other)]
+    for seed in compared.seeds:
+        if pairs and all(seed in compared.shared(one, other) for one, other in pairs):
+            ours = means.mean(compared.test(one, seed) for one, _ in pairs)
+            theirs = means.mean(compared.test(other, seed) for _, other in pairs)
+            yield ours, theirs, len(pairs)
+
+
+def _runs(compared: Comparison) -> Iterator[Row]:
+    """Yield a row for every run: what of its summary fits into a cell."""
+    plain = (str, int, float, bool, type(None))
+    for cell in compared.cells:
+        for seed, summary in compared.found[cell.name].items():
+            flat = {key: value for key, value in summary.items() if isinstance(value, plain)}
+            file = Path(str(summary["run"])).name
+            yield {"cell": cell.name, **cell.factors, "seed": seed, **flat, "run": file}
+
+
+def _notes(compared: Comparison, rows: Sequence[Row]) -> list[str]:
+    count = len(compared.seeds)
+    notes = [f"mean over {count} seeds: {', '.join(map(str, compared.seeds))}"]
+    if any(row.get("p") is not None for row in rows):
+        notes.append(
+            "differences are paired by seed; p: paired t test, corrected after Holm for all rows; "
+            "effect: Hedges' g of the differences"
+        )
+    if 1 < count < 5:
+        notes.append(f"bootstrap intervals from {count} seeds are too narrow: take five or more")
+    known = [(row["published"], row["test"]) for row in rows if "published" in row and row["n"]]
+    if len(known) > 2:
+        published, here = zip(*known, strict=True)
+        correlation = rank_correlation(published, here)
+        notes.append(f"rank correlation with the published figures {correlation:.2f}")
+    return notes
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; equal values share their mean rank.
+
+    >>> rank_correlation([1, 2, 3], [10, 20, 15])
+    0.5
+    """
+    from scipy.stats import spearmanr
+
+    return round(float(spearmanr(first, second).statistic), 12)

@@ -1,0 +1,272 @@
+"""Trainings as Slurm jobs: submitit submits them as one array and looks after them.
+
+A job that reaches its time limit or is preempted is queued again under its number and goes on where
+its files say; one that is lost is submitted anew.  What a job says is in files beside its number in
+the folder ``jobs``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from biograd.errors import MissingExtraError, RecipeError
+from biograd.studies.engines.placement import MINUTES, OPTIONS, Placement, read_options
+from biograd.studies.tasks import (
+    THREADS,
+    Answer,
+    Engine,
+    Job,
+    attempt,
+    deaf_to_interrupts,
+    environment,
+    line,
+    pointed,
+    threads,
+)
+
+REQUEUES = 100
+"""How often a job may reach its time limit; each time it goes on."""
+ARRAY = 1000
+"""Jobs in one array at most: what Slurm allows unless it is told otherwise."""
+GRACE, PREEMPTION = 15.0, 600.0
+"""Seconds for the result of a job that has ended to appear on a shared file system, and for a
+preempted job to be queued again."""
+STOP = 10.0
+"""Seconds to commit and end for jobs of this machine that are asked to stop."""
+REQUEUED, TERMINATED = 144, 143
+"""Exit codes of a job that leaves no result; the first asks submitit's stand-in for Slurm, which
+runs jobs on this machine, to start it again."""
+
+
+def begin(placement: Placement, count: int) -> Engine:
+    """Return the engine for so many tasks.
+
+    Raises:
+        RecipeError: an option is not valid, or there is no Slurm here.
+        MissingExtraError: submitit is not installed.
+    """
+    options = read_options(placement.options)
+    try:
+        import submitit
+    except ImportError:
+        raise MissingExtraError(
+            "the engine 'submitit' needs submitit: pip install 'biograd[sweep]'"
+        ) from None
+    cluster = options.pop("cluster", "slurm")
+    if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise RecipeError(
+            "the engine 'submitit' finds no sbatch and srun on this machine: run it on a login "
+            "node, try it here with the option cluster=local, or use --print-sbatch"
+        )
+    if "%" in str(placement.logs.absolute()):  # Slurm's sign for what it fills in
+        raise RecipeError(f"{placement.folder}: Slurm needs a folder without % in its path")
+    logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its end is told by this engine
+    placement.logs.mkdir(parents=True, exist_ok=True)
+    executor = submitit.AutoExecutor(
+        placement.logs,
+        cluster,
+        slurm_max_num_timeout=REQUEUES,
+        local_max_num_timeout=REQUEUES,
+    )
+    cpus, minutes = options.get("cpus"), options.setdefault("time", MINUTES)
+    executor.update_parameters(
+        name="biograd",
+        slurm_array_parallelism=placement.workers,
+        slurm_signal_delay_s=min(90, 30 * minutes),
+        **{OPTIONS[name].parameter: value for name, value in options.items()},
+    )
+    if cluster == "local":
+        share = dict.fromkeys(THREADS, str(cpus)) if cpus else threads(placement.workers)
+        return LocalJobs(executor, min(placement.workers, count), share)
+    return SlurmJobs(executor, min(count, ARRAY), dict.fromkeys(THREADS, str(cpus or 1)))
+
+
+class Call:
+    """A task as submitit runs it: in the main thread of a process of its own.
+
+    A try that is asked to stop leaves no result, for whoever stopped it may have queued it again.
+
+    Args:
+        study: process on this machine without which the task should not go on.
+    """
+
+    def __init__(
+        self, function: Callable[..., object], arguments: tuple[Any, ...], study: int | None = None
+    ) -> None:
+        self.function, self.arguments, self.study = function, arguments, study
+        self.requeued = False
+
+    def __call__(self) -> Answer:
+        """Do the task."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass without effect
+        if self.study is not None:
+            watch = threading.Thread(target=_die_with, args=(self.study,), daemon=True)
+            watch.start()
+        answer = attempt(self.function, self.arguments)
+        if self.requeued:
+            raise SystemExit(REQUEUED)
+        if answer.interrupted:
+            raise SystemExit(TERMINATED)
+        return answer
+
+    def __submitit_checkpoint__(self) -> Any:
+        """Return what to run when the job is queued again: the same."""
+        return self.checkpoint()
+
+    def checkpoint(self) -> Any:
+        """Return what to run when the job is queued again: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        self.requeued = True
+        return DelayedSubmission(Call(self.function, self.arguments, self.study))
+
+
+def _die_with(study: int) -> None:
+    """End this process when the study's, or the one between, is gone."""
+    between = os.getppid()
+    while os.getppid() == between and _alive(study):
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class SlurmJobs:
+    """An engine: a Slurm job for each try, those that start together in one array."""
+
+    pause = 2.0
+    """Seconds between two looks at the results."""
+    grace = GRACE
+
+    def __init__(self, executor: Any, capacity: int, variables: dict[str, str]) -> None:
+        self.executor, self.capacity, self.variables = executor, capacity, variables
+        self._dubious: dict[Job, float] = {}
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Submit the jobs."""
+        from submitit.helpers import clean_env
+
+        try:
+            # what an enclosing job of Slurm has set would be taken for the new ones
+            with clean_env(), environment(self.variables), deaf_to_interrupts():
+                self._submit(jobs)
+        except Exception as error:  # sbatch, the pickle, the file system
+            for job in jobs:
+                if job.handle is None:
+                    job.answer = Answer(True, f"its job could not be submitted: {line(error)}")
+
+    def _submit(self, jobs: Sequence[Job]) -> None:
+        calls = [Call(job.task.function, job.task.arguments) for job in jobs]
+        for job, handle in zip(jobs, self.executor.submit_array(calls), strict=True):
+            job.handle = handle
+
+    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
+        """Return the jobs that have ended, or wait a little."""
+        looked = [(job, self._answer(job)) for job in jobs]
+        found = [(job, answer) for job, answer in looked if answer is not None]
+        for job, _answer in found:
+            self._dubious.pop(job, None)
+        if not found:
+            time.sleep(self.pause)
+        return found
+
+    def _answer(self, job: Job) -> Answer | None:
+        """Return how a job went; None if it has not ended, or that is not certain."""
+        handle = job.handle
+        over = handle.done()
+        if over and handle.paths.result_pickle.exists():
+            return _result(handle)
+        state = str(handle.state).upper()
+        if not over and state != "PREEMPTED":
+            self._dubious.pop(job, None)
+            return None
+        since = self._dubious.setdefault(job, time.monotonic())
+        if time.monotonic() - since < (self.grace if over else PREEMPTION):
+            return None
+        self._give_up(handle)
+        text = f"its job {handle.job_id} ended without a result ({state})"
+        again = not state.startswith("CANCELLED")
+        return pointed(Answer(again, text, logged=True), handle.paths.stderr)
+
+    def _give_up(self, handle: Any) -> None:
+        """See that a job that is about to be replaced does not come back."""
+        _cancel([handle])
+
+    def close(self, jobs: Sequence[Job]) -> None:
+        """Cancel the jobs; Slurm gives them time to commit."""
+        _cancel([job.handle for job in jobs if job.handle is not None])
+
+
+class LocalJobs(SlurmJobs):
+    """An engine: submitit's stand-in for Slurm, which runs jobs on this machine."""
+
+    pause, grace = 0.1, 0.0
+
+    def _submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            call = Call(job.task.function, job.task.arguments, os.getpid())
+            job.handle = self.executor.submit(call)
+
+    def _give_up(self, handle: Any) -> None:
+        """Nothing brings the job back."""
+
+    def close(self, jobs: Sequence[Job]) -> None:
+        """Ask the jobs to stop, let them commit, and kill what is still there."""
+        handles = [job.handle for job in jobs if job.handle is not None]
+        until = time.monotonic() + STOP
+        try:
+            _signal(handles, signal.SIGTERM)
+            while not all(handle.done() for handle in handles) and time.monotonic() < until:
+                time.sleep(0.05)
+        finally:  # also if the user does not want to wait
+            _signal(handles, signal.SIGKILL)  # its process dies with that of submitit
+            while not all(handle.done() for handle in handles):
+                time.sleep(0.05)
+
+
+def _signal(handles: Sequence[Any], number: signal.Signals) -> None:
+    for handle in handles:
+        if not handle.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(handle.job_id), number)
+
+
+def _cancel(handles: Sequence[Any]) -> None:
+    if handles:
+        with contextlib.suppress(OSError):
+            subprocess.run(
+                ["scancel", *(handle.job_id for handle in handles)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+
+def _result(handle: Any) -> Answer:
+    """Return the result of a job that has ended."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        found = handle.result()
+    except FailedJobError as error:  # the job itself, not the task: no biograd there, say
+        text = str(error).split("-" * 22)[1] if "-" * 22 in str(error) else str(error)
+        last = text.strip().splitlines()[-1]
+        return pointed(Answer(False, f"its job failed: {last}", logged=True), handle.paths.stderr)
+    except Exception as error:  # a result that cannot be read
+        return Answer(True, f"the result of its job cannot be read: {line(error)}")
+    return pointed(Answer(*found), handle.paths.stderr)

@@ -1,0 +1,187 @@
+"""The picture of a comparison: accuracy of every cell, its course, and what it costs.
+
+Drawn without pyplot, which keeps figures alive and asks for a display.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c6d31", "#5e3c99")
+"""Told apart by the colour-blind (Okabe & Ito 2008), then two more; each then comes again."""
+GREY = "#8a8a8a"
+STYLE: Any = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "biograd",
+    "font.size": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+}
+MANY = 16
+"""Cells beyond which courses are too many for one panel."""
+
+
+def draw(
+    rows: Sequence[Row], runs: Sequence[Row], curves: Sequence[Row], what: str
+) -> Figure | None:
+    """Return the figure of a comparison; None if nothing has been trained.
+
+    Args:
+        rows: one for each cell, see ``comparison.report``.
+        runs: one for each run.
+        curves: one for each run and epoch: cell, seed, epoch, value in per cent.
+        what: "accuracy" or "error".
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    trained = [row for row in rows if row["n"]]
+    if not trained:
+        return None
+    colours = _colours([row["cell"] for row in trained], runs)
+    costly = [row for row in trained if _operations(row)]
+    panels = [True, bool(curves) and len(trained) <= MANY, len(costly) > 1]
+    height = max(2.6, 0.9 + 0.24 * len(trained))
+    with rc_context(STYLE):
+        figure = Figure((3.2 + 3.1 * sum(panels), height), layout="constrained")
+        ratios = [r for r, shown in zip((1.15, 1, 1), panels, strict=True) if shown]
+        axes = iter(figure.subplots(1, sum(panels), squeeze=False, width_ratios=ratios)[0])
+        drawn = [next(axes)]
+        _dots(drawn[0], trained, runs, colours, what)
+        if panels[1]:
+            drawn.append(next(axes))
+            _courses(drawn[-1], trained, curves, colours, what)
+        if panels[2]:
+            drawn.append(next(axes))
+            _costs(drawn[-1], costly, colours, what)
+        for letter, one in zip("abc", drawn, strict=False):
+            one.set_title(f"$\\bf{{{letter}}}$  {one.get_title(loc='left')}", loc="left")
+    return figure
+
+
+def files(figure: Figure) -> Iterable[tuple[str, bytes]]:
+    """Yield the ending and the bytes of a figure as PNG (300 dpi), PDF and SVG."""
+    from matplotlib import rc_context
+
+    for ending in ("png", "pdf", "svg"):
+        stream = io.BytesIO()
+        # no dates: the same results make the same file
+        keys = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
+        with rc_context(STYLE):
+            figure.savefig(stream, format=ending, dpi=300, metadata={keys[ending]: None})
+        yield ending, stream.getvalue()
+
+
+def _colours(cells: Sequence[str], runs: Sequence[Row]) -> dict[str, str]:
+    control = {run["cell"] for run in runs if run["estimator"] == "frozen_hidden"}
+    learning = [cell for cell in cells if cell not in control]
+    found = {cell: COLOURS[place % len(COLOURS)] for place, cell in enumerate(learning)}
+    return found | dict.fromkeys(control, GREY)
+
+
+def _dots(
+    axes: Axes, rows: Sequence[Row], runs: Sequence[Row], colours: Mapping[str, str], what: str
+) -> None:
+    """Draw every seed, the mean, and its bootstrap interval."""
+    low, high = _focus(runs, colours, what)
+    axes.set_xlim(low, high)
+    for place, row in enumerate(rows):
+        colour = colours[row["cell"]]
+        if not low <= row["test"] <= high:  # a control, far from what is compared
+            left = row["test"] < low
+            words = f"◂ {row['test']:.1f}" if left else f"{row['test']:.1f} ▸"
+            edge, side = (low, "left") if left else (high, "right")
+            axes.text(edge, place, words, color=colour, va="center", ha=side)
+            continue
+        values = [_percent(run, what) for run in runs if run["cell"] == row["cell"]]
+        axes.plot(values, [place] * len(values), "o", ms=3, mfc="none", mec=colour, alpha=0.7)
+        if row["interval"]:
+            axes.plot(row["interval"], [place, place], "-", color=colour, lw=2.2, alpha=0.45)
+        axes.plot(row["test"], place, "o", ms=5.5, color=colour, zorder=3)
+    axes.set_yticks(range(len(rows)), [str(row["cell"]) for row in rows])
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_color(colours[row["cell"]])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", lw=0.4, alpha=0.5)
+    axes.set_xlabel(f"test {what} (%)")
+    axes.set_title("mean, 95 % interval, seeds")
+
+
+def _focus(runs: Sequence[Row], colours: Mapping[str, str], what: str) -> tuple[float, float]:
+    """Return the range of what learns: controls far below would hide the differences."""
+    learning = [run for run in runs if colours[run["cell"]] != GREY] or runs
+    values = [_percent(run, what) for run in learning]
+    margin = 0.08 * (max(values) - min(values)) + 0.2
+    return min(values) - margin, max(values) + margin
+
+
+def _percent(run: Row, what: str) -> float:
+    share = float(run["test_accuracy"])
+    return 100 * (1 - share if what == "error" else share)
+
+
+def _courses(
+    axes: Axes, rows: Sequence[Row], curves: Sequence[Row], colours: Mapping[str, str], what: str
+) -> None:
+    """Draw the mean over seeds by epoch, and the range of the seeds."""
+    from matplotlib.ticker import MaxNLocator
+
+    for row in rows:
+        epochs: dict[int, list[float]] = {}
+        for point in curves:
+            if point["cell"] == row["cell"]:
+                epochs.setdefault(point["epoch"], []).append(point["value"])
+        # a seed that stopped earlier would make a step in the mean
+        whole = max(map(len, epochs.values()), default=0)
+        kept = {epoch: v for epoch, v in sorted(epochs.items()) if len(v) == whole}
+        means = [float(np.mean(values)) for values in kept.values()]
+        colour = colours[row["cell"]]
+        axes.plot(list(kept), means, color=colour, lw=1.3, label=row["cell"])
+        low, high = ([f(values) for values in kept.values()] for f in (min, max))
+        axes.fill_between(list(kept), low, high, color=colour, alpha=0.15, lw=0)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    learning = [p["value"] for p in curves if colours.get(p["cell"], GREY) != GREY]
+    if learning:
+        axes.set_ylim(*np.clip((min(learning) - 3, max(learning) + 2), 0, 100))
+    axes.set_ylabel(f"test {what} (%)")
+    axes.set_title("course, range of the seeds")
+    axes.grid(lw=0.4, alpha=0.5)
+
+
+def _operations(row: Row) -> float:
+    return (row.get("multiply_accumulates") or 0) + (row.get("synaptic_operations") or 0)
+
+
+def _costs(axes: Axes, rows: Sequence[Row], colours: Mapping[str, str], what: str) -> None:
+    """Draw the accuracy against the operations of an example's inference."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    learning = [row for row in rows if colours[row["cell"]] != GREY] or rows
+    for row in learning:
+        axes.plot(_operations(row), row["test"], "o", ms=5.5, color=colours[row["cell"]])
+    found = [_operations(row) for row in learning]
+    if max(found) > 30 * min(found):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, 1.08 * max(found))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_xlabel("operations per example at inference")
+    axes.set_ylabel(f"test {what} (%)")
+    axes.set_title("accuracy and operations, means")
+    axes.grid(lw=0.4, alpha=0.5)

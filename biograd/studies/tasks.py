@@ -1,0 +1,276 @@
+"""Pieces of work and how they are tried: the part that every engine shares.
+
+::
+
+    tasks -> drive -> an engine starts jobs -> those that ended, with answers -> again, done, failed
+
+What is done is in files, not in processes: a task that is started again goes on where its files
+say.  So what the machine failed (a killed process, a lost node, a full disk) is tried again after a
+pause; an error of the recipe is not, it would come again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from biograd.errors import BiogradError
+
+TRIES, PAUSE = 3, 1.0
+"""How often a task is started before it is given up, and the first pause between, in seconds."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+INTERRUPTED = 128
+"""Exit codes above say that a signal asked the work to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A piece of work: a function of a module, with arguments that can be pickled.
+
+    Doing it twice must be the same as doing it once.
+    """
+
+    name: str
+    function: Callable[..., object]
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A task that was given up, and why, in one line."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """How it goes on with a task; ``reason`` is one line, "" unless something went wrong.
+
+    "started" is a task that was handed to the engine, which may let it wait in a queue of its own.
+    """
+
+    name: str
+    state: Literal["started", "retried", "done", "failed"]
+    reason: str = ""
+
+
+class Answer(NamedTuple):
+    """How a try went.
+
+    Attributes:
+        again: another try could succeed.
+        reason: what went wrong, in one line; "" if nothing did.
+        interrupted: it was asked to stop.
+        logged: its log says more.
+    """
+
+    again: bool
+    reason: str
+    interrupted: bool = False
+    logged: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A task and its tries.
+
+    Attributes:
+        ready: when it may be started again, on the monotonic clock in seconds.
+        handle: what the engine knows it by.
+        answer: of a try that could not even be started.
+    """
+
+    task: Task
+    tries: int = 0
+    ready: float = 0.0
+    handle: Any = None
+    answer: Answer | None = None
+
+
+class Engine(Protocol):
+    """Where tasks run."""
+
+    capacity: int
+    """Jobs that may be started and not ended at a time."""
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start a try of each job; one that cannot be started receives its ``answer``."""
+
+    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
+        """Wait a little and return those of the jobs that have ended."""
+
+    def close(self, jobs: Sequence[Job]) -> None:
+        """Stop the jobs that still run, so that they can be resumed, and end the engine."""
+
+
+def drive(tasks: Sequence[Task], engine: Engine, watch: Callable[[Event], None]) -> list[Failure]:
+    """Try all tasks and return those that failed; none stops the others.
+
+    Args:
+        watch: is told of every start and every end.
+    """
+    waiting, running = [Job(task) for task in tasks], list[Job]()
+    failures = []
+    try:
+        while waiting or running:
+            now = time.monotonic()
+            room = engine.capacity - len(running)
+            begun = [job for job in waiting if job.ready <= now][:room]
+            for job in begun:
+                waiting.remove(job)
+                job.tries += 1
+                job.handle = job.answer = None
+            running += begun
+            if begun:
+                engine.start(begun)
+            for job in begun:
+                watch(Event(job.task.name, "started"))
+            for job, answer in _ended(engine, running, waiting):
+                running.remove(job)
+                name, reason = job.task.name, answer.reason
+                if reason and answer.again and job.tries < TRIES:
+                    job.ready = time.monotonic() + PAUSE * 2 ** (job.tries - 1)
+                    waiting.append(job)
+                    watch(Event(name, "retried", reason))
+                    continue
+                if reason:
+                    failures.append(Failure(name, reason))
+                watch(Event(name, "failed" if reason else "done", reason))
+    finally:
+        engine.close(running)
+    return failures
+
+
+def _ended(
+    engine: Engine, running: Sequence[Job], waiting: Sequence[Job]
+) -> list[tuple[Job, Answer]]:
+    failed = [(job, job.answer) for job in running if job.answer is not None]
+    if failed:
+        return failed
+    if running:
+        return engine.ended(running)
+    time.sleep(max(0.0, min(job.ready for job in waiting) - time.monotonic()))
+    return []
+
+
+def attempt(function: Callable[..., object], arguments: tuple[Any, ...]) -> Answer:
+    """Do a task in this process and say how it went; the traceback of a surprise goes to stderr."""
+    try:
+        function(*arguments)
+    except BiogradError as error:
+        interrupted = error.exit_code > INTERRUPTED
+        again = interrupted or isinstance(error.__cause__, OSError)
+        return Answer(again, line(error), interrupted)
+    except OSError as error:
+        return Answer(True, f"{type(error).__name__}: {line(error)}")
+    except Exception as error:  # whatever it is must not stop the other tasks
+        traceback.print_exc()
+        return Answer(False, f"{type(error).__name__}: {line(error)}", logged=True)
+    return Answer(False, "")
+
+
+def killed(number: int) -> Answer:
+    """Return the answer of a process that a signal killed."""
+    known = number in signal.Signals._value2member_map_
+    name = signal.Signals(number).name if known else f"signal {number}"
+    return Answer(True, f"its process was killed by {name}", logged=True)
+
+
+def line(error: BaseException) -> str:
+    """Return the text of an error as one line that is not empty.
+
+    >>> line(ValueError("two\\n  lines"))
+    'two lines'
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def threads(workers: int) -> dict[str, str]:
+    """Return the variables that give each of so many processes its share of the cores.
+
+    A smaller number that the user has set stays.
+    """
+    share = max(1, cores() // workers)
+
+    def limited(given: str) -> int:
+        return min(share, int(given)) if given.isdecimal() and int(given) else share
+
+    return {name: str(limited(os.environ.get(name, ""))) for name in THREADS}
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Let every process that starts meanwhile have these variables."""
+    kept = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(kept):
+            del os.environ[name]
+        os.environ.update(kept)
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Let every process and thread that starts meanwhile be deaf to Ctrl-C.
+
+    The terminal sends it to all processes; the parent alone decides what it means.  Here it waits
+    until the block ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+
+
+def log_of(name: str, folder: Path) -> Path:
+    """Return the file for what the process of a task says."""
+    stem = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+    return folder / f"{stem[:100]}.log"
+
+
+def speak_into(log: Path | None) -> None:
+    """Send what this process says from now on into a file, or nowhere: only the parent speaks."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    try:
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError:  # a full disk must not fail the task here
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def pointed(answer: Answer, log: Path | None) -> Answer:
+    """Let what went wrong name the log that says more; a log in which nothing was said goes."""
+    with contextlib.suppress(OSError):
+        if log is not None and log.stat().st_size == 0:
+            log.unlink()
+        elif log is not None and answer.logged:
+            return answer._replace(reason=f"{answer.reason} (see {log})")
+    return answer
