@@ -19,7 +19,7 @@ from biograd import recipes, studies
 from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
-from biograd.studies import Place, Report, Silent, page, picture, set_file
+from biograd.studies import Place, Report, Silent, comparing, page, picture, set_file
 from biograd.studies.comparison import Comparison, report
 from biograd.studies.grid import Cell, Grid, expand
 from biograd.studies.training import Trainings
@@ -76,6 +76,20 @@ def test_a_listed_control_is_not_made_twice() -> None:
     assert [cell.name for cell in cells] == ["weak", "frozen hidden"]
 
 
+def test_cells_can_be_listed() -> None:
+    table = comparing.study(cells=["ann:backprop", "spiking:weak:off"], datasets=["digits"])
+    cells = recipes.construct(
+        Trainings, {k: v for k, v in table.items() if k != "kind"}, "study"
+    ).lines()
+    assert [cell.name for cell in cells] == [
+        "ann · backprop",
+        "spiking · weak · off",
+        "ann · frozen hidden",
+        "spiking · frozen hidden",
+    ]
+    assert cells[1].assignments == ("decorrelation.rule=off",)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -108,6 +122,10 @@ def test_mistakes_are_one_line_before_anything_is_trained(
         ((), "--models"),
         (("--models", "ann,,spiking"), "commas"),
         (("--models", "ann", "--seeds", "x"), "number of seeds"),
+        (("--models", "ann", "--cells", "ann:weak"), "or give models"),
+        (("--cells", "ann"), "MODEL:ESTIMATOR"),
+        (("--cells", "ann:weak,ann:weak"), "given twice"),
+        (("--cells", "ann:weka"), "did you mean 'weak'"),
         (("--models", "ann", "--seeds", "0"), "number of seeds"),
         (("--models", "ann", "--epochs", "1", "--passes", "9"), "one budget"),
         (("--resume", "nowhere"), "no study was begun there"),
@@ -273,6 +291,15 @@ def test_files_that_are_no_set(folder: Path, tmp_path: Path) -> None:
         biograd.load_set(text)
     with pytest.raises(RunFileError, match="load_set"):
         biograd.load(folder / "set.h5")
+
+
+def test_inspect_shows_a_set(folder: Path) -> None:
+    found = invoke("inspect", folder / "set.h5", "--json")
+    assert found.exit_code == 0, found.output
+    runs = json.loads(found.stdout)["runs"]
+    assert len(runs) == 6 and all(run["found"] for run in runs)
+    text = invoke("inspect", folder).stdout
+    assert "weak-seed1.h5" in text and "missing" not in text
 
 
 class Tags(HTMLParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,71 +16,63 @@ if TYPE_CHECKING:
     from biograd.studies import Place
 
 
-class Names(click.ParamType[tuple[str, ...]]):
-    """Names with commas between them."""
-
-    name = "names"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[str, ...]:
-        """Return the names."""
-        if isinstance(value, tuple):
-            return value
-        names = tuple(part.strip() for part in str(value).split(","))
-        if not all(names):
-            self.fail(f"{value!r}: write names with commas between them", parameter, context)
-        return names
+def _names(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str, ...]:
+    """Read names with commas between them."""
+    names = tuple(part.strip() for part in value.split(",")) if value is not None else ()
+    if not all(names):
+        raise click.BadParameter(f"{value!r}: write names with commas between them")
+    return names
 
 
-class Seeds(click.ParamType[tuple[int, ...]]):
-    """A number of seeds, or seeds with commas between them."""
-
-    name = "seeds"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[int, ...]:
-        """Return the seeds."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or min(numbers) < 0 or (numbers == (0,) and "," not in str(value)):
-            self.fail(
-                f"{value!r}: write a number of seeds, or seeds as in 0,7,9", parameter, context
-            )
-        return numbers if "," in str(value) else tuple(range(numbers[0]))
+def _seeds(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...]:
+    """Read a number of seeds, or seeds with commas between them."""
+    if value is None:
+        return ()
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = (-1,)
+    if min(numbers) < 0 or value.strip() == "0":
+        raise click.BadParameter(f"{value!r}: write a number of seeds, or seeds as in 0,7,9")
+    return numbers if "," in value else tuple(range(numbers[0]))
 
 
 @command("compare")
 @click.option(
-    "--models", type=Names(), metavar="NAMES", help="Shipped models or TOML files: ann,spiking."
+    "--models", callback=_names, metavar="NAMES", help="Shipped models or TOML files: ann,spiking."
 )
 @click.option(
     "--estimators",
-    type=Names(),
+    callback=_names,
     metavar="NAMES",
     help="How gradients are estimated: backprop,weak.  [default: each model's own]",
 )
 @click.option(
     "--decorrelate",
-    type=Names(),
+    callback=_names,
     metavar="RULES",
     help="Decorrelation: off,kappa.  [default: each model's own]",
 )
 @click.option(
+    "--cells",
+    callback=_names,
+    metavar="LIST",
+    help="Only these, in place of a full grid: ann:backprop,spiking:weak:kappa.",
+)
+@click.option(
     "--dataset",
     "datasets",
-    type=Names(),
+    callback=_names,
     metavar="NAMES",
     help="Shipped datasets or TOML files.  [default: digits]",
 )
 @click.option(
     "--seeds",
-    type=Seeds(),
+    callback=_seeds,
     metavar="N|LIST",
     help="A number of seeds, or seeds: 0,7,9.  [default: 3]",
 )
@@ -106,6 +99,19 @@ class Seeds(click.ParamType[tuple[int, ...]]):
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a key in every training; repeatable.",
+)
+@click.option(
+    "--tune",
+    multiple=True,
+    metavar="RANGE",
+    help="First search every cell's best KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A|B on a held-out "
+    "part of the training data; repeatable.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of the search in every cell.  [default: 20]",
 )
 @click.option("--title", metavar="TEXT", help="Of the report.  [default: what is compared]")
 @click.option(
@@ -163,10 +169,8 @@ def compare(
         table, path = studies.read(studies.resumed(folder))
     else:
         table = comparing.study(
-            choices.pop("models") or (),
-            choices.pop("estimators") or (),
-            decorrelate=choices.pop("decorrelate") or (),
-            datasets=choices.pop("datasets") or (),
+            choices.pop("models"),
+            choices.pop("estimators"),
             seeds=choices.pop("seeds") or (0, 1, 2),
             control=not choices.pop("no_control"),
             **choices,
@@ -180,6 +184,8 @@ def compare(
 
 
 def _name(table: dict[str, Any]) -> str:
+    if "cells" in table:
+        return "-".join(re.sub(r"\W+", "_", name) for name in table["cells"])[:80]
     axes = [value for value in table["grid"].values() if isinstance(value, list) and value]
     return "-".join("_".join(Path(name).stem for name in names) for names in axes)
 
@@ -190,6 +196,8 @@ def _script(table: dict[str, Any], path: Path, where: Place) -> Answer:
     from biograd.studies import engines
 
     module, settings = studies.settle(table, path)
+    if settings.tune is not None:
+        raise RecipeError("--print-sbatch: a search comes first: run it with --engine submitit")
     count = len(settings.trainings(where))
     module.keep(settings, where.folder)
     command = ["biograd", "run", str(path), "--out", str(where.folder)]

@@ -8,15 +8,17 @@ from pathlib import Path
 from biograd import studies
 from biograd.errors import BiogradError, RecipeError
 from biograd.recipes import Table
-from biograd.studies import Place, Report, Silent, set_file
+from biograd.studies import Place, Report, Silent, search, set_file
 from biograd.studies.engines import Placement
+from biograd.studies.grid import CONTROL
 from biograd.studies.set_file import RunSet
 
 
 def study(
-    models: Sequence[str],
+    models: Sequence[str] = (),
     estimators: Sequence[str] = (),
     *,
+    cells: Sequence[str] = (),
     decorrelate: Sequence[str] = (),
     datasets: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
@@ -27,14 +29,21 @@ def study(
     control: bool = True,
     settings: Sequence[str] = (),
     title: str | None = None,
+    tune: Sequence[str] = (),
+    trials: int | None = None,
 ) -> Table:
     """Return a comparison as a study's file would hold it.
 
+    Args:
+        cells: ``MODEL:ESTIMATOR`` or ``MODEL:ESTIMATOR:DECORRELATION``, in place of a grid.
+
     Raises:
-        RecipeError: no models, or two budgets.
+        RecipeError: no models, cells beside a grid, two budgets, or trials without a range.
     """
-    if not models:
+    if not models and not cells:
         raise RecipeError("--models: say what to compare, as in --models ann,spiking")
+    if cells and (models or estimators or decorrelate):
+        raise RecipeError("--cells: list cells, or give models and rules whose product is trained")
     budgets = {"epochs": epochs, "passes": passes, "seconds": seconds}
     given = {key: value for key, value in budgets.items() if value is not None}
     if len(given) > 1:
@@ -45,22 +54,60 @@ def study(
         "decorrelate": decorrelate,
         "datasets": datasets,
     }
-    words = [", ".join(names) for names in axes.values() if names]
+    words = [", ".join(names) for names in (*axes.values(), cells) if names]
     table: Table = {
         "description": title or " × ".join(words),
         "kind": "training",
         "seeds": list(seeds),
         "set": [f"training.{key}={value}" for key, value in given.items()] + list(settings),
-        "grid": {**{key: list(names) for key, names in axes.items()}, "control": control},
     }
+    if cells:
+        table["cells"] = _listed(cells, datasets, control)
+    else:
+        lists = {key: list(names) for key, names in axes.items()}
+        table["grid"] = lists | {"control": control}
+    if trials is not None and not tune:
+        raise RecipeError("--trials: say over what to search, as in --tune KEY=LOW..HIGH")
+    ranges = [search.parse(text) for text in tune]
+    twice = {key for key, _ in ranges if [other for other, _ in ranges].count(key) > 1}
+    if twice:
+        raise RecipeError(f"--tune {sorted(twice)[0]}: is given twice")
+    if ranges:
+        table["tune"] = {"parameters": dict(ranges)} | ({"trials": trials} if trials else {})
     return table | ({"baseline": baseline} if baseline else {})
 
 
+def _listed(cells: Sequence[str], datasets: Sequence[str], control: bool) -> Table:
+    """Return the table of cells that are listed, and a control for each of their models."""
+    if len(datasets) > 1:
+        raise RecipeError("--cells: takes one dataset")
+    data = {"dataset": datasets[0]} if datasets else {}
+    table: Table = {}
+    for text in cells:
+        parts = [part.strip() for part in text.split(":")]
+        if len(parts) not in (2, 3) or not all(parts):
+            raise RecipeError(f"--cells {text!r}: write MODEL:ESTIMATOR, as in spiking:weak")
+        rule = [f"decorrelation.rule={parts[2]}"] if len(parts) == 3 else []
+        name = " · ".join([Path(parts[0]).stem, *parts[1:]])
+        if name in table:
+            raise RecipeError(f"--cells {text!r}: is given twice")
+        table[name] = {"model": parts[0], "estimator": parts[1], "set": rule, **data}
+    if control:
+        models = dict.fromkeys(cell["model"] for cell in table.values())
+        listed = {cell["model"] for cell in table.values() if cell["estimator"] == CONTROL}
+        for model in models:
+            if model not in listed:
+                name = f"{Path(model).stem} · frozen hidden"
+                table[name] = {"model": model, "estimator": CONTROL, **data}
+    return table
+
+
 def compare(
-    models: Sequence[str],
+    models: Sequence[str] = (),
     estimators: Sequence[str] = (),
     *,
     folder: str | Path,
+    cells: Sequence[str] = (),
     decorrelate: Sequence[str] = (),
     datasets: Sequence[str] = (),
     seeds: int | Sequence[int] = 3,
@@ -68,6 +115,8 @@ def compare(
     baseline: str | None = None,
     control: bool = True,
     settings: Sequence[str] = (),
+    tune: Sequence[str] = (),
+    trials: int | None = None,
     workers: int = 1,
     data_dir: str | Path | None = None,
     offline: bool = False,
@@ -81,12 +130,16 @@ def compare(
         models: shipped names or TOML files.
         estimators: names; empty: each model's own.
         folder: for the runs and the results.
+        cells: ``MODEL:ESTIMATOR`` or ``MODEL:ESTIMATOR:DECORRELATION``, in place of a grid.
         decorrelate: rules of decorrelation, "off" among them; empty: each model's own.
         datasets: shipped names or TOML files; empty: digits.
         seeds: their number, or the seeds themselves.
         baseline: name of the cell to which the others are compared; None: the first.
         control: also train every model with frozen hidden layers.
         settings: ``KEY=VALUE`` overrides for every training.
+        tune: ranges, ``KEY=LOW..HIGH``, ``KEY=LOW..HIGH:log`` or ``KEY=A|B``: settings of every
+            cell are chosen there on a held-out part of the training data.
+        trials: of the search in every cell.
         workers: trainings at a time; 1: in this process.
 
     Raises:
@@ -97,6 +150,7 @@ def compare(
     table = study(
         models,
         estimators,
+        cells=cells,
         decorrelate=decorrelate,
         datasets=datasets,
         seeds=tuple(range(seeds)) if isinstance(seeds, int) else seeds,
@@ -104,6 +158,8 @@ def compare(
         baseline=baseline,
         control=control,
         settings=settings,
+        tune=tune,
+        trials=trials,
     )
     where = Place(
         place,

@@ -25,6 +25,11 @@ COSTS = (
 """Keys of a run's summary that say what it took, beside what it reached."""
 
 
+TUNED = (
+    "settings of every cell were chosen by as many trials on a held-out part of the training data"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Cells, and the summaries of those of their runs that are complete.
@@ -57,8 +62,14 @@ class Comparison:
         return [seed for seed in self.found[one] if seed in self.found[other]]
 
 
-def report(compared: Comparison, failures: Sequence[Failure] = ()) -> Report:
-    """Return the table of a comparison, its runs and its contrasts."""
+def report(
+    compared: Comparison, failures: Sequence[Failure] = (), tuning: Sequence[Row] = ()
+) -> Report:
+    """Return the table of a comparison, its runs and its contrasts.
+
+    Args:
+        tuning: what a search chose for every cell.
+    """
     rows = [_row(compared, cell) for cell in compared.cells]
     _add_differences(compared, rows)
     what = "error" if compared.error else "accuracy"
@@ -81,8 +92,12 @@ def report(compared: Comparison, failures: Sequence[Failure] = ()) -> Report:
     return Report(
         kept,
         rows,
-        _notes(compared, rows),
-        tables={"runs": list(_runs(compared)), "contrasts": _contrasts(compared)},
+        [*_notes(compared, rows), *([TUNED] if tuning else [])],
+        tables={
+            "runs": list(_runs(compared)),
+            "contrasts": _contrasts(compared),
+            "tuning": list(tuning),
+        },
         failures=[{"training": one.name, "reason": one.reason} for one in failures],
         trainings=len(compared.cells) * len(compared.seeds),
     )

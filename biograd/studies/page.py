@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from biograd.studies import Report
+from biograd.studies import Report, Row
 from biograd.studies.writing import write_cell
 
 STYLE = """
@@ -47,7 +47,7 @@ CONTRASTS = {
     "level": "level",
     "against": "against",
     "cells": "cells",
-    "n": "seeds",
+    "pairs": "seeds",
     "difference": "difference",
     "difference_interval": "95 %",
     "p_holm": "p",
@@ -75,28 +75,17 @@ def page(
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(_lead(report))}</p>',
         _failures(report.failures),
-        "<h2>Results</h2>",
-        table(report.rows, report.columns),
-        *(f'<p class="note">{escape(note)}.</p>' for note in report.notes),
+        *_results(report),
+        *_contrasts(report.tables.get("contrasts", [])),
+        *_tuning(report.tables.get("tuning", [])),
+        *_picture(picture),
+        *_costs(report.rows),
+        *_runs(report.tables.get("runs", [])),
+        *_block("Settings", settings),
+        *_block("Software and machine", environment),
+        "<h2>Again</h2>",
+        f"<pre>{escape(command)}</pre>",
     ]
-    contrasts = report.tables.get("contrasts", [])
-    if contrasts:
-        words = "Each level against the first, with all else the same, averaged over the other axes"
-        shown = {key: name for key, name in CONTRASTS.items() if key in contrasts[0]}
-        parts += ["<h2>What each choice gives</h2>", table(contrasts, shown)]
-        parts.append(f'<p class="note">{words}, paired by seed; controls are left out.</p>')
-    if picture is not None:
-        data = base64.b64encode(picture).decode()
-        alternative = "Accuracy of every cell, its course over the epochs, and its cost"
-        parts += [
-            "<h2>Picture</h2>",
-            f'<p><img alt="{alternative}" src="data:image/svg+xml;base64,{data}"></p>',
-        ]
-    parts += ["<h2>Costs</h2>", f'<p class="note">{escape(COSTS)}</p>']
-    parts += ["<h2>Every run</h2>", _runs(report.tables.get("runs", []))]
-    parts += ["<h2>Settings</h2>", _block(settings)]
-    parts += ["<h2>Software and machine</h2>", _block(environment)]
-    parts += ["<h2>Again</h2>", f"<pre>{escape(command)}</pre>"]
     body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -106,6 +95,24 @@ def page(
     )
 
 
+RUNS = {
+    "cell": "cell",
+    "seed": "seed",
+    "test_accuracy": "test",
+    "train_accuracy": "train",
+    "epochs": "epochs",
+    "forward_passes": "forward passes",
+    "training_seconds": "seconds",
+    "peak_memory_bytes": "memory",
+    "run": "file",
+}
+COSTLY = {
+    "training_seconds": "seconds of training",
+    "peak_memory_bytes": "memory",
+    "forward_passes": "forward passes",
+    "multiply_accumulates": "multiply-accumulates",
+    "synaptic_operations": "synaptic operations",
+}
 COSTS = (
     "Seconds are those of the training steps, measured while other trainings may have run beside; "
     "memory is the peak of the process. Operations are those of one example's inference: "
@@ -130,7 +137,7 @@ def _failures(failures: Sequence[Mapping[str, str]]) -> str:
     return f'<div class="failed"><b>Not trained</b><ul>{lines}</ul></div>'
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     """Return rows as an HTML table."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns.values())
     lines = []
@@ -141,13 +148,53 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
 
-def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
-    columns = {"cell": "cell", "seed": "seed", "test_accuracy": "test", "train_accuracy": "train"}
-    columns |= {"epochs": "epochs", "forward_passes": "forward passes"}
-    columns |= {"training_seconds": "seconds", "peak_memory_bytes": "memory", "run": "file"}
-    kept = {k: name for k, name in columns.items() if any(run.get(k) is not None for run in runs)}
-    return table(runs, kept) if runs else ""
+def _results(report: Report) -> Iterator[str]:
+    yield "<h2>Results</h2>"
+    shown = {key: name for key, name in report.columns.items() if key not in COSTLY}
+    yield table(report.rows, shown)
+    for note in report.notes:
+        yield f'<p class="note">{escape(note[:1].upper() + note[1:])}.</p>'
 
 
-def _block(values: Mapping[str, Any]) -> str:
-    return f"<pre>{escape(json.dumps(values, indent=2, ensure_ascii=False))}</pre>"
+def _contrasts(rows: Sequence[Row]) -> Iterator[str]:
+    if rows:
+        yield "<h2>What each choice gives</h2>"
+        yield table(rows, CONTRASTS)
+        words = "Each level against the first, with all else the same, averaged over the other axes"
+        yield f'<p class="note">{words}, paired by seed; controls are left out.</p>'
+
+
+def _tuning(rows: Sequence[Row]) -> Iterator[str]:
+    if rows:
+        yield "<h2>What the search chose</h2>"
+        yield table(rows, {key: key.replace("_", " ") for row in rows for key in row})
+
+
+def _picture(picture: bytes | None) -> Iterator[str]:
+    if picture is not None:
+        data = base64.b64encode(picture).decode()
+        alternative = "Accuracy of every cell, its course over the epochs, and its cost"
+        yield "<h2>Picture</h2>"
+        yield f'<p><img alt="{alternative}" src="data:image/svg+xml;base64,{data}"></p>'
+
+
+def _costs(rows: Sequence[Row]) -> Iterator[str]:
+    shown = {key: name for key, name in COSTLY.items() if any(row.get(key) for row in rows)}
+    if shown:
+        yield "<h2>Costs</h2>"
+        yield table(rows, {"cell": "", **shown})
+        yield f'<p class="note">{escape(COSTS)}</p>'
+
+
+def _runs(runs: Sequence[Row]) -> Iterator[str]:
+    shown = {
+        key: name for key, name in RUNS.items() if any(run.get(key) is not None for run in runs)
+    }
+    if runs:
+        yield "<h2>Every run</h2>"
+        yield table(runs, shown)
+
+
+def _block(title: str, values: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h2>{title}</h2>"
+    yield f"<pre>{escape(json.dumps(values, indent=2, ensure_ascii=False))}</pre>"

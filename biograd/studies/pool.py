@@ -28,7 +28,7 @@ from biograd.studies.tasks import (
     Job,
     Task,
     attempt,
-    deaf_to_interrupts,
+    deaf_to,
     drive,
     environment,
     killed,
@@ -111,7 +111,7 @@ class Processes:
             variables["CUDA_VISIBLE_DEVICES"] = device
         log = None if self.logs is None else log_of(name, self.logs)
         ours, theirs = self._context.Pipe()
-        with theirs, environment(variables), deaf_to_interrupts():
+        with theirs, environment(variables), deaf_to(signal.SIGINT):
             process = self._context.Process(target=_work, args=(theirs, work, log), name=name)
             process.start()
         if device is not None:

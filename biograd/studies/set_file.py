@@ -101,6 +101,16 @@ def _column(values: Sequence[Any]) -> Any:
     return np.array([missing if value is None else float(value) for value in values])
 
 
+def is_set(path: Path) -> bool:
+    """Return whether a path is a set of runs, or a folder with one."""
+    where = path / "set.h5" if path.is_dir() else path
+    try:
+        with h5py.File(where, "r") as file:
+            return bool(file.attrs.get("format") == SET)
+    except OSError:
+        return False
+
+
 def load_set(path: str | os.PathLike[str]) -> RunSet:
     """Open a set of runs, given ``set.h5`` or the folder that it lies in.
 

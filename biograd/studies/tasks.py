@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -228,16 +229,17 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Let every process and thread that starts meanwhile be deaf to Ctrl-C.
+def deaf_to(*signals: signal.Signals) -> Iterator[None]:
+    """Let every process and thread that starts meanwhile be deaf to these signals.
 
-    The terminal sends it to all processes; the parent alone decides what it means.  Here it waits
-    until the block ends.
+    Ctrl-C reaches all processes of a terminal; the parent alone decides what it means.  Here a
+    signal waits until the block ends.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if sys.platform == "win32":
         yield
         return
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # as it starts it would end the deafness
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +22,22 @@ from biograd import experiment
 from biograd.errors import BiogradError, RecipeError
 from biograd.recipes import Range, Table
 from biograd.runs import storage
-from biograd.studies import SAVED, Key, Place, Progress, Report, comparison, engines, grid, outputs
+from biograd.studies import (
+    SAVED,
+    Key,
+    Place,
+    Progress,
+    Report,
+    Row,
+    comparison,
+    engines,
+    grid,
+    outputs,
+    search,
+)
 from biograd.studies.comparison import Comparison, Summary
 from biograd.studies.grid import Cell, Grid
+from biograd.studies.search import Search
 from biograd.studies.tasks import Event, Failure, Task
 
 
@@ -44,6 +57,8 @@ class Trainings:
     """The cell to which the others are compared; by default the first."""
     error: bool = False
     """Show test errors instead of accuracies."""
+    tune: Search | None = None
+    """Choose settings of every cell, all with as many trials, before it is trained."""
 
     def lines(self) -> list[Cell]:
         """Return the cells in the order of the table.
@@ -81,6 +96,7 @@ class Training:
     """One training of a study: a cell with a seed.
 
     Attributes:
+        found: settings that a search chose.
         path: of its run file; its summary lies beside it.
     """
 
@@ -88,6 +104,7 @@ class Training:
     cell: Cell
     seed: int
     place: Place
+    found: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,7 +134,7 @@ class Training:
             estimator=self.cell.estimator,
             seed=self.seed,
             out=self.path,
-            assignments=(*self.settings.set, *self.cell.assignments),
+            assignments=(*self.settings.set, *self.cell.assignments, *self.found),
             data_dir=self.place.data_dir,
             offline=self.place.offline,
         )
@@ -179,9 +196,20 @@ def _same(known: object, asked: object, where: Path) -> None:
         )
 
 
-def train(settings: Trainings, cell: Cell, seed: int, place: Place) -> None:
+def train(training: Training) -> None:
     """Do one training of a study; what another process is given."""
-    Training(settings, cell, seed, place).run()
+    training.run()
+
+
+def tune(settings: Search, training: Training) -> None:
+    """Search for a cell, of which any training is given, and note what was found."""
+    where = _notes_of_search(training)
+    found = search.run(settings, training.request(), where.with_suffix(".journal"))
+    storage.write_json(where, dataclasses.asdict(found))
+
+
+def _notes_of_search(training: Training) -> Path:
+    return training.place.folder / f"{_stem(training.cell.name)}-tuning.json"
 
 
 def run(settings: Trainings, place: Place, progress: Progress) -> Report:
@@ -192,30 +220,100 @@ def run(settings: Trainings, place: Place, progress: Progress) -> Report:
     """
     trainings = settings.trainings(place)
     if place.task is not None:
-        if not 0 <= place.task < len(trainings):
-            raise RecipeError(f"--task {place.task}: the study has {len(trainings)} trainings")
-        trainings = [trainings[place.task]]
-    failures, todo = _divide(trainings)
+        trainings = [_only(trainings, place.task, settings)]
+    cells = list({one.cell.name: one.cell for one in trainings}.values())
+    failures, tuning = list[Failure](), list[Row]()
+    if settings.tune is not None:
+        settings.tune.check()
+        keep(settings, place.folder)
+        trainings, failures, tuning = _tune(settings.tune, trainings, progress)
+    lost, todo = _divide(trainings)
     if place.task is None:
         keep(settings, place.folder)
-    progress.trainings(
-        [one.key for one in trainings],
-        {one.key: known for one in trainings if (known := one.known())},
-    )
-    failures += _train(todo, place, progress)
-    cells = list({one.cell.name: one.cell for one in trainings}.values())
+    known = {one.key: summary for one in trainings if (summary := one.known())}
+    progress.trainings([one.key for one in trainings], known)
+    failures += lost + _train(todo, progress)
     found: dict[str, dict[int, Summary]] = {cell.name: {} for cell in cells}
+    files = {}
     for one in trainings:
-        known = one.known()
-        if known is not None:
-            found[one.cell.name][one.seed] = known
+        ended = one.known()
+        if ended is not None:
+            found[one.cell.name][one.seed] = ended
+            files[one.key] = one.path
     baseline = settings.baseline or cells[0].name
     compared = Comparison(cells, settings.seeds, found, baseline, settings.error)
-    report = comparison.report(compared, failures)
+    report = comparison.report(compared, failures, tuning)
     if place.task is None:
-        files = {one.key: one.path for one in trainings if one.known() is not None}
         outputs.write(report, settings.table(), files, place.folder, settings.error)
     return report
+
+
+def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Training:
+    if settings.tune is not None:
+        raise RecipeError("--task: a study with a search has two stages: run it without")
+    if not 0 <= task < len(trainings):
+        raise RecipeError(f"--task {task}: the study has {len(trainings)} trainings")
+    return trainings[task]
+
+
+def _tune(
+    settings: Search, trainings: Sequence[Training], progress: Progress
+) -> tuple[list[Training], list[Failure], list[Row]]:
+    """Search for every cell; return the trainings with what was found, failures, and a table."""
+    first = {one.cell.name: one for one in reversed(trainings)}
+    corner = settings.corner()
+    mistakes = [_mistake(dataclasses.replace(one, found=corner)) for one in first.values()]
+    if all(mistakes):
+        raise RecipeError(mistakes[0])
+    names = {f"{cell}, search": cell for cell in first}
+    count = settings.trials
+    progress.note(f"searching: {count} trials for each of {len(first)} cells")
+
+    def watch(event: Event) -> None:
+        if event.state != "started":
+            progress.note(f"{event.name}: {event.reason or event.state}")
+
+    tasks = [Task(name, tune, (settings, first[cell])) for name, cell in names.items()]
+    place = trainings[0].place.placement
+    if place.engine == "local" and place.workers == 1:
+        lost = [failure for task in tasks if (failure := _attempt(task, watch))]
+    else:
+        lost = engines.place(tasks, place, watch)
+    without = {names[failure.name]: failure.reason for failure in lost}
+    failures = [
+        Failure(one.name, without[one.cell.name]) for one in trainings if one.cell.name in without
+    ]
+    rows, tuned = [], []
+    for cell, one in first.items():
+        if cell not in without:
+            table = json.loads(_notes_of_search(one).read_text(encoding="utf-8"))
+            chosen = dict(text.split("=", 1) for text in table["assignments"])
+            rows.append(
+                {"cell": cell, "trials": table["trials"], "held_out_accuracy": table["accuracy"]}
+                | chosen
+            )
+            found = tuple(table["assignments"])
+            tuned += [
+                dataclasses.replace(other, found=found)
+                for other in trainings
+                if other.cell.name == cell
+            ]
+    return tuned, failures, rows
+
+
+def _attempt(task: Task, watch: Callable[[Event], None]) -> Failure | None:
+    """Do a task in this process; return why it failed, if it did."""
+    watch(Event(task.name, "started"))
+    try:
+        task.function(*task.arguments)
+    except experiment.Interrupted:
+        raise
+    except (BiogradError, OSError) as error:
+        reason = " ".join(str(error).split())
+        watch(Event(task.name, "failed", reason))
+        return Failure(task.name, reason)
+    watch(Event(task.name, "done"))
+    return None
 
 
 def keep(settings: Trainings, folder: Path) -> None:
@@ -232,44 +330,40 @@ def _divide(trainings: Sequence[Training]) -> tuple[list[Failure], list[Training
     """
     failures, todo = [], []
     for training in trainings:
-        try:
-            experiment.configure(training.request())
-        except RecipeError as error:
-            failures.append(Failure(training.name, str(error)))
+        mistake = _mistake(training)
+        if mistake:
+            failures.append(Failure(training.name, mistake))
             continue
         training.asked()
         if training.known() is None:
             todo.append(training)
-    if len(failures) == len(trainings):
+    if trainings and len(failures) == len(trainings):
         raise RecipeError(failures[0].reason)
     return failures, todo
 
 
-def _train(todo: Sequence[Training], place: Place, progress: Progress) -> list[Failure]:
+def _mistake(training: Training) -> str:
+    """Return why a training cannot be configured, "" if it can."""
+    try:
+        experiment.configure(training.request())
+    except RecipeError as error:
+        return str(error)
+    return ""
+
+
+def _train(todo: Sequence[Training], progress: Progress) -> list[Failure]:
     """Do the trainings, here or in processes of their own, and return those that failed."""
     by_name = {training.name: training for training in todo}
-    if place.placement.engine == "local" and place.placement.workers == 1:
-        return [failure for one in todo if (failure := _alone(one, progress))]
 
     def watch(event: Event) -> None:
         training = by_name[event.name]
         summary = training.known() if event.state == "done" else None
         progress.event(training.key, event.state, event.reason, summary)
 
-    tasks = [Task(one.name, train, (one.settings, one.cell, one.seed, one.place)) for one in todo]
-    return engines.place(tasks, place.placement, watch)
-
-
-def _alone(training: Training, progress: Progress) -> Failure | None:
-    """Do one training in this process; return why it failed, if it did."""
-    progress.event(training.key, "started", "", None)
-    try:
-        summary = training.run(progress)
-    except experiment.Interrupted:
-        raise
-    except (BiogradError, OSError) as error:
-        reason = " ".join(str(error).split())
-        progress.event(training.key, "failed", reason, None)
-        return Failure(training.name, reason)
-    progress.event(training.key, "done", "", summary)
-    return None
+    if not todo:
+        return []
+    place = todo[0].place.placement
+    if place.engine == "local" and place.workers == 1:
+        tasks = [Task(one.name, one.run, (progress,)) for one in todo]
+        return [failure for task in tasks if (failure := _attempt(task, watch))]
+    return engines.place([Task(one.name, train, (one,)) for one in todo], place, watch)

@@ -19,7 +19,7 @@ def write_cell(key: str, value: Any) -> str:
         signed = key.startswith("difference")
         low, high = (f"{part:+.1f}" if signed else f"{part:.1f}" for part in value)
         return f"{low} to {high}" if signed else f"{low}–{high}"
-    if isinstance(value, str) or key in ("cell", "seed", "n", "cells", "epochs"):
+    if isinstance(value, str) or key in ("cell", "seed", "n", "cells", "epochs", "pairs", "trials"):
         return str(value)
     if key.startswith("p_") or key == "p":
         return "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 1 else "1"

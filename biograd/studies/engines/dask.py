@@ -7,8 +7,9 @@ next.  Whoever has Slurm jobs or containers as Dask workers starts them and give
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
+import signal
+import sys
 import threading
 import time
 import uuid
@@ -26,7 +27,7 @@ from biograd.studies.tasks import (
     Engine,
     Job,
     attempt,
-    deaf_to_interrupts,
+    deaf_to,
     environment,
     line,
     log_of,
@@ -71,7 +72,7 @@ def _here(stack: ExitStack, distributed: Any, workers: int) -> Any:
     # Dask adds variables of its own; this lets go of them at the end
     stack.enter_context(environment(threads(workers)))
     try:
-        with deaf_to_interrupts(), warnings.catch_warnings():
+        with deaf_to(signal.SIGINT, signal.SIGTERM), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cluster = distributed.LocalCluster(
                 n_workers=workers,
@@ -96,7 +97,7 @@ def _there(stack: ExitStack, distributed: Any, address: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other versions, which may well do
-            client = distributed.Client(address, timeout=CONNECT, set_as_default=False)
+            client = _client(distributed)(address, timeout=CONNECT, set_as_default=False)
     except ValueError as error:
         raise RecipeError(f"address {address!r}: {line(error)}") from None
     except Exception as error:
@@ -116,6 +117,21 @@ def _there(stack: ExitStack, distributed: Any, address: str) -> Any:
                 "install the same"
             )
     return client
+
+
+def _client(distributed: Any) -> Any:
+    """Return a kind of client that ends itself if it cannot start, and not as the program ends."""
+
+    class Client(distributed.Client):
+        def start(self, **arguments: Any) -> None:
+            try:
+                # a server of another kind may accept the connection and never answer
+                super().start(callback_timeout=CONNECT + 1, **arguments)
+            except BaseException:
+                _suppressed(self.close, timeout=1)
+                raise
+
+    return Client
 
 
 def _version() -> str:
@@ -166,7 +182,6 @@ class Workers:
     def start(self, jobs: Sequence[Job]) -> None:
         """Hand the jobs to the scheduler."""
         for job in jobs:
-            log = None if self.logs is None else log_of(job.task.name, self.logs)
             try:
                 if self.client.status != "running":
                     raise ConnectionError("the connection was lost")
@@ -175,7 +190,7 @@ class Workers:
                     self.study,
                     job.task.function,
                     job.task.arguments,
-                    log,
+                    self._log(job),
                     key=f"biograd-{uuid.uuid4().hex}",
                     pure=False,
                     retries=0,
@@ -187,9 +202,7 @@ class Workers:
         """Return the jobs that have ended, or wait a little."""
         looked = [(job, self._answer(job.handle)) for job in jobs if job.handle.done()]
         found = [
-            (job, pointed(answer, self.logs and log_of(job.task.name, self.logs)))
-            for job, answer in looked
-            if answer is not None
+            (job, pointed(answer, self._log(job))) for job, answer in looked if answer is not None
         ]
         if not found:
             time.sleep(0.1)
@@ -221,10 +234,15 @@ class Workers:
             until = time.monotonic() + STOP
             if futures and self.client.status == "running":
                 self.client.cancel(futures, force=True)
-                busy = True
-                while busy and time.monotonic() < until:
-                    busy = any(self.client.run(_interrupt, self.study).values())
+                while any(self.client.run(_stop, self.study).values()):
+                    if time.monotonic() > until:
+                        break
                     time.sleep(0.1)
+        for job in jobs:
+            pointed(Answer(False, ""), self._log(job))
+
+    def _log(self, job: Job) -> Path | None:
+        return None if self.logs is None else log_of(job.task.name, self.logs)
 
 
 # In the process of a worker ---------------------------------------------------------------------
@@ -232,7 +250,6 @@ class Workers:
 _alone = threading.Lock()
 _at_work: dict[int, str] = {}
 """Thread that does a task, to the study that it belongs to."""
-_asked: set[int] = set()
 
 
 def _work(
@@ -247,18 +264,16 @@ def _work(
         try:
             return attempt(function, arguments)
         except BaseException as error:  # must not end the worker
-            return Answer(True, f"it ended with {type(error).__name__}: {line(error)}", True)
+            return Answer(True, f"it ended with {type(error).__name__}: {line(error)}", logged=True)
         finally:
-            _at_work.pop(thread, None)
-            _asked.discard(thread)
+            del _at_work[thread]
 
 
-def _interrupt(study: str) -> bool:
-    """Raise KeyboardInterrupt where a task of the study runs; return whether there is one."""
-    threads = [thread for thread, owner in list(_at_work.items()) if owner == study]
-    for thread in threads:
-        if thread not in _asked:  # once: it must be able to commit
-            _asked.add(thread)
-            set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
-            set_exception(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
-    return bool(threads)
+def _stop(study: str) -> bool:
+    """Ask the trainings of a study to stop; return whether there are tasks of it."""
+    recording = sys.modules.get("biograd.recording")  # else nobody trains
+    mine = [thread for thread, owner in list(_at_work.items()) if owner == study]
+    for thread in mine:
+        if recording is not None:
+            recording.ask_to_stop(thread)
+    return bool(mine)

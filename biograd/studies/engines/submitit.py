@@ -26,7 +26,7 @@ from biograd.studies.tasks import (
     Engine,
     Job,
     attempt,
-    deaf_to_interrupts,
+    deaf_to,
     environment,
     line,
     pointed,
@@ -163,7 +163,7 @@ class SlurmJobs:
 
         try:
             # what an enclosing job of Slurm has set would be taken for the new ones
-            with clean_env(), environment(self.variables), deaf_to_interrupts():
+            with clean_env(), environment(self.variables), deaf_to(signal.SIGINT):
                 self._submit(jobs)
         except Exception as error:  # sbatch, the pickle, the file system
             for job in jobs:

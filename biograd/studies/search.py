@@ -1,0 +1,281 @@
+"""Search: settings chosen for every cell alike, on a part of the training data that is held out.
+
+::
+
+    ranges -> Optuna proposes -> a training without the held-out part -> its accuracy there -> ...
+
+Each cell has the same number of trials, so that none is favoured by its defaults; the test split is
+dropped before anything looks at it.  The trials stand in a journal that Optuna reads; a search that
+was killed goes on as if it had not been, since each proposal follows from the trials before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from biograd import data, experiment
+from biograd.configuration import Configuration
+from biograd.errors import BiogradError, MissingExtraError, RecipeError
+from biograd.experiment import Experiment, Request
+from biograd.recipes import Fraction, Range, Table
+from biograd.runs import storage
+from biograd.training import evaluate
+
+if TYPE_CHECKING:
+    import optuna
+
+GRACE = 5
+"""Seconds after which the journal's lock of a process that was killed no longer counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """The range of a setting: numbers from ``low`` to ``high``, or ``choices``.
+
+    Two whole numbers make a range of whole numbers.
+    """
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    """Proposed evenly in the logarithm."""
+    choices: tuple[str | int | float | bool, ...] = ()
+
+    def check(self, key: str) -> None:
+        """Refuse a range that holds nothing.
+
+        Raises:
+            RecipeError: with the key.
+        """
+        where = f"tune: {key}"
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise RecipeError(f"{where}: give choices, or low and high")
+            if len({*map(repr, self.choices)}) < max(2, len(self.choices)):
+                raise RecipeError(f"{where}: choices: give at least two different ones")
+        elif self.low is None or self.high is None:
+            raise RecipeError(f"{where}: give low and high, or choices")
+        elif not self.low < self.high:
+            raise RecipeError(f"{where}: low = {self.low} is not below high = {self.high}")
+        elif self.log and self.low <= 0:
+            raise RecipeError(f"{where}: low = {self.low}: a logarithmic range is above 0")
+
+    @property
+    def first(self) -> str | int | float | bool | None:
+        """One end of the range."""
+        return self.choices[0] if self.choices else self.low
+
+    def propose(self, key: str, trial: optuna.Trial) -> str | int | float | bool | None:
+        """Return what Optuna proposes."""
+        if self.choices:
+            return trial.suggest_categorical(key, self.choices)
+        assert self.low is not None and self.high is not None
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(key, self.low, self.high, log=self.log)
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How a study searches: ranges, trials of every cell, share that is held out."""
+
+    parameters: Mapping[str, Parameter]
+    trials: Annotated[int, Range(1)] = 20
+    validation: Fraction = 0.2
+    seed: Annotated[int, Range(0)] = 0
+    """Of the proposals and of every trial's training."""
+
+    def check(self) -> None:
+        """Refuse what cannot be searched.
+
+        Raises:
+            RecipeError: no range, an impossible one, or one over the data.
+            MissingExtraError: Optuna is not installed.
+        """
+        _optuna()
+        if not self.parameters:
+            raise RecipeError("tune: no parameters: give at least one range")
+        for key, parameter in self.parameters.items():
+            if key.startswith("dataset."):
+                raise RecipeError(f"tune: {key}: the data are not searched over")
+            parameter.check(key)
+
+    def corner(self) -> tuple[str, ...]:
+        """Return ``KEY=VALUE`` of one corner of the ranges, which must be valid settings."""
+        return tuple(f"{key}={_written(one.first)}" for key, one in self.parameters.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        assignments: ``KEY=VALUE`` of the best trial.
+        accuracy: of it on the held-out part.
+        trials: number of trials.
+    """
+
+    assignments: tuple[str, ...]
+    accuracy: float
+    trials: int
+
+
+def parse(text: str) -> tuple[str, Table]:
+    """Return key and range of ``KEY=LOW..HIGH``, ``KEY=LOW..HIGH:log`` or ``KEY=A|B|C``.
+
+    >>> parse("training.learning_rate=0.001..0.1:log")
+    ('training.learning_rate', {'low': 0.001, 'high': 0.1, 'log': True})
+    >>> parse("training.optimiser=adam|sgd")
+    ('training.optimiser', {'choices': ['adam', 'sgd']})
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    key, equals, given = text.partition("=")
+    words = f"--tune {text!r}: write KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A|B"
+    if not equals or not key.strip():
+        raise RecipeError(words)
+    if "|" in given:
+        return key.strip(), {"choices": [_value(part.strip()) for part in given.split("|")]}
+    limits, _, kind = given.partition(":")
+    low, dots, high = limits.partition("..")
+    numbers = [_value(part.strip()) for part in (low, high)]
+    if not dots or kind not in ("", "log") or any(isinstance(n, (str, bool)) for n in numbers):
+        raise RecipeError(words)
+    table: Table = {"low": numbers[0], "high": numbers[1]}
+    return key.strip(), table | ({"log": True} if kind else {})
+
+
+def _value(text: str) -> str | int | float | bool:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, (str, int, float, bool)) else text
+
+
+def run(search: Search, request: Request, journal: Path) -> Found:
+    """Search, or go on with the search that a journal holds, and return the best settings.
+
+    Args:
+        request: of the cell; its seed is replaced by the search's.
+
+    Raises:
+        MissingExtraError: Optuna is not installed.
+        RecipeError: a setting is not valid, or the journal is of another search.
+    """
+    search.check()
+    asked = _asked(search, request)
+    study = _open(journal, asked)
+    optuna = _optuna()
+    for begun in study.get_trials(deepcopy=False):
+        if begun.state == optuna.trial.TrialState.RUNNING:  # it was killed
+            study.tell(begun.number, state=optuna.trial.TrialState.FAIL)
+    while (done := len(_complete(study))) < search.trials:
+        # a sampler of its own: the proposal must not depend on what this process drew before
+        study.sampler = optuna.samplers.TPESampler(seed=1000 * search.seed + done)
+        trial = study.ask()
+        given = {key: one.propose(key, trial) for key, one in search.parameters.items()}
+        trial.set_user_attr("assignments", [f"{k}={_written(v)}" for k, v in given.items()])
+        study.tell(trial, _accuracy(search, request, trial.user_attrs["assignments"]))
+    # of equally good ones the first
+    best = max(_complete(study), key=lambda trial: (trial.value, -trial.number))
+    return Found(tuple(best.user_attrs["assignments"]), float(best.value), search.trials)
+
+
+def _written(value: object) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def _asked(search: Search, request: Request) -> str:
+    """Return what the journal must be about, so that no two searches mix."""
+    own = dataclasses.replace(request, seed=search.seed, out=None)
+    table = experiment.configure(own).table()
+    ranges = dataclasses.asdict(search)
+    del ranges["trials"]  # more of them may follow
+    return json.dumps({"configuration": table, "search": ranges}, sort_keys=True)
+
+
+def _open(journal: Path, asked: str) -> Any:
+    optuna = _optuna()
+    backend = optuna.storages.journal
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    lock = backend.JournalFileOpenLock(str(journal), grace_period=GRACE)
+    with storage.writing(journal, "run the study again"):
+        kept = optuna.storages.JournalStorage(backend.JournalFileBackend(str(journal), lock))
+        study = optuna.create_study(
+            storage=kept, study_name="search", direction="maximize", load_if_exists=True
+        )
+        known = study.user_attrs.get("asked")
+        if known is None:
+            study.set_user_attr("asked", asked)
+    if known not in (None, asked):
+        raise RecipeError(
+            f"{journal}: was made with other settings: give another folder, or delete the file"
+        )
+    return study
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError(
+            "--tune needs Optuna, which is not installed: pip install 'biograd[sweep]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _complete(study: Any) -> list[Any]:
+    return [t for t in study.get_trials(deepcopy=False) if t.value is not None]
+
+
+def _accuracy(search: Search, request: Request, assignments: list[str]) -> float:
+    """Return the accuracy of a trial on the held-out part; 0 if its training diverges."""
+    held_out = f"dataset.validation={search.validation}"
+    trial = dataclasses.replace(
+        request,
+        seed=search.seed,
+        out=None,
+        assignments=(*request.assignments, *assignments, held_out),
+    )
+    configuration = experiment.configure(trial)
+    try:
+        return validate(configuration)
+    except RecipeError:
+        raise
+    except BiogradError:  # the loss is not finite
+        return 0.0
+
+
+def validate(configuration: Configuration) -> float:
+    """Train without a run file and return the accuracy on the held-out part.
+
+    Raises:
+        BiogradError: nothing is held out: the accuracy would be that of the test split.
+    """
+    dataset = data.load(
+        configuration.data,
+        name=configuration.dataset,
+        data_dir=None if configuration.data_dir is None else Path(configuration.data_dir),
+        offline=configuration.offline,
+        seed=configuration.seed,
+    )
+    if dataset.evaluated_on != "validation":
+        raise BiogradError(
+            f"{configuration.dataset}: a search must not look at the test split: set "
+            "dataset.validation"
+        )
+    trained = Experiment(configuration, dataset)
+    try:
+        for _record in trained.trainer.steps():
+            pass
+        accuracy, _loss = evaluate(trained.engine, dataset.test)
+    finally:
+        trained.engine.detach()
+    return accuracy

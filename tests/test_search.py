@@ -1,0 +1,222 @@
+"""Search: ranges, the journal, going on, and that the test split has no part in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from biograd import data, studies
+from biograd.__main__ import main
+from biograd.configuration import Request, configure
+from biograd.errors import BiogradError, RecipeError
+from biograd.recipes import construct
+from biograd.studies import Place, Silent, search
+from biograd.studies.search import Parameter, Search, parse
+
+RANGES = {
+    "training.learning_rate": {"low": 1e-4, "high": 0.1, "log": True},
+    "training.batch_size": {"low": 16, "high": 64},
+    "training.optimiser": {"choices": ["adam", "sgd"]},
+}
+REQUEST = Request("ann", "digits", "backprop", assignments=("training.epochs=1",))
+
+
+def settings(trials: int = 4, **changes: Any) -> Search:
+    table = {"parameters": RANGES, "trials": trials, **changes}
+    return construct(Search, table, "study", "tune")
+
+
+def trials_of(journal: Path) -> list[dict[str, Any]]:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    kept = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.load_study(study_name="search", storage=kept)
+    return [{**t.params, "value": t.value} for t in study.trials if t.value is not None]
+
+
+@pytest.mark.parametrize("text", ["a=1", "a=1..x", "a", "=1..2", "a=1..2:lin", "a=true..2"])
+def test_what_is_no_range(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"write KEY=LOW\.\.HIGH") as found:
+        parse(text)
+    assert text in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"low": 1.0}, "give low and high"),
+        ({"low": 2, "high": 1}, "not below"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "above 0"),
+        ({"low": 1, "choices": [1, 2]}, "give choices, or"),
+        ({"choices": ["a"]}, "two different"),
+        ({"choices": ["a", "a"]}, "two different"),
+    ],
+)
+def test_ranges_that_hold_nothing(table: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        construct(Parameter, table, "study").check("training.epochs")
+
+
+def test_proposals_stay_in_their_ranges(tmp_path: Path) -> None:
+    found = search.run(settings(6), REQUEST, tmp_path / "s.journal")
+    trials = trials_of(tmp_path / "s.journal")
+    assert len(trials) == found.trials == 6
+    for trial in trials:
+        assert 1e-4 <= trial["training.learning_rate"] <= 0.1
+        assert trial["training.batch_size"] in range(16, 65)
+        assert trial["training.optimiser"] in ("adam", "sgd")
+    assert len({trial["training.learning_rate"] for trial in trials}) == 6
+    best = max(trials, key=lambda trial: trial["value"])
+    assert found.accuracy == best["value"] > 0.2
+    assert f"training.learning_rate={best['training.learning_rate']}" in found.assignments
+    # what was found can be asked for, and is what it was
+    request = Request(
+        **{
+            **REQUEST.__dict__,
+            "assignments": (
+                *REQUEST.assignments,
+                *found.assignments,
+                "dataset.validation=0.2",
+            ),
+        }
+    )
+    assert search.validate(configure(request)) == found.accuracy
+
+
+def test_interrupted_it_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.run(settings(5), REQUEST, tmp_path / "whole.journal")
+    validate, calls = search.validate, []
+
+    def dying(configuration: Any) -> float:
+        calls.append(configuration)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return validate(configuration)
+
+    monkeypatch.setattr(search, "validate", dying)
+    journal = tmp_path / "cut.journal"
+    with pytest.raises(KeyboardInterrupt):
+        search.run(settings(5), REQUEST, journal)
+    assert len(trials_of(journal)) == 2
+    search.run(settings(5), REQUEST, journal)
+    assert len(calls) == 6  # the third trial came again, the first two did not
+    assert trials_of(journal) == trials_of(tmp_path / "whole.journal")
+    search.run(settings(5), REQUEST, journal)
+    assert len(calls) == 6
+    search.run(settings(6), REQUEST, journal)  # more of them may follow
+    assert len(calls) == 7
+
+
+def test_another_search_is_not_mixed_in(tmp_path: Path) -> None:
+    search.run(settings(1), REQUEST, tmp_path / "s.journal")
+    other = Request("ann", "digits", "weak", assignments=("training.epochs=1",))
+    with pytest.raises(RecipeError, match="other settings"):
+        search.run(settings(1), other, tmp_path / "s.journal")
+    with pytest.raises(RecipeError, match="other settings"):
+        search.run(settings(1, validation=0.3), REQUEST, tmp_path / "s.journal")
+
+
+def test_the_test_split_has_no_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other labels in the test split, the search finds the same, digit for digit."""
+    honest = search.run(settings(2), REQUEST, tmp_path / "honest.journal")
+    from biograd.data import digits
+
+    read, seen = digits.read, []
+
+    def poisoned(request: Any) -> Any:
+        train, test = read(request)
+        seen.append(len(test.targets))
+        test.targets[:] = torch.arange(len(test.targets)) % 10
+        test.inputs.mul_(torch.rand(test.inputs.shape))
+        return train, test
+
+    monkeypatch.setattr(digits, "read", poisoned)
+    again = search.run(settings(2), REQUEST, tmp_path / "poisoned.journal")
+    assert seen and again == honest
+    # a search that looked would have noticed
+    configuration = configure(REQUEST)
+    dataset = data.load(configuration.data, name="digits")
+    assert dataset.evaluated_on == "test"
+    with pytest.raises(BiogradError, match="must not look at the test split"):
+        search.validate(configuration)
+
+
+def test_a_training_that_diverges_is_worth_nothing(tmp_path: Path) -> None:
+    table = {"training.learning_rate": {"choices": [1e30, 1e31]}}
+    found = search.run(settings(2, parameters=table), REQUEST, tmp_path / "s.journal")
+    assert found.accuracy == 0.0
+
+
+def study(**changes: Any) -> dict[str, Any]:
+    return {
+        "seeds": [0, 1],
+        "set": ["training.epochs=1"],
+        "grid": {"models": ["ann"], "estimators": ["backprop"]},
+        "tune": {"parameters": RANGES, "trials": 3},
+        **changes,
+    }
+
+
+def test_every_cell_is_searched_and_trained_with_what_was_found(tmp_path: Path) -> None:
+    report = studies.run(study(), tmp_path / "x", Place(tmp_path), Silent())
+    rows = {row["cell"]: row for row in report.tables["tuning"]}
+    assert set(rows) == {"ann", "frozen hidden"} and all(r["trials"] == 3 for r in rows.values())
+    import biograd
+
+    for seed in (0, 1):
+        with biograd.load(tmp_path / f"ann-seed{seed}.h5") as run:
+            training = run.config["recipe"]["training"]
+            assert run.config["data"]["validation"] == 0  # trained on all, tested on the test split
+        assert training["batch_size"] == int(rows["ann"]["training.batch_size"])
+        assert training["learning_rate"] == float(rows["ann"]["training.learning_rate"])
+    page = (tmp_path / "report.html").read_text()
+    assert "What the search chose" in page
+    again = studies.run(study(), tmp_path / "x", Place(tmp_path), Silent())
+    assert again.rows == report.rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--trials", "3"), "--trials"),
+        (("--tune", "training.learning_rate=1"), "KEY=LOW..HIGH"),
+        (("--tune", "training.learning_rat=0.1..1"), "learning_rate"),
+        (("--tune", "dataset.validation=0.1..0.2"), "not searched over"),
+        (("--tune", "a=1..2", "--tune", "a=1..3"), "given twice"),
+        (("--tune", "training.epochs=1..3", "--print-sbatch"), "search comes first"),
+    ],
+)
+def test_mistakes_at_the_console(
+    arguments: tuple[str, ...],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["compare", "--models", "ann", "--seeds", "1", "--epochs", "1", "-w", "1", "-q"]
+    if "epochs" in arguments[-1] or "--print-sbatch" in arguments:
+        common.remove("--epochs")
+        common.remove("1")
+    assert main([*common, *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_missing_optuna_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    table = tmp_path / "study.json"
+    table.write_text(json.dumps(study()))
+    assert main(["run", str(table), "--out", str(tmp_path), "-w", "1", "-q"]) == 5
+    assert "biograd[sweep]" in capsys.readouterr().err
