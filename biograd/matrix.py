@@ -86,10 +86,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "encoding": {"duration_ms": 8.0},
     },
 }
-"""Recipes of tiny networks; the substrate and what is ``COMMON`` come on top."""
+"""Recipes of tiny networks; the substrate and what is ``COMMON`` to a kind come on top."""
 BRIAN2_ALONE = ("own equations", "circuit", "no derivative")
 """Networks that no other simulator has."""
-COMMON: dict[str, Any] = {"hidden": (5, 4), "activation": "tanh", "dtype": "float64"}
+COMMON: dict[str, dict[str, Any]] = {
+    "rate": {"hidden": (5, 4), "activation": "tanh", "dtype": "float64"},
+    "spiking": {"hidden": (5, 4), "dtype": "float64"},
+    "circuit": {"dtype": "float64"},
+}
 SHAPE, CLASSES, ROWS = (1, 4, 4), 3, 12
 STEPS = 8
 """After so many steps every hidden layer must have received credit."""
@@ -132,9 +136,7 @@ def fill(
     Raises:
         RecipeError: no such rule.
     """
-    for name in rules:
-        if name not in ESTIMATORS:
-            raise RecipeError(f"no estimator {name!r}: {nearest(name, ESTIMATORS)}")
+    check(rules)
     wanted, cells = list(rules or ESTIMATORS), []
     with _brian2_on_numpy():
         for column in columns():
@@ -142,6 +144,17 @@ def fill(
                 cells.append(cell)
                 watch(cell)
     return sorted(cells, key=lambda cell: wanted.index(cell.rule))
+
+
+def check(rules: Sequence[str]) -> None:
+    """Refuse a rule that there is not.
+
+    Raises:
+        RecipeError: with the nearest name.
+    """
+    for name in rules:
+        if name not in ESTIMATORS:
+            raise RecipeError(f"no estimator {name!r}: {nearest(name, ESTIMATORS)}")
 
 
 def _fill_column(rules: Sequence[str], substrate: str, network: str) -> Iterator[Cell]:
@@ -184,7 +197,9 @@ def try_out(rule: str, network: nn.Module, recipe: ModelRecipe) -> Cell:
 def tiny(substrate: str, network: str) -> ModelRecipe:
     """Return the recipe of a tiny network."""
     table = dict(NETWORKS[network])
-    table["network"] = {**COMMON, **table.get("network", {}), "substrate": substrate}
+    own = table.get("network", {})
+    common = COMMON[own.get("kind", "rate")]
+    table["network"] = {**common, **own, "substrate": substrate}
     return construct(ModelRecipe, table, network)
 
 

@@ -163,6 +163,21 @@ def test_a_derivative_is_refused_in_one_line() -> None:
         model(batch(2)[0]).sum().backward()
 
 
+def test_measured_gains_need_the_neurons_that_the_current_goes_into() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), box(), nn.Linear(4, 3)).double()
+    with pytest.raises(
+        CapabilityError, match=r"1 \(Brian2Box\) takes .* first .* second"
+    ) as caught:
+        attach(model, make("gain"), sites=["0", "2"])
+    assert "\n" not in str(caught.value)
+    in_front = nn.Sequential(box(), nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    model = nn.Sequential(nn.Linear(6, 5), box(output=("first", "spikes")), nn.Linear(5, 3))
+    for network, inputs, sites in ((in_front, drive(4), ["1", "3"]), (model, None, ["0", "2"])):
+        engine = attach(network.double(), make("gain"), sites=sites)
+        engine(batch(4)[0] if inputs is None else inputs, torch.tensor([0, 1, 2, 0])).backward()
+        assert network.get_submodule(sites[0]).weight.grad.any()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

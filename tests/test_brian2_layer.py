@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -132,6 +135,78 @@ def test_a_simulation_that_blows_up_says_so() -> None:
     with pytest.raises(BiogradError, match="v of 40 of 40 neurons is not finite") as caught:
         layer(recipe)(10 * drive() + 1)
     assert "\n" not in str(caught.value)
+
+
+def test_threads_take_turns() -> None:
+    """A trial of one thread must not move the neurons of another's."""
+    population = layer(steps=1000)
+    currents = [
+        2 * torch.rand(4, 1000, 5, generator=torch.Generator().manual_seed(seed))
+        for seed in range(8)
+    ]
+    alone = [credit(population, current) for current in currents]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(functools.partial(credit, population), currents))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    for twin in (copy.deepcopy(population), pickle.loads(pickle.dumps(population))):
+        assert twin._turn is not population._turn
+        assert torch.equal(credit(twin, currents[0]), alone[0])
+
+
+def credit(population: Brian2Layer, current: Tensor) -> Tensor:
+    """Return the spikes of a current and the gradient of their number, in one row."""
+    current = current.clone().requires_grad_()
+    spikes = population(current)
+    spikes.sum().backward()
+    assert current.grad is not None
+    return torch.cat((spikes.detach().flatten(), current.grad.flatten()))
+
+
+# Where every neuron begins -----------------------------------------------------------------------
+
+
+def begun(initial: object) -> Brian2Layer:
+    """Squares: what a current does depends on where the neuron is."""
+    recipe = PopulationRecipe(
+        equations="dv/dt = (I - v * v) / (10*ms) : 1\nI : 1",
+        output="v",
+        method="euler",
+        initial={"v": initial},  # type: ignore[dict-item]
+    )
+    return layer(recipe)
+
+
+@pytest.mark.parametrize("initial", [(0.1, 0.3, "0.5", 0.7, 0.9), "uniform(0.1, 0.9)"])
+def test_neurons_that_begin_apart_are_replayed(initial: object) -> None:
+    population, current = begun(initial), drive(2).requires_grad_()
+    start = torch.from_numpy(population.model.initial(5)["v"])
+    found = population(current)
+    assert len(set(start.tolist())) == 5
+    assert (found[:, 0] - (start + (current - start**2) / 10)).abs().max() < 1e-12
+    weights = torch.linspace(1, 2, STEPS).double()[:, None]
+    (gradient,) = torch.autograd.grad((found * weights).sum(), current)
+    differences = torch.zeros_like(gradient)
+    for place in range(current.numel()):
+        step = torch.zeros(current.numel(), dtype=torch.float64)
+        step[place] = 1e-6
+        moved = step.view_as(current)
+        ends = [population((current + sign * moved).detach()) for sign in (1, -1)]
+        differences.view(-1)[place] = ((ends[0] - ends[1]) * weights).sum() / 2e-6
+    assert (gradient - differences).abs().max() < 1e-8 * gradient.abs().max()
+    equal = begun(0.5)(current)
+    (other,) = torch.autograd.grad((equal * weights).sum(), current)
+    assert (gradient - other).abs().max() > 1e-3
+    nothing = nn.Linear(5, 5, bias=False).double()
+    nn.init.zeros_(nothing.weight)
+    stepped = population(current.unsqueeze(1), nothing)  # as Brian2 goes, step by step
+    assert (stepped - found).abs().max() < 1e-12
+    (again,) = torch.autograd.grad((stepped * weights).sum(), current)
+    assert (again - gradient).abs().max() < 1e-12 * gradient.abs().max()
 
 
 # Noise --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -96,8 +97,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return all warnings."""
-    return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    """Return all warnings that reach the user, whose terminal Brian2's own do not."""
+    found = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    return [one.getMessage() for one in found if one.name.startswith("biograd")]
 
 
 def test_without_a_compiler_one_line_says_so_once(
@@ -114,6 +116,50 @@ def test_without_a_compiler_one_line_says_so_once(
     assert "no C++ compiler" in line and "NumPy" in line and "doctor" in line and "\n" not in line
     assert "Cython" not in "".join(capfd.readouterr())
     assert all(torch.equal(train, expected) for train in found) and expected.any()
+
+
+@pytest.mark.parametrize("temporary", [True, False])
+def test_a_folder_that_cannot_be_written_is_named(
+    compiler: Callable[[bool], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    temporary: bool,
+) -> None:
+    from brian2.codegen.runtime.cython_rt import extension_manager
+
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "cython"  # below a file, nobody can make a folder
+    # Cython asks the environment, CYTHON_CACHE_DIR, once
+    monkeypatch.setattr(extension_manager, "base_cython_cache_dir", lambda: str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if temporary else folder))
+    prefs = import_brian2().prefs.codegen
+    prefs.target = "auto"
+    compiler(temporary)
+    kept = prefs.runtime.cython.cache_dir
+    try:
+        choose_target()
+        choose_target()
+        chosen = prefs.runtime.cython.cache_dir
+    finally:
+        prefs.runtime.cython.cache_dir = kept
+    (line,) = said(caplog)
+    assert f"{folder}/brian_extensions cannot be written" in line and "CYTHON_CACHE_DIR" in line
+    assert "compiler" not in line and ("NumPy" in line) is not temporary
+    made = [str(path) for path in tmp_path.glob("biograd-brian2-*")]
+    assert made == [chosen] * temporary and all(path in line for path in made)
+    assert all(os.stat(path).st_mode & 0o777 == 0o700 for path in made)  # nobody else's code
+
+
+def test_a_folder_of_somebody_else_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = Path(importing._temporary())
+    assert importing._temporary() == str(own)
+    own.chmod(0o777)
+    other = Path(importing._temporary())
+    assert other != own and other.stat().st_mode & 0o777 == 0o700
 
 
 def test_with_a_compiler_nothing_is_said(

@@ -36,6 +36,7 @@ from biograd.recipes import (
     PopulationRecipe,
     ProjectionRecipe,
     construct,
+    load_model,
 )
 from biograd.training import activity
 
@@ -78,6 +79,10 @@ def numpy_target() -> Iterator[None]:
     codegen.target = kept
 
 
+STRONG = {"resistance": 8.0}
+"""Constants of neurons without equations."""
+
+
 def circuit(
     populations: Mapping[str, Mapping[str, Any]],
     projections: Mapping[str, Mapping[str, Any]],
@@ -88,7 +93,7 @@ def circuit(
     """Return a circuit in float64 whose biases are drawn, too."""
     table = {
         "network": {"substrate": "brian2", "kind": "circuit", "dtype": "float64", "gain": 2.0},
-        "neuron": {"resistance": 8.0},
+        "neuron": {} if all("equations" in p for p in populations.values()) else STRONG,
         "populations": populations,
         "projections": projections,
     }
@@ -840,8 +845,9 @@ def test_a_copy_of_a_masked_layer_is_guarded_too() -> None:
 @pytest.mark.parametrize("sign", ["excitatory", "inhibitory"])
 @pytest.mark.parametrize("kind", ["dense", "masked"])
 def test_the_sign_of_a_projection_stays(kind: str, sign: str) -> None:
+    density = {"density": 0.5} if kind == "masked" else {}
     network = circuit(
-        {"a": {"units": 5}}, {"into": to("input", "a", kind=kind, sign=sign, density=0.5)}
+        {"a": {"units": 5}}, {"into": to("input", "a", kind=kind, sign=sign, **density)}
     )
     inputs, targets = batch()
     engine = attach(network, make("backprop"))
@@ -1063,7 +1069,25 @@ INTO = to("input", "a")
         ({"a": A}, {"x": {"source": "input"}}, "missing key projections.x.target"),
         ({"a": {"units": 5, "threshold": "v > 1"}}, {"x": INTO}, "populations.a.equations: miss"),
         ({"a": {**A, "equations": "dv/dt = -v : 1\nI : 1"}}, {"x": INTO}, "populations.a"),
-        ({"a": {**A, "scale": {"J": 1}}}, {"x": INTO}, "populations.a.scale.J: no such variable"),
+        ({"a": {**A, "scale": {"J": 1}}}, {"x": INTO}, "populations.a.scale.J: no current flows"),
+        (
+            {"a": {**A, "input": "J"}},
+            {"x": {**INTO, "variable": "I"}},
+            "populations.a.input = 'J': no projection leads to it",
+        ),
+        (
+            {"a": A},
+            {"x": {**INTO, "density": 0.5}},
+            "projections.x.density: has no effect on kind = 'dense': .* kind = 'masked'",
+        ),
+        (
+            {"a": A},
+            {"x": {**INTO, "kind": "masked", "stride": 1}},
+            "projections.x.stride: has no effect on kind = 'masked': .* kind = 'convolution'",
+        ),
+        ({"a": {**A, "initial": {"v": [0.5]}}}, {"x": INTO}, "initial.v: 1 values for 5 neurons"),
+        ({"a": {**A, "units": 10**13}}, {"x": INTO}, "too large for this machine's memory: lower"),
+        ({"a": {**A, "units": 10**30}}, {"x": INTO}, "too large for this machine's memory: lower"),
         ({"a": {**A, "scale": {"I": "1*mV"}}}, {"x": INTO}, "I is a plain number"),
         ({"a": {**A, "scale": {"I": -1.0}}}, {"x": INTO}, "must be above zero"),
         ({"a": {**A, "unit": 5}}, {"x": INTO}, "unknown key populations.a.unit"),
@@ -1074,6 +1098,23 @@ def test_a_recipe_that_does_not_hold_together(
 ) -> None:
     with pytest.raises(RecipeError, match=words) as refused:
         circuit(populations, projections)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("network.hidden=[5]", r"network\.hidden: has no effect on a circuit, which is made of"),
+        ("network.recurrent=true", r"network\.recurrent: has no effect on a circuit"),
+        ("network.activation=tanh", r"network\.activation: has no effect on a circuit"),
+        ("population.threshold='v > 1'", r"\[population\]: a circuit has \[populations\.NAME\]"),
+        ("neuron.threshold=2.0", r"neuron\.threshold = 2\.0: .* write it into \[populations\], or"),
+        ("neuron.method=event", r"neuron\.method = 'event'"),
+    ],
+)
+def test_what_says_nothing_of_a_circuit_is_refused(key: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as refused:
+        biograd.build(load_model("circuit", "digits", None, [key]), (1, 8, 8), 10)
     assert "\n" not in str(refused.value)
 
 

@@ -501,7 +501,7 @@ def test_a_run_is_probed_from_its_file(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--step", "7000"], 4, "no checkpoint of step 7000"),
+        (["--step", "7000"], 2, "no checkpoint of step 7000"),
         (["--draws", "1"], 2, "--draws"),
         (["--reference", "autograd"], 2, "known: auto"),
     ],

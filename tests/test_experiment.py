@@ -188,8 +188,10 @@ def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
 def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     summary = experiment.execute(request(tmp_path / "a.h5", "ann", "weak", control=True))
     keys = (
-        "schema_version run model dataset estimator decorrelation seed epochs train_accuracy "
-        "test_accuracy test_loss frozen_hidden_control silent seconds steps_per_second"
+        "schema_version run model dataset estimator decorrelation seed epochs budget "
+        "train_accuracy test_accuracy test_loss frozen_hidden_control silent seconds "
+        "steps_per_second ranks training_seconds forward_passes peak_memory_bytes "
+        "multiply_accumulates synaptic_operations"
     )
     assert " ".join(summary) == keys
 
@@ -267,6 +269,11 @@ BAD = [
     (["--out", "{tmp}/file/run.h5"], 1, r"cannot be written"),
     (["--dataset", "mnist", "--offline", "--data-dir", "{tmp}/empty"], 1, r"mnist"),
     (["--set", "training.learning_rate=1e30"], 1, r"the loss is not finite at step"),
+    (
+        ["--model", "ann", "--estimator", "backprop", "--set", "network.gain=1e38"],
+        1,
+        r"the loss is not finite before the first update: lower .* \(network\.gain\)",
+    ),
 ]
 
 

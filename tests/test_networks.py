@@ -172,6 +172,8 @@ def test_rate_networks(activation: str, normalisation: str, channels: tuple[int,
         ({"kind": "spiking", "channels": (4,)}, {}, "network.channels"),
         ({"channels": (4,)}, {}, "network.channels"),
         ({"kind": "spiking", "dropout": 0.1}, {}, "network.dropout"),
+        ({"kind": "spiking", "activation": "tanh"}, {}, "network.activation: has no effect"),
+        ({"hidden": (10**12,)}, {}, "too large for this machine's memory"),
         (
             {"kind": "spiking", "substrate": "snntorch"},
             {"reset": "zero", "synaptic_time_constant_ms": 3.0},
@@ -185,6 +187,22 @@ def test_parts_that_do_not_fit(network: dict[str, Any], neuron: dict[str, Any], 
     )
     with pytest.raises(RecipeError, match=words):
         biograd.build(recipe, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"inputs": -1}, "build: inputs = -1: must be >= 1"),
+        ({"inputs": (1, 8.5)}, "build: inputs = .*must be a whole number"),
+        ({"classes": 0}, "build: classes = 0: must be >= 1"),
+        ({"seed": "a"}, "build: seed = 'a': must be a whole number"),
+        ({"inputs": 10**12}, "too large for this machine's memory: lower network.hidden or"),
+    ],
+)
+def test_sizes_that_are_none(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as refused:
+        biograd.build("ann", **{"inputs": 6, "classes": 3, **changes})
+    assert "\n" not in str(refused.value)
 
 
 # Modules of one's own -----------------------------------------------------------------------------

@@ -55,9 +55,12 @@ def numpy_target() -> Iterator[None]:
 
 def built(inputs: Any = 5, **tables: Mapping[str, Any]) -> Network:
     """Return a network in float64 whose biases are drawn, too."""
+    circuit = tables.get("network", {}).get("kind") == "circuit"
+    populations = tables.get("populations", {"only": tables.get("population", {})}).values()
     table: dict[str, Any] = {
-        "network": {"kind": "spiking", "hidden": [7, 6], "dtype": "float64", "gain": 1.5},
-        "neuron": {"resistance": 8.0},
+        "network": {"kind": "spiking", "dtype": "float64", "gain": 1.5}
+        | ({} if circuit else {"hidden": [7, 6]}),
+        "neuron": {} if all("equations" in p for p in populations) else {"resistance": 8.0},
     }
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values}
@@ -817,7 +820,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "begins": (population(initial={"v": 0.5}), "begins at 0.5, only one at rest: set initial.v"),
     "output": (
-        population(equations=LIF["equations"] + "\nn : 1", output="n"),
+        population(equations=LIF["equations"] + "\nn : 1", output="n", reset="v = 0; n += 1"),
         "output = 'n'; a node passes on spikes or a potential",
     ),
     "both": (population(output="v"), "a threshold where output = 'v' is passed on"),
@@ -973,7 +976,11 @@ def test_what_biograd_cannot_read_is_refused_by_name(case: str) -> None:
 def test_choices_that_are_missing_or_wrong(tmp_path: Path) -> None:
     for arguments, words in (
         ({}, "dt_ms: missing: NIR has no time steps"),
-        ({"dt_ms": -1.0}, "dt_ms: missing"),
+        ({"dt_ms": -1.0}, "import_nir: dt_ms = -1.0: must be > 0"),
+        ({"dt_ms": "1"}, "import_nir: dt_ms = '1': must be a number"),
+        ({"duration_ms": 0}, "import_nir: duration_ms = 0.0: must be > 0"),
+        ({"substrate": "nest"}, "import_nir: substrate = 'nest'"),
+        ({"encoding": "rows"}, "encoding = 'rows': must be an EncodingRecipe"),
         ({"dt_ms": 1.0}, "graph: duration_ms: missing"),
         ({"dt_ms": 1.0, "duration_ms": 0.5}, "encoding.duration_ms = 0.5 is not a multiple"),
         ({"reset": "zero"}, "reset = 'zero': take 'value' or 'subtract'"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from runs_synthetic import check_rows, checkpoint, write_step, writer
 
-from biograd.errors import RunFileError
+from biograd.errors import RecipeError, RunFileError
 from biograd.runs.layout import VERSION
 from biograd.runs.reader import open_run
 
@@ -94,7 +94,7 @@ def test_questions_without_an_answer_are_refused(finished: Path) -> None:
             run.spikes("0.linear")
         with pytest.raises(RunFileError, match="no snapshot"):
             run.activation("0.linear", snapshot=9)
-        with pytest.raises(RunFileError, match="step 4"):
+        with pytest.raises(RecipeError, match="step 4"):
             run.checkpoint(4)
         assert run.checkpoint(5)[1] == {"step": 5}
         assert "completed" in repr(run)
@@ -185,7 +185,7 @@ def test_missing_checkpoints_are_not_offered(parts: Path) -> None:
     with open_run(parts) as run:
         assert run.checkpoints == [5, 8]
         assert run.checkpoint(5)[1] == {"step": 5}
-        with pytest.raises(RunFileError, match="there are: 5, 8"):
+        with pytest.raises(RecipeError, match="there are: 5, 8"):
             run.checkpoint(2)
         (parts / "checkpoints" / "8.safetensors").unlink()
         with pytest.raises(RunFileError, match="cannot be read"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runs_synthetic import LAYERS, rates, spikes, write_step, writer
 
-from biograd.errors import RecipeError, RunFileError
+from biograd.errors import RecipeError
 from biograd.runs.reader import Run, open_run
 from biograd.runs.sonata import export_sonata
 
@@ -74,5 +74,5 @@ def test_a_run_that_does_not_spike_has_nothing_to_export(tmp_path: Path) -> None
     layers = {"0.linear": LAYERS["0.linear"]}
     with writer(tmp_path / "rate.h5", layers=layers) as target:
         target.snapshot(0, 0, {"0.linear": rates(0)}, {}, None)
-    with open_run(tmp_path / "rate.h5") as rate, pytest.raises(RunFileError, match="no spikes"):
+    with open_run(tmp_path / "rate.h5") as rate, pytest.raises(RecipeError, match="no spikes"):
         export_sonata(rate, tmp_path / "spikes.h5")

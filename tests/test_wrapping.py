@@ -182,7 +182,6 @@ def wrapped(name: str, steps: int, made: Original | None = None) -> tuple[Circui
         inputs=6,
         classes=CLASSES,
         encoding=EncodingRecipe(duration_ms=steps),
-        neuron=NeuronRecipe(resistance=8.0),
         populations=populations,
         namespace=namespace,
     )
@@ -633,10 +632,40 @@ def test_objects_that_cannot_be_wrapped() -> None:
         ({"populations": {"a": {"units": 3}}}, "populations.a.units: .*known: output, scale"),
         ({"populations": {"a": {"scale": {"I": "1*mV"}}}}, "I is a plain number"),
         ({"populations": {"a": {"output": "y"}}}, "output = 'y': no such variable"),
+        ({"populations": {"a": {"scale": {"v": 2.0}}}}, r"scale\.v: no current flows into it"),
+        ({"populations": {"a": 3}}, r"wrap: populations\.a = 3: must be a dict"),
+        ({"populations": 3}, "wrap: populations = 3: must be a dict"),
+        ({"namespace": 3}, "wrap: namespace = 3: must be a dict"),
+        ({"classes": 0}, "wrap: classes = 0: must be >= 1"),
+        ({"classes": 2.5}, "wrap: classes = 2.5: must be a whole number"),
+        ({"inputs": -1}, "wrap: inputs = -1: must be >= 1"),
+        ({"inputs": (2, 0)}, r"wrap: inputs = 0: must be >= 1"),
+        ({"inputs": "6"}, "wrap: inputs = '6': must be"),
+        ({"seed": "a"}, "wrap: seed = 'a': must be a whole number"),
+        ({"output": ["a"]}, r"wrap: output = \['a'\]: must be text"),
+        ({"input": ("a", ["I"])}, r"write \(group, variable\)"),
+        ({"encoding": {"dt_ms": 1.0}}, "wrap: encoding = .*: must be an EncodingRecipe"),
+        ({"neuron": "lif"}, "wrap: neuron = 'lif': must be a NeuronRecipe"),
+        ({"neuron": NeuronRecipe(threshold=2.0)}, r"neuron\.threshold = 2\.0: .* into the groups"),
     ],
 )
 def test_settings_that_do_not_fit(settings: Any, words: str) -> None:
     refused(words, neurons(), **settings)
+
+
+def test_what_does_nothing_in_a_group_stays() -> None:
+    idle = neurons(threshold=None, reset=None)  # nothing flows into g, and x does nothing
+    made = wrap(
+        import_brian2().Network(idle),
+        ("a", "I"),
+        "a",
+        inputs=np.int64(6),
+        classes=np.int64(3),
+        neuron=NeuronRecipe(readout="potential", slope=5.0),
+        populations={"a": {"output": "v"}},
+        namespace={"unused": 3.0},
+    )
+    assert made(batch()[0]).shape == (8, 3)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd.commands.layout import columns, size
+from biograd.commands.layout import columns, costs, percent, size
 from biograd.commands.options import Answer, command
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from biograd.networks.learned import Learned
     from biograd.runs.reader import Entry, Run
 
 HEADER = {
@@ -36,9 +37,13 @@ POSITION = ("step", "epoch", "wall_time")
 def inspect(run: Path) -> Answer:
     """Show what a run file holds.
 
-    RUN is a run file, also of a run that still goes on or was killed.
+    RUN is a run file, also of a run that still goes on or was killed, or a set.h5 of a study.
     """
     from biograd.runs.reader import open_run
+    from biograd.studies.set_file import is_set
+
+    if is_set(run):
+        return _inspect_set(run)
 
     with open_run(run) as opened:
         entries = opened.tree()
@@ -47,7 +52,9 @@ def inspect(run: Path) -> Answer:
             "status": opened.status,
             "attributes": opened.attributes,
             "config": opened.config,
+            "summary": opened.summary,
             "checkpoints": opened.checkpoints,
+            "constants": [learned._asdict() for learned in constants(opened, entries)],
             "last": {stream: last(opened, stream) for stream in opened.streams},
             "data": [
                 {
@@ -63,6 +70,55 @@ def inspect(run: Path) -> Answer:
     return Answer(record, _drawing(record, entries))
 
 
+def _inspect_set(path: Path) -> Answer:
+    """Show the runs that a set links."""
+    from biograd.studies.set_file import load_set
+
+    found = load_set(path)
+    table = found.tables.get("runs", {})
+    rows: list[dict[str, Any]] = [
+        {
+            "cell": str(cell),
+            "seed": int(seed),
+            "test_accuracy": float(accuracy),
+            "run": str(file),
+            "found": (found.path.parent / str(file)).is_file(),
+        }
+        for cell, seed, accuracy, file in zip(
+            *(table.get(key, []) for key in ("cell", "seed", "test_accuracy", "run")), strict=True
+        )
+    ]
+    lines = [
+        [
+            row["cell"],
+            str(row["seed"]),
+            percent(row["test_accuracy"]),
+            row["run"] if row["found"] else f"{row['run']} (missing)",
+        ]
+        for row in rows
+    ]
+    title = str(found.configuration.get("description") or path)
+    text = f"{title}\n\n{columns(lines, ['CELL', 'SEED', 'TEST', 'RUN'])}"
+    record = {"set": found.path, "configuration": found.configuration, "runs": rows}
+    return Answer(record, text)
+
+
+def constants(run: Run, entries: Iterable[Entry]) -> list[Learned]:
+    """Return what the populations' constants have become, as the last checkpoint has them."""
+    factors = any(
+        entry.name.startswith("params/") and ".factors." in entry.name for entry in entries
+    )
+    recipe = run.config.get("recipe")
+    if not factors or recipe is None or not run.checkpoints:
+        return []
+    from biograd.networks.learned import in_units
+    from biograd.recipes import ModelRecipe, construct
+
+    tensors, _meta = run.checkpoint()
+    own = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    return in_units(construct(ModelRecipe, recipe, run.path), own)
+
+
 def last(run: Run, stream: str) -> dict[str, Any]:
     """Return the last row of a stream of scalars, less the metrics that were not measured."""
     row = {name: values[-1].item() for name, values in run.scalars(stream).items() if len(values)}
@@ -74,6 +130,7 @@ def _drawing(record: dict[str, Any], entries: list[Entry]) -> Any:
     from rich.text import Text
 
     text = [columns(_header(record)), "", *_metrics(record["last"]), ""]
+    text += [*_constants(record["constants"]), ""] if record["constants"] else []
     return Group(Text("\n".join(text)), tree(str(record["run"]), entries))
 
 
@@ -83,7 +140,8 @@ def _header(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(label, str(attributes[key])) for key, label in HEADER.items() if key in attributes]
     steps = record["checkpoints"]
     kept = f"{len(steps)}, the last at step {steps[-1]}" if steps else "none"
-    return [*rows, ("checkpoints", kept)]
+    ended = costs(record["summary"]) if record["summary"] else []
+    return [*rows, *[(label, text) for label, text in ended if text], ("checkpoints", kept)]
 
 
 def _metrics(last: dict[str, dict[str, Any]]) -> Iterable[str]:
@@ -92,6 +150,18 @@ def _metrics(last: dict[str, dict[str, Any]]) -> Iterable[str]:
         values = [f"{name} {row[name]:.4g}" for name in row if name not in POSITION]
         rows.append([stream, f"step {row.get('step', '?')}", "  ".join(values)])
     return [columns(rows)] if rows else ["no metrics yet"]
+
+
+def _constants(found: list[dict[str, Any]]) -> Iterable[str]:
+    rows = [
+        [
+            f"{one['population']}.{one['constant']}",
+            f"mean {one['mean']:.4g} {one['unit']}".rstrip(),
+            f"{one['lowest']:.4g} to {one['highest']:.4g}",
+        ]
+        for one in found
+    ]
+    return ["learned constants", columns(rows)]
 
 
 def tree(title: str, entries: Iterable[Entry]) -> Tree:

@@ -57,6 +57,7 @@ def matrix(rules: tuple[str, ...], quiet: bool) -> Answer:
     from biograd import matrix as module
     from biograd.estimators import ESTIMATORS
 
+    module.check(rules)
     with Progress(quiet) as progress:
         count = len(rules or ESTIMATORS) * len(module.columns())
         progress.begin(count, "every rule on every kind of network")

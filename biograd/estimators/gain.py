@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
@@ -55,7 +56,8 @@ class MeasuredGain(Estimator):
     passes = "S forward, 1 backward through the weights"
     bias = "second order in sigma; shrinks (ridge); no credit through recurrent weights"
     reference = "Stein 1981 (slopes by noise); Rumelhart et al. 1986 (transport)"
-    additive = False  # the copies' noise depends on the batch
+    one_to_one = True
+    divides = "examples"
 
     def __init__(
         self,
@@ -137,7 +139,11 @@ def balanced(
     The values are the normal scores ``Phi^-1((i - 1/2) / m)``, scaled to mean square 1; a single
     one has a random sign.
     """
-    keys = torch.rand(copies, *shape, generator=stream, device=stream.device)
+    keys = parallel.rows(
+        lambda rows: torch.rand(copies, rows, *shape[1:], generator=stream, device=stream.device),
+        shape[0],
+        axis=1,
+    )
     if copies == 1:
         return torch.where(keys < 0.5, -1.0, 1.0).to(dtype)
     ranks = torch.arange(copies, dtype=torch.float64, device=stream.device)

@@ -250,8 +250,9 @@ class _Algebra:
 
     def _initial(self, name: str) -> Array:
         """Return where a variable begins, ``[units]``."""
-        if name in self.model.details.initial:
-            return np.broadcast_to(self.model.details.initial[name], (self.layer.units,)) * 1.0
+        own = self.model.initial(self.layer.units)
+        if name in own:
+            return np.broadcast_to(own[name], (self.layer.units,)) * 1.0
         value = float(self.model.sample.variables[name].get_value()[0])
         return np.full(self.layer.units, value)
 

@@ -16,7 +16,7 @@ from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import parse
 from biograd.interchange.sketch import Read
 from biograd.networks.network import Network
-from biograd.recipes import EncodingRecipe
+from biograd.recipes import EncodingRecipe, Positive, validate
 from biograd.runs import storage
 from biograd.runs.reader import Run
 
@@ -94,8 +94,8 @@ def export_nir(
 
 def import_nir(
     source: Any,
-    dt_ms: float | None = None,
-    duration_ms: float | None = None,
+    dt_ms: Positive | None = None,
+    duration_ms: Positive | None = None,
     *,
     encoding: EncodingRecipe | None = None,
     substrate: Simulator | None = None,
@@ -126,6 +126,9 @@ def import_nir(
         MissingExtraError: ``nir`` is not installed.
         RecipeError: the file cannot be read, shapes do not fit, or a choice is missing.
     """
+    validate(import_nir, {"dt_ms": dt_ms, "duration_ms": duration_ms, "substrate": substrate})
+    if encoding is not None and not isinstance(encoding, EncodingRecipe):
+        raise RecipeError(f"encoding = {encoding!r}: must be an EncodingRecipe")
     if reset not in (None, *RESETS):
         raise RecipeError(f"reset = {reset!r}: take 'value' or 'subtract'")
     if read not in (None, *READS):

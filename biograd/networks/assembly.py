@@ -20,6 +20,8 @@ from biograd.recipes import ModelRecipe, PopulationRecipe, ProjectionRecipe
 
 READOUT = "readout"
 Shape = tuple[int, ...]
+OWN_KEYS = {"masked": ("density",), "convolution": ("channels", "kernel", "stride")}
+"""Keys of a projection by the kind that reads them."""
 
 
 def build_circuit(recipe: ModelRecipe, encoding: Encoding, classes: int) -> Circuit:
@@ -105,6 +107,7 @@ def _sorted(
             raise RecipeError(f"{where}.source = {one.source!r}: {nearest(one.source, known)}")
         if one.target not in order:
             raise RecipeError(f"{where}.target = {one.target!r}: {nearest(one.target, order)}")
+        _check_kind(one, where)
     places = {name: place for place, name in enumerate(known)}
 
     def key(item: tuple[str, ProjectionRecipe]) -> tuple[int, bool, int]:
@@ -112,6 +115,17 @@ def _sorted(
         return target, source >= target, source
 
     return sorted(projections.items(), key=key)
+
+
+def _check_kind(one: ProjectionRecipe, where: str) -> None:
+    """Refuse a key of another kind of projection."""
+    for kind, keys in OWN_KEYS.items():
+        for key in keys if one.kind != kind else ():
+            if getattr(one, key) != getattr(ProjectionRecipe, key):
+                raise RecipeError(
+                    f"{where}.{key}: has no effect on kind = {one.kind!r}: take it out, or write "
+                    f"kind = {kind!r}"
+                )
 
 
 def _check_ways(projections: Mapping[str, ProjectionRecipe], order: Sequence[str]) -> None:

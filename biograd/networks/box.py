@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from biograd import parallel
 from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
 from biograd.networks.brian import without_derivative
 from biograd.networks.copies import SharedRandomness
-from biograd.networks.import_brian2 import import_brian2
+from biograd.networks.import_brian2 import Turn, import_brian2, one_line
 from biograd.recipes import Positive, validate
 
 STATE = "biograd_begin"
@@ -41,6 +42,7 @@ class Brian2Box(nn.Module):
 
     Attributes:
         values: the trained variables by name, dots as underscores.
+        mixes: in what its outputs are not one for each of its inputs; "": they are.
 
     Raises:
         RecipeError: no such object or variable.
@@ -82,7 +84,9 @@ class Brian2Box(nn.Module):
             self._variable(*output)
             self._monitor = import_brian2().StateMonitor(group, output[1], record=True)
         network.add(self._monitor)
-        network.run(0 * import_brian2().ms, namespace=self.namespace)
+        with one_line("Brian2Box"):
+            network.run(0 * import_brian2().ms, namespace=self.namespace)
+        self._turn = Turn()
         self._into = self._variable(*input)
         self._trained = {name: self._variable(*_parts(name)) for name in trainable}
         self.values = nn.ParameterDict(
@@ -94,6 +98,13 @@ class Brian2Box(nn.Module):
         network.store(STATE)
         clocks = {thing.clock for thing in network.sorted_objects if thing.active}
         self._steps = None if len(clocks) > 1 else self._prepared(clocks)
+
+    @property
+    def mixes(self) -> str:
+        """Say that what comes out is not of the neurons that the current goes into."""
+        if self.source[0] == self.output[0]:
+            return ""
+        return f"(Brian2Box) takes the current of {self.source[0]} and gives {self.output[0]}"
 
     def _prepared(self, clocks: set[Any]) -> tuple[Any, int, Any, Any]:
         """Return what is called in a step, the number of steps, and the clock's counters."""
@@ -120,12 +131,13 @@ class Brian2Box(nn.Module):
         if not np.isfinite(given).all():
             raise BiogradError("Brian2Box: the current is not finite: lower the learning rate")
         trials = zip(given, self._seeds(len(given)), strict=True)
-        kept = np.random.get_state()  # Brian2's seed is NumPy's
-        try:
-            with np.errstate(all="ignore"):
-                found = np.stack([self._trial(row, seed) for row, seed in trials])
-        finally:
-            np.random.set_state(kept)
+        with self._turn, one_line("Brian2Box"):
+            kept = np.random.get_state()  # Brian2's seed is NumPy's
+            try:
+                with np.errstate(all="ignore"):
+                    found = np.stack([self._trial(row, seed) for row, seed in trials])
+            finally:
+                np.random.set_state(kept)
         if not np.isfinite(found).all():
             raise BiogradError(
                 f"Brian2Box: {'.'.join(self.output)} is not finite: take shorter steps, another "
@@ -138,7 +150,7 @@ class Brian2Box(nn.Module):
     def _seeds(self, rows: int) -> list[int]:
         """Return a seed for each trial, the same in all copies of an example."""
         if self.shared is None or self.shared.recording is None:
-            return list(range(rows))
+            return cast(list[int], parallel.rows(torch.arange, rows).tolist())
         draws = self.shared.draw(self, rows, (1,)).flatten().double()
         return cast(list[int], (draws.abs() * 1e8).long().tolist())
 

@@ -19,8 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from biograd.errors import BiogradError, CapabilityError
+from biograd import parallel
+from biograd.errors import BiogradError, CapabilityError, RecipeError
+from biograd.networks import learned
 from biograd.networks.copies import SharedRandomness
+from biograd.networks.import_brian2 import Turn
 from biograd.networks.neuron_model import Details, NeuronModel, integrate_and_fire
 from biograd.networks.paths import differentiated, join, mapped, ways
 from biograd.networks.replay import Record, replay
@@ -93,7 +96,10 @@ class Brian2Layer(SteppedPopulation):
             | {"slope": float(slope)},
         )
         super().__init__(steps)
+        if recipe.units not in (0, units):
+            raise RecipeError(f"{where}.units = {recipe.units}: the layer has {units} neurons")
         self.model = NeuronModel(recipe, dt_ms, where, constants, details)
+        self.model.initial(units)  # another number of values is refused here, not in the first pass
         self.units, self.surrogate, self.slope = units, surrogate, slope
         self.factors = nn.ParameterDict(
             {
@@ -102,6 +108,7 @@ class Brian2Layer(SteppedPopulation):
             }
         )
         self._simulations: dict[int, Simulation] = {}
+        self._turn = Turn()
         self.forward_only = ""
         self.variables = 1
         try:
@@ -118,11 +125,8 @@ class Brian2Layer(SteppedPopulation):
 
     def constants(self) -> dict[str, Tensor]:
         """Return the learned constants in SI units, each ``[units]``."""
-        found = {}
-        for name, (initial, low, high) in self.model.trainable.items():
-            share = torch.sigmoid(self.factors[name])
-            found[name] = initial * low * (high / low) ** share
-        return found
+        trainable = self.model.trainable.items()
+        return {name: learned.value(self.factors[name], *bounds) for name, bounds in trainable}
 
     def forward(
         self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None = None
@@ -139,6 +143,10 @@ class Brian2Layer(SteppedPopulation):
             CapabilityError: states shall be handed from window to window, but there are several
                 input variables; or there is no derivative.
         """
+        with self._turn:  # the prepared simulations hold one trial
+            return self._trial(current, recurrent)
+
+    def _trial(self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None) -> Tensor:
         currents = {
             port: values.unsqueeze(1) if values.dim() == 2 else values
             for port, values in self.by_port(current).items()
@@ -297,7 +305,8 @@ class Brian2Layer(SteppedPopulation):
             return {}
         shape = (len(names), self.steps, self.units)
         if self.shared is None or self.shared.recording is None:
-            draws = torch.randn(rows, *shape, generator=generator(0, "noise"))
+            stream = generator(0, "noise")
+            draws = parallel.rows(lambda count: torch.randn(count, *shape, generator=stream), rows)
         else:
             draws = self.shared.draw(self, rows, shape)
         scaled = _array(draws) / math.sqrt(self.model.dt_ms / 1000)

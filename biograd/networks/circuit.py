@@ -13,6 +13,7 @@ from biograd.contracts import Site, Transport
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
 from biograd.networks.brian import Brian2Layer
+from biograd.networks.import_brian2 import Turn
 from biograd.networks.network import Network
 from biograd.networks.paths import join, mapped, starts
 from biograd.networks.readouts import Readout
@@ -146,6 +147,7 @@ class Circuit(Network):
         )
         self.projections = nn.ModuleDict(projections)
         self.filtered, self.readout = filtered, readout
+        self._turn = Turn()
         hidden = [site for name in self.order for site in self._sites(name)]
         self.sites = (*hidden, Site("readout", ("readout",), (False,)))
         self.populations = tuple(f"cells.{name}" for name in self.order)
@@ -188,6 +190,14 @@ class Circuit(Network):
             )
         return found
 
+    def spikes_into(self, layer: str) -> bool:
+        """Return whether a projection, or the readout, receives spikes and not analogue values."""
+        sources = {f"projections.{one.name}": one.source for one in self.wiring}
+        source = sources.get(layer, self.output)
+        if source == INPUT:
+            return self.encoding is not None and self.encoding.spikes
+        return bool(self.layer(source).model.recipe.output == "spikes")
+
     def simulate(self, encoded: Tensor) -> Tensor:
         """Return the outputs ``[rows, classes]`` for ``[rows, steps or 1, units]``."""
         course = self._by_steps(encoded) if self.looped else self._by_populations(encoded)
@@ -216,13 +226,14 @@ class Circuit(Network):
         return functional.pad(course, (0, 0, lag, 0))[:, : self.steps]
 
     def _by_steps(self, encoded: Tensor) -> Tensor:
-        trial = _Trial(self, encoded)
-        try:
-            for index in range(self.steps):
-                for name in self.order:
-                    trial.step(name, index)
-        finally:
-            trial.end()
+        with self._turn:  # the cells hold one trial
+            trial = _Trial(self, encoded)
+            try:
+                for index in range(self.steps):
+                    for name in self.order:
+                        trial.step(name, index)
+            finally:
+                trial.end()
         return torch.stack(trial.seen[self.output], 1)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from biograd import parallel
 from biograd.errors import CapabilityError
 from biograd.randomness import generator
 
@@ -69,7 +70,10 @@ class SharedRandomness:
         visit = self._visit(layer)
         if self.recording:
             stream = self.stream or generator(0, "noise")
-            draws = torch.randn(rows, *shape, generator=stream, device=stream.device)
+            draws = parallel.rows(
+                lambda count: torch.randn(count, *shape, generator=stream, device=stream.device),
+                rows,
+            )
             self.masks.setdefault(layer, []).append(draws)
         draws = self.masks[layer][visit]
         return draws.repeat(rows // len(draws), *[1] * len(shape))
@@ -121,8 +125,13 @@ class SharedRandomness:
     def _mask(self, layer: _DropoutNd, values: Tensor) -> Tensor:
         if self.stream is None or self.stream.device != values.device:
             raise RuntimeError("no random stream for dropout on this device")
-        shape = _mask_shape(layer, values)
-        keep = torch.rand(shape, generator=self.stream, device=values.device) >= layer.p
+        stream, shape = self.stream, _mask_shape(layer, values)
+        keep = parallel.rows(
+            lambda count: (
+                torch.rand((count, *shape[1:]), generator=stream, device=values.device) >= layer.p
+            ),
+            shape[0],
+        )
         return keep.to(values.dtype) / max(1 - layer.p, 1e-12)
 
     def _after_drop(self, layer: nn.Module, inputs: object, output: object) -> None:

@@ -72,6 +72,15 @@ class Network(nn.Module):
         """Return the outputs ``[B, classes]``; a random encoding always draws the same."""
         return self.simulate(self.encode(inputs, generator(0, "forward", device=inputs.device)))
 
+    def spikes_into(self, layer: str) -> bool:
+        """Return whether a synaptic layer receives spikes, 0 or 1, and not analogue values.
+
+        Args:
+            layer: its dotted name.
+        """
+        first = layer == self.sites[0].modules[0]
+        return self.spiking and (not first or (self.encoding is not None and self.encoding.spikes))
+
     @torch.no_grad()
     def activity(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return each population's activity: ``[B, units]``, or spikes ``[B, steps, units]``."""

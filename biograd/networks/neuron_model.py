@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import keyword
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.quantities import quantity
+from biograd.networks.import_brian2 import Turn, import_brian2, one_line
+from biograd.networks.neuron_checks import NOISE, Checks, brief, check_names
+from biograd.networks.quantities import distribution, quantity
 from biograd.networks.spikes import Membrane
+from biograd.randomness import generator
 from biograd.recipes import PopulationRecipe, construct
 
 Array = NDArray[np.float64]
-NOISE = "biograd_noise"
-"""What stands for ``xi`` in the equations that Brian2 receives."""
 WIDEST, LONGEST_REFRACTORY = 1e9, 1e6
 """Ratio of the bounds of a learned constant; duration in seconds."""
+PREPARING = Turn()
+"""Brian2 checks models and makes code for one thread at a time."""
 POTENTIAL_SCALE = 0.02
 """In volts: from rest to threshold, about."""
 
@@ -55,11 +57,15 @@ class Details:
         ports: its input variables; empty: that of the recipe alone.
         initial: name of a variable to its value in SI units, ``[units]`` or one for all.
         regular: statements beside those of the recipe.
+        found: whether the equations are those of a group that exists: what does nothing stays.
+        stream: what tells its random numbers from those of other populations.
     """
 
     ports: tuple[str, ...] = ()
     initial: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     regular: tuple[Regular, ...] = ()
+    found: bool = False
+    stream: str = ""
 
 
 class NeuronModel:
@@ -101,26 +107,24 @@ class NeuronModel:
             for name, value in recipe.namespace.items()
         }
         self._brian2 = import_brian2()
-        self._check_names()
+        check_names(recipe, where)
         self.equations = self._equations()
         self.impulses = tuple(name for name in self.ports if name in self.equations.diff_eq_names)
-        for port in self.ports:
-            self._check_port(port)
-        self._check_method()
-        self._check_draws()
-        self._check_reset()
+        checks = Checks(recipe, where, self.equations, self.ports)
+        checks.sound()
         self.spiking = bool(recipe.threshold)
         self.sample = sample = self.group(1, numpy=True)
         """One neuron, from which the compiled statements can be read."""
         self.prepare(self._brian2.Network(sample))
-        self._check_output()
+        regular = [one.code for one in self.details.regular]
+        checks.check_output([recipe.update, recipe.reset, *regular])
         self.guarded = tuple(
             name
             for name in self.impulses
             if recipe.refractory and sample.variables[name].conditional_write is not None
         )
-        if recipe.surrogate_scale != "":
-            self._check_surrogate_scale()
+        checks.check_surrogate_scale([sample.variables[name].dim for name in self._compared()])
+        checks.effective(self.details.found)
         self.scales = {port: self._scale(port) for port in self.ports}
         """What a current of 1 is at each port, in SI units."""
 
@@ -269,27 +273,7 @@ class NeuronModel:
         """The variable that receives a current which names none."""
         return self.ports[0]
 
-    def _check_port(self, port: str) -> None:
-        equations = self.equations
-        own = port == self.recipe.input
-        where = f"{self.where}.input = {port!r}" if own else f"{self.where}: variable {port!r}"
-        free = equations.parameter_names - {"not_refractory", "lastspike", *self.trainable}
-        free = {name for name in free if not name.startswith(NOISE)}
-        known = free | equations.diff_eq_names
-        if port not in known:
-            raise RecipeError(
-                f"{where}: the equations have no such variable: {nearest(port, known)}"
-            )
-        if {"constant", "shared"} & set(equations[port].flags):
-            raise RecipeError(f"{where}: constant or shared, it cannot carry a current")
-
     def _scale(self, port: str) -> float:
-        known = self.equations.diff_eq_names | self.equations.parameter_names
-        for name in self.recipe.scale:
-            if name not in known:
-                raise RecipeError(
-                    f"{self.where}.scale.{name}: no such variable: {nearest(name, known)}"
-                )
         where = f"{self.where}.scale.{port}"
         value = self._fitting(self.recipe.scale.get(port, 1.0), port, where)
         if not float(value) > 0:
@@ -306,78 +290,10 @@ class NeuronModel:
             raise RecipeError(f"{where} = {given!r}: {name} is {asked}")
         return np.asarray(value)
 
-    def _check_method(self) -> None:
-        method = self.recipe.method
-        known = self._brian2.StateUpdateMethod.stateupdaters
-        if method and method not in known:
-            raise RecipeError(f"{self.where}.method = {method!r}: {nearest(method, known)}")
-
-    def _check_names(self) -> None:
-        """Refuse constants whose names mean something else."""
-        b2 = self._brian2
-        namespaces = b2.core.namespace.DEFAULT_UNITS, b2.core.namespace.DEFAULT_FUNCTIONS
-        reserved = {"t", "dt", "i", "N", "xi", "pi", "e", "inf", "lastspike", "not_refractory"}
-        for name in self.recipe.namespace:
-            taken = name in reserved or any(name in known for known in namespaces)
-            if taken or not name.isidentifier() or keyword.iskeyword(name):
-                raise RecipeError(f"{self.where}.namespace.{name}: no name for a constant")
-
-    def _check_surrogate_scale(self) -> None:
-        b2, given, where = self._brian2, self.recipe.surrogate_scale, self.where
-        value = quantity(given, f"{where}.surrogate_scale")
-        compared = [self.sample.variables[name].dim for name in self._compared()]
-        fits = any(b2.have_same_dimensions(value, dim) for dim in compared) or not compared
-        if not float(np.asarray(value)) > 0 or (isinstance(given, str) and not fits):
-            raise RecipeError(
-                f"{where}.surrogate_scale = {given!r}: must be above zero and in the unit of what "
-                f"the threshold {brief(self.recipe.threshold)!r} compares"
-            )
-
     def _compared(self) -> list[str]:
         """Return the variables that stand in the threshold."""
         names = re.findall(r"\w+", self.recipe.threshold)
         return [n for n in names if n in self.sample.variables and n != "not_refractory"]
-
-    def _check_draws(self) -> None:
-        """Refuse what would differ between the copies of an example."""
-        recipe = self.recipe
-        for key in ("equations", "threshold", "reset", "refractory", "update"):
-            index = re.search(r"\b[iN]\b", getattr(recipe, key))
-            if index:
-                raise RecipeError(
-                    f"{self.where}.{key}: {index[0]!r} counts the neurons of all examples, not of "
-                    "one: give each neuron a value of its own"
-                )
-            found = re.search(r"\b(rand|randn|poisson)\s*\(", getattr(recipe, key))
-            if found:
-                raise RecipeError(
-                    f"{self.where}.{key}: {found[1]}() draws anew for every copy of an example: "
-                    "write the noise as xi, which all copies share"
-                )
-
-    def _check_reset(self) -> None:
-        """Refuse a reset of a variable that is not there: Brian2 takes it for a temporary one."""
-        known = self.equations.diff_eq_names | self.equations.parameter_names
-        for name in re.findall(r"(?:^|[;\n])\s*(\w+)\s*[-+*/]?=(?!=)", self.recipe.reset):
-            if name not in known and not name.startswith("_"):
-                raise RecipeError(
-                    f"{self.where}.reset = {brief(self.recipe.reset)!r}: no variable {name!r}: "
-                    f"{nearest(name, known)}"
-                )
-
-    def _check_output(self) -> None:
-        output = self.recipe.output
-        if output == "spikes":
-            if not self.spiking:
-                raise RecipeError(
-                    f"{self.where}.threshold: missing: without spikes, name the variable that the "
-                    "population passes on as output"
-                )
-            return
-        known = self.equations.diff_eq_names | self.equations.parameter_names
-        if output not in known or output in set(self.ports) - self.equations.diff_eq_names:
-            hint = nearest(output, {"spikes", *self.equations.diff_eq_names})
-            raise RecipeError(f"{self.where}.output = {output!r}: no such variable: {hint}")
 
     def _initialise(self, group: Any) -> None:
         for name, (value, *_) in self.trainable.items():
@@ -387,13 +303,48 @@ class NeuronModel:
             known = self.equations.diff_eq_names | self.equations.parameter_names
             if name not in known or name.startswith(NOISE):
                 raise RecipeError(f"{where}: no such variable: {nearest(name, known)}")
-            group.variables[name].get_value()[:] = self._fitting(given, name, where)
+            if isinstance(given, (str, float, int)) and not distribution(given, where):
+                group.variables[name].get_value()[:] = self._fitting(given, name, where)
+            elif group.variables[name].scalar:
+                raise RecipeError(f"{where}: {name} is shared by all neurons: give one value")
 
-    def _explained(self) -> _Explained:
+    def initial(self, units: int) -> dict[str, Array]:
+        """Return where variables begin that differ between neurons, ``[units]``, in SI units.
+
+        Raises:
+            RecipeError: another number of values.
+        """
+        found = dict(self.details.initial)
+        for name, given in self.recipe.initial.items():
+            where = f"{self.where}.initial.{name}"
+            drawn = distribution(given, where)
+            if drawn:
+                found[name] = self._drawn(drawn, name, where, units)
+            elif not isinstance(given, (str, float, int)):
+                if len(given) != units:
+                    raise RecipeError(f"{where}: {len(given)} values for {units} neurons")
+                found[name] = np.array([float(self._fitting(v, name, where)) for v in given])
+        return found
+
+    def _drawn(self, drawn: tuple[str, str, str], name: str, where: str, units: int) -> Array:
+        """Return values ``[units]`` of a distribution: the same in every run, row and copy."""
+        kind, *texts = drawn
+        first, second = (float(self._fitting(text, name, where)) for text in texts)
+        if second < (first if kind == "uniform" else 0):
+            asked = "low is above high" if kind == "uniform" else "the deviation is below zero"
+            raise RecipeError(f"{where} = '{kind}({', '.join(texts)})': {asked}")
+        stream = generator(0, "initial", self.details.stream or self.where, name)
+        if kind == "uniform":
+            share = torch.rand(units, generator=stream, dtype=torch.float64)
+            return first + (second - first) * share.numpy()
+        scores = torch.randn(units, generator=stream, dtype=torch.float64)
+        return first + second * scores.numpy()
+
+    def _explained(self) -> AbstractContextManager[None]:
         recipe = self.recipe
         others = ("threshold", "reset", "refractory", "method", "update")
         given = [f"{key} {brief(getattr(recipe, key))}" for key in others if getattr(recipe, key)]
-        return _Explained(f"{self.where}.equations", "; ".join([brief(recipe.equations), *given]))
+        return _explained(f"{self.where}.equations", "; ".join([brief(recipe.equations), *given]))
 
 
 @contextmanager
@@ -412,33 +363,23 @@ def _no_collection() -> Iterator[None]:
             gc.unfreeze()
 
 
-WIDTH = 300
-
-
-def brief(text: str) -> str:
-    """Return the beginning of a text, in one line."""
-    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
-
-
-class _Explained:
-    """Turns what Brian2 says about a model into one line with the equations."""
-
-    def __init__(self, where: str, text: str) -> None:
-        self.where, self.text = where, text
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if error is None or isinstance(error, (RecipeError, KeyboardInterrupt, MemoryError)):
-            return
+@contextmanager
+def _explained(where: str, text: str) -> Iterator[None]:
+    """Turn what Brian2 says about a model into one line with the equations."""
+    try:
+        with PREPARING, one_line(where):
+            yield
+    except (RecipeError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         said = cause.args[0] if isinstance(cause, KeyError) and cause.args else cause
+        if isinstance(cause, RecursionError):
+            said = "a formula is too long: give parts of it names, in lines like 'part = ... : 1'"
         message = " ".join(str(said).split()).rstrip(".")
-        raise RecipeError(f"{self.where}: {brief(message)} (in: {self.text})") from error
+        raise RecipeError(f"{where}: {brief(message)} (in: {text})") from error
 
 
 def integrate_and_fire(membrane: Membrane) -> tuple[PopulationRecipe, dict[str, float]]:

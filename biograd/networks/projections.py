@@ -96,8 +96,7 @@ class Convolution(SynapticLayer):
         self.shape, self.stride, self.padding = shape, stride, kernel // 2
         self.weight = nn.Parameter(torch.zeros(channels, shape[0], kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        height, width = ((size + 2 * self.padding - kernel) // stride + 1 for size in shape[1:])
-        self.target_shape = (channels, height, width)
+        self.target_shape = grid(shape, channels, kernel, stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the currents ``[..., units]`` for ``[..., C H W]``."""
@@ -110,6 +109,22 @@ class Convolution(SynapticLayer):
     def extra_repr(self) -> str:
         """Return shapes for ``print``."""
         return f"{self.shape} to {self.target_shape}, stride={self.stride}"
+
+
+def grid(
+    shape: tuple[int, int, int], channels: int, kernel: int, stride: int
+) -> tuple[int, int, int]:
+    """Return the shape of a convolution's target.
+
+    Args:
+        shape: of the source, ``(channels, height, width)``.
+
+    >>> grid((1, 8, 8), 4, kernel=3, stride=2)
+    (4, 4, 4)
+    """
+    margin = 2 * (kernel // 2) - kernel
+    height, width = ((size + margin) // stride + 1 for size in shape[1:])
+    return channels, height, width
 
 
 class OneToOne(SynapticLayer):
@@ -168,10 +183,10 @@ def _convolution(
     if recipe.sign != "both":
         raise RecipeError(f"projections.{name}.sign: the weights of a convolution have either sign")
     shape = (source[0], source[1], source[2])
-    layer = Convolution(shape, recipe.channels, recipe.kernel, recipe.stride, recipe.bias)
-    if math.prod(layer.target_shape) != units:
+    target = grid(shape, recipe.channels, recipe.kernel, recipe.stride)
+    if math.prod(target) != units:  # before any memory is asked for
         raise RecipeError(
-            f"projections.{name}: the convolution has {math.prod(layer.target_shape)} outputs "
-            f"{layer.target_shape}, but populations.{recipe.target}.units = {units}"
+            f"projections.{name}: the convolution has {math.prod(target)} outputs {target}, but "
+            f"populations.{recipe.target}.units = {units}"
         )
-    return layer
+    return Convolution(shape, recipe.channels, recipe.kernel, recipe.stride, recipe.bias)

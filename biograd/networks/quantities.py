@@ -6,6 +6,7 @@ import ast
 import difflib
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,29 @@ def quantity(text: str | float, where: str) -> Any:
         raise RecipeError(f"{where} = {text[:LONGEST]!r}: write a quantity like '10*ms'") from None
     except (brian2.DimensionMismatchError, ZeroDivisionError, OverflowError) as error:
         raise RecipeError(f"{where} = {text!r}: {' '.join(str(error).split())}") from None
+
+
+def distribution(given: object, where: str) -> tuple[str, str, str] | None:
+    """Return name and quantities of ``uniform(low, high)`` or ``normal(mean, deviation)``, if any.
+
+    Args:
+        given: None is returned for what is no such text.
+
+    Raises:
+        RecipeError: another number of quantities than two.
+
+    >>> distribution("uniform(-70*mV, -50*mV)", "v")
+    ('uniform', '-70*mV', '-50*mV')
+    """
+    found = re.fullmatch(r"\s*(uniform|normal)\s*\((.*)\)\s*", str(given)[:LONGEST])
+    if found is None or not isinstance(given, str):
+        return None
+    parts = [part.strip() for part in found[2].split(",")]
+    if len(parts) != 2:
+        raise RecipeError(
+            f"{where} = {given!r}: write 'uniform(low, high)' or 'normal(mean, deviation)'"
+        )
+    return found[1], parts[0], parts[1]
 
 
 def _walk(node: ast.expr, text: str, where: str) -> Any:

@@ -86,7 +86,7 @@ def read_group(group: Any, dt: float, namespace: Mapping[str, Any]) -> Group:
         for name in names
         if name not in ("lastspike", "not_refractory")
     }
-    details = Details(initial=initial, regular=regular)
+    details = Details(initial=initial, regular=regular, found=True)
     impulses = frozenset(group.equations.diff_eq_names)
     return Group(group.name, len(group), recipe, constants, details, impulses)
 

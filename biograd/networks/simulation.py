@@ -59,7 +59,7 @@ class Simulation:
             name: view.reshape(self.shape if len(view) == len(group) else (1, 1))
             for name, (view, _) in self._begin.items()
         }
-        for name, value in model.details.initial.items():
+        for name, value in model.initial(units).items():
             self.values[name][:] = value
             view = self._begin[name][0]
             self._begin[name] = view, view.copy()

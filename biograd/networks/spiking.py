@@ -282,11 +282,20 @@ class SpikingNetwork(Network):
         membrane = Membrane.of(neuron, dt_ms)
         if recipe.substrate == "brian2":
             from biograd.networks.brian import Brian2Layer, leaky_integrate_and_fire
+            from biograd.networks.neuron_model import Details
 
             if given is None:
                 return leaky_integrate_and_fire(membrane, width, self.steps, dt_ms, name)
-            surrogate, slope = neuron.surrogate, neuron.slope
-            return Brian2Layer(given, width, self.steps, dt_ms, surrogate, slope, "population")
+            return Brian2Layer(
+                given,
+                width,
+                self.steps,
+                dt_ms,
+                neuron.surrogate,
+                neuron.slope,
+                "population",
+                details=Details(stream=name),  # the recipe is that of all blocks, the draws are not
+            )
         if recipe.substrate == "snntorch":
             return SnnTorchPopulation(membrane, self.steps, width if recipe.recurrent else None)
         return Population(membrane, self.steps)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from biograd.errors import CapabilityError, nearest
 from biograd.networks.expressions import Expression, Graph
+from biograd.networks.neuron_checks import brief
 from biograd.networks.operations import FUNCTIONS_OF_ONE
 from biograd.networks.statements import KEPT, live, runners_of, statements_of
 
@@ -276,7 +277,8 @@ class _Scope:
                 allowed = holds if allowed is None else allowed.apply("and", holds)
         if distance is None:
             text = self.group.events["spike"]
-            self._refuse(f"{text!r}, which compares no state variable (write it as A > B)")
+            form = "A > B with a state variable, and what else must hold joined by 'and'"
+            self._refuse(f"{brief(text)!r}, which is not of the form {form}")
             raise AssertionError
         return distance, allowed
 

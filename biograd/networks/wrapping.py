@@ -18,11 +18,19 @@ from biograd.networks.brian import Brian2Layer
 from biograd.networks.circuit import INPUT, Circuit, Projection
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.network import initialise
+from biograd.networks.neuron_checks import check_no_constants
 from biograd.networks.projections import Masked
 from biograd.networks.reading import Group, assigned, brief, read_group
 from biograd.networks.reading_synapses import Way, read_synapses
 from biograd.networks.readouts import Readout
-from biograd.recipes import EncodingRecipe, NeuronRecipe, PopulationRecipe, construct
+from biograd.recipes import (
+    Count,
+    EncodingRecipe,
+    NeuronRecipe,
+    PopulationRecipe,
+    construct,
+    validate,
+)
 
 STIMULUS = "stimulus"
 """Name of the projection from the encoded data, and of nothing else."""
@@ -36,8 +44,8 @@ def wrap(
     input: tuple[str, str],
     output: str,
     *,
-    inputs: int | Sequence[int],
-    classes: int,
+    inputs: Count | Sequence[Count],
+    classes: Count,
     encoding: EncodingRecipe | Encoding | None = None,
     neuron: NeuronRecipe | None = None,
     populations: Mapping[str, Mapping[str, Any]] | None = None,
@@ -75,6 +83,8 @@ def wrap(
         RecipeError: a name that is not there, or a unit that is missing.
     """
     groups, synapses, sources = _parts(network)
+    validate(wrap, {"output": output, "inputs": inputs, "classes": classes, "seed": seed})
+    _check_kinds(encoding, neuron, populations, namespace)
     _check_ends(input, output, groups, sources)
     made = _encoding(encoding, inputs, groups)
     dt, known = made.dt_ms / 1000, dict(namespace or {})
@@ -109,10 +119,26 @@ def _parts(network: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
     return groups, synapses, sources
 
 
+def _check_kinds(encoding: Any, neuron: Any, populations: Any, namespace: Any) -> None:
+    table, settings = "a dict", populations if isinstance(populations, Mapping) else {}
+    for name, given, kinds, asked in (
+        ("encoding", encoding, (EncodingRecipe, Encoding), "an EncodingRecipe"),
+        ("neuron", neuron, (NeuronRecipe,), "a NeuronRecipe"),
+        ("populations", populations, (Mapping,), table),
+        *((f"populations.{key}", value, (Mapping,), table) for key, value in settings.items()),
+        ("namespace", namespace, (Mapping,), table),
+    ):
+        if given is not None and not isinstance(given, kinds):
+            raise RecipeError(f"wrap: {name} = {given!r}: must be {asked}")
+    if neuron is not None:
+        check_no_constants(neuron, "the groups")
+
+
 def _check_ends(
     input: tuple[str, str], output: str, groups: Mapping[str, Any], sources: Mapping[str, Any]
 ) -> None:
-    if not (isinstance(input, tuple) and len(input) == 2):
+    texts = isinstance(input, tuple) and all(isinstance(part, str) for part in input)
+    if not texts or len(input) != 2:
         raise RecipeError(f"wrap: input = {input!r}: write (group, variable)")
     name, variable = input
     if output not in groups:
@@ -137,7 +163,7 @@ def _encoding(
 ) -> Encoding:
     if isinstance(given, Encoding):
         return given
-    shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+    shape = tuple(inputs) if isinstance(inputs, Sequence) else (int(inputs),)
     if given is None:
         step = 1000 * float(next(iter(groups.values())).clock.dt_)
         given = EncodingRecipe(dt_ms=round(step, 12))

@@ -6,6 +6,7 @@ only the variables of the batch system, without its access token.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -30,14 +31,34 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
     versions = {name: distributions.get(name) for name in PACKAGES}
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "distributions": distributions,
+        "distributions": dict(distributions),
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
         "argv": list(sys.argv),
         "slurm": _slurm(),
         "git": git_state(folder),
         "device": device_name(device),
+        "cpu": cpu_name(),
+        "threads": _threads(),
     }
+
+
+def cpu_name() -> str:
+    """Return the model of the processor, as far as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except (OSError, UnicodeDecodeError):
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _threads() -> int | None:
+    """Return how many threads one operation of torch takes; None where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
 
 
 def _slurm() -> dict[str, str]:
@@ -45,6 +66,7 @@ def _slurm() -> dict[str, str]:
     return {name: found[name] for name in sorted(found) if name not in SECRET}
 
 
+@functools.cache
 def _distributions() -> dict[str, str]:
     found = {}
     for distribution in importlib.metadata.distributions():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import h5py
 import numpy as np
 
-from biograd.errors import RunFileError, nearest
+from biograd.errors import RecipeError, RunFileError, nearest
 from biograd.runs.contents import Commit, Contents, described, find
 from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows
 from biograd.runs.sources import Sources, table_rows
@@ -290,16 +290,18 @@ class Run:
         """Return the tensors and the meta of a checkpoint, the last one if ``step`` is None.
 
         Raises:
-            RunFileError: there is none (of this step), or it is damaged.
+            RecipeError: there is none of this step.
+            RunFileError: there is none, or it is damaged.
         """
         from biograd.runs import checkpoint
         from biograd.runs.resuming import packed_checkpoint
 
         found = [commit for commit in self._available() if step in (None, commit.step)]
         if not found:
-            what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            known = ", ".join(map(str, self.checkpoints)) or "none"
-            raise RunFileError(f"{self.path}: has {what} (there are: {known})")
+            if step is None or not self.checkpoints:
+                raise RunFileError(f"{self.path}: has no checkpoint")
+            known = ", ".join(map(str, self.checkpoints))
+            raise RecipeError(f"{self.path}: has no checkpoint of step {step} (there are: {known})")
         commit = found[-1]
         if self._contents.packed:
             body, text = packed_checkpoint(self._contents, commit)

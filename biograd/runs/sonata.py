@@ -9,7 +9,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from biograd.errors import RecipeError, RunFileError
+from biograd.errors import RecipeError
 from biograd.runs import storage
 from biograd.runs.hdf5 import create, mark_sonata, mark_sorted
 from biograd.runs.layout import Array
@@ -24,8 +24,7 @@ def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False
     Source: SONATA developer guide, "Spike file".
 
     Raises:
-        RecipeError: the file exists and ``force`` is not set.
-        RunFileError: nothing in the run spikes.
+        RecipeError: the file exists and ``force`` is not set, or nothing in the run spikes.
         OutputError: the file cannot be written.
     """
     target = Path(path)
@@ -34,7 +33,7 @@ def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False
     names = [name for name, layer in run.layers.items() if layer.kind == "spiking"]
     trials = run.trials
     if not names or not trials:
-        raise RunFileError(f"{run.path}: holds no spikes to export")
+        raise RecipeError(f"{run.path}: holds no spikes to export, its layers pass on other values")
     temporary = target.with_name(target.name + ".tmp")
     try:
         with storage.writing(target, "export again"):
