@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from biograd import ranks
 from biograd.errors import BiogradError, CheckFailed, nearest
 
 SCHEMA_VERSION = 1
@@ -103,16 +104,23 @@ data_dir_option = click.option(
 
 
 def command(
-    name: str, parent: click.Group | None = None
+    name: str, parent: click.Group | None = None, *, together: bool = False
 ) -> Callable[[Callable[..., Answer]], click.Command]:
-    """Turn a function that returns an :class:`Answer` into a command with the shared options."""
+    """Turn a function that returns an :class:`Answer` into a command with the shared options.
+
+    Args:
+        together: whether several processes of ``torchrun`` do its work together.
+    """
 
     def decorate(function: Callable[..., Answer]) -> click.Command:
         @functools.wraps(function)
         def call(*, as_json: bool, **values: Any) -> None:
+            if not together:
+                ranks.refuse(f"`biograd {name}`")
             with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
                 answer = function(**values)
-            show(answer, as_json)
+            if ranks.speaks():
+                show(answer, as_json)
 
         make = parent.command if parent else click.command
         made = make(name, cls=Command, context_settings=CONTEXT)(call)
@@ -137,9 +145,8 @@ def show(answer: Answer, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        # a table that goes into a file is not folded
-        wide = None if sys.stdout.isatty() else 1000
-        Console(highlight=False, width=wide).print(answer.text, soft_wrap=True)
+        # a terminal that is too narrow folds a line; rich would drop columns
+        Console(highlight=False, width=1000).print(answer.text, soft_wrap=True)
     if answer.error:
         raise BiogradError(answer.error)
     if answer.failure:

@@ -138,12 +138,18 @@ def describe(report: Report, title: str, folder: Path) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(title), "", _table(report.rows, report.columns)]
+    from biograd.studies.writing import COSTLY
+
+    results = {key: name for key, name in report.columns.items() if key not in COSTLY}
+    parts: list[RenderableType] = [Text(title), "", _table(report.rows, results)]
     parts += ["", *map(Text, report.notes)]
     contrasts = report.tables.get("contrasts", [])
     if contrasts:
         rows = [{**row, "what": f"{row['level']} against {row['against']}"} for row in contrasts]
         parts += ["", _table(rows, CONTRASTS)]
+    costs = {key: name for key, name in report.columns.items() if key in COSTLY}
+    if costs:
+        parts += ["", _table(report.rows, {"cell": "costs, means", **costs})]
     if report.failures:
         lines = [f"{one['training']}: {one['reason']}" for one in report.failures]
         parts += ["", "not trained", *(Text(f"  {line}") for line in lines)]

@@ -11,19 +11,10 @@ from typing import Any
 from biograd.studies import Report, statistics
 from biograd.studies.grid import Cell
 from biograd.studies.tasks import Failure
+from biograd.studies.writing import COSTLY
 
 Summary = dict[str, Any]
 Row = dict[str, Any]
-
-COSTS = (
-    "training_seconds",
-    "peak_memory_bytes",
-    "forward_passes",
-    "multiply_accumulates",
-    "synaptic_operations",
-)
-"""Keys of a run's summary that say what it took, beside what it reached."""
-
 
 TUNED = (
     "settings of every cell were chosen by as many trials on a held-out part of the training data"
@@ -83,10 +74,7 @@ def report(
         "p_holm": "p",
         "effect": "effect",
         "published": "published %",
-        "training_seconds": "seconds",
-        "peak_memory_bytes": "memory",
-        "multiply_accumulates": "MACs",
-        "synaptic_operations": "synaptic ops",
+        **COSTLY,
     }
     kept = {k: title for k, title in columns.items() if any(r.get(k) is not None for r in rows)}
     return Report(
@@ -120,7 +108,7 @@ def _row(compared: Comparison, cell: Cell) -> Row:
         "train": means.mean(compared.train(cell.name, seed) for seed in found),
         "seconds": means.mean(summary["seconds"] for summary in found.values()),
     }
-    for key in COSTS:
+    for key in COSTLY:
         known = [summary[key] for summary in found.values() if summary.get(key) is not None]
         row[key] = means.mean(known) if known else None
     return row

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from biograd.studies import Report, Row
-from biograd.studies.writing import write_cell
+from biograd.studies.writing import COSTLY, write_cell
 
 STYLE = """
 :root { --ink: #1c2024; --soft: #60646c; --line: #d9dbe0; --paper: #fff; --mark: #f2f5fa; }
@@ -105,13 +105,6 @@ RUNS = {
     "training_seconds": "seconds",
     "peak_memory_bytes": "memory",
     "run": "file",
-}
-COSTLY = {
-    "training_seconds": "seconds of training",
-    "peak_memory_bytes": "memory",
-    "forward_passes": "forward passes",
-    "multiply_accumulates": "multiply-accumulates",
-    "synaptic_operations": "synaptic operations",
 }
 COSTS = (
     "Seconds are those of the training steps, measured while other trainings may have run beside; "

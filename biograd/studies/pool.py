@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import faulthandler
-import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from biograd.studies.tasks import (
@@ -27,15 +23,12 @@ from biograd.studies.tasks import (
     Failure,
     Job,
     Task,
-    attempt,
     deaf_to,
     drive,
-    environment,
     killed,
     line,
     log_of,
     pointed,
-    speak_into,
     threads,
 )
 
@@ -43,6 +36,8 @@ __all__ = ["Event", "Failure", "Processes", "Task", "run"]
 
 GRACE = 10.0
 """Seconds to commit and end for a process that is asked to stop."""
+LOOK = 0.05
+"""Seconds between two looks at the processes."""
 
 
 def run(
@@ -67,8 +62,7 @@ def run(
 
 @dataclasses.dataclass
 class _Process:
-    process: BaseProcess
-    pipe: Connection
+    process: subprocess.Popen[bytes]
     device: str | None
     log: Path | None
 
@@ -84,11 +78,18 @@ class Processes:
         devices: names of the CUDA devices; several are dealt in turn, so that each process sees one
             of them, the one that the fewest others use.
         logs: folder for what the processes say; None: it is lost.
+        folder: in which they run; None: that of this process.
     """
 
-    def __init__(self, workers: int, devices: Sequence[str] = (), logs: Path | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        devices: Sequence[str] = (),
+        logs: Path | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.capacity, self.devices, self.logs = workers, list(devices), logs
-        self._context = multiprocessing.get_context("spawn")
+        self.folder = folder
         self._used: list[str] = []
 
     def start(self, jobs: Sequence[Job]) -> None:
@@ -100,49 +101,67 @@ class Processes:
                 job.answer = Answer(False, f"cannot be sent to another process: {line(error)}")
                 continue
             try:
-                job.handle = self._begin(job.task.name, work)
+                job.handle = self._begin(job.task.name)
             except OSError as error:
                 job.answer = Answer(True, f"no process could be started: {line(error)}")
+                continue
+            with contextlib.suppress(OSError):  # it has ended already, and its end will be seen
+                pickle.dump(work, job.handle.process.stdin)
+                job.handle.process.stdin.flush()
 
-    def _begin(self, name: str, work: bytes) -> _Process:
+    def _begin(self, name: str) -> _Process:
         device = min(self.devices, key=self._used.count) if len(self.devices) > 1 else None
         variables = threads(self.capacity)
         if device is not None:
             variables["CUDA_VISIBLE_DEVICES"] = device
-        log = None if self.logs is None else log_of(name, self.logs)
-        ours, theirs = self._context.Pipe()
-        with theirs, environment(variables), deaf_to(signal.SIGINT):
-            process = self._context.Process(target=_work, args=(theirs, work, log), name=name)
-            process.start()
+        # the modules of tasks are to be found as they are here
+        variables["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+        log, errors = None if self.logs is None else log_of(name, self.logs), subprocess.DEVNULL
+        if log is not None:
+            with contextlib.suppress(OSError):  # a full disk must not fail the task here
+                log.parent.mkdir(parents=True, exist_ok=True)
+                errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            with deaf_to(signal.SIGINT):
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "biograd.studies.child"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=os.environ | variables,
+                    cwd=self.folder,
+                )
+        finally:
+            if errors != subprocess.DEVNULL:
+                os.close(errors)
         if device is not None:
             self._used.append(device)
-        return _Process(process, ours, device, log)
+        return _Process(process, device, log)
 
     def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
-        """Wait a little and return the jobs whose process has ended."""
-        sentinels = {job.handle.process.sentinel: job for job in jobs}
-        found = [sentinels[key] for key in wait(list(sentinels), 0.2) if isinstance(key, int)]
+        """Return the jobs whose process has ended, or wait a little."""
+        found = [job for job in jobs if job.handle.process.poll() is not None]
+        if not found:
+            time.sleep(LOOK)
         return [(job, self._outcome(job.handle)) for job in found]
 
     def _outcome(self, handle: _Process) -> Answer:
         """Return how a process that has ended went."""
-        handle.process.join()
+        said, code = handle.process.stdout, handle.process.returncode
+        assert said
         try:
-            answer: Answer | None = handle.pipe.recv() if handle.pipe.poll() else None
-        except (EOFError, OSError):
-            answer = None
-        code = handle.process.exitcode or 0
-        self._release(handle)
-        if answer is None and code < 0:
-            answer = killed(-code)
-        elif answer is None:
+            answer = Answer(*pickle.load(said))
+        except (EOFError, pickle.UnpicklingError):
             text = f"its process ended with exit code {code} and without an answer"
-            answer = Answer(True, text, logged=True)
+            answer = killed(-code) if code < 0 else Answer(True, text, logged=True)
+        self._release(handle)
         return pointed(answer, handle.log)
 
     def _release(self, handle: _Process) -> None:
-        handle.pipe.close()
-        handle.process.close()
+        for stream in (handle.process.stdin, handle.process.stdout):
+            with contextlib.suppress(OSError):
+                if stream:
+                    stream.close()
         if handle.device is not None:
             self._used.remove(handle.device)
 
@@ -153,63 +172,19 @@ class Processes:
         try:
             for handle in handles:
                 with contextlib.suppress(OSError):  # it has ended already
-                    handle.pipe.send("stop")
-            for handle in handles:
-                handle.process.join(max(0.0, until - time.monotonic()))
+                    assert handle.process.stdin
+                    handle.process.stdin.write(b"s")
+                    handle.process.stdin.flush()
+            while time.monotonic() < until:
+                if all(handle.process.poll() is not None for handle in handles):
+                    break
+                time.sleep(LOOK)
         finally:  # also if the user does not want to wait
             for handle in handles:
-                if handle.process.is_alive():
-                    handle.process.kill()
-                handle.process.join()
+                handle.process.kill()
+                handle.process.wait()
                 self._release(handle)
                 pointed(Answer(False, ""), handle.log)
-
-
-def _work(pipe: Connection, work: bytes, log: Path | None) -> None:
-    """Do a task in its own process and say how it went."""
-    speak_into(log)
-    faulthandler.enable()  # a crash says where
-    seen = _signals()
-    threading.Thread(target=_obey, args=(pipe, seen), daemon=True).start()
-    try:
-        function, arguments = pickle.loads(work)  # written by the parent
-    except Exception as error:
-        answer = Answer(False, f"cannot be read in another process: {line(error)}")
-    else:
-        answer = attempt(function, arguments)
-    pipe.send(answer)
-
-
-def _signals() -> int | None:
-    """Return a descriptor from which the numbers of arriving signals can be read."""
-    if sys.platform == "win32":
-        return None
-    read, written = os.pipe()
-    os.set_blocking(written, False)
-    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    return read
-
-
-def _obey(pipe: Connection, signals: int | None) -> None:
-    """Stop when the parent says so, and die when it is gone.
-
-    Why not a signal of the parent: whoever stops a whole group of processes has signalled this one
-    already, and a second signal would not let it commit.
-    """
-    asked = False
-    sources: list[Connection | int] = [pipe] if signals is None else [pipe, signals]
-    while True:
-        ready = wait(sources)
-        if signals is not None and signals in ready:
-            asked = asked or signal.SIGTERM in os.read(signals, 4096)
-        if pipe in ready:
-            try:
-                pipe.recv()
-            except (EOFError, OSError):  # the other end is gone
-                os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-            if not asked:
-                asked = True
-                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def cuda_devices() -> list[str]:

@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -31,6 +30,8 @@ TRIES, PAUSE = 3, 1.0
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 INTERRUPTED = 128
 """Exit codes above say that a signal asked the work to stop."""
+LONGEST = 1000
+"""Characters of what is said about an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +189,13 @@ def killed(number: int) -> Answer:
 
 
 def line(error: BaseException) -> str:
-    """Return the text of an error as one line that is not empty.
+    """Return the text of an error as one line, neither empty nor endless.
 
     >>> line(ValueError("two\\n  lines"))
     'two lines'
     """
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def cores() -> int:
@@ -238,7 +240,6 @@ def deaf_to(*signals: signal.Signals) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # as it starts it would end the deafness
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -250,22 +251,6 @@ def log_of(name: str, folder: Path) -> Path:
     """Return the file for what the process of a task says."""
     stem = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
     return folder / f"{stem[:100]}.log"
-
-
-def speak_into(log: Path | None) -> None:
-    """Send what this process says from now on into a file, or nowhere: only the parent speaks."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    try:
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(log or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    except OSError:  # a full disk must not fail the task here
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 def pointed(answer: Answer, log: Path | None) -> Answer:

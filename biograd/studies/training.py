@@ -145,13 +145,13 @@ class Training:
         Raises:
             RecipeError: the request is not valid, or what is there was made with other settings.
         """
-        asked: Table = json.loads(json.dumps(experiment.configure(self.request()).table()))
+        asked = _plain(experiment.configure(self.request()))
         known = self._read()
         if known is not None:
             _same(known["configuration"], asked, self.note)
         elif self._begun():
             with experiment.load(self.path) as run:
-                _same(json.loads(json.dumps(run.config)), asked, self.path)
+                _same(run.config, asked, self.path)
         return asked
 
     def known(self) -> Summary | None:
@@ -189,11 +189,18 @@ def _stem(name: str) -> str:
     return re.sub(r"\W+", "-", name).strip("-") or "cell"
 
 
-def _same(known: object, asked: object, where: Path) -> None:
-    if known != asked:
+def _same(known: Table, asked: Table, where: Path) -> None:
+    # what an older version did not know yet has its default
+    if _plain(experiment.Configuration.of(known, where)) != asked:
         raise RecipeError(
             f"{where}: was made with other settings: give another folder, or delete the file"
         )
+
+
+def _plain(configuration: experiment.Configuration) -> Table:
+    """Return a configuration as JSON has it."""
+    found: Table = json.loads(json.dumps(configuration.table()))
+    return found
 
 
 def train(training: Training) -> None:

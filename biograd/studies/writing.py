@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+COSTLY = {
+    "training_seconds": "seconds of training",
+    "peak_memory_bytes": "memory",
+    "forward_passes": "forward passes",
+    "multiply_accumulates": "multiply-accumulates",
+    "synaptic_operations": "synaptic operations",
+}
+"""What a training took: key to heading."""
+
 
 def write_cell(key: str, value: Any) -> str:
     """Return a cell of a table as text; the key says what its number is.

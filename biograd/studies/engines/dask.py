@@ -1,16 +1,15 @@
 """Trainings on the workers of a Dask cluster: of this machine, or one that is reached by address.
 
-A worker does one training at a time, in a thread of its process, and keeps its imports for the
-next.  Whoever has Slurm jobs or containers as Dask workers starts them and gives the address.
+A worker does each training in a process of its own, so that a training that is killed, or crashes,
+does not take the worker and its other tasks along, and one that should stop can be asked to.
+Whoever has Slurm jobs or containers as Dask workers starts them and gives the address; they see
+the same folders.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import sys
-import threading
 import time
 import uuid
 import warnings
@@ -22,22 +21,21 @@ from typing import Any
 from biograd import __version__
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.studies.engines.placement import Placement
+from biograd.studies.pool import Processes
 from biograd.studies.tasks import (
     Answer,
     Engine,
     Job,
-    attempt,
-    deaf_to,
+    Task,
     environment,
     line,
-    log_of,
-    pointed,
-    speak_into,
     threads,
 )
 
-CONNECT, STOP = 5.0, 10.0
-"""Seconds to reach a scheduler, and to commit and end for trainings that are asked to stop."""
+CONNECT = 5.0
+"""Seconds to reach a scheduler."""
+STOP = 15.0
+"""Seconds to end for trainings that are asked to stop: longer than their workers let them."""
 
 
 def begin(placement: Placement, count: int) -> Engine:
@@ -62,29 +60,27 @@ def begin(placement: Placement, count: int) -> Engine:
             engine = Workers(client, workers, "this machine", placement.logs)
         else:
             client = _there(stack, distributed, placement.address)
-            engine = Workers(client, count, f"the scheduler at {placement.address}")
+            name = f"the scheduler at {placement.address}"
+            engine = Workers(client, count, name, placement.logs)
         engine.ending = stack.pop_all()
     return engine
 
 
 def _here(stack: ExitStack, distributed: Any, workers: int) -> Any:
-    """Start workers on this machine, each with its share of the cores."""
-    # Dask adds variables of its own; this lets go of them at the end
+    """Start workers in this process, each with its share of the cores."""
     stack.enter_context(environment(threads(workers)))
     try:
-        with deaf_to(signal.SIGINT, signal.SIGTERM), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cluster = distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
+                processes=False,  # each training has one anyway
                 dashboard_address=None,
-                memory_limit=None,  # a training may need more than its share
+                memory_limit=None,
                 silence_logs=logging.CRITICAL,
-                scheduler_kwargs={"allowed_failures": 0},  # tries are counted here
             )
-            stack.callback(_suppressed, cluster.close, timeout=STOP)
+            stack.callback(_suppressed, cluster.close)
             client = distributed.Client(cluster, set_as_default=False)
             stack.callback(_suppressed, client.close)
     except Exception as error:  # ports, memory, processes
@@ -122,16 +118,15 @@ def _there(stack: ExitStack, distributed: Any, address: str) -> Any:
 def _client(distributed: Any) -> Any:
     """Return a kind of client that ends itself if it cannot start, and not as the program ends."""
 
-    class Client(distributed.Client):
-        def start(self, **arguments: Any) -> None:
-            try:
-                # a server of another kind may accept the connection and never answer
-                super().start(callback_timeout=CONNECT + 1, **arguments)
-            except BaseException:
-                _suppressed(self.close, timeout=1)
-                raise
+    def start(client: Any, **arguments: Any) -> None:
+        try:
+            # a server of another kind may accept the connection and never answer
+            distributed.Client.start(client, callback_timeout=CONNECT + 1, **arguments)
+        except BaseException:
+            _suppressed(client.close, timeout=1)
+            raise
 
-    return Client
+    return type("Client", (distributed.Client,), {"start": start})
 
 
 def _version() -> str:
@@ -170,10 +165,10 @@ class Workers:
         client: of the scheduler.
         capacity: tasks that are handed to it at a time.
         name: of the cluster.
-        logs: folder for what the workers say; None: that is theirs.
+        logs: folder for what the trainings say.
     """
 
-    def __init__(self, client: Any, capacity: int, name: str, logs: Path | None = None) -> None:
+    def __init__(self, client: Any, capacity: int, name: str, logs: Path) -> None:
         self.client, self.capacity, self.name, self.logs = client, capacity, name, logs
         self.study = uuid.uuid4().hex
         self.ending = ExitStack()
@@ -188,9 +183,9 @@ class Workers:
                 job.handle = self.client.submit(
                     _work,
                     self.study,
-                    job.task.function,
-                    job.task.arguments,
-                    self._log(job),
+                    job.task,
+                    self.logs.absolute(),
+                    Path.cwd(),
                     key=f"biograd-{uuid.uuid4().hex}",
                     pure=False,
                     retries=0,
@@ -200,32 +195,29 @@ class Workers:
 
     def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
         """Return the jobs that have ended, or wait a little."""
-        looked = [(job, self._answer(job.handle)) for job in jobs if job.handle.done()]
-        found = [
-            (job, pointed(answer, self._log(job))) for job, answer in looked if answer is not None
-        ]
+        found = [(job, self._answer(job.handle)) for job in jobs if job.handle.done()]
         if not found:
             time.sleep(0.1)
         return found
 
-    def _answer(self, future: Any) -> Answer | None:
-        """Return how a job went; None if its worker died before it told."""
+    def _answer(self, future: Any) -> Answer:
+        """Return how a job went.
+
+        Nothing is fetched from the worker, which may have died meanwhile.
+        """
         from distributed import KilledWorker
 
         if future.status == "finished":
-            try:
-                return Answer(*future.result(timeout=30))
-            except Exception:  # it will be done again
-                return None
-        if future.status == "error":
-            error = future.exception()
-            if isinstance(error, KilledWorker):
-                return Answer(True, "the Dask worker that ran it died", logged=True)
-            return Answer(
-                isinstance(error, OSError),
-                f"its Dask worker: {type(error).__name__}: {line(error)}",
-            )
-        return Answer(True, f"Dask, {self.name}: the connection was lost")
+            return Answer(False, "")
+        if future.status != "error":
+            return Answer(True, f"Dask, {self.name}: the connection was lost")
+        error = future.exception()
+        if isinstance(error, _Failed):
+            return Answer(*error.args)
+        if isinstance(error, KilledWorker):
+            return Answer(True, "the Dask worker that ran it died")
+        text = f"its Dask worker: {type(error).__name__}: {line(error)}"
+        return Answer(isinstance(error, OSError), text)
 
     def close(self, jobs: Sequence[Job]) -> None:
         """Ask the running trainings to stop, let them commit, and end client and cluster."""
@@ -238,42 +230,42 @@ class Workers:
                     if time.monotonic() > until:
                         break
                     time.sleep(0.1)
-        for job in jobs:
-            pointed(Answer(False, ""), self._log(job))
-
-    def _log(self, job: Job) -> Path | None:
-        return None if self.logs is None else log_of(job.task.name, self.logs)
 
 
-# In the process of a worker ---------------------------------------------------------------------
+# In a worker --------------------------------------------------------------------------------------
 
-_alone = threading.Lock()
-_at_work: dict[int, str] = {}
-"""Thread that does a task, to the study that it belongs to."""
+_at_work: list[str] = []
+"""The study of each task that is under way here."""
+_stopping: set[str] = set()
 
 
-def _work(
-    study: str, function: Callable[..., object], arguments: tuple[Any, ...], log: Path | None
-) -> Answer:
-    """Do a task in a thread of a worker; a process does one at a time, for its state is one."""
-    with _alone:
-        if log is not None:
-            speak_into(log)
-        thread = threading.get_ident()
-        _at_work[thread] = study
-        try:
-            return attempt(function, arguments)
-        except BaseException as error:  # must not end the worker
-            return Answer(True, f"it ended with {type(error).__name__}: {line(error)}", logged=True)
-        finally:
-            del _at_work[thread]
+class _Failed(Exception):
+    """An answer that is not a success: the scheduler keeps errors, but results only the worker."""
+
+
+def _work(study: str, task: Task, logs: Path, folder: Path) -> None:
+    """Do a task in a process of its own, which runs in ``folder``.
+
+    Raises:
+        _Failed: it was not done.
+    """
+    processes, job = Processes(1, logs=logs, folder=folder), Job(task)
+    _at_work.append(study)
+    try:
+        processes.start([job])
+        ended = [] if job.answer is None else [(job, job.answer)]
+        while not ended and study not in _stopping:
+            ended = processes.ended([job])
+        if not ended:
+            processes.close([job])
+    finally:
+        _at_work.remove(study)
+    answer = ended[0][1] if ended else Answer(True, "it was asked to stop")
+    if answer.reason:
+        raise _Failed(*answer)
 
 
 def _stop(study: str) -> bool:
-    """Ask the trainings of a study to stop; return whether there are tasks of it."""
-    recording = sys.modules.get("biograd.recording")  # else nobody trains
-    mine = [thread for thread, owner in list(_at_work.items()) if owner == study]
-    for thread in mine:
-        if recording is not None:
-            recording.ask_to_stop(thread)
-    return bool(mine)
+    """Ask the trainings of a study to stop; return whether there are any."""
+    _stopping.add(study)
+    return study in _at_work
