@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from biograd.networks.readouts import Readout
     from biograd.networks.wrapping import wrap
     from biograd.recipes import PopulationRecipe
+    from biograd.reproduction import reproduce
     from biograd.runs.sonata import export_sonata
     from biograd.studies.comparing import compare
     from biograd.studies.set_file import load_set
@@ -110,6 +111,7 @@ __all__ = [
     "attach",
     "train",
     "resume",
+    "reproduce",
     "trained",
     "compare",
     "load_set",
@@ -165,6 +167,7 @@ _HOMES = {
     "attach": "biograd.engine",
     "train": "biograd.experiment",
     "resume": "biograd.experiment",
+    "reproduce": "biograd.reproduction",
     "trained": "biograd.experiment",
     "compare": "biograd.studies.comparing",
     "load_set": "biograd.studies.set_file",

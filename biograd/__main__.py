@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import click
 
+from biograd import ranks
 from biograd.commands import console
 from biograd.commands.options import Settings
 from biograd.errors import BiogradError
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if settings.debug and not isinstance(error, SystemExit):
             traceback.print_exc()
-        return _report(error)
+        code = _report(error)
+        ranks.give_way()
+        return code
     return result if isinstance(result, int) else 0
 
 
@@ -96,7 +99,8 @@ def _usage(error: click.ClickException) -> str:
 
 def _say(text: str, code: int) -> int:
     with contextlib.suppress(OSError):
-        click.echo(" ".join(text.split()), err=True)
+        if ranks.speaks():
+            click.echo(" ".join(text.split()), err=True)
     return code
 
 

@@ -35,6 +35,19 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """The beginning of a run that was later trained for another number of epochs.
+
+    Attributes:
+        epochs: what its budget was, which a schedule of the learning rate follows.
+        steps: how far it went with that.
+    """
+
+    epochs: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Configuration:
     """Everything that decides a run; written into its file."""
 
@@ -51,6 +64,19 @@ class Configuration:
     control: bool = False
     module: bool = False
     """The network is a module of the user's, which no recipe can build again."""
+    stages: tuple[Stage, ...] = ()
+    """What came before ``biograd resume --epochs`` gave the run the budget that it has now."""
+
+    def longer(self, epochs: int, step: int) -> Configuration:
+        """Return the configuration of the run trained to ``epochs``, from ``step`` on."""
+        before = self.recipe.training
+        training = dataclasses.replace(before, epochs=epochs)
+        changed = epochs != before.epochs and step > 0
+        return dataclasses.replace(
+            self,
+            recipe=dataclasses.replace(self.recipe, training=training),
+            stages=(*self.stages, *([Stage(before.epochs, step)] if changed else [])),
+        )
 
     def table(self) -> dict[str, Any]:
         """Return the configuration as a table that ``of`` reads."""
@@ -92,6 +118,7 @@ def configure(request: Request) -> Configuration:
     else:
         recipe = recipes.load_model(request.model, name, over, to_model)
         model = Path(request.model).stem
+    _check_budget(request, to_model, recipe)
     settings = recipe.estimators.get(recipe.estimator, {})
     for other, table in {**recipe.estimators, recipe.estimator: settings}.items():
         estimators.make(other, table, request.model)
@@ -109,6 +136,18 @@ def configure(request: Request) -> Configuration:
         control=request.control,
         module=isinstance(request.model, nn.Module),
     )
+
+
+def _check_budget(request: Request, assignments: list[str], recipe: ModelRecipe) -> None:
+    """Refuse epochs that are asked for beside another budget, which would take their place."""
+    asked = [] if request.epochs is None else [f"--epochs {request.epochs}"]
+    asked += [f"--set {a}" for a in assignments if a.partition("=")[0].strip() == "training.epochs"]
+    unit, amount = recipe.training.budget
+    if asked and unit != "epochs":
+        raise RecipeError(
+            f"{asked[0]}: training.{unit} = {amount} takes the place of epochs: leave out one of "
+            "the two"
+        )
 
 
 def check_device(name: str, where: str = "--device cuda") -> str:

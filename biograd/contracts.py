@@ -189,6 +189,13 @@ class Plan:
             return 1 + next(iter(self.noise.values())).shape[0]
         return 1 + (len(self.parameter_noise.seeds) if self.parameter_noise else 0)
 
+    @property
+    def passes(self) -> int:
+        """The number of times that an example goes forward: in each copy, and for each tangent."""
+        given = [*(self.noise or {}).values()][:1] + [*(self.tangents or {}).values()][:1]
+        shared = [noise for noise in (self.parameter_noise, self.parameter_tangents) if noise]
+        return 1 + sum(map(len, given)) + sum(len(noise.seeds) for noise in shared)
+
 
 def bins(steps: int, time_bin: int | None) -> int:
     """Return ``K``, the number of time bins of a trial of ``steps`` steps."""
@@ -324,6 +331,9 @@ class Trace:
         local: name of a site to its local losses ``[S, B, *cells]``, without a graph.
         slopes: ``[m, B]``, derivatives of the losses in the directions of the plan's tangents.
         local_slopes: the same of the local losses, ``[m, B, *cells]``.
+        means: name of a site with a local loss, "" for the outputs, to the mean losses ``[m]`` of
+            all noisy copies, if ranks have divided them; ``losses`` and ``local`` then hold those
+            of this rank alone.
     """
 
     plan: Plan
@@ -336,6 +346,7 @@ class Trace:
     local: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     slopes: Tensor | None = None
     local_slopes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    means: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def error(self) -> Tensor:
         """Return the derivative of the mean clean loss by the outputs, ``[B, ...]``."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from biograd import parallel
 from biograd.contracts import Substrate
 from biograd.decorrelation_rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
@@ -195,9 +196,10 @@ class Decorrelation(nn.Module):
             if name in self._temporal:
                 means = [visit.mean(1) if visit.dim() > 2 else visit for visit in visits]
                 visits = [torch.stack(means).mean(0)]
+            visits = [parallel.gather(visit) for visit in visits]
             rows = torch.cat([visit.reshape(-1, visit.shape[-1]) for visit in visits])
             return self._sample(rows)[None]
-        images = self._sample(torch.cat(visits))
+        images = self._sample(torch.cat([parallel.gather(visit) for visit in visits]))
         return _patches(layer, images)
 
     def _sample(self, rows: Tensor) -> Tensor:

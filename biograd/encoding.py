@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from biograd import parallel
 from biograd.errors import DataError, RecipeError, nearest
 from biograd.recipes import EncodingRecipe
 
@@ -29,11 +30,14 @@ class Encoding(ABC):
         steps: time steps of a trial, ``duration_ms / dt_ms``.
         dt_ms: length of a time step in milliseconds.
         duration_ms: length of a trial in milliseconds.
+        spikes: whether a datum becomes spikes, 0 or 1, and not a current.
 
     Raises:
         RecipeError: the trial is not a whole number of steps, or the encoding cannot represent
             what the recipe asks for.
     """
+
+    spikes = False
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
         """Count the steps and units of a trial."""
@@ -75,6 +79,8 @@ class Poisson(Encoding):
         RecipeError: ``max_rate dt > 1``; one step holds one spike at most.
     """
 
+    spikes = True
+
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
         """Check that one step can hold the spikes of the highest rate."""
         super().__init__(recipe, shape)
@@ -87,9 +93,13 @@ class Poisson(Encoding):
 
     def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the spikes on the generator's device, the same in float32 and in float64."""
-        size = (len(inputs), self.steps, self.units)
-        where = generator.device
-        draws = torch.rand(size, generator=generator, device=where, dtype=torch.float32)
+        shape, where = (self.steps, self.units), generator.device
+        draws = parallel.rows(
+            lambda count: torch.rand(
+                count, *shape, generator=generator, device=where, dtype=torch.float32
+            ),
+            len(inputs),
+        )
         chance = self.most * inputs.reshape(len(inputs), 1, self.units).float()
         return (draws.to(inputs.device) < chance).to(inputs.dtype)
 
@@ -101,6 +111,8 @@ class Latency(Encoding):
     ``t = tau ln(x / (x - θ))``; the spike falls in the step that holds ``t``.  An input at or
     below the threshold never gets there, and one that does so after the trial is not seen.
     """
+
+    spikes = True
 
     def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Place the spikes; ``generator`` is not drawn from."""
@@ -156,6 +168,8 @@ class Delta(RowEncoding):
     The first half of the units are ON (brighter), the second half OFF (darker); a spike falls in
     the first step of its row.  The first row has none before it, and gives none.
     """
+
+    spikes = True
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
         """Find the first step of every row."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd import diagnosis, losses, structure
+from biograd import diagnosis, losses, parallel, structure
 from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
@@ -47,12 +47,15 @@ class Result:
     Attributes:
         surrogate: scalar whose value is the mean clean loss and whose gradient is the credit.
         outputs: clean outputs ``[B, ...]``.
-        losses: ``[S, B]``, one loss per copy and example, copy 0 clean.
+        losses: ``[S, B]``, one loss per copy and example, copy 0 clean; of the copies and examples
+            of this rank.
+        passes: times that an example went forward, all plans together (``Plan.passes``).
     """
 
     surrogate: Tensor
     outputs: Tensor
     losses: Tensor
+    passes: int
 
     @property
     def loss(self) -> Tensor:
@@ -139,8 +142,41 @@ class Engine:
                     f"{type(self.estimator).__name__}: {name} ({type(layer).__name__}) ties the "
                     "examples of a batch together: use layer normalisation"
                 )
+        if self.estimator.one_to_one:
+            self._check_mixing()
         if not any(parameter.requires_grad for parameter in self.network.parameters()):
             raise CapabilityError(f"{type(self.network).__name__} has no trainable parameter")
+
+    def _check_mixing(self) -> None:
+        """Refuse modules behind a hidden site that give other units than they take."""
+        first, reached = self.substrate.sites[0].modules if self.hidden else (), False
+        for name, layer in self.network.named_modules():
+            reached |= name in first
+            mixes = getattr(layer, "mixes", "")
+            if reached and mixes:
+                raise CapabilityError(
+                    f"{type(self.estimator).__name__} needs an activity for each current: {name} "
+                    f"{mixes}: take WeakGradient or NodePerturbation"
+                )
+
+    def check_ranks(self) -> None:
+        """Refuse what several ranks cannot do together as one process would.
+
+        Raises:
+            CapabilityError: the rule, or a layer, needs the whole batch in one process.
+        """
+        rule, division = type(self.estimator).__name__, self.estimator.divides
+        if not division:
+            raise CapabilityError(
+                f"{rule} does not say what several processes could divide: train it in one, "
+                "without torchrun"
+            )
+        for name, layer in self.network.named_modules():
+            if isinstance(layer, _BatchNorm) and division == "examples":
+                raise CapabilityError(
+                    f"{name} ({type(layer).__name__}) ties the examples of a batch together, which "
+                    "several processes divide: use layer normalisation, or train in one process"
+                )
 
     def _decorrelated(self) -> tuple[str, ...]:
         layers = [name for site in self.substrate.sites for name in site.modules]
@@ -205,7 +241,8 @@ class Engine:
         self._last = (traces, round)
         self.step += 1
         trace = traces[0]
-        return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses)
+        passes = sum(trace.plan.passes for trace in traces)
+        return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
 
     @contextmanager
     def _counted_once(self) -> Iterator[None]:
@@ -225,14 +262,33 @@ class Engine:
 
     def _check_finite(self, traces: Sequence[Trace]) -> None:
         finite = all(math.isfinite(scale) for scale in self.scales.values())
-        if not (finite and all(bool(torch.isfinite(t.losses).all()) for t in traces)):
+        found = [losses for t in traces for losses in (t.losses, *t.means.values())]
+        if finite and all(bool(torch.isfinite(losses).all()) for losses in found):
+            return
+        if not self.step:
             raise BiogradError(
-                f"the loss is not finite at step {self.step + 1}: lower the learning rate "
-                "(training.learning_rate) or that of decorrelation (decorrelation.rate)"
+                "the loss is not finite before the first update: lower the initial weights "
+                "(network.gain), the input (encoding.gain) or the rule's noise (sigma), or see "
+                "whether the data are finite"
             )
+        raise BiogradError(
+            f"the loss is not finite at step {self.step + 1}: lower the learning rate "
+            "(training.learning_rate) or that of decorrelation (decorrelation.rate)"
+        )
 
     def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
-        return self.substrate.run(plan, encoded, targets, self.objective, self.streams["dropout"])
+        noise, stream = plan.parameter_noise, self.streams["dropout"]
+        own = None if noise is None else parallel.dealt(len(noise.seeds))
+        if noise is None or own is None:
+            return self.substrate.run(plan, encoded, targets, self.objective, stream)
+        part = dataclasses.replace(noise, seeds=noise.seeds[own], scales=noise.scales[own])
+        given = dataclasses.replace(plan, parameter_noise=part)
+        trace = self.substrate.run(given, encoded, targets, self.objective, stream)
+        kinds = {"": trace.losses, **trace.local}
+        means = torch.stack([values[1:].flatten(1).mean(1) for values in kinds.values()], 1)
+        found = parallel.exchange(own, len(noise.seeds), means)
+        trace.plan, trace.means = plan, dict(zip(kinds, found.unbind(1), strict=True))
+        return trace
 
     def _round(
         self,
@@ -308,7 +364,7 @@ class Engine:
         self._check_finite([trace])
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
-            self.scales = {name: _scale(trace, name) for name in self.hidden}
+            self.scales = _scales(trace, self.hidden)
         if self.decorrelate is not None and not self.estimator.learns_hidden:
             # only now the order of a plain module's layers is known
             self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
@@ -417,10 +473,9 @@ class Engine:
         if self._last is None:
             return
         traces, round = self._last
-        for name in self.scales:
-            if name in traces[0].sites:
-                new = _scale(traces[0], name)
-                self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
+        seen = [name for name in self.hidden if name in self.scales and name in traces[0].sites]
+        for name, new in _scales(traces[0], seen).items():
+            self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
         if self.decorrelate is not None:
             self.decorrelate.update(pace)
         self.estimator.after(traces, round)
@@ -600,7 +655,10 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _scale(trace: Trace, name: str) -> float:
-    """Return the root mean square of a site's mean current over the trial; 1 without input."""
-    value = float(trace.sites[name].trial_mean().square().mean().sqrt())
-    return value if value > 0 else 1.0
+def _scales(trace: Trace, names: Sequence[str]) -> dict[str, float]:
+    """Return the root mean square of each site's mean current over the trial; 1 without input."""
+    if not names:
+        return {}
+    powers = [trace.sites[name].trial_mean().square().mean() for name in names]
+    found = parallel.average(torch.stack(powers)).sqrt().tolist()
+    return {name: scale if scale > 0 else 1.0 for name, scale in zip(names, found, strict=True)}

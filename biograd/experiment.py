@@ -11,6 +11,7 @@ file alone.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -19,12 +20,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from biograd import data
+from biograd import data, ranks
 from biograd.configuration import Configuration, Request, check_device, configure
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
 from biograd.errors import DataError, RecipeError
-from biograd.recording import Experiment, Interrupted, Progress, Recording, Silent
+from biograd.recording import (
+    Experiment,
+    Interrupted,
+    Onlooker,
+    Progress,
+    Recording,
+    Silent,
+)
+from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe
 from biograd.runs.reader import Run, open_run
@@ -53,43 +62,96 @@ PROBES = 200
 def execute(request: Request, progress: Progress | None = None) -> dict[str, Any]:
     """Train as requested, write the run file and return the summary.
 
+    If ``torchrun`` started several processes, they train together: rank 0 writes and shows.
+
     Raises:
         RecipeError: the request is not valid, or the run file exists (use ``force``).
         DataError: the data cannot be had.
         Interrupted: the run was asked to stop; it can be resumed.
+        Lost: another rank has ended; the run can be resumed.
     """
+    with ranks.together():
+        summary = _execute(request, _shown(progress))
+        ranks.after_first()
+    return summary
+
+
+def _shown(progress: Progress | None) -> Progress:
+    """Return who shows how a run goes on: on rank 0 alone."""
+    return Silent() if progress is None or ranks.rank() else progress
+
+
+def _execute(request: Request, progress: Progress) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
-    RunWriter.check(path, force=request.force)
-    dataset = _load(configuration)
     network = request.model if isinstance(request.model, nn.Module) else None
+    return begin(configuration, path, progress, network, force=request.force).run()
+
+
+def begin(
+    configuration: Configuration,
+    path: Path,
+    progress: Progress,
+    network: nn.Module | None = None,
+    *,
+    force: bool = False,
+    like: Run | None = None,
+) -> Recording:
+    """Return a run that is ready for its first step, its file begun.
+
+    Args:
+        network: the user's own module, if the run trains one.
+        force: replace an existing run.
+        like: a run that learned from the same data; None: whatever they are.
+
+    Raises:
+        RecipeError: the run file exists.
+        DataError: the data cannot be had, or are others.
+    """
+    ranks.own_device(configuration.device)
+    if not ranks.rank():
+        RunWriter.check(path, force=force)
+    known = (like.attributes["dataset_sha256"], like.path) if like else ()
+    dataset = _load(configuration, *known)
     pristine = deepcopy(network) if configuration.control else None
     experiment = Experiment(configuration, dataset, network)
     probe = make_probe(dataset)
-    writer = RunWriter(
-        path,
-        config=configuration.table(),
-        environment=environment(configuration.device),
-        attributes=_attributes(configuration, dataset),
-        probe=probe,
-        layers=_layers(experiment, dataset, probe),
-        force=request.force,
-    )
-    recording = Recording(experiment, writer, probe, progress or Silent())
+    writer: RunWriter | Onlooker
+    if ranks.rank():
+        writer = Onlooker(path)
+    else:
+        writer = RunWriter(
+            path,
+            config=configuration.table(),
+            environment=environment(configuration.device),
+            attributes=_attributes(configuration, dataset),
+            probe=probe,
+            layers=_layers(experiment, dataset, probe),
+            force=force,
+        )
+    recording = Recording(experiment, writer, probe, progress)
     recording.pristine = pristine
-    return recording.run()
+    return recording
 
 
-def _load(configuration: Configuration) -> data.Dataset:
+def _load(configuration: Configuration, digest: str = "", path: object = "") -> data.Dataset:
+    """Return the data, which must be those of ``digest``, which the run ``path`` had, if given."""
     check_device(configuration.device, "the run was on cuda")
     folder = None if configuration.data_dir is None else Path(configuration.data_dir)
-    return data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=folder,
-        offline=configuration.offline,
-        seed=configuration.seed,
-    )
+    with ranks.first_of_machine():
+        dataset = data.load(
+            configuration.data,
+            name=configuration.dataset,
+            data_dir=folder,
+            offline=configuration.offline,
+            seed=configuration.seed,
+        )
+    if digest and dataset.sha256 != digest:
+        raise DataError(
+            f"{path}: the run learned from other {configuration.dataset} data (SHA-256 "
+            f"{digest[:12]}…, now {dataset.sha256[:12]}…): give back the data of then"
+        )
+    return dataset
 
 
 def make_probe(dataset: data.Dataset) -> Probe:
@@ -149,36 +211,77 @@ def proceed(
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
+        Lost: another rank has ended; the run can be resumed.
     """
+    with ranks.together():
+        summary = go_on(path, epochs, _shown(progress), network).run()
+        ranks.after_first()
+    return summary
+
+
+def _known(path: Path) -> bytes:
+    """Return what must be known of a run to go on with it, as JSON."""
     with open_run(path) as run:
-        table, digest = run.config, run.attributes["dataset_sha256"]
         _tensors, meta = run.checkpoint()
+        known = [run.config, run.attributes["dataset_sha256"], int(meta["step"])]
+    return json.dumps(known).encode()
+
+
+def go_on(
+    path: Path, epochs: int | None, progress: Progress, network: nn.Module | None = None
+) -> Recording:
+    """Return a run that is ready to go on from its last commit (see ``proceed``)."""
+    table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
     configuration = Configuration.of(table, path)
     if epochs is not None:
-        training = dataclasses.replace(configuration.recipe.training, epochs=epochs)
-        recipe = dataclasses.replace(configuration.recipe, training=training)
-        if training.schedule != "constant" and progress is not None:
+        _check_epochs(configuration, epochs, path)
+        if configuration.recipe.training.schedule != "constant":
             progress.note("the learning rate now follows the schedule of the longer run")
-        configuration = dataclasses.replace(configuration, recipe=recipe)
-    _need_module(configuration, network, path)
-    dataset = _load(configuration)
-    if dataset.sha256 != digest:
-        raise DataError(
-            f"{path}: the run learned from other {configuration.dataset} data (SHA-256 "
-            f"{digest[:12]}…, now {dataset.sha256[:12]}…): give back the data of then"
-        )
+        configuration = configuration.longer(epochs, step)
+    need_module(configuration, network, path)
+    ranks.own_device(configuration.device)
+    dataset = _load(configuration, digest, path)
     experiment = Experiment(configuration, dataset, network)
-    done = -(-int(meta["step"]) // experiment.trainer.per_epoch)
-    if configuration.recipe.training.epochs < done:
+    done = -(-step // experiment.trainer.per_epoch)
+    if epochs is not None and epochs < done:
         experiment.engine.detach()
         raise RecipeError(
-            f"{path}: --epochs {configuration.recipe.training.epochs}: the run is in epoch {done} "
-            "already; give at least as many"
+            f"{path}: --epochs {epochs}: the run is in epoch {done} already; give at least as many"
         )
-    writer, (tensors, meta) = RunWriter.resume(path, config=configuration.table())
-    recording = Recording(experiment, writer, make_probe(dataset), progress or Silent())
-    recording.restore(tensors, meta)
-    return recording.run()
+    writer, checkpoint = _taken_over(path, configuration)
+    recording = Recording(experiment, writer, make_probe(dataset), progress)
+    recording.restore(*checkpoint)
+    return recording
+
+
+def _check_epochs(configuration: Configuration, epochs: int, path: Path) -> None:
+    """Refuse epochs for a run whose budget is another."""
+    unit, amount = configuration.recipe.training.budget
+    if unit != "epochs":
+        raise RecipeError(
+            f"{path}: --epochs {epochs}: the run's budget is training.{unit} = {amount}, which "
+            "cannot be changed: train again with another"
+        )
+
+
+def _taken_over(
+    path: Path, configuration: Configuration
+) -> tuple[RunWriter | Onlooker, Checkpoint]:
+    """Return a run's writer and its last checkpoint, which rank 0 reads for all."""
+    if ranks.size() == 1:
+        return RunWriter.resume(path, config=configuration.table())
+    taken: list[RunWriter] = []
+
+    def read() -> bytes:
+        writer, checkpoint = RunWriter.resume(path, config=configuration.table())
+        taken.append(writer)
+        body, text = to_bytes(*checkpoint)
+        return len(text).to_bytes(8, "big") + text + body
+
+    sent = ranks.from_first(read)
+    start = 8 + int.from_bytes(sent[:8], "big")
+    checkpoint = from_bytes(sent[start:], sent[8:start], str(path))
+    return taken[0] if taken else Onlooker(path), checkpoint
 
 
 def train(
@@ -228,11 +331,18 @@ def train(
     return open_run(Path(execute(request)["run"]))
 
 
-def _need_module(configuration: Configuration, network: nn.Module | None, path: object) -> None:
+def need_module(
+    configuration: Configuration, network: nn.Module | None, path: object, call: str = "resume"
+) -> None:
+    """Refuse to go on without the user's own module where the run trained one.
+
+    Args:
+        call: the function of ``biograd`` that takes it.
+    """
     if configuration.module and network is None:
         raise RecipeError(
             f"{path}: the run trained a module of yours ({configuration.model}), which no recipe "
-            "can build: give it to biograd.resume(path, network=...)"
+            f"can build: give it to biograd.{call}(path, network=...)"
         )
 
 
@@ -270,7 +380,7 @@ def trained(run: Run, network: nn.Module | None = None) -> tuple[nn.Module, Engi
 def _restored(run: Run, network: nn.Module | None = None, step: int | None = None) -> Experiment:
     """Return the experiment of a run at a checkpoint, the last one if ``step`` is None."""
     configuration = Configuration.of(run.config, run.path)
-    _need_module(configuration, network, run.path)
+    need_module(configuration, network, run.path)
     state = None if step == 0 else run.checkpoint(step)  # the beginning follows from the seed
     experiment = Experiment(configuration, _load(configuration), network)
     if state is not None:
@@ -297,8 +407,7 @@ def diagnose(
         reference: see ``diagnosis.probe``.
 
     Raises:
-        RunFileError: there is no checkpoint of that step.
-        RecipeError: fewer than two draws, or no such reference.
+        RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
     """
     experiment = _restored(run, network, step)
     try:

@@ -470,7 +470,8 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, where: object, key: s
         try:
             return _convert(option, value, where, key)
         except RecipeError as error:
-            failure = error if isinstance(value, Mapping) else failure or error
+            whole = isinstance(value, (Mapping, list, tuple))  # the last says what is wrong in it
+            failure = error if whole else failure or error
     raise failure or RecipeError(f"{where}: {key} = {value!r} is not allowed")
 
 
@@ -530,6 +531,7 @@ def load_model(
 def _check_budget(table: Table, path: Path) -> None:
     """Refuse a file that gives epochs and, in the same place, what takes the place of epochs."""
     training = table.get("training")
-    for other in ("passes", "seconds") if isinstance(training, dict) else ():
-        if other in training and "epochs" in training:
+    given = training if isinstance(training, dict) else {}
+    for other in ("passes", "seconds"):
+        if other in given and "epochs" in given:
             raise RecipeError(f"{path}: training: epochs and {other} are two budgets: give one")

@@ -8,20 +8,22 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from biograd import data, estimators, networks
+from biograd import data, estimators, networks, ranks
 from biograd.configuration import Configuration
+from biograd.costs import operations, peak_memory
 from biograd.decorrelation import Decorrelation
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import attach
 from biograd.errors import BiogradError
 from biograd.local import LocalLosses
-from biograd.recipes import ModelRecipe
+from biograd.recipes import ModelRecipe, TrainingRecipe
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
 from biograd.training import StepRecord, Trainer, activity, evaluate, placed
@@ -39,10 +41,10 @@ class Progress(Protocol):
     """Whoever shows how a run goes on."""
 
     def begin(self, total_steps: int, title: str) -> None:
-        """Start; ``total_steps`` are still to do."""
+        """Start; ``total_steps``, or what the budget counts instead, are still to do."""
 
     def step(self, record: dict[str, Any]) -> None:
-        """Show one step."""
+        """Show one step; ``spent`` is what it took of the budget."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Show one epoch."""
@@ -65,6 +67,25 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Show nothing."""
+
+
+class Onlooker:
+    """Stands on the other ranks where rank 0 has its writer; writes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def scalars(self, *_: object) -> None:
+        """Write nothing."""
+
+    def summary(self, _values: object) -> None:
+        """Write nothing."""
+
+    def close(self, _status: object) -> None:
+        """Close nothing."""
+
+    def abandon(self, _status: object) -> None:
+        """Close nothing."""
 
 
 class Experiment:
@@ -181,7 +202,11 @@ class Recording:
     """One run under way: trains, measures, writes, commits."""
 
     def __init__(
-        self, experiment: Experiment, writer: RunWriter, probe: Probe, progress: Progress
+        self,
+        experiment: Experiment,
+        writer: RunWriter | Onlooker,
+        probe: Probe,
+        progress: Progress,
     ) -> None:
         self.experiment, self.writer, self.progress = experiment, writer, progress
         self.probe = probe
@@ -192,6 +217,8 @@ class Recording:
         self._started = time.perf_counter()
         self._sums = [0.0, 0.0, 0]
         self._silent: dict[str, float] = {}
+        self._memory = 0
+        self._saved: int | None = None
         self._norms: dict[str, torch.Tensor] = {}
 
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -199,58 +226,53 @@ class Recording:
         tensors, meta = self.experiment.trainer.checkpoint()
         tensors |= {f"snapshot.{name}": value for name, value in self._norms.items()}
         elapsed = self.seconds + time.perf_counter() - self._started
-        return tensors, meta | {"sums": self._sums, "seconds": elapsed}
+        self._memory = max(self._memory, peak_memory() or 0)
+        own = {"sums": self._sums, "seconds": elapsed, "peak_memory_bytes": self._memory}
+        return tensors, meta | own
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.restored = True
         self.experiment.trainer.restore(tensors, meta)
+        self._saved = self.experiment.trainer.step
         self._sums, self.seconds = list(meta["sums"]), float(meta["seconds"])
+        self._memory = int(meta.get("peak_memory_bytes", 0))
         self._norms = {
             name.removeprefix("snapshot."): value
             for name, value in tensors.items()
             if name.startswith("snapshot.")
         }
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end of the budget, pack the file and return the summary."""
+    def run(self, until: int | None = None) -> dict[str, Any]:
+        """Train to the end of the budget, pack the file and return the summary.
+
+        Args:
+            until: end after this step as an interrupted run does, but packed; the summary is
+                empty then.
+        """
         experiment, trainer = self.experiment, self.experiment.trainer
         configuration = experiment.configuration
         title = f"{configuration.model} · {configuration.dataset} · {configuration.estimator}"
-        self.progress.begin(trainer.total - trainer.step, title)
+        self.progress.begin(trainer.total - int(trainer.spent), title + _budget(trainer.recipe))
         try:
             with _graceful() as stop:
-                if not self.restored:
-                    self._snapshot(0, self._look())
-                    self._commit()
-                for record in trainer.steps():
-                    self._record(record)
-                    if stop:
-                        self._commit()
-                        path = self.writer.path
-                        raise Interrupted(
-                            f"interrupted after step {record.step}, all of it is "
-                            f"saved; go on with: biograd resume {path}",
-                            stop[0],
-                        )
-            summary = self._summary()
-            self.writer.scalars(
-                "final",
-                trainer.step,
-                max(trainer.step - 1, 0) // trainer.per_epoch,
-                {k: v for k, v in summary.items() if isinstance(v, float)},
-            )
-            self._commit()
-            self.writer.summary(summary)
-            self.writer.close("completed")
+                self._train(stop, until)
+                # torchrun has asked all
+                summary = self._finish(until) if ranks.size() > 1 else None
+            summary = summary or self._finish(until)
         except Interrupted:
             self.writer.abandon("interrupted")
+            raise
+        except ranks.Lost as error:
+            with ranks.deaf():
+                self.writer.abandon("interrupted")
+            error.place = self._place()
             raise
         except (KeyboardInterrupt, SystemExit) as error:  # while the results were measured
             self.writer.abandon("interrupted")
             code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
             raise Interrupted(
-                f"interrupted; go on from the last commit with: biograd resume {self.writer.path}",
+                f"interrupted; go on from the last commit with: {self._go_on}",
                 int(code or 0) - 128,
             ) from error
         except BaseException:
@@ -258,6 +280,56 @@ class Recording:
             raise
         finally:
             experiment.engine.detach()
+        return summary
+
+    @property
+    def _go_on(self) -> str:
+        return ranks.command(f"resume {self.writer.path}")
+
+    def _place(self) -> str:
+        """Return where a rank was lost, and how to go on."""
+        after = f"after step {self.experiment.trainer.step}"
+        if self._saved is None:
+            return f"{after}, before anything was saved; start again with --force"
+        return f"{after}; all up to step {self._saved} is saved; go on with: {self._go_on}"
+
+    def _train(self, stop: list[int], until: int | None) -> None:
+        """Train to the end of the budget, or until some rank is asked to stop."""
+        trainer = self.experiment.trainer
+        trainer.asked = stop
+        if not self.restored:
+            self._snapshot(0, self._look())
+            self._commit()
+        for record in trainer.steps() if trainer.step != until else ():
+            self._record(record)
+            asked = stop[:1] if ranks.size() == 1 else [record.stop] * bool(record.stop)
+            for number in asked:
+                self._commit()
+                raise Interrupted(
+                    f"interrupted after step {record.step}, all of it is saved; go on with: "
+                    f"{self._go_on}",
+                    number,
+                )
+            if record.step == until:
+                break
+
+    def _finish(self, until: int | None) -> dict[str, Any]:
+        """Measure what came out, pack the file and return the summary."""
+        trainer = self.experiment.trainer
+        if trainer.step == until:
+            self._commit()
+            self.writer.close("interrupted")
+            return {}
+        summary = self._summary()
+        self.writer.scalars(
+            "final",
+            trainer.step,
+            max(trainer.step - 1, 0) // trainer.per_epoch,
+            {k: v for k, v in summary.items() if isinstance(v, float)},
+        )
+        self._commit()
+        self.writer.summary(summary)
+        self.writer.close("completed")
         return summary
 
     def _record(self, record: StepRecord) -> None:
@@ -289,29 +361,35 @@ class Recording:
             "test_accuracy": accuracy,
             "test_loss": loss,
         }
-        epoch = record.epoch + 1
-        epochs = configuration.recipe.training.epochs
+        epoch, recipe = record.epoch + 1, configuration.recipe.training
+        epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
         found = self._look()
         self._firing = firing(found, getattr(self.experiment.network, "spiking", False))
         values |= self._firing
         self._silent = silent(found)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
-        if epochs <= 20 or epoch in log_spaced(epochs) or record.step == trainer.total:
+        often = (epochs or epoch) <= 20 or epoch in log_spaced(epochs or epoch)
+        if often or trainer.spent >= trainer.budget:
             self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = [0.0, 0.0, 0]
         self._commit()
-        self.progress.epoch({"epoch": epoch, "epochs": epochs, "step": record.step, **values})
+        place = {"epoch": epoch, "step": record.step} | ({"epochs": epochs} if epochs else {})
+        self.progress.epoch(place | values)
 
     def _look(self) -> dict[str, torch.Tensor]:
-        """Return the probes' activity in every watched layer."""
+        """Return the probes' activity in every watched layer; rank 0 does so for all."""
+        if ranks.rank():
+            return {}
         experiment = self.experiment
         inputs = experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
         return activity(experiment.network, inputs, experiment.watched)
 
     def _snapshot(self, step: int, found: Mapping[str, torch.Tensor]) -> None:
         """Write the probes' activity and the parameters' norms."""
+        if isinstance(self.writer, Onlooker):
+            return
         experiment = self.experiment
         params = {}
         for name, value in experiment.network.named_parameters():
@@ -345,13 +423,17 @@ class Recording:
         return {name: float(energy) for name, energy in found.items()}
 
     def _commit(self) -> None:
-        self.writer.commit(self.experiment.trainer.step, self.checkpoint())
+        if not isinstance(self.writer, Onlooker):
+            self.writer.commit(self.experiment.trainer.step, self.checkpoint())
+        self._saved = self.experiment.trainer.step
 
     def _summary(self) -> dict[str, Any]:
         experiment, configuration = self.experiment, self.experiment.configuration
+        trainer = experiment.trainer
         seconds = self.seconds + time.perf_counter() - self._started
         train_accuracy, _ = evaluate(experiment.engine, experiment.dataset.train)
         test_accuracy, test_loss = evaluate(experiment.engine, experiment.dataset.test)
+        costs = {} if ranks.rank() else self._costs()
         control = None
         if configuration.control and (self.pristine or not configuration.module):
             self.progress.note("training the control: frozen hidden layers")
@@ -364,15 +446,38 @@ class Recording:
             "estimator": configuration.estimator,
             "decorrelation": configuration.recipe.decorrelation.rule,
             "seed": configuration.seed,
-            "epochs": configuration.recipe.training.epochs,
+            "epochs": trainer.epochs,
+            "budget": dict([trainer.recipe.budget]),
             "train_accuracy": train_accuracy,
             "test_accuracy": test_accuracy,
             "test_loss": test_loss,
             "frozen_hidden_control": control,
             "silent": self._silent,
             "seconds": seconds,
-            "steps_per_second": experiment.trainer.step / seconds,
+            "steps_per_second": trainer.step / seconds,
+            "ranks": ranks.size(),
+            **costs,
         }
+
+    def _costs(self) -> dict[str, Any]:
+        """Return what the training took, and what an example takes when it is done."""
+        trainer, network = self.experiment.trainer, self.experiment.network
+        inputs = self.experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
+        found = operations(network, placed(network, inputs, inputs)[0])
+        return {
+            "training_seconds": trainer.seconds,
+            "forward_passes": trainer.passes,
+            "peak_memory_bytes": max(self._memory, peak_memory() or 0) or None,
+            "multiply_accumulates": found.multiply_accumulates,
+            "synaptic_operations": found.synaptic_operations,
+        }
+
+
+def _budget(recipe: TrainingRecipe) -> str:
+    """Return the budget for the title, if it is not in epochs."""
+    if recipe.passes is not None:
+        return f" · {recipe.passes} passes"
+    return "" if recipe.seconds is None else f" · {recipe.seconds:g} s"
 
 
 MANY = 0.5

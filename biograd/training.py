@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from biograd import parallel, ranks
 from biograd.data import Split, batches
 from biograd.engine import Engine
+from biograd.errors import BiogradError
 from biograd.randomness import generator
 from biograd.recipes import TrainingRecipe
 
@@ -27,7 +31,9 @@ class StepRecord:
     Attributes:
         step: number of steps done, 1 after the first.
         informative: share of the noisy copies whose loss differs from the clean one.
-        last: whether the step ends its epoch.
+        last: whether the step ends its epoch, or the training.
+        spent: of the budget, in its own unit (steps, forward passes or seconds).
+        stop: number of the signal that asked some rank to stop, 0 if none did.
     """
 
     step: int
@@ -37,6 +43,38 @@ class StepRecord:
     informative: float
     learning_rate: float
     last: bool
+    spent: float
+    stop: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFigures:
+    """What one step found on one rank, or on all together."""
+
+    loss: float
+    accuracy: float
+    informative: float
+    seconds: float
+    stop: int = 0
+
+    def together(self, own: parallel.Share, copies: int, asked: Sequence[int]) -> StepFigures:
+        """Return the figures of the whole batch; the time is that of the slowest rank.
+
+        Args:
+            own: what this rank has computed.
+            copies: number of noisy copies that it has run.
+            asked: signals that asked it to stop.
+        """
+        if ranks.size() == 1:
+            return self
+        noisy = own.weight * copies
+        means = [own.weight * self.loss, own.weight * self.accuracy, noisy * self.informative]
+        rows = ranks.table([*means, noisy, self.seconds, float(asked[0] if asked else 0)])
+        columns = list(zip(*rows, strict=True))
+        loss, accuracy, informed, noisy = (math.fsum(column) for column in columns[:4])
+        seconds, stop = max(columns[4]), int(max(columns[5]))
+        informative = informed / noisy if noisy else 1.0
+        return StepFigures(loss, accuracy, informative, seconds, stop)
 
 
 def make_optimiser(recipe: TrainingRecipe, parameters: Iterator[nn.Parameter]) -> Any:
@@ -62,22 +100,51 @@ class Trainer:
         split: the examples to learn from.
         seed: of the order of the examples.
 
+    Attributes:
+        step: number of steps done.
+        passes: forward passes of these steps, examples times copies; backward ones do not count.
+        seconds: what these steps took, without evaluation and files.
+        asked: numbers of the signals that asked this process to stop; all ranks hear of them.
+
     Raises:
-        CapabilityError, RecipeError: see ``Engine.prepare``.
+        CapabilityError, RecipeError: see ``Engine.prepare`` and ``Engine.check_ranks``.
     """
 
     def __init__(self, engine: Engine, recipe: TrainingRecipe, split: Split, seed: int) -> None:
         self.engine, self.recipe, self.split, self.seed = engine, recipe, split, seed
-        self.step = 0
+        self.step, self.passes, self.seconds = 0, 0, 0.0
         self.per_epoch = max(1, len(split.inputs) // recipe.batch_size)
         self.drop_last = len(split.inputs) >= recipe.batch_size
+        self.asked: list[int] = []
+        if ranks.size() > 1:
+            engine.check_ranks()
+            network = engine.network  # the user's own may have been drawn anew on each rank
+            ranks.copy_first([*network.parameters(), *network.buffers()])
         self._prepare()
         self.optimiser = make_optimiser(recipe, engine.parameters())
 
     @property
     def total(self) -> int:
-        """The number of steps of the whole budget."""
-        return self.recipe.epochs * self.per_epoch
+        """The whole budget in whole units: of epochs the number of steps."""
+        return math.ceil(self.budget)
+
+    @property
+    def budget(self) -> float:
+        """The whole budget, in steps, forward passes or seconds (``TrainingRecipe.budget``)."""
+        unit, amount = self.recipe.budget
+        return amount * self.per_epoch if unit == "epochs" else amount
+
+    @property
+    def spent(self) -> float:
+        """What is spent of the budget, in its own unit."""
+        done = {"epochs": self.step, "passes": self.passes, "seconds": self.seconds}
+        return done[self.recipe.budget[0]]
+
+    @property
+    def epochs(self) -> float:
+        """The number of epochs done; whole, or with a fraction where one is cut short."""
+        whole, rest = divmod(self.step, self.per_epoch)
+        return self.step / self.per_epoch if rest else whole
 
     def _prepare(self) -> None:
         """Show the engine the first batch: it makes what it learns, and refuses what cannot be."""
@@ -87,38 +154,76 @@ class Trainer:
         self.engine.prepare(*placed(self.engine.network, batch.inputs, batch.targets))
 
     def steps(self) -> Iterator[StepRecord]:
-        """Train from the current step to the end of the budget, yielding after each step.
+        """Train from the current step to the one that spends the budget, yielding after each.
 
         Raises:
             BiogradError: the loss is not finite.
         """
-        while self.step < self.total:
+        while self.spent < self.budget:
             epoch, done = divmod(self.step, self.per_epoch)
             stream = generator(self.seed, "order", epoch)
             order = batches(self.split, self.recipe.batch_size, stream, self.drop_last)
             for place, batch in enumerate(order):
-                if place >= done:
+                if place >= done and self.spent < self.budget:
                     yield self._train(batch.inputs, batch.targets, batch.index, epoch)
 
     def _train(self, inputs: Tensor, targets: Tensor, index: Tensor, epoch: int) -> StepRecord:
+        started, before = time.perf_counter(), self.spent
         rate = self._schedule()
         self.engine.network.train()
-        inputs, targets = placed(self.engine.network, inputs, targets)
-        result = self.engine(inputs, targets, index)
-        loss = float(result.loss)
-        result.backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.engine.update(pace=rate / self.recipe.learning_rate)
+        own = parallel.share(len(targets), self.engine.estimator.divides)
+        with parallel.sharing(own):
+            given = placed(self.engine.network, inputs[own.rows], targets[own.rows])
+            result = self.engine(*given, index[own.rows])
+            loss = float(result.loss)
+            result.backward()
+            parallel.average_gradients(self.engine.parameters())
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            self.engine.update(pace=rate / self.recipe.learning_rate)
         self.step += 1
-        accuracy = float((result.outputs.argmax(1) == targets).float().mean())
-        last = self.step % self.per_epoch == 0
-        return StepRecord(self.step, epoch, loss, accuracy, result.informative, rate, last)
+        self.passes += result.passes * len(targets)
+        accuracy = float((result.outputs.argmax(1) == given[1]).float().mean())
+        found = StepFigures(loss, accuracy, result.informative, time.perf_counter() - started)
+        found = found.together(own, len(result.losses) - 1, self.asked)
+        self.seconds += found.seconds
+        last = self.step % self.per_epoch == 0 or self.spent >= self.budget
+        if last and ranks.size() > 1:
+            self._check_agreement()
+        spent = self.spent - before
+        loss, accuracy, informative = found.loss, found.accuracy, found.informative
+        return StepRecord(
+            self.step, epoch, loss, accuracy, informative, rate, last, spent, found.stop
+        )
+
+    def _check_agreement(self) -> None:
+        """Make sure that all ranks have drawn the same random numbers and learned the same.
+
+        Sums of parameters may differ by rounding, if the machines do.
+
+        Raises:
+            BiogradError: they have not.
+        """
+        streams = self.engine.streams.values()
+        state = [float(zlib.crc32(s.get_state().numpy().tobytes())) for s in streams]
+        learned = [*self.engine.parameters(), *self.engine.network.buffers()]
+        total = sum((float(p.detach().abs().sum()) for p in learned), 0.0)
+        rows = ranks.table([*state, total])
+        if any(row[:-1] != rows[0][:-1] for row in rows):
+            raise BiogradError(
+                f"the ranks' random numbers are no longer the same at step {self.step}: some part "
+                "of the network draws other than so many for each example: train in one process"
+            )
+        if any(abs(row[-1] - total) > 1e-3 * total for row in rows):
+            raise BiogradError(
+                f"the ranks' parameters are no longer the same at step {self.step}: some part of "
+                "the network takes a batch as a whole: train in one process"
+            )
 
     def _schedule(self) -> float:
         rate = self.recipe.learning_rate
         if self.recipe.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * self.step / self.total))
+            rate *= 0.5 * (1 + math.cos(math.pi * self.spent / self.budget))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         return rate
@@ -138,6 +243,8 @@ class Trainer:
         meta = {
             "step": self.step,
             "epoch": max(self.step - 1, 0) // self.per_epoch,
+            "passes": self.passes,
+            "training_seconds": self.seconds,
             "param_groups": kept["param_groups"],
             "options": options,
         }
@@ -159,6 +266,8 @@ class Trainer:
             state.setdefault(int(number), {})[name] = value
         self.optimiser.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
         self.step = int(meta["step"])
+        self.passes = int(meta.get("passes", 0))  # not counted by the first run files
+        self.seconds = float(meta.get("training_seconds", 0.0))
 
 
 def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,17 +279,24 @@ def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def evaluate(engine: Engine, split: Split, batch_size: int = 256) -> tuple[float, float]:
-    """Return the accuracy (0..1) and the mean loss of a split, in evaluation mode."""
+    """Return the accuracy (0..1) and the mean loss of a split, in evaluation mode.
+
+    Ranks divide the batches; all of them must ask.
+    """
     network = engine.network
     training = network.training
     network.eval()
     correct, total = 0.0, 0.0
     for batch in batches(split, batch_size, None, drop_last=False):
-        inputs, targets = placed(network, batch.inputs, batch.targets)
-        outputs = network(inputs)
-        correct += float((outputs.argmax(1) == targets).sum())
-        total += float(engine.loss(outputs, targets).sum())
+        with parallel.sharing(parallel.share(len(batch.targets))) as own:
+            if not own.weight:
+                continue
+            inputs, targets = placed(network, batch.inputs[own.rows], batch.targets[own.rows])
+            outputs = network(inputs)
+            correct += float((outputs.argmax(1) == targets).sum())
+            total += float(engine.loss(outputs, targets).sum())
     network.train(training)
+    correct, total = (sum(column) for column in zip(*ranks.table([correct, total]), strict=True))
     return correct / len(split.inputs), total / len(split.inputs)
 
 

@@ -1,10 +1,7 @@
-"""One gradient, however it is computed: scaled losses, two processes, compiled modules."""
+"""One gradient, however it is computed: scaled losses, parts of a batch, compiled modules."""
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +11,9 @@ from torch import Tensor, nn
 
 from biograd.engine import Engine, attach
 from biograd.estimators import ESTIMATORS, make
+from biograd.parallel import Share, sharing
 
-TOGETHER = [name for name, rule in ESTIMATORS.items() if rule.additive]
+TOGETHER = [name for name, rule in ESTIMATORS.items() if rule.divides == "examples"]
 
 
 def engine(name: str, network: nn.Module | None = None) -> Engine:
@@ -55,44 +53,17 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-def test_a_batch_is_the_mean_of_its_halves(name: str) -> None:
-    whole = step(engine(name))
-    first, second = step(engine(name), slice(0, 8)), step(engine(name), slice(8, 16))
-    halves = {key: (first[key] + second[key]) / 2 for key in first}
-    check_equal(halves, whole, 1e-12)
+def test_a_batch_is_the_mean_of_its_parts(name: str) -> None:
+    """Three shares, each with its rows of what is drawn for the whole batch, weighted by rows."""
+    whole, parts = step(engine(name)), []
+    for rank in range(3):
+        own = Share.of(16, rank, 3)
+        with sharing(own):
+            parts.append((own.weight, step(engine(name), own.rows)))
+    mean = {key: sum(weight * part[key] for weight, part in parts) for key in whole}
+    check_equal(mean, whole, 1e-12)
     with pytest.raises(AssertionError):
-        check_equal(first, whole, 1e-12)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def _half(rank: int, port: int, folder: str) -> None:
-    """Run every additive rule on half of a batch and write the gradients averaged over ranks."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    found = {}
-    for name in TOGETHER:
-        gradients = step(engine(name), slice(8 * rank, 8 * rank + 8))
-        for value in gradients.values():
-            torch.distributed.all_reduce(value)
-            value /= 2
-        found[name] = gradients
-    torch.distributed.destroy_process_group()
-    torch.save(found, Path(folder) / f"{rank}.pt")
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_batch(tmp_path: Path) -> None:
-    assert TOGETHER
-    torch.multiprocessing.spawn(_half, (_free_port(), str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name in TOGETHER:
-            check_equal(found[name], step(engine(name)), 1e-12)
+        check_equal(parts[0][1], whole, 1e-12)
 
 
 FAST = ("direct_feedback", "forward_gradient_activity")

@@ -26,6 +26,10 @@ class Entry(NamedTuple):
 COMMANDS = {
     "train": Entry("biograd.commands.train:train", "Train a network and write a run file."),
     "resume": Entry("biograd.commands.resume:resume", "Go on with a run that was interrupted."),
+    "reproduce": Entry(
+        "biograd.commands.reproduce:reproduce",
+        "Repeat a run from its file and compare.",
+    ),
     "inspect": Entry("biograd.commands.inspect:inspect", "Show what a run file holds."),
     "probe": Entry("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
     "export": Entry("biograd.commands.export:export", "Export a run for other tools."),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def width() -> int:
@@ -77,3 +78,34 @@ def size(count: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def large(value: float) -> str:
+    """Write a number of which three digits matter.
+
+    >>> large(950), large(1411.9), large(958_720), large(2_500_000)
+    ('950', '1.41 k', '959 k', '2.5 M')
+    """
+    unit = ""
+    for larger in ("k", "M", "G", "T"):
+        if round(abs(value)) < 1000:
+            break
+        value, unit = value / 1000, f" {larger}"
+    return f"{value:.3g}{unit}"
+
+
+def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return time, memory and operations of a run's summary, a row each; empty where unknown."""
+    rate, memory = summary.get("steps_per_second"), summary.get("peak_memory_bytes")
+    passes, counts = summary.get("forward_passes"), []
+    for kind in ("multiply_accumulates", "synaptic_operations"):
+        if summary.get(kind):
+            word = "synaptic" if kind.startswith("synaptic") else "multiply-accumulates"
+            counts.append(f"{large(summary[kind])} {word}")
+    time = [duration(summary.get("seconds") or 0), f"{rate:.0f} steps/s" if rate else ""]
+    return [
+        ("time", ", ".join(filter(None, time))),
+        ("forward passes", large(passes) if passes else ""),
+        ("memory", size(memory) if memory else ""),
+        ("operations", f"{', '.join(counts)}, for an example" if counts else ""),
+    ]

@@ -11,7 +11,7 @@ from biograd.commands.progress import Progress
 from biograd.commands.train import summary
 
 
-@command("resume")
+@command("resume", together=True)
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option(
     "--epochs",

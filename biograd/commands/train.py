@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from biograd import recipes
-from biograd.commands.layout import columns, duration, percent
+from biograd.commands.layout import columns, costs, large, percent
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
 from biograd.commands.progress import Progress
 
 
-@command("train")
+@command("train", together=True)
 @click.option(
     "--model",
     metavar="NAME|FILE",
@@ -80,6 +80,9 @@ def train(*, quiet: bool, **choices: Any) -> Answer:
 
     The names that --model, --dataset and --estimator take are shown by `biograd list`.  Ctrl-C
     keeps what was learned; `biograd resume` goes on from there.
+
+    `torchrun --nproc-per-node N -m biograd train ...` trains by N processes, which divide every
+    batch.
     """
     recipes.read(choices["model"], "models")  # a misspelt name should not wait for torch
     recipes.read(choices["dataset"], "datasets")
@@ -96,12 +99,11 @@ def summary(record: Mapping[str, Any]) -> str:
     ``record`` is the JSON object of ``train`` and ``resume``.
     """
     run = record["run"]
-    more = 2 * max(int(record.get("epochs") or 0), 1)
     rows = [(label, text) for label, text in _facts(record) if text]
-    hints = [
-        (f"biograd inspect {run}", "see what it holds"),
-        (f"biograd resume {run} --epochs {more}", "train on"),
-    ]
+    hints = [(f"biograd inspect {run}", "see what it holds")]
+    if "epochs" in record.get("budget", {"epochs": 0}):
+        more = 2 * max(int(record.get("epochs") or 0), 1)
+        hints.append((f"biograd resume {run} --epochs {more}", "train on"))
     return f"{columns(rows)}\n\n{columns(hints)}"
 
 
@@ -120,23 +122,28 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     decorrelation = record.get("decorrelation") or "off"
     with_it = "" if decorrelation == "off" else f", decorrelation {decorrelation}"
-    loss, rate = record.get("test_loss"), record.get("steps_per_second")
+    loss = record.get("test_loss")
     return [
         ("run", str(record["run"])),
         ("model", str(record["model"])),
         ("dataset", str(record["dataset"])),
         ("estimator", f"{record['estimator']}{with_it}"),
         ("seed", str(record.get("seed", ""))),
-        ("epochs", str(record.get("epochs", ""))),
+        ("epochs", _epochs(record)),
         ("train accuracy", share("train_accuracy")),
         ("test accuracy", share("test_accuracy")),
         ("frozen hidden", share("frozen_hidden_control")),
         ("test loss", "" if loss is None else f"{loss:.4f}"),
         ("silent units", _silent(record.get("silent") or {})),
-        (
-            "time",
-            ", ".join(
-                [duration(record.get("seconds") or 0)] + ([f"{rate:.0f} steps/s"] if rate else [])
-            ),
-        ),
+        *costs(record),
     ]
+
+
+def _epochs(record: Mapping[str, Any]) -> str:
+    """Return the number of epochs, and the budget that ended them if it was not theirs."""
+    epochs = record.get("epochs", "")
+    text = f"{epochs:.2f}" if isinstance(epochs, float) else str(epochs)
+    (unit, amount), *_ = record.get("budget", {"epochs": epochs}).items()
+    if unit == "epochs":
+        return text
+    return f"{text}, a budget of {large(amount) if unit == 'passes' else f'{amount:g}'} {unit}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from biograd import parallel
 from biograd.contracts import Plan, Round, SiteTrace, Trace, Transport
 from biograd.estimators.estimator import Estimator
 from biograd.recipes import Count, NotNegative, validate
@@ -34,6 +35,7 @@ class Backpropagation(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    divides = "examples"
     passes = "1 forward, 1 backward"
     bias = (
         "none; the surrogate's through spikes; with a window, credit beyond it is missing; with "
@@ -72,10 +74,11 @@ class Backpropagation(Estimator):
         outputs = [output for visits in site.visits for output in visits.outputs]
         credit = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
         units, batch = site.shape.units, len(outputs[0])
-        silent = torch.ones(units, dtype=torch.bool, device=loss.device)
+        credited = torch.zeros(units, dtype=loss.dtype, device=loss.device)
         for part in credit:
             if part is not None:
-                silent &= (part == 0).reshape(-1, *units).all(0)
+                credited += (part != 0).reshape(-1, *units).any(0)
+        silent = parallel.total(credited) == 0
         pull = silent.to(loss.dtype) * (-self.arousal / batch)
         pulls = [cotangent for _, cotangent in site.deliver(pull.expand(batch, 1, *units))]
         found = torch.autograd.grad(outputs, own, pulls, retain_graph=True, allow_unused=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, Trace
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
@@ -57,6 +58,7 @@ class Decoupling(Estimator):
     bias = "vanishes as 1/rho"
     reference = "Mertens Velasquez; Carreira-Perpiñán & Wang 2014, arXiv 1212.5921"
     needs: frozenset[Capability] = frozenset(("loss", "vjp"))
+    divides = "examples"
     builds = True
 
     def __init__(
@@ -189,8 +191,9 @@ def gaps(trace: Trace) -> dict[str, Tensor]:
     """Return ``|z - h|^2 / |z|^2`` of every site with a target."""
     found = {}
     for name, target in trace.plan.clamp.items():
-        size = target.square().sum().clamp_min(torch.finfo(target.dtype).tiny)
-        found[name] = (target - _activity(trace, name).detach()).square().sum() / size
+        gap = (target - _activity(trace, name).detach()).square().sum()
+        gap, size = parallel.total(torch.stack((gap, target.square().sum())))
+        found[name] = gap / size.clamp_min(torch.finfo(target.dtype).tiny)
     return found
 
 

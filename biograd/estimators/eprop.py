@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from biograd import parallel
 from biograd.contracts import Plan, Round, Trace
 from biograd.estimators.broadcast import Broadcast
 from biograd.estimators.feedback import normal
@@ -101,8 +102,12 @@ def share_of_steps(arriving: Tensor, count: int) -> Tensor:
             Without such steps, or without a derivative, all weigh the same.
         count: number of steps.
     """
-    if arriving.dim() > 2 and arriving.shape[1] == count and arriving.any():
+    if arriving.dim() > 2 and arriving.shape[1] == count:
         steps = arriving.transpose(0, 1).flatten(1)
-        pattern = steps[steps.square().sum(1).argmax()]
-        return steps @ pattern / pattern.square().sum()
+        square = parallel.weight() ** 2  # of a mean over the own rows in that over all
+        sizes = parallel.total(square * steps.square().sum(1))
+        if sizes.any():
+            pattern = steps[sizes.argmax()]
+            size = parallel.total(square * pattern.square().sum())
+            return parallel.total(square * (steps @ pattern)) / size
     return arriving.new_ones(count)

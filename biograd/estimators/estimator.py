@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
+from biograd.parallel import Division
 
 
 class Estimator(nn.Module):
@@ -24,8 +25,12 @@ class Estimator(nn.Module):
         reference: where the rule comes from.
         builds: True if ``build`` makes parameters or buffers.
         batch_norm: False if the rule cannot work with batch normalisation in training.
-        additive: True if the gradient of a batch is the mean of its halves' gradients, so that two
-            processes with half of the batch each equal one with all of it.
+        one_to_one: True if every hidden unit must have an activity of its own.
+        divides: what several processes divide among them and still equal one (``parallel``):
+            "examples", if the gradient of a batch is the mean of its examples' gradients, with
+            whatever is drawn for them by ``parallel.rows`` and summed over them by
+            ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
+            their mean losses is needed; "": nothing, several processes are refused.
     """
 
     needs: frozenset[Capability] = frozenset()
@@ -35,7 +40,8 @@ class Estimator(nn.Module):
     reference: ClassVar[str] = ""
     builds: bool = False
     batch_norm: ClassVar[bool] = True
-    additive: ClassVar[bool] = True
+    one_to_one: ClassVar[bool] = False
+    divides: ClassVar[Division] = ""
 
     def check(self, sites: Sequence[str]) -> None:
         """Refuse, when attached, settings that these sites cannot serve."""

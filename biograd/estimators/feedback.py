@@ -34,6 +34,7 @@ class Feedback(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    divides = "examples"
     passes = "1 forward, 1 backward"
     builds = True
 

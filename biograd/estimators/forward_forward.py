@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from biograd import parallel
 from biograd.contracts import Plan, Round, SiteTrace, Trace
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
@@ -40,7 +41,7 @@ class ForwardForward(Estimator):
     bias = "none for its own objective, which is not the loss of the outputs"
     reference = "Hinton 2022, arXiv 2212.13345"
     needs = frozenset(("loss", "cut", "local_vjp"))
-    additive = False  # wrong labels are drawn at random
+    divides = "examples"
 
     def __init__(
         self,
@@ -71,7 +72,12 @@ class ForwardForward(Estimator):
         chances = chances + 1e-6  # so that there is always one to draw
         right = functional.one_hot(targets, outputs.shape[1]).bool()
         chances = chances.masked_fill(right, 0.0)
-        return torch.multinomial(chances, 1, generator=stream).squeeze(1)
+        # the race that torch.multinomial runs, row by row: the earliest of exponential times wins
+        times = parallel.rows(
+            lambda count: chances.new_empty(count, chances.shape[1]).exponential_(generator=stream),
+            len(chances),
+        )
+        return (chances / times).argmax(1)
 
     def overlay(self, labels: Tensor, classes: int, temporal: bool) -> Callable[[Tensor], Tensor]:
         """Return what lays the labels over inputs ``[B, ...]``, in time ``[B, steps, units]``."""

@@ -54,7 +54,7 @@ class ForwardGradientActivity(Estimator):
     bias = "none; guesses keep the gradient's part along the guess; long time bins share credit"
     reference = "Ren et al. 2022, arXiv 2210.03310; Fournier et al. 2023, arXiv 2306.06968"
     needs = frozenset(("loss", "jvp_site", "cut"))
-    additive = False  # each example has directions of its own
+    divides = "examples"
     batch_norm = False
 
     def __init__(

@@ -56,6 +56,7 @@ class ForwardGradientWeight(Estimator):
     bias = "none"
     reference = "Baydin et al. 2022, arXiv 2202.08587; Ren et al. 2022, arXiv 2210.03310"
     needs = frozenset(("loss", "jvp_parameter", "cut"))
+    divides = "examples"
     batch_norm = False
 
     def __init__(

@@ -16,6 +16,7 @@ class FrozenHidden(Estimator):
     """
 
     needs = frozenset(("loss", "observe", "cut"))
+    divides = "examples"
     learns_hidden = False
     passes = "1 forward"
     bias = "hidden gradients are zero"

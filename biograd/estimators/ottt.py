@@ -24,6 +24,7 @@ class OnlineTrainingThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    divides = "examples"
     passes = "1 forward, 1 backward; online: none"
     bias = "credit through time between layers and through recurrent weights is missing"
     reference = "Xiao et al. 2022, arXiv 2210.04195"

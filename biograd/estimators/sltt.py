@@ -17,6 +17,7 @@ class SpatialLearningThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    divides = "examples"
     passes = "1 forward, 1 backward; online: none"
     bias = "all credit through time is missing"
     reference = "Meng et al. 2023, arXiv 2302.14311"

@@ -85,6 +85,7 @@ class SyntheticGradient(Estimator):
     """
 
     needs: frozenset[Capability] = frozenset(("loss", "cut", "local_vjp"))
+    divides = "examples"
     passes = "1 forward, 1 backward in each block"
     bias = "that of the synthesisers"
     reference = "Jaderberg et al. 2016, arXiv 1608.05343; Czarnecki et al. 2017, arXiv 1703.00522"

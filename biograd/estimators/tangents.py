@@ -29,6 +29,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from biograd import parallel
 from biograd.contracts import Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError
 from biograd.estimators.regression import isotropic, orthonormal
@@ -88,9 +89,13 @@ class RandomTangents(Tangents):
     def draw(self, request: Request, round: Round) -> dict[str, Tensor]:
         """Return fresh random directions."""
         sizes = unit_sizes(round.shapes, request.group, request.time_bin)
-        rows = 1 if request.shared else round.batch
-        shape = (request.copies, rows, sum(sizes.values()))
-        drawn = self.directions(shape, round.generator, round.dtype).to(round.device)
+        size = sum(sizes.values())
+
+        def draw(rows: int) -> Tensor:
+            return self.directions((request.copies, rows, size), round.generator, round.dtype)
+
+        drawn = draw(1) if request.shared else parallel.rows(draw, round.batch, axis=1)
+        drawn = drawn.to(round.device)
         found = {}
         for name, part in split(drawn.expand(-1, round.batch, -1), sizes).items():
             site = round.shapes[name]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biograd import parallel
 from biograd.errors import BiogradError, CapabilityError, DataError
 
 SPARE = 1.25
@@ -76,12 +77,14 @@ class TargetStore(nn.Module):
     @torch.no_grad()
     def keep(self, index: Tensor, data: Tensor, values: Mapping[str, Tensor]) -> None:
         """Store the rows ``[B, *U]`` of the examples ``index``, found before."""
-        index = index.cpu()
+        index = parallel.gather(index.cpu())  # of all ranks: an example may go elsewhere next
+        if int(index.max()) >= self.rows:
+            self._resize(int(index.max()) + 1)
         for name, value in values.items():
             rows = self._files[_key(name)]
-            rows[index] = value.detach().to("cpu", rows.dtype)
+            rows[index] = parallel.gather(value.detach().to("cpu", rows.dtype))
         self.seen[index] = True
-        self.fingerprints[index] = fingerprint(data)
+        self.fingerprints[index] = parallel.gather(fingerprint(data))
 
     def _resize(self, rows: int) -> None:
         """Let the buffers show ``rows`` rows; new ones are zero and not seen."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from biograd import parallel
 from biograd.contracts import Plan, Round, Transport
 from biograd.estimators.estimator import Estimator
 from biograd.recipes import Positive, Range, validate
@@ -29,7 +30,7 @@ class UnitwiseGradient(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
-    additive = False  # each example has noise of its own
+    divides = "examples"
     passes = "1 forward with n thresholds per unit and step, 1 backward"
     bias = "that of a Gaussian surrogate of width sigma"
     reference = "Hazelden 2023, arXiv 2311.10869; Stein 1981"
@@ -65,11 +66,19 @@ def measured_slope(distance: Tensor, sigma: float, draws: int, stream: torch.Gen
     """
     sums = [torch.zeros_like(distance) for _ in range(3)]  # of u, of s, of their product
     for _ in range(draws):
-        noise = torch.randn(
-            distance.shape, generator=stream, device=stream.device, dtype=distance.dtype
-        ).to(distance.device)
+        noise = _normal(distance, stream)
         fired = (distance + sigma * noise > 0).to(distance.dtype)
         for total, value in zip(sums, (noise, fired, noise * fired), strict=True):
             total.add_(value)
     noises, spikes, products = sums
     return (products - noises * spikes / draws) / ((draws - 1) * sigma)
+
+
+def _normal(like: Tensor, stream: torch.Generator) -> Tensor:
+    """Return standard normal numbers ``[B, ...]`` of the shape and type of a tensor."""
+
+    def draw(count: int) -> Tensor:
+        shape = (count, *like.shape[1:])
+        return torch.randn(shape, generator=stream, device=stream.device, dtype=like.dtype)
+
+    return parallel.rows(draw, len(like)).to(like.device)

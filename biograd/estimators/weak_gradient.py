@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators.estimator import Estimator
@@ -41,7 +42,7 @@ class WeakGradient(Estimator):
         RecipeError: the method cannot work with this number of copies.
     """
 
-    additive = False  # the copies' noise depends on the batch
+    divides = "examples"
     passes = "S forward"
     bias = "shrinks (ridge); second order in sigma (score, baseline)"
     reference = "Hazelden 2023, arXiv 2311.10869"
@@ -104,7 +105,13 @@ class WeakGradient(Estimator):
         sizes = unit_sizes(round.shapes, names, self.time_bin)
         shape = (self.copies - 1, round.batch, sum(sizes.values()))
         check_peak(self.method, shape[0], shape[2])
-        directions = self.directions(shape, round.generator, round.dtype)
+        directions = parallel.rows(
+            lambda count: self.directions(
+                (shape[0], count, shape[2]), round.generator, round.dtype
+            ),
+            round.batch,
+            axis=1,
+        )
         noise = {}
         for name, part in split(directions, sizes).items():
             site = round.shapes[name]

@@ -37,7 +37,7 @@ class WeightPerturbation(Estimator):
     """
 
     needs = frozenset(("loss", "perturb_parameter"))
-    additive = False  # the copies' noise depends on the batch
+    divides = "copies"
     passes = "S forward"
     bias = "third order in sigma; with ranks only the direction is that of the gradient"
     reference = "Spall 1992; Salimans et al. 2017, arXiv 1703.03864"
@@ -84,7 +84,10 @@ class WeightPerturbation(Estimator):
 
     def _slopes(self, trace: Trace, round: Round, owner: str) -> list[float]:
         """Return for each pair what weighs its noise in the parameters of one block."""
-        losses = (round.losses(trace, owner) if owner else trace.losses)[1:].mean(1)
+        if trace.means:
+            losses = trace.means[owner]
+        else:
+            losses = (round.losses(trace, owner) if owner else trace.losses)[1:].mean(1)
         if self.shaping == "rank":
             losses = centred_ranks(losses)
         difference = (losses[0::2] - losses[1::2]) / (2 * self.sigma)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from biograd import parallel
 from biograd.local.aggregator import replicated_cross_entropy
 from biograd.local.cells import Cells, by_patches, channel_count
 
@@ -110,9 +111,10 @@ class Similarity(Head):
             rows = (mapped.var(1, correction=0) + 1e-12).sqrt()
         found = _directions(rows)
         wanted = _directions(functional.one_hot(targets, self.classes).to(rows.dtype))
-        error = found @ found.detach().T - wanted @ wanted.T
+        others = parallel.gather(found), parallel.gather(wanted)  # the rows of all ranks
+        error = found @ others[0].detach().T - wanted @ others[1].T
         losses = error.square().mean(1)
-        return 2 * losses - losses.detach().mean()
+        return 2 * losses - parallel.average(losses.detach().mean())
 
 
 class PredSim(Head):

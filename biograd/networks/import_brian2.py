@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import signal
 import stat
 import sys
 import tempfile
@@ -51,7 +50,7 @@ def import_brian2() -> ModuleType:
     plots = logging.getLogger("matplotlib")  # Brian2 imports it, and it wants a folder for itself
     level = plots.level
     plots.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _without_signals():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import brian2
     plots.setLevel(level)
@@ -60,18 +59,6 @@ def import_brian2() -> ModuleType:
         brian2.BrianLogger.suppress_name(name)
     brian2.BrianLogger.console_handler.addFilter(_heed)
     return brian2
-
-
-@contextmanager
-def _without_signals() -> Iterator[None]:
-    """Let Brian2 be imported in a thread: it wants Ctrl-C, which only the main thread can have."""
-    kept = signal.signal
-    if threading.current_thread() is not threading.main_thread():
-        signal.signal = lambda *_: None
-    try:
-        yield
-    finally:
-        signal.signal = kept
 
 
 def _heed(record: logging.LogRecord) -> bool:

@@ -1,0 +1,144 @@
+"""A stand-in for Slurm: its commands, on this machine, for what submitit asks of them.
+
+``install`` writes ``sbatch``, ``srun``, ``sacct``, ``scancel`` and ``scontrol`` into a folder; each
+calls this file.  A job is a process of its own; its state is in a file, so that all of them see it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+COMMANDS = ("sbatch", "srun", "sacct", "scancel", "scontrol")
+STATES = Path(os.environ.get("STAND_IN_FOR_SLURM", "/nowhere"))
+
+
+def install(folder: Path) -> None:
+    """Write the commands."""
+    folder.mkdir()
+    for name in COMMANDS:
+        command = folder / name
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
+        command.chmod(0o755)
+
+
+def note(job: str, kind: str, text: object) -> None:
+    (STATES / f"{job}.{kind}").write_text(str(text))
+
+
+def read(job: str, kind: str) -> str:
+    with contextlib.suppress(OSError):
+        return (STATES / f"{job}.{kind}").read_text()
+    return ""
+
+
+def sbatch(script: str) -> None:
+    """Queue the tasks of a script and leave a process that runs them, so many at a time."""
+    if (STATES / "refuse").exists():
+        sys.exit("sbatch: error: invalid partition specified: nowhere\nsbatch: error: failed")
+    text = Path(script).read_text()
+    number = len(list(STATES.glob("*.script"))) + 1
+    note(str(number), "script", text)
+    found = re.search(r"--array='?0-(\d+)%(\d+)", text)
+    count, limit = (int(found[1]) + 1, int(found[2])) if found else (1, 1)
+    jobs = [f"{number}_{task}" for task in range(count)] if found else [str(number)]
+    for job in jobs:
+        note(job, "state", "PENDING")
+    print(f"Submitted batch job {number}", flush=True)
+    if os.fork():
+        return
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    control(script, jobs, limit)
+
+
+def control(script: str, jobs: list[str], limit: int) -> None:
+    """Run the jobs; one that is to be queued again is."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    while jobs or running:
+        while jobs and len(running) < limit:
+            job = jobs.pop(0)
+            if read(job, "state") != "CANCELLED":
+                running[job] = start(script, job)
+        for job, process in list(running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del running[job]
+            if read(job, "requeue"):
+                note(job, "requeue", "")
+                note(job, "state", "PENDING")
+                jobs.append(job)
+            elif read(job, "state") != "CANCELLED":
+                note(job, "state", "FAILED" if code else "COMPLETED")
+        time.sleep(0.02)
+
+
+def start(script: str, job: str) -> subprocess.Popen[bytes]:
+    main, _, task = job.partition("_")
+    variables = {"SLURM_JOB_ID": main, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    if task:
+        variables |= {"SLURM_ARRAY_JOB_ID": main, "SLURM_ARRAY_TASK_ID": task}
+    process = subprocess.Popen(
+        ["bash", "-c", 'trap "" USR2; . "$0"', script],  # which Slurm sends to what the shell runs
+        env=os.environ | variables,
+        start_new_session=True,
+    )
+    note(job, "process", process.pid)
+    note(job, "state", "RUNNING")
+    with (STATES / "running").open("a") as file:
+        file.write(f"{sum(p.read_text() == 'RUNNING' for p in STATES.glob('*.state'))}\n")
+    return process
+
+
+def srun(*arguments: str) -> None:
+    """Run a command with its output in the files that are named."""
+    given = list(arguments)
+    values = {"%A": os.environ.get("SLURM_ARRAY_JOB_ID", ""), "%t": "0"}
+    values |= {"%a": os.environ.get("SLURM_ARRAY_TASK_ID", ""), "%j": os.environ["SLURM_JOB_ID"]}
+    while given[0].startswith("--"):
+        option = given.pop(0)
+        if option in ("--output", "--error"):
+            path = given.pop(0)
+            for sign, value in values.items():
+                path = path.replace(sign, value)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(descriptor, 1 if option == "--output" else 2)
+    os.execvp(given[0], given)
+
+
+def sacct(*_: str) -> None:
+    """Say the state of all jobs."""
+    print("JobID|State|NodeList")
+    for path in STATES.glob("*.state"):
+        print(f"{path.stem}|{path.read_text()}|here")
+
+
+def scancel(*jobs: str) -> None:
+    """End jobs."""
+    for job in jobs:
+        note(job, "state", "CANCELLED")
+        send(job, signal.SIGTERM)
+
+
+def scontrol(_requeue: str, job: str) -> None:
+    """Queue a job again."""
+    note(job, "requeue", "yes")
+
+
+def send(job: str, number: signal.Signals) -> None:
+    """Send a signal to all processes of a job."""
+    with contextlib.suppress(OSError, ValueError):
+        os.killpg(int(read(job, "process")), number)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
