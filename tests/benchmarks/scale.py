@@ -1,6 +1,6 @@
 """How a training step scales: a cost model fitted on some configurations and checked on others.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/scale.py             # everything, ten minutes
+    OMP_NUM_THREADS=1 python tests/benchmarks/scale.py             # everything, five minutes
     OMP_NUM_THREADS=1 python tests/benchmarks/scale.py simulate    # tables of many ranks, at once
 
 Parts: ``times``, ``allocator``, ``memory``, ``traffic``, ``shares``, ``quality``, ``simulate``.
@@ -780,14 +780,14 @@ def main() -> None:
         "times": times,
         "allocator": lambda _: allocator(),
         "memory": lambda _: memory(),
-        "traffic": lambda rounds: traffic(max(1, rounds // 2)),
+        "traffic": lambda rounds: traffic(max(1, (rounds + 1) // 3)),
         "shares": shares,
         "quality": lambda _: quality(),
         "simulate": lambda _: simulate(),
     }
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=8)
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
