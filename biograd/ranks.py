@@ -195,10 +195,10 @@ def join() -> None:
 
 def leave() -> None:
     """Close the connections to the other ranks; those that wait for this one will hear of it."""
-    global _world, _left
+    global _world
     if _world is None:
         return
-    _world, _left = None, _world
+    _world = None
     from torch import distributed
 
     with contextlib.suppress(RuntimeError, ValueError, AssertionError):
@@ -251,6 +251,7 @@ def give_way() -> None:
 
 def _fail(world: World, error: BaseException) -> BaseException:
     """Tell the others that this rank ends; return the error that it ends with."""
+    global _left
     victim = isinstance(error, (Lost, SystemExit, KeyboardInterrupt))
     note: dict[str, Any] = {"victim": victim}
     if not victim:
@@ -259,6 +260,7 @@ def _fail(world: World, error: BaseException) -> BaseException:
         note |= {"text": text, "code": getattr(error, "exit_code", 1)}
     with contextlib.suppress(RuntimeError):  # the store may be gone
         world.store.set(_end(world.rank), json.dumps(note))
+    _left = world
     leave()
     return _explained(world, error) if victim else error
 

@@ -1,7 +1,7 @@
 """A stand-in for Slurm: its commands, on this machine, for what submitit asks of them.
 
-``install`` writes ``sbatch``, ``srun``, ``sacct``, ``scancel`` and ``scontrol`` into a folder; each
-calls this file.  A job is a process of its own; its state is in a file, so that all of them see it.
+``install`` writes ``sbatch``, ``srun``, ``squeue``, ``scancel`` and ``scontrol`` into a folder, and
+each calls this file.  A job is a process of its own; its state is in a file, for all to see.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-COMMANDS = ("sbatch", "srun", "sacct", "scancel", "scontrol")
+COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 STATES = Path(os.environ.get("STAND_IN_FOR_SLURM", "/nowhere"))
 
 
@@ -115,11 +115,11 @@ def srun(*arguments: str) -> None:
     os.execvp(given[0], given)
 
 
-def sacct(*_: str) -> None:
+def squeue(*options: str) -> None:
     """Say the state of all jobs."""
-    print("JobID|State|NodeList")
+    assert "--format=%i %T" in options
     for path in STATES.glob("*.state"):
-        print(f"{path.stem}|{path.read_text()}|here")
+        print(path.stem, path.read_text())
 
 
 def scancel(*jobs: str) -> None:

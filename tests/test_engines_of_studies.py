@@ -345,6 +345,7 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STAND_IN_FOR_SLURM", str(folder))
     monkeypatch.setattr(slurm, "STATES", folder)
     monkeypatch.setattr(submitit_engine.SlurmJobs, "pause", 0.1)
+    monkeypatch.setattr(submitit_engine.SlurmJobs, "asking", 0.1)
     monkeypatch.setattr(submitit_engine.SlurmJobs, "grace", 0.3)
     return folder
 

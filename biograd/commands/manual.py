@@ -22,6 +22,7 @@ Written by `python -m biograd.commands.manual`; `biograd COMMAND --help` shows t
     biograd train --model ann --dataset digits     # one run, one file
     biograd inspect runs/RUN.h5                     # what it holds
     biograd resume runs/RUN.h5 --epochs 40          # train on
+    biograd compare --models ann,spiking --seeds 3  # many runs, one table and one page
 
 Results go to stdout; progress, notes and errors go to stderr. With `--json`, stdout carries exactly
 one object, with `schema_version` 1; a number that is not finite is `null`, and when a command fails
@@ -33,7 +34,7 @@ be set by an environment variable: `BIOGRAD_TRAIN_EPOCHS=5` is `biograd train --
 | 0 | done |
 | 1 | failed while running |
 | 2 | wrong usage, or a recipe that is not valid |
-| 3 | a check that was asked for did not pass (`doctor`, `data verify`) |
+| 3 | a check that was asked for did not pass (`doctor`, `data verify`, `reproduce`) |
 | 4 | not a run file, or one that cannot be read |
 | 5 | an optional package is missing; the message says how to install it |
 | 130 | Ctrl-C; what was learned is kept |

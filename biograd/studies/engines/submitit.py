@@ -37,14 +37,21 @@ REQUEUES = 100
 """How often a job may reach its time limit; each time it goes on."""
 ARRAY = 1000
 """Jobs in one array at most: what Slurm allows unless it is told otherwise."""
-GRACE, PREEMPTION = 15.0, 600.0
-"""Seconds for the result of a job that has ended to appear on a shared file system, and for a
-preempted job to be queued again."""
+GRACE = 15.0
+"""Seconds for the result of a job that has ended to appear on a shared file system, and for a job
+that was preempted, or lost its node, to be queued again."""
 STOP = 10.0
 """Seconds to commit and end for jobs of this machine that are asked to stop."""
 REQUEUED, TERMINATED = 144, 143
 """Exit codes of a job that leaves no result; the first asks submitit's stand-in for Slurm, which
 runs jobs on this machine, to start it again."""
+
+
+OVER = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT", "not in the queue"),
+}
+"""States of Slurm's jobs that are not going on."""
 
 
 def begin(placement: Placement, count: int) -> Engine:
@@ -147,15 +154,22 @@ def _alive(process: int) -> bool:
 
 
 class SlurmJobs:
-    """An engine: a Slurm job for each try, those that start together in one array."""
+    """An engine: a Slurm job for each try, those that start together in one array.
 
-    pause = 2.0
-    """Seconds between two looks at the results."""
+    Why squeue and not sacct: it says the same of recent jobs, and there are clusters without
+    accounting.
+    """
+
+    pause, asking = 2.0, 20.0
+    """Seconds between two looks at the results, and at the queue."""
     grace = GRACE
 
     def __init__(self, executor: Any, capacity: int, variables: dict[str, str]) -> None:
         self.executor, self.capacity, self.variables = executor, capacity, variables
-        self._dubious: dict[Job, float] = {}
+        self._queue: dict[str, str] = {}
+        self._asked = self._answered = time.monotonic()
+        self._submitted: dict[Job, float] = {}
+        self._over: dict[Job, float] = {}
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Submit the jobs."""
@@ -169,6 +183,7 @@ class SlurmJobs:
             for job in jobs:
                 if job.handle is None:
                     job.answer = Answer(True, f"its job could not be submitted: {line(error)}")
+        self._submitted |= dict.fromkeys(jobs, time.monotonic())
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         calls = [Call(job.task.function, job.task.arguments) for job in jobs]
@@ -177,31 +192,55 @@ class SlurmJobs:
 
     def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
         """Return the jobs that have ended, or wait a little."""
-        looked = [(job, self._answer(job)) for job in jobs]
-        found = [(job, answer) for job, answer in looked if answer is not None]
-        for job, _answer in found:
-            self._dubious.pop(job, None)
+        results = set(os.listdir(self.executor.folder))  # one look for all, and never an old one
+        found = []
+        for job in jobs:
+            there = job.handle.paths.result_pickle.name in results
+            answer = _result(job.handle) if there else self._lost(job)
+            if answer is not None:
+                self._over.pop(job, None)
+                found.append((job, answer))
         if not found:
             time.sleep(self.pause)
         return found
 
-    def _answer(self, job: Job) -> Answer | None:
-        """Return how a job went; None if it has not ended, or that is not certain."""
-        handle = job.handle
-        over = handle.done()
-        if over and handle.paths.result_pickle.exists():
-            return _result(handle)
-        state = str(handle.state).upper()
-        if not over and state != "PREEMPTED":
-            self._dubious.pop(job, None)
+    def _lost(self, job: Job) -> Answer | None:
+        """Return how a job without a result ended; None if it may still have one."""
+        state = self._ended_as(job)
+        if state is None:
+            self._over.pop(job, None)
             return None
-        since = self._dubious.setdefault(job, time.monotonic())
-        if time.monotonic() - since < (self.grace if over else PREEMPTION):
+        if time.monotonic() - self._over.setdefault(job, time.monotonic()) < self.grace:
             return None
-        self._give_up(handle)
-        text = f"its job {handle.job_id} ended without a result ({state})"
+        self._give_up(job.handle)
+        text = f"its job {job.handle.job_id} ended without a result ({state})"
         again = not state.startswith("CANCELLED")
-        return pointed(Answer(again, text, logged=True), handle.paths.stderr)
+        return pointed(Answer(again, text, logged=True), job.handle.paths.stderr)
+
+    def _ended_as(self, job: Job) -> str | None:
+        """Return the last state of a job that is over."""
+        if time.monotonic() - self._asked > self.asking:
+            self._ask()
+        if self._answered <= self._submitted[job]:
+            return None
+        state = self._queue.get(job.handle.job_id, "not in the queue")
+        return state if state in OVER else None
+
+    def _ask(self) -> None:
+        """Ask Slurm for the states of the user's jobs."""
+        self._asked = time.monotonic()
+        command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # it may answer next time
+            said = subprocess.run(
+                [*command, f"--user={os.getuid()}"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            ).stdout
+            self._queue = dict(entry.split(maxsplit=1) for entry in said.splitlines() if entry)
+            self._answered = time.monotonic()
 
     def _give_up(self, handle: Any) -> None:
         """See that a job that is about to be replaced does not come back."""
@@ -216,6 +255,9 @@ class LocalJobs(SlurmJobs):
     """An engine: submitit's stand-in for Slurm, which runs jobs on this machine."""
 
     pause, grace = 0.1, 0.0
+
+    def _ended_as(self, job: Job) -> str | None:
+        return str(job.handle.state) if job.handle.done() else None
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
