@@ -45,8 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         code = _report(error)
         ranks.give_way()
-        return code
-    return result if isinstance(result, int) else 0
+    else:
+        code = result if isinstance(result, int) else 0
+    ranks.end(code)
+    return code
 
 
 @contextlib.contextmanager

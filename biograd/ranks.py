@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -194,15 +195,25 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Close the connections to the other ranks; those that wait for this one will hear of it."""
+    """Let go of the other ranks."""
     global _world
     if _world is None:
         return
     _world = None
     from torch import distributed
 
+    time.sleep(0.05)  # a thread of gloo's may wait for Python to let go of what it has sent
     with contextlib.suppress(RuntimeError, ValueError, AssertionError):
         distributed.destroy_process_group()
+
+
+def end(code: int) -> None:
+    """End a process that had joined others at once, whatever its threads still wait for."""
+    if _joined:
+        leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def own_device(device: str) -> None:
@@ -396,7 +407,8 @@ def _finish(begin: Callable[[], Any], on_device: bool = False) -> None:
         if on_device:
             work.wait()
         while not (on_device or _ended(work)):
-            pass
+            if _world is None or _notes(_world):  # its connections may outlive what it does
+                raise Lost("another rank has ended")
     except RuntimeError as error:
         raise Lost("the other ranks do not answer") from error
 

@@ -29,7 +29,9 @@ def install(folder: Path) -> None:
 
 
 def note(job: str, kind: str, text: object) -> None:
-    (STATES / f"{job}.{kind}").write_text(str(text))
+    new = STATES / f"new-{job}-{os.getpid()}"
+    new.write_text(str(text))
+    new.replace(STATES / f"{job}.{kind}")  # at once, for others look at it
 
 
 def read(job: str, kind: str) -> str:

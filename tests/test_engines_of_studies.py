@@ -283,6 +283,19 @@ def test_no_scheduler_at_an_address(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_client_that_cannot_start_says_nothing_later() -> None:
+    code = (
+        "from biograd.studies.engines import Placement, place\n"
+        "from biograd.studies.tasks import Task\n"
+        "try:\n"
+        "    place([Task('a', print)], Placement('dask', address='foo://x:1'), print)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("RecipeError\n", "")
+
+
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A Dask cluster that somebody else has started, with a worker of two threads."""
@@ -370,7 +383,12 @@ def test_an_array_of_slurm(states: Path, tmp_path: Path, capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_job_at_its_time_limit_goes_on_under_its_number(states: Path, tmp_path: Path) -> None:
+def test_a_job_at_its_time_limit_goes_on_under_its_number(
+    states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as if the study ran in a job itself
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "98")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "99")
     path = tmp_path / "a"
     events: list[Event] = []
 
@@ -419,13 +437,24 @@ def test_jobs_are_cancelled_with_the_study(states: Path, tmp_path: Path) -> None
     assert [slurm.read(job, "state") for job in ("1_0", "1_1")] == ["CANCELLED"] * 2
 
 
-def test_what_sbatch_says_is_one_line(states: Path, tmp_path: Path) -> None:
+def test_what_sbatch_says_is_one_line(
+    states: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (states / "refuse").touch()
     failures, _ = placed(
         [Task("a", work.write, (tmp_path / "a",))], Placement("submitit", folder=tmp_path)
     )
     said = "sbatch: error: invalid partition specified: nowhere sbatch: error: failed"
     assert failures == [Failure("a", f"its job could not be submitted: {said}")]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_queue_that_does_not_answer_says_nothing_of_the_jobs(
+    states: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho no controller; exit 1\n")
+    placement = Placement("submitit", folder=tmp_path)
+    assert placed([Task("a", work.write, (tmp_path / "a",))], placement)[0] == []
 
 
 def test_no_slurm_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

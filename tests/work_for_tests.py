@@ -175,7 +175,7 @@ def patient(path: Path) -> None:
     path.write_text(f"{os.getpid()} ")
     while not signals:
         time.sleep(0.01)
-    time.sleep(0.6)  # a commit, during which a second signal would arrive
+    time.sleep(1)  # a commit, during which a second signal would arrive
     with path.open("a") as file:
         file.write(" ".join(signal.Signals(number).name for number in signals))
     error = BiogradError("interrupted")

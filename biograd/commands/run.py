@@ -11,6 +11,7 @@ import click
 
 from biograd.commands.board import Board
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+from biograd.errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -115,6 +116,8 @@ def place(
     from biograd.studies import Place
     from biograd.studies.engines import Placement
 
+    if address and workers:
+        raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
     placement = Placement(engine, workers or os.cpu_count() or 1, address, job, folder)
     return Place(folder, data_dir, offline, placement, task)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c6d31", "#5e3c99")
-"""Told apart by the colour-blind (Okabe & Ito 2008), then two more; each then comes again."""
+"""Told apart by the colour-blind (Okabe & Ito 2008), and two more."""
 GREY = "#8a8a8a"
 STYLE: Any = {
     "pdf.fonttype": 42,
@@ -88,7 +88,14 @@ def files(figure: Figure) -> Iterable[tuple[str, bytes]]:
 def _colours(cells: Sequence[str], runs: Sequence[Row]) -> dict[str, str]:
     control = {run["cell"] for run in runs if run["estimator"] == "frozen_hidden"}
     learning = [cell for cell in cells if cell not in control]
-    found = {cell: COLOURS[place % len(COLOURS)] for place, cell in enumerate(learning)}
+    if len(learning) <= len(COLOURS):
+        found = dict(zip(learning, COLOURS, strict=False))
+    else:
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
+
+        shades = np.linspace(0.0, 0.95, len(learning))
+        found = {c: to_hex(colormaps["turbo"](s)) for c, s in zip(learning, shades, strict=True)}
     return found | dict.fromkeys(control, GREY)
 
 
@@ -155,9 +162,15 @@ def _courses(
         axes.fill_between(list(kept), low, high, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    learning = [p["value"] for p in curves if colours.get(p["cell"], GREY) != GREY]
-    if learning:
-        axes.set_ylim(*np.clip((min(learning) - 3, max(learning) + 2), 0, 100))
+    learning = [p for p in curves if colours.get(p["cell"], GREY) != GREY]
+    if learning:  # the steep beginning would hide how they differ in the end
+        begin = 1 + max(p["epoch"] for p in learning) // 8
+        values = [p["value"] for p in learning]
+        low = min(p["value"] for p in learning if p["epoch"] >= begin)
+        high = max(p["value"] for p in learning if p["epoch"] >= begin)
+        margin = 0.08 * (high - low) + 0.5
+        steep = (min(values), high + margin) if what == "error" else (low - margin, max(values))
+        axes.set_ylim(max(0.0, steep[0] - margin), min(100.0, steep[1] + margin))
     axes.set_ylabel(f"test {what} (%)")
     axes.set_title("course, range of the seeds")
     axes.grid(lw=0.4, alpha=0.5)

@@ -38,6 +38,7 @@ LONGEST = 1000
 class Task:
     """A piece of work: a function of a module, with arguments that can be pickled.
 
+    The module is one that can be imported, not the script that runs.
     Doing it twice must be the same as doing it once.
     """
 

@@ -26,14 +26,14 @@ def write_cell(key: str, value: Any) -> str:
         return ""
     if isinstance(value, (tuple, list)):
         signed = key.startswith("difference")
-        low, high = (f"{part:+.1f}" if signed else f"{part:.1f}" for part in value)
+        low, high = (_signed(part, 1) if signed else f"{part:.1f}" for part in value)
         return f"{low} to {high}" if signed else f"{low}–{high}"
     if isinstance(value, str) or key in ("cell", "seed", "n", "cells", "epochs", "pairs", "trials"):
         return str(value)
     if key.startswith("p_") or key == "p":
         return "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 1 else "1"
     if key.startswith("difference") or key == "effect":
-        return f"{value:+.2f}"
+        return _signed(value, 2)
     if key == "peak_memory_bytes":
         return f"{value / 1e6:.0f} MB"
     if key in ("multiply_accumulates", "synaptic_operations", "forward_passes"):
@@ -43,6 +43,10 @@ def write_cell(key: str, value: Any) -> str:
     if key.endswith("seconds"):
         return f"{value:.1f}" if value < 100 else f"{value:.0f}"
     return f"{value:.2f}" if abs(value) >= 0.005 or value == 0 else f"{value:.2e}"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # no minus before zero
 
 
 def _large(value: float) -> str:

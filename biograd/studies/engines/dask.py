@@ -249,7 +249,11 @@ def _work(study: str, task: Task, logs: Path, folder: Path) -> None:
     Raises:
         _Failed: it was not done.
     """
-    processes, job = Processes(1, logs=logs, folder=folder), Job(task)
+    from distributed import get_worker
+
+    # as many at a time as the worker has threads, so that each has its share of the cores
+    processes = Processes(get_worker().state.nthreads, logs=logs, folder=folder)
+    job = Job(task)
     _at_work.append(study)
     try:
         processes.start([job])

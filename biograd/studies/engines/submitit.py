@@ -8,6 +8,7 @@ the folder ``jobs``.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -176,8 +177,14 @@ class SlurmJobs:
         from submitit.helpers import clean_env
 
         try:
-            # what an enclosing job of Slurm has set would be taken for the new ones
-            with clean_env(), environment(self.variables), deaf_to(signal.SIGINT):
+            # what an enclosing job of Slurm has set would be taken for the new ones; what sbatch
+            # says is in its error, too
+            with (
+                clean_env(),
+                environment(self.variables),
+                deaf_to(signal.SIGINT),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 self._submit(jobs)
         except Exception as error:  # sbatch, the pickle, the file system
             for job in jobs:
@@ -239,7 +246,8 @@ class SlurmJobs:
                 timeout=60,
                 check=True,
             ).stdout
-            self._queue = dict(entry.split(maxsplit=1) for entry in said.splitlines() if entry)
+            entries = (entry.partition(" ") for entry in said.splitlines())
+            self._queue = {number: state.strip() for number, _, state in entries}
             self._answered = time.monotonic()
 
     def _give_up(self, handle: Any) -> None:
