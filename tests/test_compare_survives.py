@@ -1,4 +1,4 @@
-"""A grid of forty trainings that is killed, starved and poisoned ends equal to an undisturbed one."""
+"""Forty trainings that are killed, starved and poisoned end equal to undisturbed ones."""
 
 from __future__ import annotations
 

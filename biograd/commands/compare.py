@@ -143,10 +143,11 @@ def compare(
 ) -> Answer:
     """Compare models and rules under equal conditions.
 
-    Trains every model with every rule and every seed.  The trainings of a seed share the order of the data and, where shapes agree, the initial
-    weights.  Each model is also trained with frozen hidden layers, the control.  The folder
-    receives every run file, results.csv, runs.csv, contrasts.csv, set.h5 (links to all runs),
-    comparison.png and .pdf, and report.html.  Interrupted, it goes on with --resume FOLDER.
+    Trains every model with every rule and every seed.  The trainings of a seed share the order of
+    the data and, where shapes agree, the initial weights.  Each model is also trained with frozen
+    hidden layers, the control.  The folder receives every run file, results.csv, runs.csv,
+    contrasts.csv, set.h5 (links to all runs), comparison.png and .pdf, and report.html.
+    Interrupted, it goes on with --resume FOLDER.
 
     \b
     biograd compare --models ann,spiking --estimators backprop,weak --seeds 3

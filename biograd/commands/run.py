@@ -12,13 +12,12 @@ import click
 from biograd.commands.board import Board
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
 from biograd.errors import RecipeError
+from biograd.studies.engines import ENGINES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from biograd.studies import Place, Report
-
-ENGINES = ("local", "submitit", "dask")
 
 
 def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +33,7 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--engine",
-            type=Words(ENGINES),
+            type=Words(list(ENGINES)),
             default="local",
             show_default=True,
             metavar="|".join(ENGINES),

@@ -14,7 +14,16 @@ import numpy as np
 
 from biograd.errors import RunFileError
 from biograd.runs import storage
-from biograd.runs.layout import FORMAT, SET, VERSION, Array, LayerInfo, Probe, Raster, plain_attributes
+from biograd.runs.layout import (
+    FORMAT,
+    SET,
+    VERSION,
+    Array,
+    LayerInfo,
+    Probe,
+    Raster,
+    plain_attributes,
+)
 from biograd.runs.sources import Segment, Sources, open_file
 from biograd.runs.storage import Place
 

@@ -30,6 +30,8 @@ STYLE: Any = {
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
 }
+FEW = 8
+"""Cells up to which the range of the seeds is drawn beside the mean."""
 MANY = 16
 """Cells beyond which courses are too many for one panel."""
 
@@ -158,8 +160,9 @@ def _courses(
         means = [float(np.mean(values)) for values in kept.values()]
         colour = colours[row["cell"]]
         axes.plot(list(kept), means, color=colour, lw=1.3, label=row["cell"])
-        low, high = ([f(values) for values in kept.values()] for f in (min, max))
-        axes.fill_between(list(kept), low, high, color=colour, alpha=0.15, lw=0)
+        if len(rows) <= FEW:
+            edges = [[edge(values) for values in kept.values()] for edge in (min, max)]
+            axes.fill_between(list(kept), *edges, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     learning = [p for p in curves if colours.get(p["cell"], GREY) != GREY]
@@ -172,7 +175,7 @@ def _courses(
         steep = (min(values), high + margin) if what == "error" else (low - margin, max(values))
         axes.set_ylim(max(0.0, steep[0] - margin), min(100.0, steep[1] + margin))
     axes.set_ylabel(f"test {what} (%)")
-    axes.set_title("course, range of the seeds")
+    axes.set_title("course, range of the seeds" if len(rows) <= FEW else "course, mean of seeds")
     axes.grid(lw=0.4, alpha=0.5)
 
 
