@@ -161,8 +161,9 @@ def _courses(
         colour = colours[row["cell"]]
         axes.plot(list(kept), means, color=colour, lw=1.3, label=row["cell"])
         if len(rows) <= FEW:
-            edges = [[edge(values) for values in kept.values()] for edge in (min, max)]
-            axes.fill_between(list(kept), *edges, color=colour, alpha=0.15, lw=0)
+            lowest = [min(values) for values in kept.values()]
+            highest = [max(values) for values in kept.values()]
+            axes.fill_between(list(kept), lowest, highest, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     learning = [p for p in curves if colours.get(p["cell"], GREY) != GREY]
