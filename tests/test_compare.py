@@ -19,7 +19,7 @@ from biograd import recipes, studies
 from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
-from biograd.studies import Place, Report, Silent, comparing, page, picture, set_file
+from biograd.studies import Place, Report, Silent, comparing, folder, page, picture, set_file
 from biograd.studies.comparison import Comparison, report
 from biograd.studies.grid import Cell, Grid, expand
 from biograd.studies.training import Trainings
@@ -32,7 +32,7 @@ def invoke(*arguments: object) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of two rules with two seeds, and its control."""
     where = tmp_path_factory.mktemp("compare") / "out"
     found = invoke(
@@ -56,11 +56,14 @@ def test_a_grid_is_the_product_and_its_controls() -> None:
             for rule in ("backprop", "weak")
             for decorrelation in ("off", "kappa")
         ),
-        "ann · frozen hidden",
-        "spiking · frozen hidden",
+        *(
+            f"{model} · frozen hidden · decorrelation {decorrelation}"
+            for model in ("ann", "spiking")
+            for decorrelation in ("off", "kappa")
+        ),
     ]
-    assert cells[1].assignments == ("decorrelation.rule=kappa",)
-    assert [cell.control for cell in cells] == [False] * 8 + [True] * 2
+    assert cells[1].assignments == cells[-1].assignments == ("decorrelation.rule=kappa",)
+    assert [cell.control for cell in cells] == [False] * 8 + [True] * 4
     assert set(cells[0].factors) == {"model", "estimator", "decorrelation"}
 
 
@@ -128,6 +131,10 @@ def test_mistakes_are_one_line_before_anything_is_trained(
         (("--cells", "ann:weka"), "did you mean 'weak'"),
         (("--models", "ann", "--seeds", "0"), "number of seeds"),
         (("--models", "ann", "--epochs", "1", "--passes", "9"), "one budget"),
+        (("--models", "ann", "--epochs", "1", "--set", "training.epochs=2"), "one budget"),
+        (("--models", "ann", "--epochs", "1", "--tune", "training.epochs=1..4"), "one budget"),
+        (("--models", "ann", "--decorrelate", "off", "--set", "decorrelation.rule=copi"), "one"),
+        (("--resume", "nowhere", "--epochs", "0"), "leave --epochs away"),
         (("--resume", "nowhere"), "no study was begun there"),
         (("--resume", "nowhere", "--models", "ann"), "leave --models away"),
         (("--resume", "nowhere", "--dataset", "digits"), "leave --dataset away"),
@@ -222,41 +229,41 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_tables_agree_with_the_run_files(folder: Path) -> None:
-    runs = rows_of(folder / "runs.csv")
+def test_tables_agree_with_the_run_files(done: Path) -> None:
+    runs = rows_of(done / "runs.csv")
     assert len(runs) == 6
     for row in runs:
-        with biograd.load(folder / row["run"]) as run:
+        with biograd.load(done / row["run"]) as run:
             assert run.summary["test_accuracy"] == float(row["test_accuracy"])
             assert run.attributes["seed"] == int(row["seed"])
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((done / "results.json").read_text())
     by_cell = {row["cell"]: row for row in results["rows"]}
     weak = [float(row["test_accuracy"]) for row in runs if row["cell"] == "weak"]
     backprop = [float(row["test_accuracy"]) for row in runs if row["cell"] == "backprop"]
     assert by_cell["weak"]["test"] == pytest.approx(50 * sum(weak))
     difference = 50 * (sum(weak) - sum(backprop))
     assert by_cell["weak"]["difference"] == pytest.approx(difference)
-    flat = {row["cell"]: row for row in rows_of(folder / "results.csv")}
+    flat = {row["cell"]: row for row in rows_of(done / "results.csv")}
     assert float(flat["weak"]["interval_low"]) == by_cell["weak"]["interval"][0]
-    courses = rows_of(folder / "courses.csv")
+    courses = rows_of(done / "courses.csv")
     assert len(courses) == 6 and {row["epoch"] for row in courses} == {"1"}
 
 
-def test_seeds_share_the_order_and_the_beginning(folder: Path) -> None:
+def test_seeds_share_the_order_and_the_beginning(done: Path) -> None:
     """Both rules start from the same weights: the norms of the first snapshot are equal."""
     for seed in (0, 1):
         norms = []
         for rule in ("backprop", "weak", "frozen-hidden"):
-            with biograd.load(folder / f"{rule}-seed{seed}.h5") as run:
+            with biograd.load(done / f"{rule}-seed{seed}.h5") as run:
                 norms.append({name: values["norm"][0] for name, values in run.params.items()})
         assert norms[0] == norms[1] == norms[2]
         assert any(norms[0].values())
 
 
-def test_the_set_file_opens_every_run(folder: Path, tmp_path: Path) -> None:
+def test_the_set_file_opens_every_run(done: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
-    moved.symlink_to(folder)
-    for where in (folder, moved / "set.h5"):
+    moved.symlink_to(done)
+    for where in (done, moved / "set.h5"):
         found = biograd.load_set(where)
         assert set(found.runs) == {
             (cell, seed) for cell in ("backprop", "weak", "frozen hidden") for seed in (0, 1)
@@ -269,7 +276,7 @@ def test_the_set_file_opens_every_run(folder: Path, tmp_path: Path) -> None:
         )
         assert table["test_accuracy"][place] == accuracy
         assert found.configuration["grid"]["estimators"] == ["backprop", "weak"]
-    with h5py.File(folder / "set.h5") as file:  # as another program reads it
+    with h5py.File(done / "set.h5") as file:  # as another program reads it
         epochs = file["runs/weak/seed0/scalars/epoch/test_accuracy"][...]
         assert len(epochs) == 1
         assert math.isnan(file["tables/results/p"][0])  # the baseline has none
@@ -277,9 +284,9 @@ def test_the_set_file_opens_every_run(folder: Path, tmp_path: Path) -> None:
         found.open("week", 0)
 
 
-def test_files_that_are_no_set(folder: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_set(done: Path, tmp_path: Path) -> None:
     for path, words in (
-        (folder / "weak-seed0.h5", "not a set"),
+        (done / "weak-seed0.h5", "not a set"),
         (tmp_path / "none.h5", "no such set"),
         (tmp_path, "no such set"),
     ):
@@ -290,15 +297,15 @@ def test_files_that_are_no_set(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFileError, match="cannot be read"):
         biograd.load_set(text)
     with pytest.raises(RunFileError, match="load_set"):
-        biograd.load(folder / "set.h5")
+        biograd.load(done / "set.h5")
 
 
-def test_inspect_shows_a_set(folder: Path) -> None:
-    found = invoke("inspect", folder / "set.h5", "--json")
+def test_inspect_shows_a_set(done: Path) -> None:
+    found = invoke("inspect", done / "set.h5", "--json")
     assert found.exit_code == 0, found.output
     runs = json.loads(found.stdout)["runs"]
     assert len(runs) == 6 and all(run["found"] for run in runs)
-    text = invoke("inspect", folder).stdout
+    text = invoke("inspect", done).stdout
     assert "weak-seed1.h5" in text and "missing" not in text
 
 
@@ -313,8 +320,8 @@ class Tags(HTMLParser):
         self.sources += [v or "" for k, v in attributes if k in ("src", "href")]
 
 
-def test_the_page_needs_nothing_else(folder: Path) -> None:
-    text = (folder / "report.html").read_text(encoding="utf-8")
+def test_the_page_needs_nothing_else(done: Path) -> None:
+    text = (done / "report.html").read_text(encoding="utf-8")
     found = Tags()
     found.feed(text)
     assert {"table", "img", "h1"} <= set(found.tags) and "script" not in found.tags
@@ -342,9 +349,9 @@ def test_hostile_names_are_escaped() -> None:
     assert "script" not in tags.tags and "&lt;script&gt;" in text
 
 
-def test_pictures_are_made_and_repeat(folder: Path) -> None:
+def test_pictures_are_made_and_repeat(done: Path) -> None:
     for ending, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
-        assert (folder / f"comparison.{ending}").read_bytes().startswith(magic)
+        assert (done / f"comparison.{ending}").read_bytes().startswith(magic)
     found = compared({"a": summaries(0.9, 0.8), "b": summaries(0.7, 0.6)})
     for run in found.tables["runs"]:
         run["estimator"] = "weak"
@@ -429,16 +436,97 @@ def test_resumed_it_is_equal_and_nothing_is_trained_twice(
     assert len(calls) == 2
 
 
-def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
-    table = {"seeds": [0], "set": ["training.epochs=1"], "grid": {"models": ["ann"]}}
-    conduct(tmp_path, table)
+TABLE: dict[str, Any] = {
+    "seeds": [0],
+    "set": ["training.epochs=1"],
+    "grid": {"models": ["ann"], "estimators": ["backprop", "frozen_hidden"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"set": ["training.epochs=2"]}, "'set'"),
+        ({"grid": {**TABLE["grid"], "estimators": ["frozen_hidden", "weak"]}}, "'backprop'"),
+        ({"tune": {"parameters": {"training.epochs": {"low": 1, "high": 2}}}}, "'tune'"),
+    ],
+)
+def test_a_folder_keeps_its_study(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder.keep({"kind": "training", **TABLE}, tmp_path)
     before = (tmp_path / studies.SAVED).read_text()
-    with pytest.raises(RecipeError, match="other settings"):
-        conduct(tmp_path, {**table, "set": ["training.epochs=2"]})
+    with pytest.raises(RecipeError, match="holds another study") as found:
+        conduct(tmp_path, {**TABLE, **change})
+    assert words in str(found.value)
     assert (tmp_path / studies.SAVED).read_text() == before
-    (tmp_path / "ann-seed0.json").write_text("{")
-    with pytest.raises(BiogradError, match="delete it"):
-        conduct(tmp_path, table)
+    folder.check({**TABLE, "seeds": [0, 1], "baseline": "frozen hidden"}, tmp_path)  # goes on
+
+
+def test_a_printed_script_keeps_the_study_too(tmp_path: Path) -> None:
+    folder.keep({"kind": "training", **TABLE}, tmp_path)
+    found = invoke("compare", "--models", "ann", "--print-sbatch", "--out", tmp_path)
+    assert isinstance(found.exception, RecipeError) and "another study" in str(found.exception)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '{"configuration": {}, "summary": {}}'])
+def test_damaged_and_lost_files_are_named(text: str, tmp_path: Path) -> None:
+    conduct(tmp_path, TABLE)
+    note = tmp_path / "backprop-seed0.json"
+    kept = note.read_text()
+    note.write_text(text)
+    with pytest.raises(RecipeError, match=r"backprop-seed0\.json: is damaged: delete it"):
+        conduct(tmp_path, TABLE)
+    note.write_text(kept)
+    (tmp_path / "backprop-seed0.h5").unlink()
+    with pytest.raises(RecipeError, match=r"is gone.*delete backprop-seed0\.json"):
+        conduct(tmp_path, TABLE)
+
+
+def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
+    with (
+        folder.owned(tmp_path),
+        pytest.raises(RecipeError, match="another process works in this folder"),
+    ):
+        conduct(tmp_path, TABLE)
+    conduct(tmp_path, TABLE)
+
+
+def test_no_table_of_an_earlier_study_stays(tmp_path: Path) -> None:
+    conduct(tmp_path, TABLE)
+    (tmp_path / "contrasts.csv").write_text("stale")
+    conduct(tmp_path, TABLE)
+    assert not (tmp_path / "contrasts.csv").exists()
+
+
+def test_held_out_data_are_not_called_test(tmp_path: Path) -> None:
+    found = conduct(tmp_path, {**TABLE, "set": [*TABLE["set"], "dataset.validation=0.2"]})
+    assert found.columns["test"] == "validation accuracy %"
+
+
+def test_every_data_set_has_its_own_baseline() -> None:
+    values = {("a", "x"): 0.9, ("a", "y"): 0.8, ("b", "x"): 0.5, ("b", "y"): 0.4}
+    found = {f"{d} {m}": summaries(v, v - 0.1, v + 0.01) for (d, m), v in values.items()}
+    factors = {f"{d} {m}": {"dataset": d, "model": m} for d, m in values}
+    result = compared(found, **factors)
+    differences = [row.get("difference") for row in result.rows]
+    assert differences == [None, pytest.approx(-10), None, pytest.approx(-10)]
+    assert [row["axis"] for row in result.tables["contrasts"]] == ["model"]
+
+
+def test_a_recipe_of_ones_own_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.toml").write_text(
+        (recipes.shipped("models") / "ann.toml").read_text()
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    found = invoke(
+        "compare", "--models", "mine.toml", "--seeds", 1, "--no-control", *FAST, "--out", "out"
+    )
+    assert found.exit_code == 0, found.output
+    monkeypatch.chdir(tmp_path)
+    again = invoke("compare", "--resume", "here/out", "-w", 1, "-q", "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["rows"][0]["cell"] == "mine"
 
 
 def test_a_task_of_a_job_array(tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ def test_what_is_there_is_not_run_again(
 def test_other_settings_are_not_mixed_in(study: Path, tmp_path: Path) -> None:
     conduct(study, tmp_path / "out", quick=True)
     study.write_text(STUDY.replace("epochs=1", "epochs=2"))
-    with pytest.raises(RecipeError, match="was made with other settings"):
+    with pytest.raises(RecipeError, match="holds another study"):
+        conduct(study, tmp_path / "out", quick=True)
+    (tmp_path / "out" / studies.SAVED).unlink()
+    with pytest.raises(RecipeError, match=r"seed0\.json: was made with other settings"):
         conduct(study, tmp_path / "out", quick=True)
     (tmp_path / "out" / "backprop-seed0.json").unlink()
     with pytest.raises(RecipeError, match=r"seed0\.h5: was made with other settings"):

@@ -160,7 +160,9 @@ def compare(
         for key in ("workers", "engine", "address", "job", "data_dir", "offline")
     }
     if resume is not None:
-        given = sorted(key for key, value in choices.items() if value) + ["out"] * bool(out)
+        given = sorted(
+            k for k, v in choices.items() if not (v is None or v is False or v == ())
+        ) + ["out"] * bool(out)
         if given:
             raise RecipeError(
                 f"--resume: {resume} says what is compared: leave "
@@ -195,12 +197,13 @@ def _script(table: dict[str, Any], path: Path, where: Place) -> Answer:
     """Return a script for ``sbatch``, which does what ``biograd run`` does."""
     from biograd import studies
     from biograd.studies import engines
+    from biograd.studies.folder import keep
 
-    module, settings = studies.settle(table, path)
+    _module, settings = studies.settle(table, path)
     if settings.tune is not None:
         raise RecipeError("--print-sbatch: a search comes first: run it with --engine submitit")
     count = len(settings.trainings(where))
-    module.keep(settings, where.folder)
+    keep(settings.table(), where.folder)
     command = ["biograd", "run", str(path), "--out", str(where.folder)]
     text = engines.sbatch(command, count, where.placement)
     return Answer({"script": text, "trainings": count, "folder": str(where.folder)}, text.rstrip())

@@ -160,6 +160,7 @@ def describe(report: Report, title: str, folder: Path) -> RenderableType:
 
 CONTRASTS = {
     "what": "all else the same",
+    "cells": "cells",
     "difference": "difference",
     "difference_interval": "95 %",
     "p_holm": "p",

@@ -195,10 +195,10 @@ def run(table: Table, path: Path, place: Place, progress: Progress) -> Report:
             "--task away"
         )
     module, settings = settle(table, path)
-    place.folder.mkdir(parents=True, exist_ok=True)
     report: Report = module.run(settings, place, progress)
     if place.task is None:
-        write(report, place.folder)
+        with storage.writing(place.folder, "run the study again"):
+            write(report, place.folder)
     return report
 
 
@@ -216,10 +216,13 @@ def settle(table: Table, path: Path) -> tuple[Any, Any]:
 
 def write(report: Report, folder: Path) -> None:
     """Write ``results.json``, ``results.csv``, and a CSV file for every further table."""
+    folder.mkdir(parents=True, exist_ok=True)
     storage.write_json(folder / "results.json", report.record())
     for name, rows in {"results": report.rows, **report.tables}.items():
         if rows:
             storage.write_bytes(folder / f"{name}.csv", as_csv(rows).encode())
+        else:  # of an earlier table
+            (folder / f"{name}.csv").unlink(missing_ok=True)
 
 
 def as_csv(rows: Sequence[Row]) -> str:

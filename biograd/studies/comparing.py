@@ -48,17 +48,28 @@ def study(
     given = {key: value for key, value in budgets.items() if value is not None}
     if len(given) > 1:
         raise RecipeError(f"--{' and --'.join(given)}: give one budget")
+    set_already = [text.partition("=")[0].strip() for text in (*settings, *tune)]
+    for name in set_already:
+        if given and name in [f"training.{key}" for key in budgets]:
+            raise RecipeError(f"--{next(iter(given))}: {name} is given as well: give one budget")
+        if decorrelate and name == "decorrelation.rule":
+            raise RecipeError("--decorrelate: decorrelation.rule is given as well: give one")
+    models = [_whole(name) for name in _several(models)]
+    estimators, decorrelate = _several(estimators), _several(decorrelate)
+    datasets = [_whole(name) for name in _several(datasets)]
     axes = {
         "models": models,
         "estimators": estimators,
         "decorrelate": decorrelate,
         "datasets": datasets,
     }
-    words = [", ".join(names) for names in (*axes.values(), cells) if names]
+    words = [
+        ", ".join(Path(name).stem for name in names) for names in (*axes.values(), cells) if names
+    ]
     table: Table = {
         "description": title or " × ".join(words),
         "kind": "training",
-        "seeds": list(seeds),
+        "seeds": [int(seed) for seed in seeds],
         "set": [f"training.{key}={value}" for key, value in given.items()] + list(settings),
     }
     if cells:
@@ -73,8 +84,20 @@ def study(
     if twice:
         raise RecipeError(f"--tune {sorted(twice)[0]}: is given twice")
     if ranges:
-        table["tune"] = {"parameters": dict(ranges)} | ({"trials": trials} if trials else {})
+        table["tune"] = {"parameters": dict(ranges)} | (
+            {} if trials is None else {"trials": trials}
+        )
     return table | ({"baseline": baseline} if baseline else {})
+
+
+def _several(names: Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
+def _whole(name: str) -> str:
+    """Return a recipe's name; that of a file in full, so that the study runs from anywhere."""
+    path = Path(name)
+    return str(path.resolve()) if path.suffix == ".toml" and path.is_file() else name
 
 
 def _listed(cells: Sequence[str], datasets: Sequence[str], control: bool) -> Table:
@@ -91,7 +114,7 @@ def _listed(cells: Sequence[str], datasets: Sequence[str], control: bool) -> Tab
         name = " · ".join([Path(parts[0]).stem, *parts[1:]])
         if name in table:
             raise RecipeError(f"--cells {text!r}: is given twice")
-        table[name] = {"model": parts[0], "estimator": parts[1], "set": rule, **data}
+        table[name] = {"model": _whole(parts[0]), "estimator": parts[1], "set": rule, **data}
     if control:
         models = dict.fromkeys(cell["model"] for cell in table.values())
         listed = {cell["model"] for cell in table.values() if cell["estimator"] == CONTROL}
@@ -153,7 +176,7 @@ def compare(
         cells=cells,
         decorrelate=decorrelate,
         datasets=datasets,
-        seeds=tuple(range(seeds)) if isinstance(seeds, int) else seeds,
+        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
         epochs=epochs,
         baseline=baseline,
         control=control,
@@ -180,5 +203,5 @@ def failed(report: Report, folder: Path) -> str:
     first, count = report.failures[0], len(report.failures)
     return (
         f"{count} of {report.trainings} trainings failed, the first {first['training']}: "
-        f"{first['reason']}; the others are in {folder}: run it again to go on"
+        f"{first['reason']}; the others are in {folder}, and running it again tries those again"
     )

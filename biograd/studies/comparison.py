@@ -29,6 +29,7 @@ class Comparison:
         found: name of a cell to seed to summary.
         baseline: name of the cell to which the others are compared.
         error: whether errors are shown, not accuracies.
+        split: what the accuracies are of.
     """
 
     cells: Sequence[Cell]
@@ -36,6 +37,17 @@ class Comparison:
     found: Mapping[str, dict[int, Summary]]
     baseline: str
     error: bool = False
+    split: str = "test"
+
+    def baseline_of(self, cell: Cell) -> str:
+        """Return the cell to which one is compared: on the same data, if the grid has several."""
+        data = cell.factors.get("dataset")
+        named = {one.name: one for one in self.cells}
+        factors = named[self.baseline].factors if self.baseline in named else {}
+        if data is None or factors.get("dataset") in (None, data):
+            return self.baseline
+        same = [one.name for one in self.cells if one.factors == {**factors, "dataset": data}]
+        return same[0] if same else self.baseline
 
     def test(self, cell: str, seed: int) -> float:
         """Return the test accuracy, or error, of a run in per cent."""
@@ -67,9 +79,9 @@ def report(
     columns = {
         "cell": "",
         "n": "n",
-        "test": f"test {what} %",
+        "test": f"{compared.split} {what} %",
         "interval": "95 %",
-        "difference": f"to {compared.baseline}",
+        "difference": f"to {_short(compared)}",
         "difference_interval": "95 %",
         "p_holm": "p",
         "effect": "effect",
@@ -116,14 +128,23 @@ def _row(compared: Comparison, cell: Cell) -> Row:
 
 def _add_differences(compared: Comparison, rows: Sequence[Row]) -> None:
     """Add to every row its difference to the baseline, paired by seed."""
-    baseline = compared.baseline
+    cells = {cell.name: cell for cell in compared.cells}
     for row in rows:
+        baseline = compared.baseline_of(cells[row["cell"]])
         seeds = compared.shared(row["cell"], baseline)
         if not seeds or row["cell"] == baseline:
             continue
         ours, theirs = ([compared.test(c, s) for s in seeds] for c in (row["cell"], baseline))
         row |= _paired(ours, theirs)
     _correct(rows)
+
+
+def _short(compared: Comparison) -> str:
+    """Return what the baseline is called where every data set has its own."""
+    known = {cell.name: cell for cell in compared.cells}
+    data = known[compared.baseline].factors.get("dataset") if compared.baseline in known else None
+    prefix = "" if data is None else f"{Path(data).stem} · "
+    return compared.baseline.removeprefix(prefix)
 
 
 def _paired(ours: Sequence[float], theirs: Sequence[float]) -> Row:
@@ -151,6 +172,8 @@ def _contrasts(compared: Comparison) -> list[Row]:
     cells = [cell for cell in compared.cells if cell.factors and not cell.control]
     rows: list[Row] = []
     for axis in dict.fromkeys(axis for cell in cells for axis in cell.factors):
+        if axis == "dataset":  # accuracies on other data are no pair
+            continue
         first, *others = dict.fromkeys(cell.factors[axis] for cell in cells)
         for level in others:
             values = list(_matched(compared, cells, axis, level, first))
@@ -193,12 +216,15 @@ def _runs(compared: Comparison) -> Iterator[Row]:
 
 def _notes(compared: Comparison, rows: Sequence[Row]) -> list[str]:
     count = len(compared.seeds)
-    notes = [f"mean over {count} seeds: {', '.join(map(str, compared.seeds))}"]
+    words = "seed" if count == 1 else "seeds"
+    notes = [f"{count} {words}: {', '.join(map(str, compared.seeds))}; n: how many were trained"]
     if any(row.get("p") is not None for row in rows):
         notes.append(
-            "differences are paired by seed; p: paired t test, corrected after Holm for all rows; "
-            "effect: Hedges' g of the differences"
+            "differences are paired by seed; p: paired t test, corrected after Holm for all of a "
+            "table; effect: Hedges' g of the differences"
         )
+    if not compared.found.get(compared.baseline):
+        notes.append(f"nothing is compared: {compared.baseline} was not trained")
     if 1 < count < 5:
         notes.append(f"bootstrap intervals from {count} seeds are too narrow: take five or more")
     known = [(row["published"], row["test"]) for row in rows if "published" in row and row["n"]]

@@ -93,11 +93,10 @@ def expand(grid: Grid, model: str, dataset: str, estimator: str | None) -> list[
         level = dict(zip(axes, levels, strict=True))
         cells.append(_cell(level, varied))
     if grid.control and CONTROL not in axes["estimator"]:
-        for data, kind in itertools.product(axes["dataset"], axes["model"]):
-            level = {"dataset": data, "model": kind, "estimator": CONTROL}
-            level["decorrelation"] = axes["decorrelation"][0]
-            shown = [name for name in varied if name in ("dataset", "model")]
-            cells.append(_cell(level, [*shown, "estimator"]))
+        shown = [name for name in axes if name in varied or name == "estimator"]
+        others = {**axes, "estimator": (CONTROL,)}
+        for levels in itertools.product(*others.values()):
+            cells.append(_cell(dict(zip(axes, levels, strict=True)), shown))
     return cells
 
 

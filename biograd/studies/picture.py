@@ -6,6 +6,7 @@ Drawn without pyplot, which keeps figures alive and asks for a display.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ def draw(
         return None
     colours = _colours([row["cell"] for row in trained], runs)
     costly = [row for row in trained if _operations(row)]
-    panels = [True, bool(curves) and len(trained) <= MANY, len(costly) > 1]
+    long = max((point["epoch"] for point in curves), default=0) > 1
+    panels = [True, long and len(trained) <= MANY, len(costly) > 1]
     height = max(2.6, 0.9 + 0.24 * len(trained))
     with rc_context(STYLE):
         figure = Figure((3.2 + 3.1 * sum(panels), height), layout="constrained")
@@ -82,7 +84,8 @@ def files(figure: Figure) -> Iterable[tuple[str, bytes]]:
         stream = io.BytesIO()
         # no dates: the same results make the same file
         keys = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
-        with rc_context(STYLE):
+        with rc_context(STYLE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
             figure.savefig(stream, format=ending, dpi=300, metadata={keys[ending]: None})
         yield ending, stream.getvalue()
 
@@ -200,5 +203,5 @@ def _costs(axes: Axes, rows: Sequence[Row], colours: Mapping[str, str], what: st
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("operations per example at inference")
     axes.set_ylabel(f"test {what} (%)")
-    axes.set_title("accuracy and operations, means")
+    axes.set_title(f"{what} and operations, means")
     axes.grid(lw=0.4, alpha=0.5)

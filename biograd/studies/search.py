@@ -11,9 +11,10 @@ was killed goes on as if it had not been, since each proposal follows from the t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -205,7 +206,7 @@ def _open(journal: Path, asked: str) -> Any:
     backend = optuna.storages.journal
     journal.parent.mkdir(parents=True, exist_ok=True)
     lock = backend.JournalFileOpenLock(str(journal), grace_period=GRACE)
-    with storage.writing(journal, "run the study again"):
+    with storage.writing(journal, "run the study again"), _readable(journal):
         kept = optuna.storages.JournalStorage(backend.JournalFileBackend(str(journal), lock))
         study = optuna.create_study(
             storage=kept, study_name="search", direction="maximize", load_if_exists=True
@@ -218,6 +219,16 @@ def _open(journal: Path, asked: str) -> Any:
             f"{journal}: was made with other settings: give another folder, or delete the file"
         )
     return study
+
+
+@contextlib.contextmanager
+def _readable(journal: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise RecipeError(
+            f"{journal}: is damaged: delete it, and the search begins anew"
+        ) from error
 
 
 def _optuna() -> Any:

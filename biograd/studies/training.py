@@ -23,7 +23,6 @@ from biograd.errors import BiogradError, RecipeError
 from biograd.recipes import Range, Table
 from biograd.runs import storage
 from biograd.studies import (
-    SAVED,
     Key,
     Place,
     Progress,
@@ -31,6 +30,7 @@ from biograd.studies import (
     Row,
     comparison,
     engines,
+    folder,
     grid,
     outputs,
     search,
@@ -66,9 +66,7 @@ class Trainings:
         Raises:
             RecipeError: a cell, an axis or the baseline is not valid.
         """
-        common = (self.model, self.dataset, self.estimator)
-        cells = grid.expand(self.grid, *common) if self.grid else []
-        cells += grid.listed(self.cells, *common)
+        cells = self.expanded()
         grid.check(cells, self.baseline)
         stems = [_stem(cell.name) for cell in cells]
         for stem, cell in zip(stems, cells, strict=True):
@@ -77,6 +75,12 @@ class Trainings:
         if len({*self.seeds}) < len(self.seeds) or not self.seeds:
             raise RecipeError(f"study: seeds = {list(self.seeds)}: give different ones")
         return cells
+
+    def expanded(self) -> list[Cell]:
+        """Return the cells as they are written, unchecked."""
+        common = (self.model, self.dataset, self.estimator)
+        cells = grid.expand(self.grid, *common) if self.grid else []
+        return cells + grid.listed(self.cells, *common)
 
     def trainings(self, place: Place) -> list[Training]:
         """Return every cell with every seed.
@@ -126,6 +130,11 @@ class Training:
         """Where its summary goes, when it is complete."""
         return self.path.with_suffix(".json")
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """All that is set beside the recipes, ``KEY=VALUE``."""
+        return (*self.settings.set, *self.cell.assignments, *self.found)
+
     def request(self) -> experiment.Request:
         """Return what is asked of it."""
         return experiment.Request(
@@ -134,7 +143,7 @@ class Training:
             estimator=self.cell.estimator,
             seed=self.seed,
             out=self.path,
-            assignments=(*self.settings.set, *self.cell.assignments, *self.found),
+            assignments=self.asks,
             data_dir=self.place.data_dir,
             offline=self.place.offline,
         )
@@ -148,6 +157,11 @@ class Training:
         asked = _plain(experiment.configure(self.request()))
         known = self._read()
         if known is not None:
+            if not self.path.exists():
+                raise RecipeError(
+                    f"{self.path}: is gone, its summary is there: delete {self.note.name} to train "
+                    "it again"
+                )
             _same(known["configuration"], asked, self.note)
         elif self._begun():
             with experiment.load(self.path) as run:
@@ -168,6 +182,8 @@ class Training:
             found = experiment.proceed(self.path, progress=progress)
         else:
             found = experiment.execute(self.request(), progress)
+        if progress is not None:  # in a process with others, whose memory it would count, too
+            found = {**found, "peak_memory_bytes": None}
         storage.write_json(self.note, {"configuration": asked, "summary": found})
         return found
 
@@ -178,11 +194,13 @@ class Training:
     def _read(self) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
+            # what every table needs
+            _ = found["configuration"], float(found["summary"]["test_accuracy"])
             return found
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"{self.note}: cannot be read ({error}): delete it") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{self.note}: is damaged: delete it") from error
 
 
 def _stem(name: str) -> str:
@@ -223,20 +241,29 @@ def run(settings: Trainings, place: Place, progress: Progress) -> Report:
     """Train every cell with every seed and return the table.
 
     Raises:
-        RecipeError: the study is not valid, or the folder holds runs of other settings.
+        RecipeError: the study is not valid, or the folder holds another one.
     """
     trainings = settings.trainings(place)
     if place.task is not None:
-        trainings = [_only(trainings, place.task, settings)]
+        only = [_only(trainings, place.task, settings)]
+        return _run(settings, only, place, progress)
+    folder.check(settings.table(), place.folder)
+    with folder.owned(place.folder):
+        return _run(settings, trainings, place, progress)
+
+
+def _run(
+    settings: Trainings, trainings: list[Training], place: Place, progress: Progress
+) -> Report:
     cells = list({one.cell.name: one.cell for one in trainings}.values())
     failures, tuning = list[Failure](), list[Row]()
     if settings.tune is not None:
         settings.tune.check()
-        keep(settings, place.folder)
+        folder.keep(settings.table(), place.folder)
         trainings, failures, tuning = _tune(settings.tune, trainings, progress)
     lost, todo = _divide(trainings)
     if place.task is None:
-        keep(settings, place.folder)
+        folder.keep(settings.table(), place.folder)
     known = {one.key: summary for one in trainings if (summary := one.known())}
     progress.trainings([one.key for one in trainings], known)
     failures += lost + _train(todo, progress)
@@ -248,11 +275,19 @@ def run(settings: Trainings, place: Place, progress: Progress) -> Report:
             found[one.cell.name][one.seed] = ended
             files[one.key] = one.path
     baseline = settings.baseline or cells[0].name
-    compared = Comparison(cells, settings.seeds, found, baseline, settings.error)
+    seeds = [place.task] if place.task is not None else settings.seeds
+    compared = Comparison(cells, seeds, found, baseline, settings.error, _split(trainings))
     report = comparison.report(compared, failures, tuning)
     if place.task is None:
-        outputs.write(report, settings.table(), files, place.folder, settings.error)
+        with storage.writing(place.folder, folder.AGAIN):
+            outputs.write(report, settings.table(), files, place.folder, settings.error)
     return report
+
+
+def _split(trainings: Sequence[Training]) -> str:
+    """Return on what the trainings are judged: "test", or "validation" if that was asked for."""
+    held_out = any("dataset.validation=" in text for one in trainings for text in one.asks)
+    return "validation" if held_out else "test"
 
 
 def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Training:
@@ -267,7 +302,11 @@ def _tune(
     settings: Search, trainings: Sequence[Training], progress: Progress
 ) -> tuple[list[Training], list[Failure], list[Row]]:
     """Search for every cell; return the trainings with what was found, failures, and a table."""
-    first = {one.cell.name: one for one in reversed(trainings)}
+    if any("dataset.validation=" in text for one in trainings for text in one.asks):
+        raise RecipeError("tune: holds data out by itself: leave dataset.validation away")
+    first: dict[str, Training] = {}
+    for one in trainings:
+        first.setdefault(one.cell.name, one)
     corner = settings.corner()
     mistakes = [_mistake(dataclasses.replace(one, found=corner)) for one in first.values()]
     if all(mistakes):
@@ -291,9 +330,9 @@ def _tune(
         Failure(one.name, without[one.cell.name]) for one in trainings if one.cell.name in without
     ]
     rows, tuned = [], []
-    for cell, one in first.items():
+    for cell, begun in first.items():
         if cell not in without:
-            table = json.loads(_notes_of_search(one).read_text(encoding="utf-8"))
+            table = json.loads(_notes_of_search(begun).read_text(encoding="utf-8"))
             chosen = dict(text.split("=", 1) for text in table["assignments"])
             rows.append(
                 {"cell": cell, "trials": table["trials"], "held_out_accuracy": table["accuracy"]}
@@ -321,12 +360,6 @@ def _attempt(task: Task, watch: Callable[[Event], None]) -> Failure | None:
         return Failure(task.name, reason)
     watch(Event(task.name, "done"))
     return None
-
-
-def keep(settings: Trainings, folder: Path) -> None:
-    """Write the study into its folder, from where it can go on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.write_json(folder / SAVED, settings.table())
 
 
 def _divide(trainings: Sequence[Training]) -> tuple[list[Failure], list[Training]]:
