@@ -128,7 +128,12 @@ def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Ans
 
     alone = where.placement.engine == "local" and where.placement.workers == 1
     with Board(quiet, live=not alone) as progress:
-        report = studies.run(table, path, where, progress)
+        try:
+            report = studies.run(table, path, where, progress)
+        except (KeyboardInterrupt, SystemExit):
+            if (where.folder / studies.SAVED).exists():
+                progress.note(f"go on with: biograd compare --resume {where.folder}")
+            raise
     name = where.folder.name if path.name == studies.SAVED else path.stem
     record = {"study": name, "folder": str(where.folder), **report.record()}
     text = describe(report, str(table.get("description") or name), where.folder)
