@@ -204,7 +204,7 @@ def test_idx_keeps_the_shape_of_the_files_if_the_recipe_has_none(tmp_path: Path)
 
 
 IMAGES = pack(np.zeros((2, 3, 3), np.uint8))
-PACKED = gzip.compress(IMAGES)
+PACKED = gzip.compress(IMAGES, mtime=0)
 BAD = {
     "empty": (b"", "not an IDX file"),
     "text": (b"<html>", "not an IDX file: it begins with 0x3c68746d"),
@@ -228,7 +228,7 @@ def test_idx_refuses(case: str, tmp_path: Path) -> None:
     assert expected in text and str(path) in text
 
 
-@pytest.mark.parametrize("content", [IMAGES, PACKED])
+@pytest.mark.parametrize("content", [IMAGES, PACKED], ids=["plain", "packed"])
 def test_idx_reads_packed_and_unpacked(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
