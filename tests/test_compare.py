@@ -500,6 +500,8 @@ def test_no_table_of_an_earlier_study_stays(tmp_path: Path) -> None:
 def test_held_out_data_are_not_called_test(tmp_path: Path) -> None:
     found = conduct(tmp_path, {**TABLE, "set": [*TABLE["set"], "dataset.validation=0.2"]})
     assert found.columns["test"] == "validation accuracy %"
+    zero = conduct(tmp_path / "zero", {**TABLE, "set": [*TABLE["set"], "dataset.validation=0"]})
+    assert zero.columns["test"] == "test accuracy %"
 
 
 def test_every_data_set_has_its_own_baseline() -> None:
@@ -540,6 +542,8 @@ def test_a_task_of_a_job_array(tmp_path: Path) -> None:
     code = main(["run", str(study), "--out", str(study.parent), "--task", "3", "-q"])
     assert code == 0
     assert [path.name for path in study.parent.glob("*.h5")] == ["backprop-seed1.h5"]
+    note = json.loads((study.parent / "backprop-seed1.json").read_text())
+    assert note["summary"]["peak_memory_bytes"] > 0  # it is alone in its process
     assert not (study.parent / "results.csv").exists()
     assert main(["run", str(study), "--out", str(study.parent), "--task", "6", "-q"]) == 2
 

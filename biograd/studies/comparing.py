@@ -146,8 +146,7 @@ def compare(
 ) -> RunSet:
     """Train every model with every rule and every seed, and return the runs as a set.
 
-    What is in the folder already is not trained again.  With several workers the calling script
-    must have its ``if __name__ == "__main__":``, as whatever starts processes.
+    What is in the folder already is not trained again.
 
     Args:
         models: shipped names or TOML files.

@@ -173,8 +173,18 @@ class Training:
         found = self._read()
         return None if found is None else found["summary"]
 
-    def run(self, progress: Progress | None = None) -> Summary:
-        """Return its summary: as it was written before, resumed, or new."""
+    @property
+    def held_out(self) -> bool:
+        """Whether it was judged on a held-out part of the training data, not on the test split."""
+        found = self._read()
+        return found is not None and found["configuration"]["data"]["validation"] > 0
+
+    def run(self, progress: Progress | None = None, shared: bool = False) -> Summary:
+        """Return its summary: as it was written before, resumed, or new.
+
+        Args:
+            shared: other trainings run in this process, whose memory would count as well.
+        """
         asked, known = self.asked(), self.known()
         if known is not None:
             return known
@@ -182,7 +192,7 @@ class Training:
             found = experiment.proceed(self.path, progress=progress)
         else:
             found = experiment.execute(self.request(), progress)
-        if progress is not None:  # in a process with others, whose memory it would count, too
+        if shared:
             found = {**found, "peak_memory_bytes": None}
         storage.write_json(self.note, {"configuration": asked, "summary": found})
         return found
@@ -275,19 +285,14 @@ def _run(
             found[one.cell.name][one.seed] = ended
             files[one.key] = one.path
     baseline = settings.baseline or cells[0].name
-    seeds = [place.task] if place.task is not None else settings.seeds
-    compared = Comparison(cells, seeds, found, baseline, settings.error, _split(trainings))
+    seeds = list(dict.fromkeys(one.seed for one in trainings)) or settings.seeds
+    split = "validation" if any(one.held_out for one in trainings) else "test"
+    compared = Comparison(cells, seeds, found, baseline, settings.error, split)
     report = comparison.report(compared, failures, tuning)
     if place.task is None:
         with storage.writing(place.folder, folder.AGAIN):
             outputs.write(report, settings.table(), files, place.folder, settings.error)
     return report
-
-
-def _split(trainings: Sequence[Training]) -> str:
-    """Return on what the trainings are judged: "test", or "validation" if that was asked for."""
-    held_out = any("dataset.validation=" in text for one in trainings for text in one.asks)
-    return "validation" if held_out else "test"
 
 
 def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Training:
@@ -404,6 +409,6 @@ def _train(todo: Sequence[Training], progress: Progress) -> list[Failure]:
         return []
     place = todo[0].place.placement
     if place.engine == "local" and place.workers == 1:
-        tasks = [Task(one.name, one.run, (progress,)) for one in todo]
+        tasks = [Task(one.name, one.run, (progress, len(todo) > 1)) for one in todo]
         return [failure for task in tasks if (failure := _attempt(task, watch))]
     return engines.place([Task(one.name, train, (one,)) for one in todo], place, watch)
