@@ -25,14 +25,8 @@ from biograd.configuration import Configuration, Request, check_device, configur
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
 from biograd.errors import DataError, RecipeError
-from biograd.recording import (
-    Experiment,
-    Interrupted,
-    Onlooker,
-    Progress,
-    Recording,
-    Silent,
-)
+from biograd.progress import Progress, Silent
+from biograd.recording import Experiment, Interrupted, Onlooker, Recording
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe

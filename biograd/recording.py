@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import attach
 from biograd.errors import BiogradError
 from biograd.local import LocalLosses
+from biograd.progress import Progress
 from biograd.recipes import ModelRecipe, TrainingRecipe
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
@@ -35,38 +36,6 @@ class Interrupted(BiogradError):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
-
-
-class Progress(Protocol):
-    """Whoever shows how a run goes on."""
-
-    def begin(self, total_steps: int, title: str) -> None:
-        """Start; ``total_steps``, or what the budget counts instead, are still to do."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Show one step; ``spent`` is what it took of the budget."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Show one epoch."""
-
-    def note(self, text: str) -> None:
-        """Show a line of text."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def begin(self, total_steps: int, title: str) -> None:
-        """Show nothing."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Show nothing."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Show nothing."""
-
-    def note(self, text: str) -> None:
-        """Show nothing."""
 
 
 class Onlooker:

@@ -27,7 +27,8 @@ from torch import nn
 from biograd.configuration import Configuration
 from biograd.errors import RecipeError
 from biograd.experiment import begin, go_on, need_module
-from biograd.recording import Interrupted, Progress, Silent
+from biograd.progress import Progress, Silent
+from biograd.recording import Interrupted
 from biograd.runs.environment import environment
 from biograd.runs.layout import Array
 from biograd.runs.reader import Run, open_run

@@ -23,8 +23,8 @@ from biograd.contracts import ParameterNoise, Plan
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.experiment import Interrupted
+from biograd.progress import Silent
 from biograd.recipes import TrainingRecipe
-from biograd.recording import Silent
 from biograd.runs.reader import open_run
 
 SMALL = (

@@ -23,7 +23,7 @@ from biograd.__main__ import main
 from biograd.errors import BiogradError, DataError, RecipeError, RunFileError
 from biograd.estimators import ESTIMATORS
 from biograd.experiment import Interrupted, Request
-from biograd.recording import Silent
+from biograd.progress import Silent
 from biograd.runs.reader import Run, open_run
 from biograd.training import evaluate
 

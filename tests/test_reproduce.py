@@ -23,7 +23,8 @@ from biograd.__main__ import main
 from biograd.configuration import Request
 from biograd.errors import DataError, RecipeError, RunFileError
 from biograd.experiment import Interrupted
-from biograd.recording import Recording, Silent
+from biograd.progress import Silent
+from biograd.recording import Recording
 from biograd.reproduction import RATE, SPIKING, Change, Difference, Reproduction, reproduce
 from biograd.runs import checkpoint
 from biograd.runs.reader import open_run

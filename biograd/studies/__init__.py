@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from biograd import recipes
+from biograd import progress, recipes
 from biograd.errors import RecipeError, nearest
 from biograd.recipes import Table
 from biograd.runs import storage
@@ -30,20 +30,8 @@ Key = tuple[str, int]
 """Of a training: the name of its cell, and its seed."""
 
 
-class Progress(Protocol):
-    """Whoever shows how a study goes on."""
-
-    def begin(self, total_steps: int, title: str) -> None:
-        """Start a training of so many steps."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Show one step."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Show one epoch."""
-
-    def note(self, text: str) -> None:
-        """Show a line of text."""
+class Progress(progress.Progress, Protocol):
+    """Whoever shows how a study goes on, and the runs of it in this process."""
 
     def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
         """Show what is to be trained; of some the summaries are ``known`` already."""
@@ -54,20 +42,8 @@ class Progress(Protocol):
         """Show that a training has been "started", "retried", "done" or has "failed"."""
 
 
-class Silent:
+class Silent(progress.Silent):
     """Shows nothing."""
-
-    def begin(self, total_steps: int, title: str) -> None:
-        """Show nothing."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Show nothing."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Show nothing."""
-
-    def note(self, text: str) -> None:
-        """Show nothing."""
 
     def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
         """Show nothing."""
@@ -175,7 +151,7 @@ def resumed(folder: Path) -> str:
     return str(path)
 
 
-def run(table: Table, path: Path, place: Place, progress: Progress) -> Report:
+def run(table: Table, path: Path, place: Place, watcher: Progress) -> Report:
     """Run a study, write its results into the folder and return its report.
 
     What is in the folder already is not run again, so that an interrupted study goes on.
@@ -195,7 +171,7 @@ def run(table: Table, path: Path, place: Place, progress: Progress) -> Report:
             "--task away"
         )
     module, settings = settle(table, path)
-    report: Report = module.run(settings, place, progress)
+    report: Report = module.run(settings, place, watcher)
     if place.task is None:
         with storage.writing(place.folder, "run the study again"):
             write(report, place.folder)
