@@ -104,7 +104,7 @@ def test_recipes_are_found_beside_the_package_and_inside_it(
     package = tmp_path / "biograd"
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "beside.toml").touch()
-    monkeypatch.setattr(recipes.files, "__file__", str(package / "recipes" / "files.py"))
+    monkeypatch.setattr(recipes.toml, "__file__", str(package / "recipes" / "toml.py"))
     assert recipes.names("models") == ["beside"]
     (package / "shipped" / "models").mkdir(parents=True)
     (package / "shipped" / "models" / "inside.toml").touch()

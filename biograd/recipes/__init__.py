@@ -5,6 +5,13 @@ Every key has a type, most a range; an unknown key, a wrong type or a value out 
 refused with the file, the key and the nearest valid word.
 """
 
+from biograd.recipes.architecture import (
+    MixerRecipe,
+    NetworkRecipe,
+    NeuronRecipe,
+    PopulationRecipe,
+    ProjectionRecipe,
+)
 from biograd.recipes.checking import (
     Count,
     Fraction,
@@ -16,17 +23,10 @@ from biograd.recipes.checking import (
     validate,
 )
 from biograd.recipes.dataset import DataFile, DatasetRecipe, load_dataset
-from biograd.recipes.encoding import EncodingRecipe
-from biograd.recipes.files import merge, names, override, read, shipped
+from biograd.recipes.encodings import EncodingRecipe
+from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.model import ModelRecipe, load_model
-from biograd.recipes.network import (
-    MixerRecipe,
-    NetworkRecipe,
-    NeuronRecipe,
-    PopulationRecipe,
-    ProjectionRecipe,
-)
-from biograd.recipes.training import DecorrelationRecipe, LocalRecipe, TrainingRecipe
+from biograd.recipes.toml import merge, names, override, read, shipped
 
 __all__ = [
     "Range",

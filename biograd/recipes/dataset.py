@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from biograd.recipes.checking import Count, Range, Table, construct
-from biograd.recipes.files import override, read
+from biograd.recipes.toml import override, read
 
 
 @dataclasses.dataclass(frozen=True)

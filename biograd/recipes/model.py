@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from biograd.errors import RecipeError
-from biograd.recipes.checking import Table, construct, convert
-from biograd.recipes.encoding import EncodingRecipe
-from biograd.recipes.files import merge, override, read
-from biograd.recipes.network import (
+from biograd.recipes.architecture import (
     MixerRecipe,
     NetworkRecipe,
     NeuronRecipe,
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.recipes.training import DecorrelationRecipe, LocalRecipe, TrainingRecipe
+from biograd.recipes.checking import Table, construct, convert
+from biograd.recipes.encodings import EncodingRecipe
+from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
+from biograd.recipes.toml import merge, override, read
 
 
 @dataclasses.dataclass(frozen=True)
