@@ -29,7 +29,7 @@ from biograd.estimators.eprop import EligibilityPropagation, share_of_steps
 from biograd.estimators.unitwise import UnitwiseGradient, measured_slope
 from biograd.losses import LOSSES
 from biograd.networks import Network
-from biograd.networks.paths import split
+from biograd.credit_paths import split
 from biograd.networks.rate import RecurrentPopulation
 from biograd.networks.spikes import Membrane, scan, spike
 from biograd.networks.spiking import Population, SnnTorchPopulation, SteppedPopulation

@@ -19,7 +19,8 @@ from biograd import parallel
 from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
 from biograd.networks.brian import without_derivative
 from biograd.networks.copies import SharedRandomness
-from biograd.networks.import_brian2 import Turn, import_brian2, one_line
+from biograd.networks.import_brian2 import import_brian2, one_line
+from biograd.threads import Turn
 from biograd.recipes import Positive, validate
 
 STATE = "biograd_begin"

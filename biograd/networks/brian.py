@@ -23,9 +23,9 @@ from biograd import parallel
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.networks import learned
 from biograd.networks.copies import SharedRandomness
-from biograd.networks.import_brian2 import Turn
+from biograd.threads import Turn
 from biograd.networks.neuron_model import Details, NeuronModel, integrate_and_fire
-from biograd.networks.paths import differentiated, join, mapped, ways
+from biograd.credit_paths import differentiated, join, mapped, ways
 from biograd.networks.replay import Record, replay
 from biograd.networks.simulation import Simulation
 from biograd.networks.spikes import SURROGATES, Derivative, Membrane, spike

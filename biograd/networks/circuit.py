@@ -13,9 +13,9 @@ from biograd.contracts import Site, Transport
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
 from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import Turn
+from biograd.threads import Turn
 from biograd.networks.network import Network
-from biograd.networks.paths import join, mapped, starts
+from biograd.credit_paths import join, mapped, starts
 from biograd.networks.readouts import Readout
 from biograd.networks.spiking import State
 

@@ -8,7 +8,6 @@ import os
 import stat
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,22 +19,6 @@ log = logging.getLogger(__name__)
 NO_NEWS = ("resolution_conflict", "failed_compile_test", "codegen_fallback")
 """What Brian2 warns of and is no news: recipes are checked, and the rest is said in one line."""
 _heard: ContextVar[list[logging.LogRecord] | None] = ContextVar("heard", default=None)
-
-
-class Turn:
-    """A lock for what one thread at a time can do; it can be copied, each copy is another lock."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        return Turn, ()
 
 
 @functools.cache

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.networks.import_brian2 import Turn, import_brian2, one_line
+from biograd.networks.import_brian2 import import_brian2, one_line
+from biograd.threads import Turn
 from biograd.networks.neuron_checks import NOISE, Checks, brief, check_names
 from biograd.networks.quantities import distribution, quantity
 from biograd.networks.spikes import Membrane

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from biograd.contracts import Site, Transport
 from biograd.encoding import Encoding
 from biograd.networks.network import Network
-from biograd.networks.paths import hand_over, joined, starts
+from biograd.credit_paths import hand_over, joined, starts
 from biograd.recipes import NetworkRecipe
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from biograd.errors import CapabilityError
 from biograd.networks.expressions import Expression, Graph
 from biograd.networks.operations import Value
-from biograd.networks.paths import differentiated, starts
+from biograd.credit_paths import differentiated, starts
 from biograd.networks.transpile import NeuronStep
 
 Derivative = Callable[[Tensor], Tensor]

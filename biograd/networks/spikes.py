@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from biograd.networks.paths import differentiated, starts
+from biograd.credit_paths import differentiated, starts
 from biograd.recipes import NeuronRecipe
 
 Surrogate = Callable[[Tensor, float], Tensor]

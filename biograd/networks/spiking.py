@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from biograd.contracts import Site, Transport
 from biograd.encoding import Encoding
 from biograd.networks.network import Network
-from biograd.networks.paths import hand_over, join, needed, starts, ways
+from biograd.credit_paths import hand_over, join, needed, starts, ways
 from biograd.networks.readouts import Readout
 from biograd.networks.spikes import Membrane, rest, scan, spike, step
 from biograd.recipes import NetworkRecipe, NeuronRecipe, PopulationRecipe

@@ -12,7 +12,7 @@ from biograd.recipes.architecture import (
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.recipes.checking import (
+from biograd.checking import (
     Count,
     Fraction,
     NotNegative,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from biograd.recipes.checking import Count, Range, Table, construct
+from biograd.checking import Count, Range, Table, construct
 from biograd.recipes.toml import override, read
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from biograd.recipes.checking import Positive
+from biograd.checking import Positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from biograd.recipes.architecture import (
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.recipes.checking import Table, construct, convert
+from biograd.checking import Table, construct, convert
 from biograd.recipes.encodings import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.toml import merge, override, read

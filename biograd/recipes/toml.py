@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from biograd.errors import RecipeError, nearest
-from biograd.recipes.checking import Table
+from biograd.checking import Table
 
 
 def shipped(folder: Literal["models", "datasets", "cli"]) -> Path:
