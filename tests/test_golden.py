@@ -11,6 +11,7 @@ from biograd.estimators import ESTIMATORS
 
 FAST = ("backprop", "direct_feedback", "weak", "decoupling")
 FAST_RUNS = ("ann-backprop", "spiking-weak", "ann_recurrent-eprop", "circuit-direct_feedback")
+CONTROLS = ("ann", "spiking_snntorch", "circuit", "spiking_float32")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,10 @@ def test_all_runs_of_before_go_on_as_recorded() -> None:
     assert not differences(iter(found.items()))
 
 
-@pytest.mark.parametrize("name", golden.NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in CONTROLS else pytest.param(n, marks=pytest.mark.slow) for n in golden.NETWORKS],
+)
 def test_the_comparison_sees_a_change_of_one_weight(name: str) -> None:
     state, text = golden.verdict(name, golden.tried(name, "", 1e-3), golden.recorded()[name])
     assert state == "DIFFERS" and text
