@@ -1,7 +1,7 @@
 """What the outputs of a network are to be: targets, a loss an example, metrics.
 
-Shapes: ``B`` examples, ``T`` steps, ``K`` outputs.  A network owes ``[B, K]``, or ``[B, T, K]`` to a
-task that is ``timed``.
+Shapes: ``B`` examples, ``T`` steps, ``K`` outputs.  A network owes ``[B, K]``, or ``[B, T, K]`` to
+a task that is ``timed``.
 
 A missing target is NaN, or ``MISSING`` for a class: so a mask travels in the targets and needs no
 place of its own in plans, copies, ranks and hooks.
@@ -56,7 +56,7 @@ class Task:
         return self.stepwise(outputs, targets).sum(1)
 
     def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the part of every step in the losses of a timed task, ``[B, T]``; they sum to it."""
+        """Return the part of every step in the losses of a timed task, ``[B, T]``."""
         raise NotImplementedError
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
