@@ -35,6 +35,31 @@ class Range:
         return " and ".join(ends)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which class a table becomes: that which its key ``kind`` names.
+
+    Attributes:
+        classes: by name.
+        default: name of the one that a table without a kind becomes.
+    """
+
+    classes: Mapping[str, Any]
+    default: str
+
+    def construct(self, table: Mapping[str, Any], where: object, key: str) -> Any:
+        """Return the object of a table.
+
+        Raises:
+            RecipeError: no such kind, or its class refuses the table.
+        """
+        kind = table.get("kind") or self.default
+        if kind not in self.classes:
+            hint = nearest(kind, self.classes)
+            raise RecipeError(f"{where}: {key}.kind = {kind!r}: {hint}")
+        return construct(self.classes[kind], {**table, "kind": kind}, where, key)
+
+
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -50,9 +75,13 @@ def construct(
         where: the file or option that the table came from; it opens every message.
         key: dotted path of the table in that file.
 
+    A class with a method ``earlier`` brings tables of earlier versions into today's form.
+
     Raises:
         RecipeError: unknown or missing key, wrong type, value out of range.
     """
+    earlier = getattr(make, "earlier", None)
+    table = table if earlier is None else earlier(table)
     hints = typing.get_type_hints(
         make if dataclasses.is_dataclass(make) else make.__init__,
         include_extras=True,
@@ -97,6 +126,9 @@ def convert(hint: Any, value: Any, where: object, key: str) -> Any:
     """Return ``value`` as the type ``hint`` says, or refuse it with ``where`` and ``key``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
+        for choice in arguments[1:]:
+            if isinstance(choice, Choice) and isinstance(value, Mapping):
+                return choice.construct(value, where, key)
         value = convert(arguments[0], value, where, key)
         for limit in arguments[1:]:
             if isinstance(limit, Range) and value not in limit:

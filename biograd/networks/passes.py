@@ -211,8 +211,8 @@ class Pass:
             self.plan.time_bin,
             activity=self.activity(block),
             slot=self._slot(block),
-            states=self.states.get(site.activity or "", []),
-            variables=self.variables.get(site.activity or "", 0),
+            states=self.states.get(site.neurons or "", []),
+            variables=self.variables.get(site.neurons or "", 0),
         )
 
     def activity(self, name: str) -> Tensor | None:

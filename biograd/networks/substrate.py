@@ -83,7 +83,7 @@ class TorchSubstrate:
             for name, part in module.named_modules()
             if isinstance(getattr(part, "transport", None), Transport)
         }
-        self._temporal = frozenset(s.name for s in self.sites if s.activity in self._populations)
+        self._temporal = frozenset(s.name for s in self.sites if s.neurons in self._populations)
         self._handles: list[Any] = []
         for site in self.sites:
             for place, name in enumerate(site.modules):
@@ -501,7 +501,7 @@ def find_sites(module: nn.Module, sites: Sites | None) -> tuple[Site, ...]:
         found = [s if isinstance(s, Site) else Site(s, (s,), (False,)) for s in sites]
     known = dict(module.named_modules())
     for site in found:
-        for name in filter(None, (*site.modules, site.activity, site.current)):
+        for name in filter(None, (*site.modules, site.activity, site.current, site.population)):
             if name not in known:
                 raise CapabilityError(f"no layer {name!r}: {nearest(name, filter(None, known))}")
     if not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from biograd.checking import NotNegative
 from biograd.neurons.neuron import PerNeuron, PerNeuronOrZero, Spiking, State
@@ -38,6 +38,8 @@ class AdaptiveCurrent(Spiking):
     coupling: PerNeuronOrZero = 0.5
     jump: PerNeuronOrZero = 0.5
     reset: Literal["zero", "subtract"] = "zero"
+
+    name: ClassVar[str] = "adaptive_current"
 
     @property
     def variables(self) -> tuple[str, ...]:

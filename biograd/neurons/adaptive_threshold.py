@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class AdaptiveThreshold(Leaky):
 
     adaptation_time_constant_ms: PerNeuron = 100.0
     jump: PerNeuron = 0.2
+
+    name: ClassVar[str] = "adaptive_threshold"
 
     @property
     def variables(self) -> tuple[str, ...]:

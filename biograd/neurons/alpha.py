@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from biograd.neurons.leaky import Leaky
 from biograd.neurons.neuron import Neuron, PerNeuron, State
@@ -25,6 +25,8 @@ class AlphaSynapse(Leaky):
 
     synaptic_time_constant_ms: PerNeuron = 5.0
     rise_time_constant_ms: PerNeuron = 5.0
+
+    name: ClassVar[str] = "alpha"
 
     @property
     def variables(self) -> tuple[str, ...]:

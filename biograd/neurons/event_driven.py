@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from biograd.checking import Positive
 from biograd.errors import CapabilityError
@@ -23,6 +23,8 @@ class EventDriven(Neuron):
     resistance: Positive = 1.0
     threshold: Positive = 1.0
     reset: Literal["zero", "subtract"] = "subtract"
+
+    name: ClassVar[str] = "event_driven"
 
     @property
     def variables(self) -> tuple[str, ...]:

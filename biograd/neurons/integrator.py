@@ -26,6 +26,7 @@ class LeakyIntegrator(Neuron):
     synaptic_time_constant_ms: PerNeuronOrZero = 0.0
     resistance: PerNeuron = 1.0
 
+    name: ClassVar[str] = "integrator"
     spiking: ClassVar[bool] = False
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Leaky(Spiking):
     threshold: PerNeuron = 1.0
     reset: Literal["zero", "subtract"] = "subtract"
     refractory_ms: NotNegative = 0.0
+
+    name: ClassVar[str] = "leaky"
 
     @property
     def variables(self) -> tuple[str, ...]:

@@ -56,18 +56,26 @@ class Neuron:
     learned.
 
     Attributes:
+        kind: its name in recipes; empty: that of its class.
         trainable: fields that every neuron learns, each with its bounds as factors of the value
             that it starts from: ``{ time_constant_ms = [0.2, 5] }``.
     """
 
+    kind: str = dataclasses.field(default="", kw_only=True)
     trainable: Mapping[str, tuple[Positive, ...]] = dataclasses.field(
         default_factory=dict, kw_only=True
     )
+
+    name: ClassVar[str] = ""
+    """What a recipe calls it, as in the registry."""
 
     ports: ClassVar[tuple[str, ...]] = ("I",)
     """What receives a current: a receptor, a compartment; the first is meant where none is named."""
     spiking: ClassVar[bool] = True
     """Whether it passes on spikes, where ``passed > 0``, or ``passed`` itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or self.name)
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -137,6 +145,7 @@ class Spiking(Neuron):
     slope: Positive = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         SURROGATES.find(self.surrogate, "neuron.surrogate")
 
     def derivative(self, distance: Tensor) -> Tensor:

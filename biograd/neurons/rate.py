@@ -20,6 +20,7 @@ class Rate(Neuron):
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = "relu"
     time_constant_ms: PerNeuronOrZero = 0.0
 
+    name: ClassVar[str] = "rate"
     spiking: ClassVar[bool] = False
 
     @property
