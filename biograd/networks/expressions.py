@@ -22,7 +22,8 @@ from biograd.networks.operations import BOOLEAN, OPERATIONS, Value
 Rule = Callable[..., Sequence["Expression | float"]]
 
 # By the value y of the operation and its arguments: the partial derivative by each argument.
-# Operations that are missing are constant almost everywhere; "where" is treated where it is met.
+# Operations that are missing are constant almost everywhere; "where" and "jump" are treated where
+# they are met.
 PARTIALS: dict[str, Rule] = {
     "add": lambda y, a, b: (1.0, 1.0),
     "sub": lambda y, a, b: (1.0, -1.0),
@@ -212,6 +213,10 @@ class Graph:
             return zero
         if node.operation == "where":
             return self.apply("where", node.arguments[0], *slopes[1:])
+        if node.operation == "jump":
+            fired, after, before = node.arguments
+            rest = self.apply("where", fired.apply("ne", 0.0), *slopes[1:])
+            return rest if slopes[0] is zero else rest + slopes[0] * (after - before)
         if node.operation not in PARTIALS:
             return zero
         total = zero
@@ -326,7 +331,7 @@ def _simplified(operation: str, nodes: tuple[Expression, ...]) -> Expression | N
             return -first
         case "neg" if first.operation == "neg":
             return first.arguments[0]
-        case "where" if nodes[1] is last:
+        case "where" | "jump" if nodes[1] is last:
             return last
         case "where" if first.operation == "constant":
             return nodes[1] if first.content else last

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from biograd.networks.paths import differentiated
+
 Value = Tensor | float
 """What an expression is worth: a tensor, or a number that is the same everywhere."""
 
@@ -24,6 +26,15 @@ def _where(condition: Tensor, chosen: Value, other: Value) -> Tensor:
         kind = torch.bool if isinstance(chosen, bool) else torch.float64
         chosen = torch.tensor(chosen, dtype=kind)
     return torch.where(condition, chosen, other)
+
+
+def _jump(fired: Tensor, after: Value, before: Value) -> Tensor:
+    # bit for bit what is chosen; the derivative by the spike is the difference that it makes
+    values = [torch.as_tensor(value, dtype=fired.dtype) for value in (after, before)]
+    chosen = torch.where(fired != 0, *values)
+    if not differentiated(fired):
+        return chosen
+    return chosen + (fired - fired.detach()) * (values[0] - values[1]).detach()
 
 
 def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
@@ -79,6 +90,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "pow": operator.pow,
     "neg": operator.neg,
     "where": _where,
+    "jump": _jump,
     "number": lambda condition: condition.to(torch.float64),
     "exp": torch.exp,
     "expm1": torch.expm1,
@@ -106,7 +118,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 FUNCTIONS_OF_ONE = frozenset(
     {*OPERATIONS}
-    - {*BOOLEAN, "add", "sub", "mul", "div", "floordiv", "mod", "pow", "neg", "where"}
+    - {*BOOLEAN, "add", "sub", "mul", "div", "floordiv", "mod", "pow", "neg", "where", "jump"}
     - {"number", "exprel_slope"}
 )
 """Functions of one number."""

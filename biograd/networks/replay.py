@@ -2,15 +2,19 @@
 
 A population was simulated, and its states ``x[t]`` (after the threshold, before the reset) and
 spikes ``s[t]`` were recorded.  With the step ``x[t] = F(x[t-1], s[t-1], z[t])`` and the distance to
-the threshold ``D(x[t], z[t])`` as expressions (``networks.transpile``), spikes held constant in the
-reset and a surrogate in place of ``ds/dD``, the gradient by the inputs z is one scan back in time::
+the threshold ``D(x[t], z[t])`` as expressions (``networks.transpile``) and a surrogate in place of
+``ds/dD``, the gradient by the inputs z is one scan back in time::
 
-    a[t] = dL/ds[t] surrogate(D[t])
+    a[t] = surrogate(D[t]) (dL/ds[t] + (dx[t+1]/ds[t])^T l[t+1])
     l[t] = dL/dx[t] + dD/dx[t]^T a[t] + (dx[t+1]/dx[t])^T l[t+1]
     dL/dz[t] = (dx[t]/dz[t])^T l[t] + dD/dz[t]^T a[t]
 
-and the forward derivative is the transposed scan.  All derivatives of F and D are evaluated for all
-steps at once; those that are zero are left out, and those that are constant are plain numbers.
+and the forward derivative is the transposed scan.  ``dx/ds`` is the jump that a spike makes in what
+is no potential, as an adaptation; the reset of the potential is held constant (the rule stands in
+``networks.transpile``), and without jumps the term is left out.  All derivatives of F and D are
+evaluated for all steps at once, the link of two steps through a spike, ``dx[t+1]/ds[t]
+surrogate(D[t]) dD/dx[t]``, too; those that are zero are left out, and those that are constant are
+plain numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from biograd.errors import CapabilityError
 from biograd.networks.expressions import Expression, Graph
 from biograd.networks.operations import Value
 from biograd.credit_paths import differentiated, starts
-from biograd.networks.transpile import NeuronStep
+from biograd.networks.transpile import FIRED, NeuronStep
 
 Derivative = Callable[[Tensor], Tensor]
 """Scaled distance to the threshold to the derivative of the spike by it."""
@@ -120,7 +124,8 @@ def replay(
         return values.transpose(0, 1).to(kind, memory_format=torch.contiguous_format)
     sought = tuple(name for name, value in inputs.items() if differentiated(value))
     scene = _Scene(step, record, {name: value.detach() for name, value in inputs.items()})
-    slopes = scene.slopes(derivative, scale) if output == "spikes" else None
+    counts = output == "spikes" or step.jumps
+    slopes = scene.slopes(derivative, scale) if counts else None
     course = _Course(scene, sought, slopes, window, output)
     return cast(Tensor, _Replay.apply(course, values, kind, *(inputs[name] for name in sought)))
 
@@ -201,9 +206,10 @@ class _Course:
 
     Attributes:
         sought: the inputs by which it is.
-        surrogate: derivative of the spikes by the distance to the threshold; None: the output
-            is a variable.
+        surrogate: derivative of the spikes by the distance to the threshold; None: nothing
+            depends on them.
         window: number of steps after which credit through time is cut.
+        output: "spikes" or a variable.
     """
 
     scene: _Scene
@@ -229,28 +235,57 @@ class _Course:
         return _jacobian(step.crossing, {"distance": step.distance}, seeds, self.scene.after)
 
     @cached_property
+    def echo(self) -> dict[str, Tensor]:
+        """The derivatives of the new states by the distance to the threshold one step before."""
+        step = self.scene.step
+        if self.surrogate is None or not step.jumps:
+            return {}
+        jumps = _jacobian(step.update, step.updated, (FIRED,), self.scene.before)
+        past = _later(self.surrogate)
+        if self.window:
+            past[:: self.window] = 0
+        return {new: past * jump for (new, _), jump in jumps.items()}
+
+    @cached_property
+    def links(self) -> Jacobian:
+        """The derivatives of the new states by the old ones, also by way of the spikes."""
+        states = self.scene.step.states
+        found = {key: slope for key, slope in self.motion.items() if key[1] in states}
+        for new, echo in self.echo.items():
+            for (_, old), slope in self.sight.items():
+                if old in states:
+                    through = echo * (_later(slope) if isinstance(slope, Tensor) else slope)
+                    found[new, old] = found.get((new, old), 0.0) + through
+        return found
+
+    @cached_property
     def alive(self) -> list[str]:
         """The states on which the output depends, now or later."""
-        found = {self.output} if self.surrogate is None else {name for _, name in self.sight}
+        spikes = self.output == "spikes"
+        found = {name for _, name in self.sight} if spikes else {self.output}
         states = [name for name in self.scene.step.states if name in found]
         for state in states:
-            reached = [old for new, old in self.motion if new == state]
-            states += [
-                old for old in reached if old in self.scene.step.states and old not in states
-            ]
+            reached = [old for new, old in self.links if new == state]
+            states += [old for old in reached if old not in states]
         return states
 
     def backward(self, gradient: Tensor) -> list[Tensor]:
         """Return the gradients ``[T, rows, U]`` by the inputs for one of the output, time first."""
         shape = self.scene.record.spikes.shape
         credit = {name: gradient.new_zeros(shape) for name in self.alive}
-        direct = gradient if self.surrogate is None else gradient * self.surrogate
-        if self.surrogate is None:
-            credit[self.output].copy_(direct)
-        for (_, name), slope in self.sight.items():
-            if name in credit:
-                torch.mul(direct, slope, out=credit[name])
+        if self.output == "spikes":
+            assert self.surrogate is not None
+            direct = gradient * self.surrogate
+            for (_, name), slope in self.sight.items():
+                if name in credit:
+                    torch.mul(direct, slope, out=credit[name])
+        else:
+            direct = torch.zeros_like(gradient)
+            credit[self.output].copy_(gradient)
         self._carry_back(credit)
+        for name, echo in self.echo.items():
+            if name in credit:
+                direct[:-1].addcmul_(credit[name][1:], echo[1:])
         return [self._by_input(name, credit, direct) for name in self.sought]
 
     def _carry_back(self, credit: dict[str, Tensor]) -> None:
@@ -259,7 +294,7 @@ class _Course:
         rows = {name: values.unbind(0) for name, values in credit.items()}
         links = [
             (rows[new], rows[old], _by_step(slope, steps))
-            for (new, old), slope in self.motion.items()
+            for (new, old), slope in self.links.items()
             if new in credit and old in credit
         ]
         for index in range(steps - 2, -1, -1):
@@ -285,16 +320,25 @@ class _Course:
         for (new, by), slope in self.motion.items():
             if by in tangents and new in moved:
                 _add_product(moved[new], tangents[by].expand_as(moved[new]), slope)
+        given = {n: value for n, value in tangents.items() if n not in self.scene.step.states}
+        if self.echo:
+            shifted = self._distance(given)
+            for name, echo in self.echo.items():
+                if name in moved:
+                    moved[name][1:].addcmul_(shifted[:-1], echo[1:])
         self._carry_forward(moved)
-        if self.surrogate is None:
+        if self.output != "spikes":
             return moved[self.output]
-        distance = torch.zeros_like(record.spikes)
+        assert self.surrogate is not None
+        return self._distance({**moved, **given}).mul_(self.surrogate)
+
+    def _distance(self, tangents: Mapping[str, Tensor]) -> Tensor:
+        """Return the tangent of the distance to the threshold."""
+        total = torch.zeros_like(self.scene.record.spikes)
         for (_, by), slope in self.sight.items():
-            if by in moved:
-                _add_product(distance, moved[by], slope)
-            elif by in tangents and by not in self.scene.step.states:
-                _add_product(distance, tangents[by].expand_as(distance), slope)
-        return distance.mul_(self.surrogate)
+            if by in tangents:
+                _add_product(total, tangents[by].expand_as(total), slope)
+        return total
 
     def _carry_forward(self, moved: dict[str, Tensor]) -> None:
         """Add to the tangent of each state what comes from earlier steps."""
@@ -302,7 +346,7 @@ class _Course:
         rows = {name: values.unbind(0) for name, values in moved.items()}
         links = [
             (rows[new], rows[old], _by_step(slope, steps))
-            for (new, old), slope in self.motion.items()
+            for (new, old), slope in self.links.items()
             if new in moved and old in moved
         ]
         for index in range(1, steps):
@@ -361,6 +405,13 @@ def _jacobian(
     }
     nodes = {key: node for key, node in nodes.items() if not node.equals(0)}
     return dict(zip(nodes, graph.evaluate(list(nodes.values()), inputs), strict=True))
+
+
+def _later(values: Tensor) -> Tensor:
+    """Return what stood one step before, 0 before the first; one value for all steps as it is."""
+    if values.dim() < 3 or len(values) == 1:
+        return values
+    return torch.cat((torch.zeros_like(values[:1]), values[:-1]))
 
 
 def _three(value: Tensor) -> Tensor:

@@ -12,6 +12,17 @@ of the step before::
 
 Ports that are parameters are set between 2 and 3.
 
+The spikes s of the step before enter a reset twice, with the same values::
+
+    potential        x = x + held  (reset - x)      no credit: the reset is held constant
+    other variables  x = x + fired (reset - x)      dx/ds = reset - x, the jump that a spike makes
+
+A potential is a state that stands in the threshold and does not lower the distance A - B; if all
+lower it, as in ``v < c``, all are.  So v in ``v > 1 + theta`` is one, and an adaptation is none:
+``theta += jump`` says what a spike costs later spikes.  Whether a state lowers the distance is the
+sign of the derivative where a trial begins (a value of zero counts as 1).  Where a potential's reset
+reads another variable, it reads it with its credit.  Booleans and integers carry none.
+
 Statements are read as a syntax tree of which only arithmetic, comparisons, names and Brian2's own
 functions are allowed; nothing of it is executed as Python.
 """
@@ -20,7 +31,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +66,7 @@ OPERATORS: dict[type[ast.AST], str] = {
 FUNCTIONS = FUNCTIONS_OF_ONE - {"trunc"} | {"clip", "int", "timestep"}
 """Brian2's functions that have a counterpart here."""
 
-SPIKES, READY, TIME = "_spikes", "_ready", "_time"
+HELD, FIRED, READY, TIME = "_held", "_fired", "_ready", "_time"
 """Inputs of an update that are not variables of the population: Brian2 reserves the underscore."""
 JUST_OVER = 1e-300
 """Stands for a distance of zero where the threshold is ``>=``, so that spikes lie above zero."""
@@ -87,6 +98,7 @@ class NeuronStep:
         states: variables that change from step to step.
         ports: input variables: of ``states``, they receive impulses; else they are set.
         reads: other values by name that the step needs.
+        jumps: states whose reset carries credit back to the spike, as an adaptation's.
         dt: length of a step in seconds; it is part of the expressions.
         update: graph of steps 2 and 3, whose inputs are ``states``, ``reads``, ports, and the
             spikes, readiness and time; ``updated`` are the new states.
@@ -99,6 +111,7 @@ class NeuronStep:
     states: tuple[str, ...]
     ports: tuple[str, ...]
     reads: tuple[str, ...]
+    jumps: tuple[str, ...]
     dt: float
     update: Graph
     updated: Mapping[str, Expression]
@@ -121,7 +134,8 @@ class NeuronStep:
         Args:
             values: the state before, and the values that the step ``reads``.
             inputs: of the ports in this step.
-            spikes: of the step before, ``[..., rows, U]``, held constant.
+            spikes: of the step before, ``[..., rows, U]``; the reset of a potential holds them
+                constant.
             ready: not refractory in this step; None: never refractory.
             time: of the step, in seconds.
         """
@@ -142,7 +156,8 @@ class NeuronStep:
         """Return the inputs of the graphs that are no values of the population: ``i``, ``t``..."""
         rows, units = spikes.shape[-2:]
         return {
-            SPIKES: spikes.detach() != 0,
+            HELD: spikes.detach() != 0,
+            FIRED: spikes.to(torch.float64),
             READY: torch.ones((), dtype=torch.bool) if ready is None else ready,
             TIME: torch.as_tensor(time, dtype=torch.float64),
             "i": torch.arange(rows * units, dtype=torch.float64).reshape(rows, units),
@@ -192,29 +207,31 @@ class _Translation:
         self.states = self._states()
 
     def step(self, ports: tuple[str, ...]) -> NeuronStep:
-        update = Graph()
-        bound = {name: self._variable(update, name) for name in self.states}
-        for runner in self.resets:
-            scope = _Scope(self.group, update, bound, runner, "the reset", resetting=True)
-            bound = scope.run()
-        for runner in self.before:
-            scope = _Scope(self.group, update, bound, runner, "the update")
-            bound = scope.run()
-        updated = {name: node.apply("number") for name, node in bound.items()}
         crossing = Graph()
         distance, allowed = None, None
         if self.threshold is not None:
             bound = {name: self._variable(crossing, name) for name in self.states}
             scope = _Scope(self.group, crossing, bound, self.threshold, "the threshold")
             distance, allowed = scope.crossing()
+        held = self._held(crossing, distance)
+        update = Graph()
+        bound = {name: self._variable(update, name) for name in self.states}
+        for runner in self.resets:
+            bound = _Reset(self.group, update, bound, runner, held).run()
+        fired = update.input(FIRED)
+        jumps = [n for n, node in bound.items() if not update.derivative(node, fired).equals(0)]
+        for runner in self.before:
+            bound = _Scope(self.group, update, bound, runner, "the update").run()
+        updated = {name: node.apply("number") for name, node in bound.items()}
         needed = update.inputs(updated.values())
         needed |= crossing.inputs([node for node in (distance, allowed) if node is not None])
-        own = {SPIKES, READY, TIME, "i", "N", *self.states, *ports}
+        own = {HELD, FIRED, READY, TIME, "i", "N", *self.states, *ports}
         return NeuronStep(
             population=self.group.name,
             states=self.states,
             ports=ports,
             reads=tuple(sorted(needed - own)),
+            jumps=tuple(jumps),
             dt=float(self.group.clock.dt_),
             update=update,
             updated=updated,
@@ -229,12 +246,41 @@ class _Translation:
         own = [name for name in names if name in self.group.variables and name not in KEPT]
         return tuple(dict.fromkeys(own))
 
+    def _held(self, crossing: Graph, distance: Expression | None) -> set[str]:
+        """Return the potentials, and the variables that are no real numbers."""
+        kinds = {name: self.group.variables[name].dtype for name in self.states}
+        whole = {name for name, kind in kinds.items() if not np.issubdtype(kind, np.floating)}
+        if distance is None:
+            return whole
+        if distance.operation == "where" and distance.arguments[1].equals(JUST_OVER):
+            distance = distance.arguments[2]
+        standing = [name for name in self.states if name in crossing.inputs([distance])]
+        slopes = [crossing.derivative(distance, crossing.input(name)) for name in standing]
+        given = {name: self._begun(name) for name in crossing.inputs(slopes)}
+        found = zip(standing, crossing.evaluate(slopes, given), strict=True)
+        raising = {name for name, slope in found if not (torch.as_tensor(slope) < 0).all()}
+        return whole | (raising or set(standing))
+
+    def _begun(self, name: str) -> Tensor:
+        """Return a value where a trial begins; zero, which tells no sign, counts as 1."""
+        if name == READY:
+            return torch.ones((), dtype=torch.bool)
+        known = name in self.group.variables
+        value = np.asarray(self.group.variables[name].get_value() if known else 1.0, np.float64)
+        return torch.from_numpy(np.where(value == 0, 1.0, value))
+
     def _variable(self, graph: Graph, name: str) -> Expression:
         return _read(graph, self.group.variables[name], name)
 
 
 class _Scope:
-    """The statements of one of Brian2's code objects, on top of the states that it finds."""
+    """The statements of one of Brian2's code objects, on top of the states that it finds.
+
+    Attributes:
+        guarded: whether refractory neurons keep what the equations say that they keep.
+    """
+
+    guarded = True
 
     def __init__(
         self,
@@ -243,24 +289,17 @@ class _Scope:
         states: Mapping[str, Expression],
         runner: Any,
         place: str,
-        resetting: bool = False,
     ) -> None:
         self.group, self.graph, self.runner, self.place = group, graph, runner, place
-        self.states, self.bound, self.resetting = states, dict(states), resetting
+        self.states, self.bound = states, dict(states)
         self.variables = runner.codeobj.variables
-        # a spike ends readiness, before the reset
-        self.ready = graph.constant(False) if resetting else graph.input(READY, boolean=True)
+        self.ready = graph.input(READY, boolean=True)
 
     def run(self) -> dict[str, Expression]:
         """Return the states after the statements."""
         for statement in live(statements_of(self.runner)):
             self._assign(statement)
-        if not self.resetting:
-            return {name: self.bound[name] for name in self.states}
-        spikes = self.graph.input(SPIKES, boolean=True)
-        return {
-            name: spikes.apply("where", self.bound[name], old) for name, old in self.states.items()
-        }
+        return {name: self.bound[name] for name in self.states}
 
     def crossing(self) -> tuple[Expression, Expression | None]:
         """Return the distance to the threshold and the rest of the condition, if there is one."""
@@ -299,6 +338,9 @@ class _Scope:
         return distance
 
     def _assign(self, statement: Any) -> None:
+        self.bound[statement.var] = self._assigned(statement)
+
+    def _assigned(self, statement: Any) -> Expression:
         name, value = statement.var, self._walk(ast.parse(statement.expr, mode="eval").body)
         if statement.op not in ("=", ":="):
             signs = {"+=": "add", "-=": "sub", "*=": "mul", "/=": "div", "//=": "floordiv"}
@@ -306,9 +348,7 @@ class _Scope:
             if statement.op not in signs:
                 self._refuse(f"an assignment by {statement.op!r}")
             value = self._name(name).apply(signs[statement.op], value)
-        if name in self.states:
-            value = self._stored(name, value)
-        self.bound[name] = value
+        return self._stored(name, value) if name in self.states else value
 
     def _stored(self, name: str, value: Expression) -> Expression:
         """Return what a variable of the population keeps of a value that is assigned to it."""
@@ -317,7 +357,7 @@ class _Scope:
             value = value if value.boolean else value.apply("ne", 0.0)
         elif np.issubdtype(variable.dtype, np.integer):
             value = value.apply("trunc")
-        if variable.conditional_write is None or self.resetting:
+        if variable.conditional_write is None or not self.guarded:
             return value
         return self.ready.apply("where", value, self.bound[name])
 
@@ -404,6 +444,50 @@ class _Scope:
             f"population {self.group.name}: {self.place} has no derivative because of {what}; "
             "train it by a rule without derivatives, or change the equations"
         )
+
+
+class _Reset(_Scope):
+    """The statements of a reset, for those that had spiked.
+
+    Attributes:
+        held: the states whose reset is held constant.
+        seen: what is bound, as the reset of a potential reads it: others with their credit.
+    """
+
+    guarded = False
+
+    def __init__(
+        self,
+        group: Any,
+        graph: Graph,
+        states: Mapping[str, Expression],
+        runner: Any,
+        held: Collection[str],
+    ) -> None:
+        super().__init__(group, graph, states, runner, "the reset")
+        self.held, self.seen = held, dict(states)
+        self.ready = graph.constant(False)  # a spike ends readiness, before the reset
+
+    def run(self) -> dict[str, Expression]:
+        """Return the states after the reset, where neurons had spiked."""
+        super().run()
+        spikes = self.graph.input(HELD, boolean=True)
+        return {
+            name: spikes.apply("where", self.seen[name], old)
+            if name in self.held
+            else self.seen[name]
+            for name, old in self.states.items()
+        }
+
+    def _assign(self, statement: Any) -> None:
+        name, bound = statement.var, self.bound
+        self.bound = self.seen
+        seen = self._assigned(statement)
+        self.bound = bound
+        bound[name] = self._assigned(statement)
+        if name in self.states and name not in self.held:
+            seen = self.graph.input(FIRED).apply("jump", bound[name], self.states[name])
+        self.seen[name] = seen
 
 
 def _conjuncts(node: ast.expr) -> list[ast.expr]:
