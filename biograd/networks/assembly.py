@@ -12,16 +12,20 @@ from biograd.encoding import Encoding
 from biograd.errors import RecipeError, nearest
 from biograd.networks.brian import Brian2Layer
 from biograd.networks.circuit import INPUT, Circuit, Projection
+from biograd.networks.grids import Convolution
 from biograd.networks.neuron_model import Details, integrate_and_fire
-from biograd.networks.projections import Convolution, connect
+from biograd.networks.projections import connect
 from biograd.networks.readouts import Readout
 from biograd.networks.spikes import Membrane
 from biograd.recipes import ModelRecipe, PopulationRecipe, ProjectionRecipe
 
 READOUT = "readout"
 Shape = tuple[int, ...]
-OWN_KEYS = {"masked": ("density",), "convolution": ("channels", "kernel", "stride")}
-"""Keys of a projection by the kind that reads them."""
+OWN_KEYS = {
+    "density": ("masked", "sparse"),
+    **dict.fromkeys(("channels", "kernel", "stride"), ("convolution",)),
+}
+"""Keys of a projection and the kinds that read them."""
 
 
 def build_circuit(recipe: ModelRecipe, encoding: Encoding, classes: int) -> Circuit:
@@ -119,13 +123,12 @@ def _sorted(
 
 def _check_kind(one: ProjectionRecipe, where: str) -> None:
     """Refuse a key of another kind of projection."""
-    for kind, keys in OWN_KEYS.items():
-        for key in keys if one.kind != kind else ():
-            if getattr(one, key) != getattr(ProjectionRecipe, key):
-                raise RecipeError(
-                    f"{where}.{key}: has no effect on kind = {one.kind!r}: take it out, or write "
-                    f"kind = {kind!r}"
-                )
+    for key, kinds in OWN_KEYS.items():
+        if one.kind not in kinds and getattr(one, key) != getattr(ProjectionRecipe, key):
+            raise RecipeError(
+                f"{where}.{key}: has no effect on kind = {one.kind!r}: take it out, or write "
+                f"kind = {' or '.join(map(repr, kinds))}"
+            )
 
 
 def _check_ways(projections: Mapping[str, ProjectionRecipe], order: Sequence[str]) -> None:

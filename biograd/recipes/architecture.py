@@ -121,12 +121,13 @@ class ProjectionRecipe:
     target: str
     variable: str = ""
     """The target's input variable; empty: its ``input``."""
-    kind: Literal["dense", "masked", "convolution"] = "dense"
+    kind: Literal["dense", "masked", "sparse", "convolution"] = "dense"
     sign: Literal["both", "excitatory", "inhibitory"] = "both"
     """Of the weights; other than ``both``: the sign stays, whatever is learned (not of a
     convolution)."""
     density: Annotated[float, Range(0, 1, above=True)] = 0.1
-    """``masked``: the share of connections that exist, drawn with the weights' seed."""
+    """``masked``, ``sparse``: the share of connections that exist, drawn with the weights' seed;
+    ``sparse`` stores those alone."""
     channels: Count = 8
     """``convolution``: of the target, whose units are its channels x height x width."""
     kernel: Count = 3
