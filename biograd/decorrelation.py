@@ -91,8 +91,8 @@ class Decorrelation(nn.Module):
             layer = substrate.module.get_submodule(name)
             if not isinstance(layer, LAYERS) or isinstance(layer, nn.Conv3d):
                 raise CapabilityError(
-                    f"decorrelation cannot act on {name} ({type(layer).__name__}): "
-                    "only on Linear, Conv1d and Conv2d"
+                    f"decorrelation cannot act on {name} ({type(layer).__name__}): only on Linear, "
+                    "Conv1d and Conv2d: give a rate for each of those, rate = {layer: rate}"
                 )
             if not isinstance(layer, nn.Linear) and (
                 layer.padding_mode != "zeros" or isinstance(layer.padding, str)

@@ -32,6 +32,7 @@ from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.networks.network import LAYERS
+from biograd.networks.projections import Sparse
 from biograd.randomness import generator
 
 if TYPE_CHECKING:
@@ -179,8 +180,12 @@ class Engine:
                 )
 
     def _decorrelated(self) -> tuple[str, ...]:
+        """Return the layers whose input is to be decorrelated; a sparse one, unless rates are
+        given by layer, to be refused: its input would need a dense matrix."""
+        whole = self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping)
+        kinds = (*LAYERS, Sparse) if whole else LAYERS
         layers = [name for site in self.substrate.sites for name in site.modules]
-        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), LAYERS))
+        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), kinds))
 
     @property
     def hidden(self) -> tuple[str, ...]:

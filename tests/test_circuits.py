@@ -24,8 +24,9 @@ from biograd.estimators import ESTIMATORS, Backpropagation, make
 from biograd.local import LocalLosses
 from biograd.networks.brian import Brian2Layer
 from biograd.networks.circuit import INPUT, Circuit
+from biograd.networks.grids import Convolution
 from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.projections import Convolution, Masked
+from biograd.networks.projections import Masked
 from biograd.networks.spiking import SpikingNetwork
 from biograd.randomness import generator
 from biograd.recipes import (

@@ -17,7 +17,8 @@ import biograd
 from biograd import experiment
 from biograd.costs import Operations, count, operations, peak_memory
 from biograd.networks import Network
-from biograd.networks.projections import Convolution, Masked, OneToOne
+from biograd.networks.grids import Convolution
+from biograd.networks.projections import Masked, OneToOne
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,

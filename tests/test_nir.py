@@ -28,9 +28,10 @@ from biograd.interchange import export_nir, import_nir, to_nir
 from biograd.interchange.cells import decay, milliseconds, resistance, time_constant
 from biograd.interchange.sketch import Origin, weighing
 from biograd.networks.circuit import Circuit
+from biograd.networks.grids import Convolution
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.network import Network
-from biograd.networks.projections import Convolution, Masked
+from biograd.networks.projections import Masked
 from biograd.networks.readouts import Readout
 from biograd.networks.spiking import SpikingNetwork
 from biograd.randomness import generator

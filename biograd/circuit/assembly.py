@@ -11,12 +11,12 @@ from torch import nn
 
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
-from biograd.circuit.populations import make_population, reading
+from biograd.circuit.populations import make_population, normalised, reading
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError, nearest
 from biograd.networks.grids import Convolution, Pooling
 from biograd.networks.projections import connect
-from biograd.networks.timewise import TimeNormalisation, TrialDropout
+from biograd.networks.normalisation import Dropout
 from biograd.neurons import Neuron
 from biograd.recipes import ModelRecipe, PopulationRecipe, ProjectionRecipe
 
@@ -50,7 +50,7 @@ def build_circuit(
     _check_ways(recipe.projections, order)
     blocks = {name: _block(recipe, name, encoding) for name in order}
     shapes = _shapes(recipe, projections, encoding)
-    parts: list[Block | Projection] = list(_normalised(recipe, blocks, shapes).values())
+    parts: list[Block | Projection] = list(_normalised(recipe, blocks, shapes, encoding).values())
     for name, one in projections:
         parts.append(_projection(recipe, name, one, blocks, shapes, encoding))
     readout = nn.Linear(recipe.populations[order[-1]].units, outputs)
@@ -134,7 +134,7 @@ def _block(recipe: ModelRecipe, name: str, encoding: Encoding) -> Block:
         own=recipe.neuron,
         ports=ports if given.equations else (),
     )
-    after = {"dropout": TrialDropout(given.dropout)} if given.dropout else {}
+    after = {"dropout": Dropout(given.dropout)} if given.dropout else {}
     skips = any(one.kind == "skip" for one in recipe.projections.values() if one.target == name)
     whole = bool(skips or after or given.normalisation != "none")
     inner = ".activity" if whole else ""
@@ -151,15 +151,18 @@ def _block(recipe: ModelRecipe, name: str, encoding: Encoding) -> Block:
 
 
 def _normalised(
-    recipe: ModelRecipe, blocks: Mapping[str, Block], shapes: Mapping[str, Shape]
+    recipe: ModelRecipe,
+    blocks: Mapping[str, Block],
+    shapes: Mapping[str, Shape],
+    encoding: Encoding,
 ) -> dict[str, Block]:
     """Return the populations with the normalisation of their currents, which knows their grid."""
     found = {}
     for name, block in blocks.items():
         given = recipe.populations[name]
         if given.normalisation != "none":
-            threshold = getattr(given.neuron or recipe.neuron, "threshold", 1.0)
-            layer = TimeNormalisation.of(given.normalisation, shapes[name], threshold)
+            neuron, shape = given.neuron or recipe.neuron, shapes[name]
+            layer = normalised(given.normalisation, shape, neuron, encoding.steps)
             block = dataclasses.replace(block, before={"normalise": layer})
         found[name] = block
     return found

@@ -32,22 +32,37 @@ class Transformed(nn.ModuleDict):
         super().__init__()
         self.before, self.after = tuple(before), tuple(after)
 
-    def forward(self, current: Any, recurrent: nn.Module | None = None, skip: Any = ()) -> Tensor:
+    def forward(
+        self,
+        current: Any,
+        recurrent: nn.Module | None = None,
+        skip: Sequence[Tensor] = (),
+        own: list[Tensor] | None = None,
+    ) -> Tensor:
         """Return what leaves the block.
 
         Args:
-            current: ``[rows, ...]``, by port if there are several.
+            current: ``[rows, ...]``, by port if there are several; the first is transformed.
             recurrent: maps what the neurons passed on in the step before to more current.
             skip: what is added behind the neurons.
+            own: where to put what leaves the block, as the block itself sees it.
         """
         for name in self.before:
-            current = self.get_submodule(name)(current)
+            transform = self.get_submodule(name)
+            if isinstance(current, Mapping):
+                first = next(iter(current))
+                current = {**current, first: transform(current[first])}
+            else:
+                current = transform(current)
         passed = self.activity(current) if recurrent is None else self.activity(current, recurrent)
         for name in self.after:
             passed = self.get_submodule(name)(passed)
         for one in skip:
             passed = one + passed
-        return passed
+        if own is not None:
+            own.append(passed)
+        found: Tensor = passed
+        return found
 
 
 class Circuit(Network):
@@ -116,7 +131,8 @@ class Circuit(Network):
                 _put(self, one.path, one.layer)
         elif one.inner:
             _put(self, one.path, Transformed(tuple(one.before), tuple(one.after)))
-            named = {**one.before, one.inner[1:]: one.cells, **one.after}
+            cells = Stepped(one.cells) if one.path in self.graph.together else one.cells
+            named = {**one.before, one.inner[1:]: cells, **one.after}
             for name, module in named.items():
                 _put(self, f"{one.path}.{name}", module)
         else:
@@ -139,7 +155,8 @@ class Circuit(Network):
         source = found.source if found is not None else self.output
         if source == INPUT:
             return self.encoding is not None and self.encoding.spikes
-        return self.graph.blocks[source].spiking
+        changed = self.graph.blocks[source].after or self.graph.into(source, SKIP)
+        return self.graph.blocks[source].spiking and not changed
 
     def simulate(self, encoded: Tensor) -> Tensor:
         """Return the outputs ``[rows, outputs]``, or ``[rows, steps, outputs]``.
@@ -196,13 +213,13 @@ class Circuit(Network):
             for one in self.graph.projections
             if one.target in group and one.source not in group
         }
-        cells = {name: self.get_submodule(name) for name in group}
-        return Together(self.graph, group, cells, driven, self._carried).run(self.steps)  # type: ignore[arg-type]
+        modules = {name: self.get_submodule(name) for name in group}
+        return Together(self.graph, group, modules, driven, self._carried).run(self.steps)
 
 
 def _keeps_spikes(before: nn.Module) -> bool:
     """Return whether what stands before a layer passes spikes on as spikes."""
-    return isinstance(before, nn.Flatten) or getattr(before, "kind", "") == "max"
+    return isinstance(before, nn.Flatten) or bool(getattr(before, "keeps_spikes", False))
 
 
 def _put(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
+from biograd.networks.normalisation import TimeNormalisation
 from biograd.networks.readouts import LeakyReadout, Readout
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
 from biograd.recipes import ModelRecipe, PopulationRecipe
@@ -20,6 +21,15 @@ class LastStep(nn.Module):
     def forward(self, course: Tensor) -> Tensor:
         """Return ``[rows, units]`` of ``[rows, steps, units]``."""
         return course[:, -1]
+
+
+def normalised(
+    kind: Literal["batch", "layer"], shape: tuple[int, ...], neuron: Neuron, steps: int
+) -> TimeNormalisation:
+    """Return the normalisation of a population's current; its gain starts at the threshold."""
+    threshold = getattr(neuron, "threshold", 1.0)
+    start = threshold if isinstance(threshold, float) else 1.0
+    return TimeNormalisation(shape, kind, threshold=start, steps=steps)
 
 
 def make_population(

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biograd.circuit.graph import Graph, Projection
+from biograd.circuit.graph import SKIP, Graph, Projection
 from biograd.contracts import Transport
 from biograd.credit_paths import State, join, mapped, starts
 from biograd.errors import CapabilityError
+from biograd.networks.normalisation import Dropout
 
 Carried = Callable[[Projection, Tensor], Tensor]
 """What a projection makes of its source's activity."""
@@ -90,14 +91,15 @@ class Together:
         self,
         graph: Graph,
         group: Sequence[str],
-        cells: Mapping[str, Stepped],
+        modules: Mapping[str, nn.Module],
         driven: Mapping[str, Tensor],
         carried: Carried,
     ) -> None:
-        self.graph, self.group, self.cells = graph, group, cells
+        self.graph, self.group, self.modules = graph, group, modules
+        self.cells = {name: _stepped(module) for name, module in modules.items()}
         self.driven, self.carried = driven, carried
         first = next(iter(driven.values()))
-        self.silent = {n: first.new_zeros(len(first), cells[n].layer.units) for n in group}
+        self.silent = {n: first.new_zeros(len(first), self.cells[n].layer.units) for n in group}
         self.seen: dict[str, list[Tensor]] = {name: [] for name in group}
         self.own: dict[str, list[Tensor]] = {name: [] for name in group}
 
@@ -106,23 +108,36 @@ class Together:
         try:
             for name in self.group:
                 self.cells[name].begin(self.silent[name][:, None])
+                for part in self._dropouts(name):
+                    part.begin()
             for index in range(steps):
                 for name in self.group:
                     self._step(name, index)
         finally:
-            for cell in self.cells.values():
+            for name, cell in self.cells.items():
                 cell.end()
+                for part in self._dropouts(name):
+                    part.end()
         return {name: torch.stack(values, 1) for name, values in self.seen.items()}
 
+    def _dropouts(self, name: str) -> list[Dropout]:
+        return [part for part in self.modules[name].modules() if isinstance(part, Dropout)]
+
     def _step(self, name: str, index: int) -> None:
-        cell = self.cells[name]
         currents = {
             port: added([self._arriving(one, index) for one in self.graph.into(name, port)])
             for port in self.graph.blocks[name].ports
         }
-        self.seen[name].append(cell(currents))
-        assert cell.passed is not None
-        self.own[name].append(cell.passed)
+        skips = [self._arriving(one, index) for one in self.graph.into(name, SKIP)]
+        module = self.modules[name]
+        own: list[Tensor] = []
+        if isinstance(module, Stepped):
+            self.seen[name].append(module(currents))
+            assert module.passed is not None
+            own.append(module.passed)
+        else:
+            self.seen[name].append(module(currents, None, skips, own))
+        self.own[name] += own
 
     def _arriving(self, one: Projection, index: int) -> Tensor:
         """Return what a projection brings in a step."""
@@ -137,6 +152,13 @@ class Together:
         if window and self.graph.back(one) and place // window != index // window:
             source = source.detach()
         return self.carried(one, source)
+
+
+def _stepped(module: nn.Module) -> Stepped:
+    """Return the neurons of a block."""
+    found = module if isinstance(module, Stepped) else module.get_submodule("activity")
+    assert isinstance(found, Stepped)
+    return found
 
 
 def added(parts: Sequence[Tensor]) -> Tensor:

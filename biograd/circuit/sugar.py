@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
-from biograd.circuit.populations import make_population, reading
+from biograd.circuit.populations import make_population, normalised, reading
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.timewise import TimeNormalisation, TrialDropout
+from biograd.networks.normalisation import Dropout
 from biograd.neurons import Rate
 from biograd.recipes import ModelRecipe, NetworkRecipe
 
@@ -216,8 +216,8 @@ class Layers:
             return {}
         if self.encoding is not None:
             shape = (width,) if grid is None else grid
-            threshold = getattr(self.recipe.neuron, "threshold", 1.0)
-            return {"normalise": TimeNormalisation.of(kind, shape, threshold)}
+            neuron, steps = self.recipe.neuron, self.encoding.steps
+            return {"normalise": normalised(kind, shape, neuron, steps)}
         if kind == "batch":
             return {"normalise": (nn.BatchNorm1d if grid is None else nn.BatchNorm2d)(width)}
         layer = nn.LayerNorm(width) if grid is None else nn.GroupNorm(1, width)
@@ -229,7 +229,7 @@ class Layers:
             found["length"] = LengthNormalisation()
         if network.dropout:
             static = self.encoding is None
-            found["dropout"] = (nn.Dropout if static else TrialDropout)(network.dropout)
+            found["dropout"] = (nn.Dropout if static else Dropout)(network.dropout)
         return found
 
 
@@ -272,12 +272,7 @@ def check_keys(network: NetworkRecipe) -> None:
             if getattr(network, name) != getattr(NetworkRecipe, name):
                 raise RecipeError(f"network.{name}: has no effect without network.channels")
     in_time = network.kind == "spiking" or network.recurrent
-    if in_time and network.normalisation in ("batch", "length"):
-        raise RecipeError(
-            f"network.normalisation = {network.normalisation!r}: only without time; take 'time' "
-            "(over batch and time) or 'layer'"
-        )
-    if not in_time and network.normalisation == "time":
-        raise RecipeError("network.normalisation = 'time': only in time; take 'batch'")
+    if in_time and network.normalisation == "length":
+        raise RecipeError("network.normalisation = 'length': only without time; take 'layer'")
     if network.label_inputs and (in_time or network.channels):
         raise RecipeError("network.label_inputs: only for dense feed-forward rate networks")

@@ -16,8 +16,9 @@ from biograd.interchange.populations import cell_of
 from biograd.interchange.sketch import INPUT, Grid, Link, Origin, Read, Reading, Sketch, weighing
 from biograd.networks.circuit import Circuit, Projection
 from biograd.networks.effective import effective_parameters
+from biograd.networks.grids import Convolution
 from biograd.networks.network import Network
-from biograd.networks.projections import Convolution, Masked, OneToOne
+from biograd.networks.projections import Masked, OneToOne
 from biograd.networks.readouts import Readout
 from biograd.networks.spiking import SpikingNetwork
 
@@ -113,13 +114,14 @@ def link(name: str, layer: nn.Module, source: str, target: str) -> Link:
     """
     if isinstance(layer, Masked):
         return _masked(name, layer, source, target)
-    if isinstance(layer, OneToOne):
+    if isinstance(layer, OneToOne) and layer.bias is None and layer.sign == "both":
         return Link(name, source, target, np.ravel(np.asarray(array(layer.weight))))
-    if isinstance(layer, Convolution):
-        grid = Grid(layer.shape, layer.stride, layer.padding)
+    if isinstance(layer, Convolution) and len(layer.shape) == 3:
+        channels, height, width = layer.shape
+        grid = Grid((channels, height, width), layer.stride, layer.padding)
         return Link(name, source, target, array(layer.weight), array(layer.bias), grid=grid)
     if type(layer) is not nn.Linear:
-        raise CapabilityError(f"{name}: NIR has no node for a layer {type(layer).__name__}")
+        raise CapabilityError(f"{name}: NIR has no node for a layer {layer}")
     weight, bias = effective_parameters(layer)
     return Link(name, source, target, array(weight), array(bias))
 

@@ -1,9 +1,9 @@
 """Copies of a batch must differ in nothing but the perturbation, not by chance of their own.
 
-Dropout draws one mask for the clean batch and repeats it in every copy, as noisy neurons do with
-their noise; batch normalisation takes its statistics from the clean batch, updates its running
-statistics with them once, and applies them to every copy.  Otherwise the difference of two copies'
-losses measures chance.
+Dropout draws one mask for the clean batch (that of whole trials however often it is called) and
+repeats it in every copy, as noisy neurons do with their noise; batch normalisation takes its
+statistics from the clean batch, updates its running statistics with them once, and applies them to
+every copy.  Otherwise the difference of two copies' losses measures chance.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from biograd import parallel
 from biograd.errors import CapabilityError
+from biograd.networks.normalisation import Dropout, trial
 from biograd.randomness import generator
 
 Hook = torch.utils.hooks.RemovableHandle
@@ -111,14 +112,13 @@ class SharedRandomness:
         if self.recording is None or not layer.training:
             return None
         assert isinstance(layer, _DropoutNd)
-        values, visit = inputs[0], self._visit(layer)
+        values, visit = inputs[0], 0 if isinstance(layer, Dropout) else self._visit(layer)
         layer.training = False
         layer.__dict__["biograd_dropped"] = True
-        if self.recording:
-            mask = self._mask(layer, values)
-            self.masks.setdefault(layer, []).append(mask)
-            return (values * mask,)
-        mask = self.masks[layer][visit]
+        masks = self.masks.setdefault(layer, [])
+        if self.recording and len(masks) == visit:
+            masks.append(self._mask(layer, values))
+        mask = masks[visit]
         copies = values.shape[0] // mask.shape[0]
         return (values * mask.repeat(copies, *[1] * (mask.dim() - 1)),)
 
@@ -160,7 +160,9 @@ class SharedRandomness:
 
 
 def _mask_shape(layer: _DropoutNd, values: Tensor) -> tuple[int, ...]:
-    """Channel dropout (``Dropout2d`` and its kind) drops whole channels."""
+    """Channel dropout (``Dropout2d`` and its kind) drops whole channels, ours whole trials."""
+    if isinstance(layer, Dropout):
+        return tuple(trial(values).shape)
     if isinstance(layer, (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
         return (*values.shape[:2], *[1] * (values.dim() - 2))
     return tuple(values.shape)

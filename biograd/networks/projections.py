@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from biograd.errors import RecipeError
+from biograd.networks import sparse
+from biograd.networks.grids import Convolution, grid
 from biograd.networks.network import SynapticLayer
+from biograd.randomness import generator
 from biograd.recipes import ProjectionRecipe
 
 Sign = Literal["both", "excitatory", "inhibitory"]
@@ -54,10 +57,7 @@ class Masked(SynapticLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the currents ``[..., outputs]`` for ``[..., inputs]``."""
-        weight = self.weight if self.sign == "both" else self.weight.abs()
-        if self.sign == "inhibitory":
-            weight = -weight
-        return functional.linear(inputs, weight * self.mask, self.bias)
+        return functional.linear(inputs, _signed(self.weight, self.sign) * self.mask, self.bias)
 
     def _guard(self) -> None:
         """Take away what rules credit to weights that do not exist."""
@@ -75,78 +75,128 @@ class Masked(SynapticLayer):
         return f"{inputs}, {outputs}, density={self.mask.double().mean():.3g}{sign}"
 
 
-class Convolution(SynapticLayer):
-    """A convolution of square kernels over units that lie in a grid, time step by time step.
+class Sparse(SynapticLayer):
+    """A linear layer that stores only the connections that exist: ``W x + b``.
+
+    It computes what ``Masked`` does, and gradients, without any matrix ``[outputs, inputs]``.
+    With a sign the layer is ``+-|W| x + b``.
 
     Args:
-        shape: of the source, ``(channels, height, width)``.
-        channels: of the target.
-        bias: whether every channel has a bias.
+        connections: the share of all pairs that ``choose`` connects, drawn without repetition; or
+            the pairs ``(target, source)`` themselves, ``[connections, 2]``, in any order.
+        bias: whether there is a bias.
+        sign: of the weights that act.
+
+    Attributes:
+        weight: one for each connection, ``[connections]``, sorted by target, then by source.
+        connections: the pairs to which the weights belong, ``[connections, 2]``.
+
+    Raises:
+        RecipeError: no pairs, one that lies outside, or one that is there twice.
     """
+
+    connections: Tensor
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
-        channels: int,
-        kernel: int = 3,
-        stride: int = 1,
+        inputs: int,
+        outputs: int,
+        connections: float | Tensor,
         bias: bool = True,
+        sign: Sign = "both",
     ) -> None:
         super().__init__()
-        self.shape, self.stride, self.padding = shape, stride, kernel // 2
-        self.weight = nn.Parameter(torch.zeros(channels, shape[0], kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        self.target_shape = grid(shape, channels, kernel, stride)
+        self.shape, self.sign = (outputs, inputs), sign
+        self.density = None if isinstance(connections, Tensor) else connections
+        if isinstance(connections, Tensor):
+            pairs = _sorted_pairs(connections, self.shape)
+        else:
+            count = max(1, round(connections * outputs * inputs))
+            pairs = sparse.drawn(self.shape, count, generator(0, "connections"))
+        self.register_buffer("connections", pairs)
+        self.weight = nn.Parameter(torch.zeros(len(pairs)))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    @property
+    def fan_in(self) -> float:
+        """The mean number of connections that an output has."""
+        return max(1.0, len(self.weight) / self.shape[0])
+
+    @property
+    def pattern(self) -> sparse.Pattern:
+        """Which connections exist, as products need it; made anew when ``connections`` change."""
+        mark = self.connections, self.connections._version
+        kept = self.__dict__.get("_pattern")
+        if kept is None or kept[0] is not mark[0] or kept[1] != mark[1]:
+            kept = (*mark, sparse.Pattern.of(self.connections, self.shape))
+            self.__dict__["_pattern"] = kept
+        found: sparse.Pattern = kept[2]
+        return found
+
+    def choose(self, stream: torch.Generator) -> None:
+        """Draw which connections exist."""
+        if self.density is not None:
+            self.connections.copy_(sparse.drawn(self.shape, len(self.weight), stream))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the currents ``[..., units]`` for ``[..., C H W]``."""
-        images = inputs.reshape(-1, *self.shape)
-        found = functional.conv2d(
-            images, self.weight, self.bias, stride=self.stride, padding=self.padding
-        )
-        return found.reshape(*inputs.shape[:-1], -1)
+        """Return the currents ``[..., outputs]`` for ``[..., inputs]``."""
+        found = sparse.product(_signed(self.weight, self.sign), inputs, self.pattern)
+        return found if self.bias is None else found + self.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made from the connections."""
+        return {key: value for key, value in self.__dict__.items() if key != "_pattern"}
 
     def extra_repr(self) -> str:
-        """Return shapes for ``print``."""
-        return f"{self.shape} to {self.target_shape}, stride={self.stride}"
+        """Return sizes, number of connections and sign for ``print``."""
+        sign = "" if self.sign == "both" else f", {self.sign}"
+        return f"{self.shape[1]}, {self.shape[0]}, connections={len(self.weight)}{sign}"
 
 
-def grid(
-    shape: tuple[int, int, int], channels: int, kernel: int, stride: int
-) -> tuple[int, int, int]:
-    """Return the shape of a convolution's target.
+def _sorted_pairs(pairs: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return pairs (target, source) by target, then by source, and check them."""
+    if pairs.dim() != 2 or pairs.shape[1] != 2 or not len(pairs) or pairs.is_floating_point():
+        raise RecipeError(
+            f"Sparse: connections {tuple(pairs.shape)}, {pairs.dtype}: give pairs (target, source)"
+        )
+    for target, source in pairs[((pairs < 0) | (pairs >= torch.tensor(shape))).any(1)].tolist():
+        raise RecipeError(f"Sparse: connection ({target}, {source}) lies outside of {shape}")
+    found, times = pairs.long().unique(dim=0, return_counts=True)
+    for target, source in found[times > 1].tolist():
+        raise RecipeError(f"Sparse: connection ({target}, {source}) is there twice")
+    return found
 
-    Args:
-        shape: of the source, ``(channels, height, width)``.
 
-    >>> grid((1, 8, 8), 4, kernel=3, stride=2)
-    (4, 4, 4)
-    """
-    margin = 2 * (kernel // 2) - kernel
-    height, width = ((size + margin) // stride + 1 for size in shape[1:])
-    return channels, height, width
+def _signed(weight: Tensor, sign: Sign) -> Tensor:
+    """Return the weight that acts."""
+    if sign == "both":
+        return weight
+    return weight.abs() if sign == "excitatory" else -weight.abs()
 
 
 class OneToOne(SynapticLayer):
-    """Each unit to the one at its place: ``w x``, without a bias.
+    """Each unit to the one at its place: ``w x + b``, with a sign ``+-|w| x + b``.
 
     Args:
         units: number of them, before and behind the layer.
+        bias: whether there is a bias.
+        sign: of the weights that act.
     """
 
-    bias = None
-
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: int, bias: bool = False, sign: Sign = "both") -> None:
         super().__init__()
+        self.sign = sign
         self.weight = nn.Parameter(torch.ones(units, 1))
+        self.bias = nn.Parameter(torch.zeros(units)) if bias else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the currents ``[..., units]`` for ``[..., units]``."""
-        return inputs * self.weight[:, 0]
+        found = inputs * _signed(self.weight, self.sign)[:, 0]
+        return found if self.bias is None else found + self.bias
 
     def extra_repr(self) -> str:
-        """Return the number of units for ``print``."""
-        return f"{len(self.weight)}"
+        """Return the number of units and the sign for ``print``."""
+        return f"{len(self.weight)}" + ("" if self.sign == "both" else f", {self.sign}")
 
 
 def connect(recipe: ProjectionRecipe, name: str, source: tuple[int, ...], units: int) -> nn.Module:
@@ -164,6 +214,8 @@ def connect(recipe: ProjectionRecipe, name: str, source: tuple[int, ...], units:
     count = math.prod(source)
     if recipe.kind == "convolution":
         return _convolution(recipe, name, source, units)
+    if recipe.kind == "sparse":
+        return Sparse(count, units, recipe.density, recipe.bias, recipe.sign)
     if recipe.kind == "masked":
         nothing = torch.zeros(units, count)
         return Masked(nothing, recipe.bias, recipe.sign, recipe.density)

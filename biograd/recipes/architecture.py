@@ -32,9 +32,9 @@ class NetworkRecipe:
     """A skip past the neurons of every dense block whose width is that of its input."""
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = "relu"
     """Of rate units."""
-    normalisation: Normalisation = "none"
-    """Of a block's current: over the batch, over a layer, or over batch and time (tdBN);
-    ``length`` divides its activity by the root of its mean square."""
+    normalisation: Literal["none", "batch", "layer", "length"] = "none"
+    """Of a block's current: over the batch (in time over batch and time, tdBN) or over the layer;
+    ``length`` divides its activity by the root of its mean square (only without time)."""
     label_inputs: bool = False
     """One more input for each class in front of the data, neutral but for rules that show labels
     to the network (dense rate networks only)."""
@@ -64,8 +64,6 @@ class MixerRecipe:
 
 NeuronRecipe = Annotated[Neuron, Choice(NEURONS, "leaky")]
 """A table whose ``kind`` is one of ``NEURONS``; without one, a leaky integrate-and-fire neuron."""
-Normalisation = Literal["none", "batch", "layer", "length", "time"]
-
 
 @dataclasses.dataclass(frozen=True)
 class PopulationRecipe:
@@ -78,10 +76,10 @@ class PopulationRecipe:
     """Neurons of a population of a circuit; elsewhere ``network.hidden`` says it."""
     neuron: NeuronRecipe | None = None
     """Of a circuit's population; missing: that of ``[neuron]``."""
-    normalisation: Literal["none", "layer", "time"] = "none"
-    """Of its current (a circuit's population without equations)."""
+    normalisation: Literal["none", "batch", "layer"] = "none"
+    """Of its current: over batch and time (tdBN), or over the layer (without equations)."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.0
-    """Of what it passes on (a circuit's population without equations)."""
+    """Of what it passes on (without equations)."""
     equations: str = ""
     """Brian2 equations; empty: the neurons are named."""
     threshold: str = ""
@@ -134,7 +132,8 @@ class ProjectionRecipe:
     """Of the weights; other than ``both``: the sign stays, whatever is learned (not of a
     convolution)."""
     density: Annotated[float, Range(0, 1, above=True)] = 0.1
-    """``masked``: the share of connections that exist, drawn with the weights' seed."""
+    """``masked``, ``sparse``: the share of connections that exist, drawn with the weights' seed;
+    ``sparse`` stores those alone."""
     channels: Count = 8
     """``convolution``: of the target, whose units are its channels x height x width."""
     kernel: Count = 3
