@@ -35,7 +35,7 @@ class Range:
         return " and ".join(ends)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
     """Which class a table becomes: that which its key ``kind`` names.
 

@@ -36,7 +36,8 @@ from biograd.networks.event_driven import EventNetwork
 from biograd.networks.grids import Pooling
 from biograd.networks.network import LAYERS, Network, SynapticLayer
 from biograd.networks.readouts import Readout
-from biograd.networks.spiking import SteppedPopulation
+from biograd.simulators.population import Population
+from biograd.simulators.stepped import SteppedPopulation
 from biograd.randomness import generator
 
 
@@ -185,6 +186,8 @@ def _fires(part: nn.Module) -> bool:
     snntorch = sys.modules.get("snntorch")
     if snntorch is not None and isinstance(part, snntorch.SpikingNeuron):
         return True
+    if isinstance(part, Population):
+        return part.neuron.spiking
     model = getattr(part, "model", None)  # of a population of Brian2's
     output = "spikes" if model is None else model.recipe.output
     return isinstance(part, SteppedPopulation) and bool(output == "spikes")

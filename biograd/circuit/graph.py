@@ -137,6 +137,8 @@ class Graph:
         found = []
         for port in reversed(one.ports):
             into, main = self.into(one.path, port), port == one.ports[0]
+            own: tuple[str, ...] | None = tuple(p.path for p in into if p.source == one.path)
+            own = None if one.inner and own == tuple(p.path for p in into[1:]) else own
             found.append(
                 Site(
                     one.site if main else f"{one.site}.{port}",
@@ -144,7 +146,7 @@ class Graph:
                     tuple(self.timed and p.source not in inside for p in into),
                     one.path if one.whole else neurons,
                     block=None if main else one.site,
-                    inner=tuple(p.path for p in into if p.source == one.path),
+                    inner=own,
                     population=neurons,
                 )
             )

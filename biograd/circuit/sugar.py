@@ -44,7 +44,9 @@ class Labelled(Circuit):
         labels: number of them.
     """
 
-    def __init__(self, parts: Any, readout: nn.Module, filtered: nn.Module, labels: int) -> None:
+    def __init__(
+        self, parts: Any, readout: nn.Module, filtered: nn.Module | None, labels: int
+    ) -> None:
         super().__init__(parts, readout, filtered=filtered)
         self.labels = labels
 
@@ -62,6 +64,8 @@ class _Place:
     source: str
     units: int
     grid: tuple[int, ...] | None
+    lies: bool = False
+    """Whether the units lie in more than one axis."""
 
 
 class Layers:
@@ -91,7 +95,7 @@ class Layers:
         lies = len(shape) == 3 and (encoding is None or encoding.units == math.prod(shape))
         if self.network.channels and not lies:
             raise RecipeError(f"network.channels: convolutions need data (C, H, W), not {shape}")
-        self.place = _Place(INPUT, units, shape if lies else None)
+        self.place = _Place(INPUT, units, shape if lies else None, len(shape) > 1 and not self.labels)
 
     def circuit(self) -> Circuit:
         """Return the network."""
@@ -106,10 +110,10 @@ class Layers:
             raise RecipeError("network.hidden: a readout behind pooling needs a dense layer")
         readout = nn.Linear(self.place.units, self.outputs)
         if self.encoding is None:
-            whole = nn.Flatten() if before is None else before
+            flat = nn.Flatten() if before is None and self.place.lies else before
             if self.labels:
-                return Labelled(self.parts, readout, whole, self.labels)
-            return Circuit(self.parts, readout, filtered=whole)
+                return Labelled(self.parts, readout, flat, self.labels)
+            return Circuit(self.parts, readout, filtered=flat)
         filtered, behind = reading(self.recipe, self.encoding, self.timed)
         simulator = self.network.substrate
         return Circuit(
@@ -131,7 +135,7 @@ class Layers:
                 parts.append(kinds[self.network.pool](pooling))
             else:
                 parts.append(pool)
-        if dense and self.encoding is None:
+        if dense and self.encoding is None and self.place.lies:
             parts.append(nn.Flatten())
         return None if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
@@ -186,7 +190,7 @@ class Layers:
         if skip:
             passed = Projection(f"{path}.skip", source, path, None, SKIP, before=before)
             self.parts.append(passed)
-        self.place = _Place(path, units, grid)
+        self.place = _Place(path, units, grid, grid is not None)
 
     @property
     def index(self) -> int:

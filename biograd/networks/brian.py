@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from biograd import parallel
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.networks import learned
 from biograd.networks.copies import SharedRandomness
-from biograd.threads import Turn
-from biograd.networks.neuron_model import Details, NeuronModel, integrate_and_fire
-from biograd.credit_paths import differentiated, join, mapped, ways
+from biograd.networks.neuron_model import Details, NeuronModel
+from biograd.credit_paths import State, differentiated, join, mapped, ways
 from biograd.networks.replay import Record, replay
 from biograd.networks.simulation import Simulation
-from biograd.networks.spikes import SURROGATES, Derivative, Membrane, spike
-from biograd.networks.spiking import State, SteppedPopulation
 from biograd.networks.transpile import translate
+from biograd.neurons.surrogate import SURROGATES, Derivative, spike
+from biograd.neurons.values import start, value
 from biograd.randomness import generator
 from biograd.recipes import Count, PopulationRecipe, Positive, validate
+from biograd.simulators.stepped import SteppedPopulation
+from biograd.threads import Turn
 
 Array = NDArray[np.float64]
 KEPT = 4
@@ -84,7 +84,7 @@ class Brian2Layer(SteppedPopulation):
         units: Count,
         steps: Count,
         dt_ms: Positive,
-        surrogate: Literal["fast_sigmoid", "arctan", "gaussian"] = "fast_sigmoid",
+        surrogate: str = "fast_sigmoid",
         slope: Positive = 10.0,
         where: str = "population",
         constants: Mapping[str, Any] | None = None,
@@ -95,6 +95,7 @@ class Brian2Layer(SteppedPopulation):
             {"units": units, "steps": steps, "dt_ms": float(dt_ms), "surrogate": surrogate}
             | {"slope": float(slope)},
         )
+        SURROGATES.find(surrogate, "Brian2Layer: surrogate")
         super().__init__(steps)
         if recipe.units not in (0, units):
             raise RecipeError(f"{where}.units = {recipe.units}: the layer has {units} neurons")
@@ -103,7 +104,7 @@ class Brian2Layer(SteppedPopulation):
         self.units, self.surrogate, self.slope = units, surrogate, slope
         self.factors = nn.ParameterDict(
             {
-                name: torch.full((units,), _start(low, high))
+                name: torch.full((units,), start(low, high))
                 for name, (_, low, high) in self.model.trainable.items()
             }
         )
@@ -126,7 +127,7 @@ class Brian2Layer(SteppedPopulation):
     def constants(self) -> dict[str, Tensor]:
         """Return the learned constants in SI units, each ``[units]``."""
         trainable = self.model.trainable.items()
-        return {name: learned.value(self.factors[name], *bounds) for name, bounds in trainable}
+        return {name: value(self.factors[name], *bounds) for name, bounds in trainable}
 
     def forward(
         self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None = None
@@ -437,29 +438,6 @@ class _NoDerivative(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise CapabilityError(f"no derivative: {ctx.reason}")
-
-
-def leaky_integrate_and_fire(
-    membrane: Membrane, units: int, steps: int, dt_ms: float, where: str
-) -> Brian2Layer:
-    """Return the neurons of the step equation in ``networks.spikes``, simulated by Brian2."""
-    recipe, constants = integrate_and_fire(membrane)
-    return Brian2Layer(
-        recipe,
-        units,
-        steps,
-        dt_ms,
-        membrane.surrogate,  # type: ignore[arg-type]
-        membrane.slope,
-        where,
-        constants,
-    )
-
-
-def _start(low: float, high: float) -> float:
-    """Return the factor whose constant has its initial value."""
-    share = -math.log(low) / math.log(high / low)
-    return math.log(share / (1 - share))
 
 
 def _with_way(value: Tensor, way: Tensor) -> Tensor:

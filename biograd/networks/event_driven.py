@@ -15,7 +15,8 @@ from biograd.networks.events import EventMembrane, arrivals, divided, respond
 from biograd.networks.network import Network, recorded
 from biograd.networks.passes import Pass
 from biograd.networks.substrate import TorchSubstrate
-from biograd.recipes import NetworkRecipe, NeuronRecipe
+from biograd.neurons import EventDriven
+from biograd.recipes import NetworkRecipe
 
 
 class EventPopulation(nn.Module):
@@ -78,13 +79,13 @@ class EventNetwork(Network):
     spiking = True
 
     def __init__(
-        self, recipe: NetworkRecipe, neuron: NeuronRecipe, encoding: Encoding, classes: int
+        self, recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding, classes: int
     ) -> None:
         _check(recipe, neuron, encoding)
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps
         self.membrane = EventMembrane.of(neuron, encoding)
-        self.readout_time_constant = neuron.readout_time_constant_ms
+        self.readout_time_constant = recipe.readout_time_constant_ms
         self.blocks = nn.ModuleList()
         units, sites = encoding.units, []
         for index, width in enumerate(recipe.hidden):
@@ -190,7 +191,7 @@ class EventSubstrate(TorchSubstrate):
         if plan.boundaries or plan.clamp or objective.local:
             raise CapabilityError(
                 "an event-driven block passes on lists of spike times whose length varies: no "
-                "target, local loss or boundary can be set there; use neuron.method = 'step'"
+                "target, local loss or boundary can be set there; use neuron.kind = 'leaky'"
             )
         if plan.time_bin is not None:
             raise CapabilityError(
@@ -199,7 +200,7 @@ class EventSubstrate(TorchSubstrate):
         if plan.transport.derivative is not None:
             raise CapabilityError(
                 "exact spike times have no surrogate derivative that another could replace: use "
-                "neuron.method = 'step'"
+                "neuron.kind = 'leaky'"
             )
         return super().run(plan, encoded, targets, objective, stream)
 
@@ -209,12 +210,17 @@ class EventSubstrate(TorchSubstrate):
         return dataclasses.replace(shape, steps=rows) if site.time[0] else shape
 
 
-def _check(recipe: NetworkRecipe, neuron: NeuronRecipe, encoding: Encoding) -> None:
-    if recipe.recurrent:
-        raise RecipeError("network.recurrent: exact spike times need a feed-forward network")
-    if neuron.readout != "membrane":
+def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> None:
+    for key in ("recurrent", "channels", "residual", "dropout", "normalisation"):
+        if getattr(recipe, key) != getattr(NetworkRecipe, key):
+            raise RecipeError(f"network.{key}: exact spike times need dense feed-forward layers")
+    if recipe.substrate != "torch":
+        raise RecipeError("neuron.kind = 'event_driven': needs network.substrate = 'torch'")
+    if neuron.trainable:
+        raise RecipeError("neuron.trainable: constants of event-driven neurons are not learned")
+    if recipe.readout != "membrane":
         raise RecipeError(
-            f"neuron.readout = {neuron.readout!r}: spike counts have no derivative by spike times; "
+            f"network.readout = {recipe.readout!r}: spike counts have no derivative by spike times; "
             "use 'membrane'"
         )
     shortest = min(neuron.time_constant_ms, neuron.synaptic_time_constant_ms)

@@ -37,7 +37,7 @@ from torch.autograd.function import once_differentiable
 
 from biograd.encoding import Encoding
 from biograd.errors import BiogradError, RecipeError
-from biograd.recipes import NeuronRecipe
+from biograd.neurons import EventDriven
 
 MOST_SPIKES = 1000
 """A neuron that spikes more often in one trial stops the simulation."""
@@ -60,7 +60,7 @@ class EventMembrane:
     duration: float
 
     @classmethod
-    def of(cls, neuron: NeuronRecipe, encoding: Encoding) -> EventMembrane:
+    def of(cls, neuron: EventDriven, encoding: Encoding) -> EventMembrane:
         """Return the constants of a recipe.
 
         Raises:

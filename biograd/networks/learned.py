@@ -12,6 +12,7 @@ from torch import Tensor
 
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.quantities import quantity
+from biograd.neurons.values import value
 from biograd.recipes import ModelRecipe
 
 FACTORS = re.compile(r"(blocks\.\d+\.activity|cells\.(\w+)(?:\.layer)?)\.factors\.(\w+)")
@@ -27,11 +28,6 @@ class Learned(NamedTuple):
     lowest: float
     highest: float
     unit: str
-
-
-def value(factor: Tensor, initial: float, low: float, high: float) -> Tensor:
-    """Return a constant within its bounds: ``initial low (high / low)**sigmoid(factor)``."""
-    return initial * low * (high / low) ** torch.sigmoid(factor)
 
 
 def in_units(recipe: ModelRecipe, tensors: Mapping[str, Tensor]) -> list[Learned]:

@@ -13,7 +13,8 @@ import numpy as np
 from biograd.errors import RecipeError, nearest
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.quantities import quantity
-from biograd.recipes import NeuronRecipe, PopulationRecipe
+from biograd.neurons import Leaky, Neuron
+from biograd.recipes import PopulationRecipe
 
 NOISE = "biograd_noise"
 """What stands for ``xi`` in the equations that Brian2 receives."""
@@ -22,14 +23,6 @@ WIDTH = 300
 RESERVED = frozenset(("t", "dt", "i", "N", "xi", "pi", "e", "inf", "lastspike", "not_refractory"))
 TEXTS = ("equations", "threshold", "reset", "refractory", "update")
 """Keys of a recipe that Brian2 reads as code."""
-CONSTANTS = (
-    "time_constant_ms",
-    "synaptic_time_constant_ms",
-    "resistance",
-    "threshold",
-    "reset",
-    "method",
-)
 """Keys of ``[neuron]`` that say nothing of neurons with equations."""
 SPIKES = "spikes"
 
@@ -67,18 +60,18 @@ def check_names(recipe: PopulationRecipe, where: str) -> None:
             raise RecipeError(f"{where}.namespace.{name}: no name for a constant")
 
 
-def check_no_constants(neuron: NeuronRecipe, instead: str) -> None:
+def check_no_constants(neuron: Neuron, instead: str) -> None:
     """Refuse constants of integrate-and-fire neurons where there are none.
 
     Args:
         instead: what has the constants of the neurons that there are.
     """
-    plain = NeuronRecipe()
-    for key in CONSTANTS:
-        if getattr(neuron, key) != getattr(plain, key):
+    for field in dataclasses.fields(neuron):
+        value = getattr(neuron, field.name)
+        if field.name not in ("surrogate", "slope") and value != getattr(Leaky(), field.name, None):
             raise RecipeError(
-                f"neuron.{key} = {getattr(neuron, key)!r}: the neurons are those of the equations: "
-                f"write it into {instead}, or take it out"
+                f"neuron.{field.name} = {value!r}: the neurons are those of the equations: write "
+                f"it into {instead}, or take it out"
             )
 
 

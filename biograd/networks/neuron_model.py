@@ -23,7 +23,6 @@ from biograd.networks.import_brian2 import import_brian2, one_line
 from biograd.threads import Turn
 from biograd.networks.neuron_checks import NOISE, Checks, brief, check_names
 from biograd.networks.quantities import distribution, quantity
-from biograd.networks.spikes import Membrane
 from biograd.randomness import generator
 from biograd.recipes import PopulationRecipe, construct
 
@@ -381,26 +380,3 @@ def _explained(where: str, text: str) -> Iterator[None]:
             said = "a formula is too long: give parts of it names, in lines like 'part = ... : 1'"
         message = " ".join(str(said).split()).rstrip(".")
         raise RecipeError(f"{where}: {brief(message)} (in: {text})") from error
-
-
-def integrate_and_fire(membrane: Membrane) -> tuple[PopulationRecipe, dict[str, float]]:
-    """Return the population, and its constants, of the step equation in ``networks.spikes``.
-
-    Why its decay is written as a discrete step: it is the exact solution for a current that is
-    constant in a step, and stays so behind a synaptic filter, where Brian2's own exact integration
-    would let the filter move within the step.
-    """
-    filtered = "g = alpha * g + (1 - alpha) * I" if membrane.alpha else "g = I"
-    recipe = PopulationRecipe(
-        equations="v : 1\ng : 1\nI : 1",
-        threshold="v > threshold",
-        reset="v = 0" if membrane.reset == "zero" else "v -= threshold / beta",
-        update=f"{filtered}\nv = beta * v + gain * g",
-    )
-    constants = {
-        "threshold": membrane.threshold,
-        "beta": membrane.beta,
-        "alpha": membrane.alpha,
-        "gain": membrane.gain,
-    }
-    return recipe, constants

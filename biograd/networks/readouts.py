@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.errors import RecipeError, nearest
-from biograd.recipes import NeuronRecipe
+from biograd.recipes import NetworkRecipe
 
 KINDS = ("membrane", "rate", "filtered_rate", "first_spike", "potential")
 
@@ -62,9 +62,9 @@ class Readout(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     @classmethod
-    def of(cls, neuron: NeuronRecipe, steps: int, dt_ms: float) -> Readout:
+    def of(cls, network: NetworkRecipe, steps: int, dt_ms: float) -> Readout:
         """Return the readout of a recipe."""
-        return cls(neuron.readout, steps, dt_ms, neuron.readout_time_constant_ms)
+        return cls(network.readout, steps, dt_ms, network.readout_time_constant_ms)
 
     def forward(self, course: Tensor) -> Tensor:
         """Return the values ``[rows, units]`` of spikes or a variable ``[rows, steps, units]``."""
@@ -77,3 +77,19 @@ class Readout(nn.Module):
     def extra_repr(self) -> str:
         """Return the kind for ``print``."""
         return f"{self.kind!r}, steps={self.steps}"
+
+
+class LeakyReadout(nn.Module):
+    """Placeholder until the branch with readouts in time lands."""
+
+    def __init__(self, dt_ms: float, tau_ms: float) -> None:
+        super().__init__()
+        self.keep = math.exp(-dt_ms / tau_ms) if tau_ms else 0.0
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Return the filtered current."""
+        y, found = torch.zeros_like(current[:, 0]), []
+        for now in current.unbind(1):
+            y = self.keep * y + (1 - self.keep) * now
+            found.append(y)
+        return torch.stack(found, 1)

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from biograd import encoding as encodings
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.graph import INPUT, Block, Projection
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.networks.brian import Brian2Layer
-from biograd.networks.circuit import INPUT, Circuit, Projection
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.network import initialise
 from biograd.networks.neuron_checks import check_no_constants
@@ -23,10 +24,10 @@ from biograd.networks.projections import Masked
 from biograd.networks.reading import Group, assigned, brief, read_group
 from biograd.networks.reading_synapses import Way, read_synapses
 from biograd.networks.readouts import Readout
+from biograd.neurons import Leaky, Spiking
 from biograd.recipes import (
     Count,
     EncodingRecipe,
-    NeuronRecipe,
     PopulationRecipe,
     construct,
     validate,
@@ -47,7 +48,9 @@ def wrap(
     inputs: Count | Sequence[Count],
     classes: Count,
     encoding: EncodingRecipe | Encoding | None = None,
-    neuron: NeuronRecipe | None = None,
+    neuron: Spiking | None = None,
+    readout: str = "membrane",
+    readout_time_constant_ms: float = 20.0,
     populations: Mapping[str, Mapping[str, Any]] | None = None,
     namespace: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -72,7 +75,9 @@ def wrap(
         inputs: number of features of a datum, or its shape.
         classes: number of outputs.
         encoding: of the data; its steps are the network's.
-        neuron: how the readout reads, and the surrogate at thresholds.
+        neuron: of it, the surrogate at thresholds.
+        readout: what is read of the output group (see ``biograd.Readout``).
+        readout_time_constant_ms: of the leaky integrator or the filter that reads.
         populations: by group, what its equations do not say: ``scale``, ``output``, ``trainable``,
             ``surrogate_scale`` (see ``PopulationRecipe``).
         namespace: constants beside those of the groups, as ``Network.run`` takes them.
@@ -91,7 +96,8 @@ def wrap(
     found = {name: read_group(group, dt, known) for name, group in groups.items()}
     ways = [way for one in synapses for way in read_synapses(one, dt, known)]
     plan = _Plan(found, ways, input, output, made)
-    return plan.circuit(classes, neuron or NeuronRecipe(), dict(populations or {}), seed)
+    filtered = Readout(readout, made.steps, made.dt_ms, readout_time_constant_ms)
+    return plan.circuit(classes, neuron or Leaky(), filtered, dict(populations or {}), seed)
 
 
 def _parts(network: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
@@ -123,7 +129,7 @@ def _check_kinds(encoding: Any, neuron: Any, populations: Any, namespace: Any) -
     table, settings = "a dict", populations if isinstance(populations, Mapping) else {}
     for name, given, kinds, asked in (
         ("encoding", encoding, (EncodingRecipe, Encoding), "an EncodingRecipe"),
-        ("neuron", neuron, (NeuronRecipe,), "a NeuronRecipe"),
+        ("neuron", neuron, (Spiking,), "a spiking neuron, as biograd.neurons.Leaky"),
         ("populations", populations, (Mapping,), table),
         *((f"populations.{key}", value, (Mapping,), table) for key, value in settings.items()),
         ("namespace", namespace, (Mapping,), table),
@@ -183,7 +189,8 @@ class _Plan:
     def circuit(
         self,
         classes: int,
-        neuron: NeuronRecipe,
+        neuron: Spiking,
+        filtered: Readout,
         settings: Mapping[str, Mapping[str, Any]],
         seed: int,
     ) -> Circuit:
@@ -195,30 +202,40 @@ class _Plan:
                 raise RecipeError(f"wrap: populations.{name}: {nearest(name, self.groups)}")
         order = self._order(wiring)
         cells = {name: self._layer(name, recipes[name], wiring, neuron) for name in order}
-        layers: dict[str, nn.Module] = {}
-        for one in wiring:
-            way, units = weights.get(one.name), cells[one.target].units
-            layers[one.name] = (
-                nn.Linear(self.encoding.units, units) if way is None else _layer_of(way)
+        parts: list[Block | Projection] = [
+            Block(
+                f"cells.{name}",
+                cells[name],
+                name,
+                inner="",
+                ports=cells[name].model.ports,
+                spiking=recipes[name].output == SPIKES,
             )
-        readout = nn.Linear(cells[self.output].units, classes)
-        filtered = Readout.of(neuron, self.encoding.steps, self.encoding.dt_ms)
-        made = Circuit(cells, layers, wiring, self.encoding, readout, filtered, self.output)
+            for name in order
+        ]
+        for one in wiring:
+            way, units = weights.get(one.path), cells[one.target].units
+            layer = nn.Linear(self.encoding.units, units) if way is None else _layer_of(way)
+            parts.append(_placed(one, layer))
+        readout, out = nn.Linear(cells[self.output].units, classes), f"cells.{self.output}"
+        made = Circuit(
+            parts, readout, self.encoding, filtered, output=out, simulator="brian2"
+        )
         initialise(made, seed, 1.0, "readout")
         made.double()
         with torch.no_grad():
             for one in wiring:
-                if one.name in weights:
-                    scale = cells[one.target].model.scales[one.variable]
-                    values = torch.from_numpy(weights[one.name].weights) / scale
-                    made.projections[one.name].get_parameter("weight").copy_(values)
+                if one.path in weights:
+                    scale = cells[one.target].model.scales[one.port]
+                    values = torch.from_numpy(weights[one.path].weights) / scale
+                    made.projections[one.path].get_parameter("weight").copy_(values)
         return made
 
     def _wiring(self) -> tuple[list[Projection], dict[str, Way]]:
         """Return where everything leads, the stimulus first, and the synapses by projection."""
         group, variable = self.input
         replaced = group not in self.groups
-        wiring = [] if replaced else [Projection(STIMULUS, INPUT, group, variable, 0)]
+        wiring = [] if replaced else [Projection(STIMULUS, INPUT, group, None, variable)]
         weights: dict[str, Way] = {}
         for way in self.ways:
             source, target = way.source.name, way.target.name
@@ -237,7 +254,7 @@ class _Plan:
             if name in weights or name == STIMULUS or not name.isidentifier() or _taken(name):
                 raise RecipeError(f"wrap: synapses cannot be called {name!r}: give another name=")
             weights[name] = way
-            wiring.append(Projection(name, source, target, way.variable, way.steps + 1))
+            wiring.append(Projection(name, source, target, None, way.variable, way.steps + 1))
         return sorted(wiring, key=lambda one: one.source != INPUT), weights
 
     def _name(self, way: Way) -> str:
@@ -274,10 +291,10 @@ class _Plan:
         name: str,
         recipe: PopulationRecipe,
         wiring: Sequence[Projection],
-        neuron: NeuronRecipe,
+        neuron: Spiking,
     ) -> Brian2Layer:
         group, where = self.groups[name], f"group {name!r}"
-        ports = tuple(dict.fromkeys(one.variable for one in wiring if one.target == name))
+        ports = tuple(dict.fromkeys(one.port for one in wiring if one.target == name))
         if not ports:
             raise CapabilityError(
                 f"{where}: no synapses lead to it: take it out of the network, or make it the input"
@@ -341,6 +358,13 @@ def _distances(groups: Iterable[str], wiring: Sequence[Projection]) -> dict[str,
                 found[one.target] = found[source] + 1
                 fresh.append(one.target)
     return {name: (found.get(name, math.inf), name) for name in groups}
+
+
+def _placed(one: Projection, layer: nn.Module) -> Projection:
+    """Return a projection between names as one between places."""
+    source = INPUT if one.source == INPUT else f"cells.{one.source}"
+    path, target = f"projections.{one.path}", f"cells.{one.target}"
+    return dataclasses.replace(one, path=path, source=source, target=target, layer=layer)
 
 
 def _taken(name: str) -> bool:

@@ -8,7 +8,6 @@ refused with the file, the key and the nearest valid word.
 from biograd.recipes.architecture import (
     MixerRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     PopulationRecipe,
     ProjectionRecipe,
 )
@@ -44,7 +43,6 @@ __all__ = [
     "override",
     "NetworkRecipe",
     "MixerRecipe",
-    "NeuronRecipe",
     "PopulationRecipe",
     "ProjectionRecipe",
     "EncodingRecipe",
