@@ -105,9 +105,7 @@ class Layers:
         for width in self.network.hidden:
             self._dense(width, pooled)
             pooled = 1
-        before = self._before(pooled, dense=True) if not self.network.hidden else None
-        if before is not None and self.encoding is not None:
-            raise RecipeError("network.hidden: a readout behind pooling needs a dense layer")
+        before = None if self.network.hidden else self._before(pooled, dense=True)
         readout = nn.Linear(self.place.units, self.outputs)
         if self.encoding is None:
             flat = nn.Flatten() if before is None and self.place.lies else before
@@ -115,6 +113,8 @@ class Layers:
                 return Labelled(self.parts, readout, flat, self.labels)
             return Circuit(self.parts, readout, filtered=flat)
         filtered, behind = reading(self.recipe, self.encoding, self.timed)
+        if before is not None:
+            filtered = before if filtered is None else nn.Sequential(before, filtered)
         simulator = self.network.substrate
         return Circuit(
             self.parts, readout, self.encoding, filtered, behind, simulator=simulator
