@@ -77,7 +77,7 @@ def product(weight: Tensor, inputs: Tensor, pattern: Pattern) -> Tensor:
         weight: ``[connections]``.
         inputs: ``[..., inputs]``.
     """
-    rows = inputs.reshape(-1, pattern.shape[1])
+    rows = inputs.reshape(-1, pattern.shape[1]).to(weight.dtype)
     return _product(weight, rows, pattern, False).view(*inputs.shape[:-1], pattern.shape[0])
 
 
@@ -90,18 +90,19 @@ class _Product(torch.autograd.Function):
         ctx.pattern, ctx.turned = pattern, turned
         matrix = pattern.matrix(weight, turned)
         found = rows.new_empty(len(rows), matrix.shape[0])
-        for start, stop in _parts(rows, ROWS):
-            found[start:stop] = (matrix @ rows[start:stop].T.contiguous()).T
+        with torch.autocast(rows.device.type, enabled=False):  # there is no product in 16 bits
+            for start, stop in _parts(rows, ROWS):
+                found[start:stop] = (matrix @ rows[start:stop].T.contiguous()).T
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (weight, rows), (gradient,) = ctx.saved_tensors, gradients
         by_weight = by_rows = None
-        if ctx.needs_input_grad[0]:
+        if gradient is not None and ctx.needs_input_grad[0]:
             ends = (rows, gradient) if ctx.turned else (gradient, rows)
             by_weight = _paired(*ends, ctx.pattern)
-        if ctx.needs_input_grad[1]:
+        if gradient is not None and ctx.needs_input_grad[1]:
             by_rows = _product(weight, gradient, ctx.pattern, not ctx.turned)
         return by_weight, by_rows, None, None
 
@@ -124,17 +125,21 @@ class _Paired(torch.autograd.Function):
         _keep(ctx, ends, rows)
         ctx.pattern = pattern
         found = pattern.matrix(rows.new_zeros(len(pattern.sources)))
-        for start, stop in _parts(rows, PAIRED_ROWS):
-            found = torch.sparse.sampled_addmm(
-                found, ends[start:stop].T.contiguous(), rows[start:stop].contiguous()
-            )
+        with torch.autocast(rows.device.type, enabled=False):
+            for start, stop in _parts(rows, PAIRED_ROWS):
+                found = torch.sparse.sampled_addmm(
+                    found, ends[start:stop].T.contiguous(), rows[start:stop].contiguous()
+                )
         return found.values()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (ends, rows), (gradient,), pattern = ctx.saved_tensors, gradients, ctx.pattern
-        by_ends = _product(gradient, rows, pattern, False) if ctx.needs_input_grad[0] else None
-        by_rows = _product(gradient, ends, pattern, True) if ctx.needs_input_grad[1] else None
+        by_ends = by_rows = None
+        if gradient is not None and ctx.needs_input_grad[0]:
+            by_ends = _product(gradient, rows, pattern, False)
+        if gradient is not None and ctx.needs_input_grad[1]:
+            by_rows = _product(gradient, ends, pattern, True)
         return by_ends, by_rows, None
 
     @staticmethod

@@ -33,7 +33,7 @@ from biograd.contracts import (
 )
 from biograd.errors import CapabilityError, nearest
 from biograd.networks.copies import SharedRandomness
-from biograd.networks.network import LAYERS, Network
+from biograd.networks.network import LAYERS, Network, SynapticLayer
 from biograd.networks.passes import Pass, repeat
 
 Sites = Sequence[str] | Sequence[Site] | Mapping[str, Sequence[str]]
@@ -494,7 +494,8 @@ def find_sites(module: nn.Module, sites: Sites | None) -> tuple[Site, ...]:
     if sites is None and isinstance(module, Network):
         return module.sites
     if sites is None:
-        sites = [name for name, layer in module.named_modules() if isinstance(layer, LAYERS)]
+        kinds = (*LAYERS, SynapticLayer)
+        sites = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
     if isinstance(sites, Mapping):
         found = [Site(name, tuple(ls), (False,) * len(ls)) for name, ls in sites.items()]
     else:
