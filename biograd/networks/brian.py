@@ -37,6 +37,7 @@ from biograd.recipes import Count, PopulationRecipe, Positive, validate
 Array = NDArray[np.float64]
 KEPT = 4
 """Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
+ADVICE = "take shorter steps, another method, or a weaker current"
 
 
 class Brian2Layer(SteppedPopulation):
@@ -45,6 +46,12 @@ class Brian2Layer(SteppedPopulation):
     A current ``[rows, units]``, the same in every step, or ``[rows, steps, units]`` becomes spikes,
     or the course of the recipe's output variable, ``[rows, steps, units]``.  A population with
     several input variables takes a current for each, by name.
+
+    In derivatives the spike has a surrogate, and a reset ``x = x + s (reset - x)`` of a variable
+    gives credit to the spike s that made it: ``theta += jump`` tells what a spike costs later ones.
+    Only the reset of a potential is held constant, as is usual (Neftci, Mostafa & Zenke 2019): of
+    the states that stand in the threshold and raise the distance to it, v in ``v > 1 + theta``; if
+    none does, of all that stand there.
 
     Args:
         recipe: the population; its equations have a variable that receives the current.
@@ -288,14 +295,18 @@ class Brian2Layer(SteppedPopulation):
         return found
 
     def _check(self, simulation: Simulation) -> None:
-        for name in self.model.equations.diff_eq_names:
+        # a threshold never lets NaN pass: those neurons would only fall silent
+        states = () if self.forward_only else self.step.states
+        for name in (*self.model.ports, *self.model.equations.diff_eq_names, *states):
             values = simulation.values[name]
-            if not np.isfinite(values).all():
-                count = int((~np.isfinite(values)).sum())
+            count = int((~np.isfinite(values)).sum())
+            if count:
+                driven = name in self.model.ports and name not in self.model.impulses
+                advice = "look at the weights before it" if driven else ADVICE
                 raise BiogradError(
-                    f"{self.model.where}: {name} of {count} of {values.size} neurons is not finite "
-                    f"after {self.steps} steps of {self.model.dt_ms:g} ms: take shorter steps, "
-                    "another method, or a weaker current"
+                    f"{self.model.details.stream or self.model.where}: {name} of {count} of "
+                    f"{values.size} neurons is not finite after {self.steps} steps of "
+                    f"{self.model.dt_ms:g} ms: {advice}"
                 )
 
     def _noise(self, rows: int) -> dict[str, Array]:
