@@ -155,7 +155,7 @@ def test_a_current_that_is_not_finite_is_not_taken_for_silence(recipe: Populatio
     layer(recipe)(current.unsqueeze(1), recurrent)
     current[3, 2] = math.nan
     for options in ((), (recurrent,)):
-        with pytest.raises(BiogradError, match=r"population: I of \d of 40 .* is not finite"):
+        with pytest.raises(BiogradError, match=r"population: \w of \d of 40 .*not finite"):
             layer(recipe)(current.unsqueeze(1), *options)
 
 

@@ -37,7 +37,6 @@ from biograd.recipes import Count, PopulationRecipe, Positive, validate
 Array = NDArray[np.float64]
 KEPT = 4
 """Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
-ADVICE = "take shorter steps, another method, or a weaker current"
 
 
 class Brian2Layer(SteppedPopulation):
@@ -297,16 +296,15 @@ class Brian2Layer(SteppedPopulation):
     def _check(self, simulation: Simulation) -> None:
         # a threshold never lets NaN pass: those neurons would only fall silent
         states = () if self.forward_only else self.step.states
-        for name in (*self.model.ports, *self.model.equations.diff_eq_names, *states):
+        for name in (*self.model.equations.diff_eq_names, *states, *self.model.ports):
             values = simulation.values[name]
             count = int((~np.isfinite(values)).sum())
             if count:
-                driven = name in self.model.ports and name not in self.model.impulses
-                advice = "look at the weights before it" if driven else ADVICE
                 raise BiogradError(
                     f"{self.model.details.stream or self.model.where}: {name} of {count} of "
                     f"{values.size} neurons is not finite after {self.steps} steps of "
-                    f"{self.model.dt_ms:g} ms: {advice}"
+                    f"{self.model.dt_ms:g} ms: take shorter steps, another method, or a weaker "
+                    "current, if the weights before it are finite"
                 )
 
     def _noise(self, rows: int) -> dict[str, Array]:
