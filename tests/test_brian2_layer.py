@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
@@ -135,6 +136,27 @@ def test_a_simulation_that_blows_up_says_so() -> None:
     with pytest.raises(BiogradError, match="v of 40 of 40 neurons is not finite") as caught:
         layer(recipe)(10 * drive() + 1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        LEAKY,
+        OPAQUE,
+        PopulationRecipe(
+            equations="v : 1\nI : 1", threshold="v > 1", reset="v = 0", update="v = 0.9*v + I"
+        ),
+    ],
+    ids=["replayed", "forward only", "discrete"],
+)
+def test_a_current_that_is_not_finite_is_not_taken_for_silence(recipe: PopulationRecipe) -> None:
+    """``NaN > 1`` is false: the neuron would never spike again, and the loss stay finite."""
+    current, recurrent = drive(), nn.Linear(5, 5, dtype=torch.float64)
+    layer(recipe)(current.unsqueeze(1), recurrent)
+    current[3, 2] = math.nan
+    for options in ((), (recurrent,)):
+        with pytest.raises(BiogradError, match=r"population: \w of \d of 40 .*not finite"):
+            layer(recipe)(current.unsqueeze(1), *options)
 
 
 def test_threads_take_turns() -> None:

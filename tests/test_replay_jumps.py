@@ -166,7 +166,7 @@ NEURONS = {
     "izhikevich": Neuron(
         izhikevich,
         "dv/dt = (0.04*v**2 + 5*v + 140 - u + 10*I)/ms : 1; du/dt = 0.02*(0.2*v - u)/ms : 1; I : 1",
-        "v > 30", "v = -65; u += 8", ("u",), 2.0, (("v", -65.0), ("u", -13.0)),
+        "v > 30", "v = -65; u += 8", ("u",), 1.8, (("v", -65.0), ("u", -13.0)),
         dt_ms=0.25, scale=20.0, options=(("method", "euler"), ("surrogate_scale", "20")),
     ),
     "trace": Neuron(
@@ -246,6 +246,144 @@ def test_step_by_step_with_recurrent_weights(name: str, window: int | None) -> N
     assert torch.equal(found, expected)
     by = (current, recurrent.weight)
     other = by_hand(neuron, current, lambda s: (s.detach(), s.detach()), recurrent, window)
-    for one, wanted, wrong in zip(*(gradient(s, by) for s in (found, expected, other)), strict=True):
+    for one, wanted, wrong in zip(
+        *(gradient(s, by) for s in (found, expected, other)), strict=True
+    ):
         assert distance(one, wanted) < 1e-12
         assert distance(wrong, wanted) > 1e-4
+
+
+@pytest.mark.parametrize("threshold", ["v > limit + w", "v - w > limit", "v > limit * (1 + w)"])
+def test_learned_constants_have_the_gradient_of_a_loop(threshold: str) -> None:
+    """The size of the jump, the threshold, and the time constant of the adaptation."""
+    constants = {"limit": "1.0", "jump": "0.3", "tau": "50*ms"}
+    recipe = PopulationRecipe(
+        equations="dv/dt = (I - v)/(10*ms) : 1\ndw/dt = -w/tau : 1\nI : 1",
+        threshold=threshold, reset="v = 0; w += jump", method="euler", namespace=constants,
+        trainable=dict.fromkeys(constants, (0.5, 2.0)),
+    )  # fmt: skip
+    layer = Brian2Layer(recipe, UNITS, STEPS, 1.0).double()
+    with torch.no_grad():
+        for factor in layer.factors.values():
+            factor.copy_(torch.linspace(-1, 1, UNITS))
+    c = layer.constants()
+
+    def update(x: State, held: Tensor, fired: Tensor, now: Tensor) -> tuple[State, Tensor]:
+        v, w = x["v"] * (1 - held), x["w"] + c["jump"] * fired
+        v, w = v + (now - v) / 10, w - w * 1e-3 / c["tau"]
+        level = c["limit"] * (1 + w) if "*" in threshold else c["limit"] + w
+        return {"v": v, "w": w}, v - level
+
+    neuron = Neuron(update, "", "", "", (), 2.5)
+    by = list(layer.factors.values())
+    found, expected = layer(neuron.current()), by_hand(neuron, neuron.current())
+    other = by_hand(neuron, neuron.current(), lambda s: (s.detach(), s.detach()))
+    assert torch.equal(found, expected)
+    for one, wanted, wrong in zip(
+        *(
+            torch.autograd.grad(s, by, cotangent(), retain_graph=True)
+            for s in (found, expected, other)
+        ),
+        strict=True,
+    ):
+        assert distance(one, wanted) < 1e-12 < 1e-4 < distance(wrong, wanted)
+
+
+def test_a_variable_as_output_has_the_credit_of_the_spikes_before() -> None:
+    """The adaptation itself is read out: it moves with the spikes, and they with the current."""
+    neuron = NEURONS["refractory"]
+    recipe = dataclasses.replace(neuron.layer().model.recipe, output="w", refractory="")
+    layer = Brian2Layer(recipe, UNITS, STEPS, 1.0)
+    current = neuron.current()
+    seen: list[Tensor] = []
+
+    def update(x: State, held: Tensor, fired: Tensor, now: Tensor) -> tuple[State, Tensor]:
+        x, passed = refractory(x, held, fired, now)
+        seen.append(x["w"])
+        return x, passed
+
+    by_hand(dataclasses.replace(neuron, update=update, pause=0), current)
+    expected, found = torch.stack(seen, 1), layer(current)
+    assert distance(found.detach(), expected.detach()) < 1e-14
+    (wanted,) = gradient(expected, current)
+    assert distance(gradient(found, current)[0], wanted) < 1e-12
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(current.detach(), torch.ones_like(current))
+        tangent = forward_ad.unpack_dual(layer(dual)).tangent
+    assert abs((tangent * cotangent()).sum() / wanted.sum() - 1) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("threshold", "reset", "jumps"),
+    [
+        ("v > 1 + w", "v = 0; w += 1", ("w",)),
+        ("v >= w", "v = 0; w += 1", ("w",)),
+        ("v > level * (1 + w)", "v = 0; w += 1", ("w",)),
+        ("v**2 > 1 + w", "v = 0; w += 1", ("w",)),
+        ("v - w > level", "w = 0.5*w + 1; v = 0", ("w",)),
+        ("v + w > 1", "v = 0; w = 0", ()),
+        ("v > 1", "v = 0; w = 0", ("w",)),
+        ("v < -1", "v = 0; w += 1", ("w",)),
+        ("v < -1 - w", "v = 0; w += 1", ()),
+        ("v > 1", "v = 0", ()),
+        ("v > 1 + 0.1*n", "v = 0; n += 1", ()),
+        ("v > 1 and w < 3", "v = 0; w += 1", ("w",)),
+    ],
+)
+def test_what_is_held_and_what_carries_credit(
+    threshold: str, reset: str, jumps: tuple[str, ...]
+) -> None:
+    """The potential raises the distance to the threshold; integers are held, too."""
+    recipe = PopulationRecipe(
+        equations="dv/dt = (I - v)/(10*ms) : 1\ndw/dt = -w/(50*ms) : 1\nI : 1\n"
+        + ("n : integer\n" if "n +=" in reset else "")
+        + ("level : 1\n" if "level" in threshold else ""),
+        threshold=threshold,
+        reset=reset,
+        method="euler",
+        initial={"level": [1.0, 2.0]} if "level" in threshold else {},
+    )
+    assert Brian2Layer(recipe, 2, STEPS, 1.0).step.jumps == jumps
+
+
+def test_a_random_slope_is_drawn_once_as_rows_steps_units() -> None:
+    """So that the same stream gives the same slopes on every simulator, spike for spike."""
+    neuron = NEURONS["alif"]
+    current, layer = neuron.current(), neuron.layer()
+    shapes: list[tuple[int, ...]] = []
+
+    def random(stream: torch.Generator, steps_first: bool = False) -> Callable[[Tensor], Tensor]:
+        def draw(distance: Tensor) -> Tensor:
+            shapes.append(tuple(distance.shape))
+            shape = (STEPS, ROWS, UNITS) if steps_first else distance.shape
+            drawn = torch.rand(shape, generator=stream, dtype=torch.float64)
+            return drawn.transpose(0, 1) if steps_first else drawn
+
+        return draw
+
+    def slopes(**options: bool) -> Tensor:
+        chosen = random(torch.Generator().manual_seed(5), **options)
+        layer.transport = dataclasses.replace(layer.transport, derivative=chosen)
+        spikes = layer(current)
+        first, again = (torch.autograd.grad(spikes.sum(), current, retain_graph=True) for _ in "ab")
+        assert torch.equal(*first, *again)
+        return first[0]
+
+    found, wrong = slopes(), slopes(steps_first=True)
+    assert shapes == [(ROWS, STEPS, UNITS)] * 2
+    drawn = torch.rand(
+        ROWS, STEPS, UNITS, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    ).unbind(1)
+    told = iter(drawn)
+
+    def train(distance: Tensor) -> Tensor:
+        return spike(distance, derivative=lambda _: next(told))
+
+    x: State = {name: torch.zeros(ROWS, UNITS, dtype=torch.float64) for name in "vw"}
+    s, total = x["v"], torch.zeros(())
+    for t in range(STEPS):
+        x, passed = alif(x, s.detach(), s, current[:, t])
+        s = train(passed)
+        total = total + s.sum()
+    (expected,) = torch.autograd.grad(total, current)
+    assert distance(found, expected) < 1e-12 < 1e-2 < distance(wrong, expected)

@@ -46,6 +46,12 @@ class Brian2Layer(SteppedPopulation):
     or the course of the recipe's output variable, ``[rows, steps, units]``.  A population with
     several input variables takes a current for each, by name.
 
+    In derivatives the spike has a surrogate, and a reset ``x = x + s (reset - x)`` of a variable
+    gives credit to the spike s that made it: ``theta += jump`` tells what a spike costs later ones.
+    Only the reset of a potential is held constant, as is usual (Neftci, Mostafa & Zenke 2019): of
+    the states that stand in the threshold and raise the distance to it, v in ``v > 1 + theta``; if
+    none does, of all that stand there.
+
     Args:
         recipe: the population; its equations have a variable that receives the current.
         units: number of neurons.
@@ -289,14 +295,17 @@ class Brian2Layer(SteppedPopulation):
         return found
 
     def _check(self, simulation: Simulation) -> None:
-        for name in self.model.equations.diff_eq_names:
+        # a threshold never lets NaN pass: those neurons would only fall silent
+        states = () if self.forward_only else self.step.states
+        for name in (*self.model.equations.diff_eq_names, *states, *self.model.ports):
             values = simulation.values[name]
-            if not np.isfinite(values).all():
-                count = int((~np.isfinite(values)).sum())
+            count = int((~np.isfinite(values)).sum())
+            if count:
                 raise BiogradError(
-                    f"{self.model.where}: {name} of {count} of {values.size} neurons is not finite "
-                    f"after {self.steps} steps of {self.model.dt_ms:g} ms: take shorter steps, "
-                    "another method, or a weaker current"
+                    f"{self.model.details.stream or self.model.where}: {name} of {count} of "
+                    f"{values.size} neurons is not finite after {self.steps} steps of "
+                    f"{self.model.dt_ms:g} ms: take shorter steps, another method, or a weaker "
+                    "current, if the weights before it are finite"
                 )
 
     def _noise(self, rows: int) -> dict[str, Array]:

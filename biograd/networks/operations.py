@@ -30,11 +30,11 @@ def _where(condition: Tensor, chosen: Value, other: Value) -> Tensor:
 
 def _jump(fired: Tensor, after: Value, before: Value) -> Tensor:
     # bit for bit what is chosen; the derivative by the spike is the difference that it makes
-    values = [torch.as_tensor(value, dtype=fired.dtype) for value in (after, before)]
-    chosen = torch.where(fired != 0, *values)
+    one, other = (torch.as_tensor(value, dtype=fired.dtype) for value in (after, before))
+    chosen = torch.where(fired != 0, one, other)
     if not differentiated(fired):
         return chosen
-    return chosen + (fired - fired.detach()) * (values[0] - values[1]).detach()
+    return chosen + (fired - fired.detach()) * (one - other).detach()
 
 
 def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:

@@ -20,8 +20,8 @@ The spikes s of the step before enter a reset twice, with the same values::
 A potential is a state that stands in the threshold and does not lower the distance A - B; if all
 lower it, as in ``v < c``, all are.  So v in ``v > 1 + theta`` is one, and an adaptation is none:
 ``theta += jump`` says what a spike costs later spikes.  Whether a state lowers the distance is the
-sign of the derivative where a trial begins (a value of zero counts as 1).  Where a potential's reset
-reads another variable, it reads it with its credit.  Booleans and integers carry none.
+sign of the derivative where a trial begins (a value of zero counts as 1).  Where a potential's
+reset reads another variable, it reads it with its credit.  Booleans and integers carry none.
 
 Statements are read as a syntax tree of which only arithmetic, comparisons, names and Brian2's own
 functions are allowed; nothing of it is executed as Python.
