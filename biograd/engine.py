@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd import diagnosis, losses, parallel, structure
+from biograd import losses, parallel, structure
 from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
@@ -480,38 +480,6 @@ class Engine:
             self.decorrelate.update(pace)
         self.estimator.after(traces, round)
         self._last = None
-
-    def probe(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        index: Tensor | None = None,
-        *,
-        draws: int = 16,
-        reference: diagnosis.Reference = "auto",
-        optimiser: torch.optim.Optimizer | None = None,
-        neighbours: bool = True,
-    ) -> diagnosis.Diagnosis:
-        """Compare the estimated gradient with the true one here and now, and leave no trace.
-
-        The arguments and the errors are those of ``diagnosis.probe``.
-
-        >>> import biograd, torch
-        >>> engine = biograd.attach(biograd.build("ann", 4, 3), biograd.Backpropagation())
-        >>> found = engine.probe(torch.randn(8, 4), torch.arange(8) % 3)
-        >>> print(found.overall.cosine, found.advice())
-        1.00 []
-        """
-        return diagnosis.probe(
-            self,
-            inputs,
-            targets,
-            index,
-            draws=draws,
-            reference=reference,
-            optimiser=optimiser,
-            neighbours=neighbours,
-        )
 
     def state(self) -> dict[str, Tensor]:
         """Return all state beside the network's own, as a flat dictionary of tensors."""

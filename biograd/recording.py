@@ -19,7 +19,7 @@ from biograd import data, estimators, networks, ranks
 from biograd.configuration import Configuration
 from biograd.costs import operations, peak_memory
 from biograd.decorrelation import Decorrelation
-from biograd.diagnosis import Diagnosis, Reference
+from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.engine import attach
 from biograd.errors import BiogradError
 from biograd.local import LocalLosses
@@ -120,7 +120,8 @@ class Experiment:
         inputs, targets = placed(self.network, split.inputs[index], split.targets[index])
         self.network.train()
         with _full_rate(self.trainer) as optimiser:
-            return self.engine.probe(
+            return probe(
+                self.engine,
                 inputs,
                 targets,
                 index,

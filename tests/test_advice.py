@@ -11,7 +11,7 @@ from networks_for_tests import PLAIN, RANDOM, batch, build, drawn, spiking
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
-from biograd.diagnosis import Diagnosis, advice
+from biograd.diagnosis import Diagnosis, advice, probe
 from biograd.engine import Engine, attach
 from biograd.estimators import Estimator, WeakGradient, make
 
@@ -101,8 +101,8 @@ def look(network: nn.Module, estimator: Estimator, rate: float = 0.0, rows: int 
     engine = attach(network, estimator)
     x, y = batch(rows)
     if not rate:
-        return engine.probe(x.to(next(network.parameters()).dtype), y)
-    return engine.probe(x, y, optimiser=torch.optim.Adam(engine.parameters(), rate))
+        return probe(engine, x.to(next(network.parameters()).dtype), y)
+    return probe(engine, x, y, optimiser=torch.optim.Adam(engine.parameters(), rate))
 
 
 BROKEN: dict[str, tuple[tuple[str, Broken], ...]] = {
@@ -222,6 +222,6 @@ def test_a_network_in_order_gets_no_advice(name: str) -> None:
     x, y = batch(32)
     engine.prepare(x, y)
     optimiser = torch.optim.Adam(engine.parameters(), 1e-2)
-    found = engine.probe(x, y, optimiser=optimiser)
+    found = probe(engine, x, y, optimiser=optimiser)
     assert found.advice() == []
     assert "nothing stands out" in str(found)

@@ -21,8 +21,8 @@ from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
 from biograd.studies import Place, Report, Silent, comparing, folder, page, picture, set_file
 from biograd.studies.comparison import Comparison, report
+from biograd.studies.design import Trainings
 from biograd.studies.grid import Cell, Grid, expand
-from biograd.studies.training import Trainings
 
 FAST = ("--epochs", "1", "--workers", "1", "--quiet")
 

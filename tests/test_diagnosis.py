@@ -28,9 +28,9 @@ import biograd
 from biograd import experiment
 from biograd.__main__ import main
 from biograd.decorrelation import Decorrelation
-from biograd.diagnosis import FiniteDifference
-from biograd.diagnosis.comparison import Sums, quality
-from biograd.diagnosis.populations import population
+from biograd.diagnosis import FiniteDifference, probe
+from biograd.diagnosis.activity import population
+from biograd.diagnosis.quality import Sums, quality
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Estimator, WeakGradient, make
@@ -107,7 +107,8 @@ def look(
     optimiser: torch.optim.Optimizer | None,
 ) -> None:
     difference = "vjp" not in engine.substrate.capabilities
-    engine.probe(
+    probe(
+        engine,
         x,
         y,
         index,
@@ -232,7 +233,7 @@ def linear_engine(estimator: Estimator, seed: int = 0) -> Engine:
 @pytest.mark.parametrize("estimator", [make("backprop"), TrueCredit()])
 def test_the_true_gradient_has_neither_bias_nor_variance(estimator: Estimator) -> None:
     x, y = batch()
-    diagnosis = attach(build("mlp"), estimator).probe(x, y)
+    diagnosis = probe(attach(build("mlp"), estimator), x, y)
     for found in (diagnosis.overall, *(layer.quality for layer in diagnosis.layers.values())):
         for measure in (found.cosine, found.cosine_of_mean, found.norm_ratio, found.slope):
             assert measure.value == pytest.approx(1, abs=1e-12)
@@ -246,7 +247,7 @@ def test_the_true_gradient_has_neither_bias_nor_variance(estimator: Estimator) -
 
 def test_a_known_error_is_measured() -> None:
     x, y = batch()
-    found = attach(build("mlp"), TrueCredit(factor=1.5)).probe(x, y).hidden
+    found = probe(attach(build("mlp"), TrueCredit(factor=1.5)), x, y).hidden
     assert found is not None
     assert found.cosine.value == pytest.approx(1) and found.slope.value == pytest.approx(1.5)
     assert found.squared_bias.value == pytest.approx(0.25, abs=1e-10)
@@ -257,7 +258,7 @@ def test_the_variance_of_node_perturbation_is_that_of_theory() -> None:
     copies, (x, y) = 6, batch(16)
     network = drawn(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)))
     engine = attach(network, WeakGradient(copies, method="baseline"), loss=linear_loss)
-    measured = engine.probe(x, y, draws=600, neighbours=False).layers["0"].quality
+    measured = probe(engine, x, y, draws=600, neighbours=False).layers["0"].quality
     truth = autograd(network, x, y, linear_loss)
     with torch.enable_grad():
         z = network[0](x).requires_grad_()
@@ -272,7 +273,7 @@ def test_the_variance_of_node_perturbation_is_that_of_theory() -> None:
 def test_finite_differences_find_the_gradient(name: str) -> None:
     x, y = batch()
     engine = attach(build(name), make("backprop"))
-    diagnosis = engine.probe(x, y, reference=FiniteDifference(10, step=1e-4), draws=2)
+    diagnosis = probe(engine, x, y, reference=FiniteDifference(10, step=1e-4), draws=2)
     assert "central differences" in diagnosis.reference
     for layer in diagnosis.layers.values():
         assert layer.quality.compared == min(10, layer.quality.parameters)
@@ -285,16 +286,16 @@ def test_local_losses_have_a_reference_of_their_own(name: str) -> None:
     """Each block is compared with the gradient of the loss that trains it."""
     x, y = batch()
     engine = attach(build("mlp"), make("backprop"), local=LocalLosses())
-    found = engine.probe(x, y, reference=FiniteDifference(10, step=1e-4), draws=2)
+    found = probe(engine, x, y, reference=FiniteDifference(10, step=1e-4), draws=2)
     assert "of the local losses" in found.reference
-    exact = engine.probe(x, y, draws=2)
-    whole = attach(build("mlp"), make("backprop")).probe(x, y, draws=2)
+    exact = probe(engine, x, y, draws=2)
+    whole = probe(attach(build("mlp"), make("backprop")), x, y, draws=2)
     for site, layer in exact.layers.items():
         assert found.layers[site].quality.slope.value == pytest.approx(1, abs=1e-5)
         same = layer.quality.gradient == pytest.approx(whole.layers[site].quality.gradient)
         assert same is (layer.kind == "readout")
     spikes = attach(spiking(name), make("weak", {"copies": 65}), local=LocalLosses())
-    measured = spikes.probe(*batch(32), reference=FiniteDifference(20)).hidden
+    measured = probe(spikes, *batch(32), reference=FiniteDifference(20)).hidden
     assert measured is not None and measured.cosine.value > 0.95
     assert measured.norm_ratio.value == pytest.approx(1, abs=0.3)
 
@@ -302,7 +303,7 @@ def test_local_losses_have_a_reference_of_their_own(name: str) -> None:
 def test_finite_differences_agree_in_torch_and_in_brian2() -> None:
     x, y = batch()
     found = [
-        attach(spiking(name), make("weak")).probe(x, y, reference="finite_difference", draws=2)
+        probe(attach(spiking(name), make("weak")), x, y, reference="finite_difference", draws=2)
         for name in ("torch", "brian2")
     ]
     for name, layer in found[0].layers.items():
@@ -315,8 +316,11 @@ def test_finite_differences_agree_in_torch_and_in_brian2() -> None:
 def test_the_weak_gradient_of_a_spiking_network_is_that_of_its_averaged_loss() -> None:
     """Where spikes have no derivative, the smoothed loss still has one."""
     x, y = batch(32)
-    found = attach(spiking("torch"), make("weak", {"copies": 65})).probe(
-        x, y, reference=FiniteDifference(200)
+    found = probe(
+        attach(spiking("torch"), make("weak", {"copies": 65})),
+        x,
+        y,
+        reference=FiniteDifference(200),
     )
     assert found.hidden is not None
     assert found.hidden.cosine.value > 0.95
@@ -326,20 +330,20 @@ def test_all_draws_see_the_same_examples() -> None:
     """Random encodings and dropout masks are not what the draws differ in."""
     x, y = batch()
     for network in (build("dropout"), spiking("torch", encoding={"kind": "poisson"})):
-        found = attach(network, make("backprop")).probe(x, y)
+        found = probe(attach(network, make("backprop")), x, y)
         assert found.overall.variance.value < 1e-12 < found.overall.gradient
 
 
 def test_a_probe_says_the_same_again() -> None:
     x, y = batch()
     engine = attach(build("mlp"), make("weak"))
-    assert engine.probe(x, y).as_dict() == engine.probe(x, y).as_dict()
+    assert probe(engine, x, y).as_dict() == probe(engine, x, y).as_dict()
 
 
 def test_sites_that_take_turns_are_seen_together() -> None:
     x, y = batch(32)
     engine = linear_engine(WeakGradient(33, method="baseline", sites="round_robin"))
-    found = engine.probe(x, y, draws=100, neighbours=False)
+    found = probe(engine, x, y, draws=100, neighbours=False)
     for name in ("0", "1"):  # each in every other draw: half of the gradient
         slope = found.layers[name].quality.slope
         assert abs(slope.value - 0.5) < 4 * slope.error < 0.3
@@ -349,21 +353,21 @@ def test_the_step_of_the_optimiser_is_measured() -> None:
     x, y = batch()
     engine = attach(build("mlp"), make("backprop"))
     optimiser = torch.optim.SGD(engine.parameters(), 0.3)
-    found = engine.probe(x, y, optimiser=optimiser, draws=2)
+    found = probe(engine, x, y, optimiser=optimiser, draws=2)
     truth = autograd(build("mlp"), x, y)
     for name in ("0", "2", "4"):
         weight = engine.network.get_parameter(f"{name}.weight").detach()
         expected = 0.3 * truth[f"{name}.weight"].norm() / weight.norm()
         assert found.layers[name].update == pytest.approx(float(expected), rel=1e-9)
-    assert engine.probe(x, y, draws=2).layers["0"].update is None
+    assert probe(engine, x, y, draws=2).layers["0"].update is None
 
 
 def test_tied_weights_and_others_are_counted_once() -> None:
     x, y = batch()
-    found = attach(build("tied"), make("backprop")).probe(x, y, draws=2)
+    found = probe(attach(build("tied"), make("backprop")), x, y, draws=2)
     trained = sum(parameter.numel() for parameter in build("tied").parameters())
     assert found.overall.parameters == trained
-    norm = attach(build("batch_norm"), make("backprop")).probe(x, y, draws=2)
+    norm = probe(attach(build("batch_norm"), make("backprop")), x, y, draws=2)
     assert norm.layers["elsewhere"].kind == "other"
 
 
@@ -377,18 +381,18 @@ def test_tied_weights_and_others_are_counted_once() -> None:
 )
 def test_wrong_choices(choices: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        attach(build("mlp"), make("weak")).probe(*batch(), **choices)
+        probe(attach(build("mlp"), make("weak")), *batch(), **choices)
 
 
 def test_a_reference_that_cannot_be_had() -> None:
     engine = attach(opaque(), make("weak"))
     with pytest.raises(CapabilityError, match="cannot do vjp"):
-        engine.probe(*batch(), reference="backpropagation")
+        probe(engine, *batch(), reference="backpropagation")
     with pytest.raises(RecipeError, match="parameters"):
         FiniteDifference(parameters=0)
     engine.detach()
     with pytest.raises(CapabilityError, match="detached"):
-        engine.probe(*batch())
+        probe(engine, *batch())
 
 
 def test_units_are_counted() -> None:
@@ -415,7 +419,7 @@ def test_the_table_fits_and_the_record_is_json() -> None:
     for network in (build("mlp"), spiking("torch")):
         engine = attach(network, make("weight_perturbation"))
         optimiser = torch.optim.Adam(engine.parameters(), 1e-2)
-        found = engine.probe(x, y, optimiser=optimiser)
+        found = probe(engine, x, y, optimiser=optimiser)
         text = str(found)
         assert max(map(len, text.splitlines())) <= 100
         for words in ("cosine", "variance", "silent", "hidden layers", "WeightPerturbation"):

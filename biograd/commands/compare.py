@@ -195,15 +195,14 @@ def _name(table: dict[str, Any]) -> str:
 
 def _script(table: dict[str, Any], path: Path, where: Place) -> Answer:
     """Return a script for ``sbatch``, which does what ``biograd run`` does."""
-    from biograd import studies
-    from biograd.studies import engines
+    from biograd import placement, studies
     from biograd.studies.folder import keep
 
     _module, settings = studies.settle(table, path)
     if settings.tune is not None:
         raise RecipeError("--print-sbatch: a search comes first: run it with --engine submitit")
-    count = len(settings.trainings(where))
+    count = len(settings.lines()) * len(settings.seeds)
     keep(settings.table(), where.folder)
     command = ["biograd", "run", str(path), "--out", str(where.folder)]
-    text = engines.sbatch(command, count, where.placement)
+    text = placement.sbatch(command, count, where.placement)
     return Answer({"script": text, "trainings": count, "folder": str(where.folder)}, text.rstrip())

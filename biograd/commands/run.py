@@ -12,7 +12,7 @@ import click
 from biograd.commands.board import Board
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
 from biograd.errors import RecipeError
-from biograd.studies.engines import ENGINES
+from biograd.placement import ENGINES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -112,8 +112,8 @@ def place(
     task: int | None = None,
 ) -> Place:
     """Return where a study runs, from the options of the console."""
+    from biograd.placement import Placement
     from biograd.studies import Place
-    from biograd.studies.engines import Placement
 
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")

@@ -2,7 +2,7 @@
 
 ::
 
-    diagnosis = engine.probe(inputs, targets)
+    diagnosis = biograd.probe(engine, inputs, targets)
     print(diagnosis)                # a table of the layers, and advice
     diagnosis.layers["readout"].quality.cosine
 """

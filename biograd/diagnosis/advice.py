@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from biograd.diagnosis.report import Diagnosis, Layer
+from biograd.diagnosis.findings import Findings, Layer
 
-Rule = Callable[["Diagnosis"], Iterator[str]]
+Rule = Callable[[Findings], Iterator[str]]
 
 MANY = 0.5
 """Share of a layer's units that must be silent or saturated to be worth a word."""
@@ -31,18 +29,18 @@ LARGE_STEP, SMALL_STEP = 0.5, 1e-6
 """Change of the weights in one step, relative to the weights."""
 
 
-def of(diagnosis: Diagnosis) -> list[str]:
+def of(diagnosis: Findings) -> list[str]:
     """Return all advice, line by line."""
     return [line for rule in RULES for line in rule(diagnosis)]
 
 
-def _hidden(diagnosis: Diagnosis) -> Iterator[tuple[str, Layer]]:
+def _hidden(diagnosis: Findings) -> Iterator[tuple[str, Layer]]:
     for name, layer in diagnosis.layers.items():
         if layer.kind == "hidden":
             yield name, layer
 
 
-def silent(diagnosis: Diagnosis) -> Iterator[str]:
+def silent(diagnosis: Findings) -> Iterator[str]:
     """Units that are inactive for every example pass no credit on."""
     for name, layer in _hidden(diagnosis):
         if (layer.silent or 0) > MANY:
@@ -53,7 +51,7 @@ def silent(diagnosis: Diagnosis) -> Iterator[str]:
             )
 
 
-def saturated(diagnosis: Diagnosis) -> Iterator[str]:
+def saturated(diagnosis: Findings) -> Iterator[str]:
     """Units at the end of their range do not answer to their weights."""
     for name, layer in _hidden(diagnosis):
         if (layer.saturated or 0) > MANY:
@@ -63,7 +61,7 @@ def saturated(diagnosis: Diagnosis) -> Iterator[str]:
             )
 
 
-def no_gradient(diagnosis: Diagnosis) -> Iterator[str]:
+def no_gradient(diagnosis: Findings) -> Iterator[str]:
     """Nothing to learn from: the reference itself is zero."""
     for name, layer in _hidden(diagnosis):
         if layer.quality.gradient == 0:
@@ -73,7 +71,7 @@ def no_gradient(diagnosis: Diagnosis) -> Iterator[str]:
             )
 
 
-def no_credit(diagnosis: Diagnosis) -> Iterator[str]:
+def no_credit(diagnosis: Findings) -> Iterator[str]:
     """A hidden layer that receives nothing at all."""
     if not diagnosis.learns_hidden:
         return
@@ -85,7 +83,7 @@ def no_credit(diagnosis: Diagnosis) -> Iterator[str]:
             )
 
 
-def uninformative(diagnosis: Diagnosis) -> Iterator[str]:
+def uninformative(diagnosis: Findings) -> Iterator[str]:
     """Copies whose loss is that of the clean one say nothing."""
     if diagnosis.copies > 1 and diagnosis.informative < FEW_INFORMATIVE:
         yield (
@@ -95,7 +93,7 @@ def uninformative(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def noise_size(diagnosis: Diagnosis) -> Iterator[str]:
+def noise_size(diagnosis: Findings) -> Iterator[str]:
     """Noise of another size gives a clearly better estimate."""
     if diagnosis.hidden is None or diagnosis.sigma is None:
         return
@@ -113,7 +111,7 @@ def noise_size(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def at_the_peak(diagnosis: Diagnosis) -> Iterator[str]:
+def at_the_peak(diagnosis: Findings) -> Iterator[str]:
     """Least squares without a ridge diverges where there are as many copies as dimensions."""
     noisy, size = diagnosis.copies - 1, diagnosis.dimensions
     if diagnosis.method not in ("least_squares", "anchored") or diagnosis.hidden is None:
@@ -127,7 +125,7 @@ def at_the_peak(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def few_copies(diagnosis: Diagnosis) -> Iterator[str]:
+def few_copies(diagnosis: Findings) -> Iterator[str]:
     """The estimate is right in the mean and drowns in its own variance."""
     quality, noisy = diagnosis.hidden, diagnosis.copies - 1
     if quality is None or not 0 < noisy < diagnosis.dimensions:
@@ -142,7 +140,7 @@ def few_copies(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def no_better_than_chance(diagnosis: Diagnosis) -> Iterator[str]:
+def no_better_than_chance(diagnosis: Findings) -> Iterator[str]:
     """An estimate that cannot be told from a random direction."""
     for name, layer in _hidden(diagnosis) if diagnosis.learns_hidden else ():
         quality = layer.quality
@@ -158,7 +156,7 @@ def no_better_than_chance(diagnosis: Diagnosis) -> Iterator[str]:
             )
 
 
-def uphill(diagnosis: Diagnosis) -> Iterator[str]:
+def uphill(diagnosis: Findings) -> Iterator[str]:
     """An estimate that points away from the gradient."""
     for name, layer in _hidden(diagnosis) if diagnosis.learns_hidden else ():
         cosine = layer.quality.cosine
@@ -177,7 +175,7 @@ def _chance(layer: Layer) -> float:
     return min(ERRORS / math.sqrt(max(quality.compared, 1)), 0.5)
 
 
-def batch_statistics(diagnosis: Diagnosis) -> Iterator[str]:
+def batch_statistics(diagnosis: Findings) -> Iterator[str]:
     """Copies must share the statistics of batch normalisation, whose gradient is then missing."""
     for name, layer in _hidden(diagnosis) if diagnosis.batch_norm else ():
         cosine = layer.quality.cosine_of_mean.value
@@ -189,7 +187,7 @@ def batch_statistics(diagnosis: Diagnosis) -> Iterator[str]:
             )
 
 
-def vanishing(diagnosis: Diagnosis) -> Iterator[str]:
+def vanishing(diagnosis: Findings) -> Iterator[str]:
     """The gradient shrinks or grows by orders of magnitude between hidden layers."""
     sizes = {
         name: layer.quality.gradient / layer.weight_norm
@@ -209,7 +207,7 @@ def vanishing(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def uneven(diagnosis: Diagnosis) -> Iterator[str]:
+def uneven(diagnosis: Findings) -> Iterator[str]:
     """One hidden layer gets far more of its gradient than another."""
     shares = {
         name: layer.quality.slope.value
@@ -226,7 +224,7 @@ def uneven(diagnosis: Diagnosis) -> Iterator[str]:
         )
 
 
-def step_size(diagnosis: Diagnosis) -> Iterator[str]:
+def step_size(diagnosis: Findings) -> Iterator[str]:
     """The optimiser's next step by the size of the weights."""
     for name, layer in diagnosis.layers.items():
         update = layer.update
@@ -242,7 +240,7 @@ def _error(error: float) -> float:
     return 0.0 if math.isnan(error) else error
 
 
-def _noise(diagnosis: Diagnosis) -> str:
+def _noise(diagnosis: Findings) -> str:
     return "no noise" if diagnosis.sigma is None else f"sigma = {diagnosis.sigma:g}"
 
 

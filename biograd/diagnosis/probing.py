@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd.contracts import Plan, Trace, bins
 from biograd.diagnosis import references
-from biograd.diagnosis.bench import Bench, gradients
-from biograd.diagnosis.comparison import Sums, cosines, mean, quality
-from biograd.diagnosis.populations import population
+from biograd.diagnosis.activity import population
+from biograd.diagnosis.findings import Layer, Neighbour
+from biograd.diagnosis.quality import Sums, cosines, mean, quality
 from biograd.diagnosis.references import Reference
-from biograd.diagnosis.report import Diagnosis, Layer, Neighbour
+from biograd.diagnosis.report import Diagnosis
+from biograd.diagnosis.setup import Setup, gradients
 from biograd.diagnosis.untouched import untouched
+from biograd.engine import Engine, Result
 from biograd.errors import RecipeError
-
-if TYPE_CHECKING:
-    from biograd.engine import Engine, Result
 
 Truths = dict[str, Tensor]
 
@@ -62,20 +61,26 @@ def probe(
     Raises:
         CapabilityError: the substrate cannot provide that reference, or the engine is detached.
         RecipeError: fewer than two draws, or no such reference.
+
+    >>> import biograd, torch
+    >>> engine = biograd.attach(biograd.build("ann", 4, 3), biograd.Backpropagation())
+    >>> found = probe(engine, torch.randn(8, 4), torch.arange(8) % 3)
+    >>> print(found.overall.cosine, found.advice())
+    1.00 []
     """
     if draws < 2:
         raise RecipeError(f"probe: draws = {draws}: at least two are needed")
     difference = references.find(reference, engine)
     with untouched(engine):
-        bench = Bench(engine, inputs, targets, index)
-        trace = bench.run(Plan())
-        truths = references.truths(bench, trace, difference)
-        drawn = _draw(bench, draws, truths)
-        found = _describe(bench, trace, drawn, _updates(bench, optimiser, drawn.first))
+        setup = Setup(engine, inputs, targets, index)
+        trace = setup.run(Plan())
+        truths = references.truths(setup, trace, difference)
+        drawn = _draw(setup, draws, truths)
+        found = _describe(setup, trace, drawn, _updates(setup, optimiser, drawn.first))
         return dataclasses.replace(
             found,
-            reference=references.words(bench, difference),
-            neighbours=_neighbours(bench, drawn, truths) if neighbours else (),
+            reference=references.words(setup, difference),
+            neighbours=_neighbours(setup, drawn, truths) if neighbours else (),
         )
 
 
@@ -90,43 +95,43 @@ class _Drawn:
     draws: int
 
 
-def _draw(bench: Bench, draws: int, truths: Truths) -> _Drawn:
+def _draw(setup: Setup, draws: int, truths: Truths) -> _Drawn:
     """Estimate the gradient again and again."""
-    engine = bench.engine
+    engine = setup.engine
     sums = {
         group.name: Sums(
             truths[group.name],
-            sum(bench.parameters[place].numel() for place in group.places),
+            sum(setup.parameters[place].numel() for place in group.places),
             draws,
         )
-        for group in bench.groups
+        for group in setup.groups
     }
-    streams = {name: bench.stream(name) for name in engine.streams}
+    streams = {name: setup.stream(name) for name in engine.streams}
     first: list[Tensor] = []
     informative = 0.0
     for _ in range(draws):
-        engine.streams = streams | {n: bench.stream(n) for n in ("encoding", "dropout")}
-        result = engine(bench.inputs, bench.targets, bench.index)
-        found = gradients(result.surrogate, bench.parameters)
+        engine.streams = streams | {n: setup.stream(n) for n in ("encoding", "dropout")}
+        result = engine(setup.inputs, setup.targets, setup.index)
+        found = gradients(result.surrogate, setup.parameters)
         informative += result.informative / draws
         first = first or found
-        for group in bench.groups:
+        for group in setup.groups:
             sums[group.name].add(group.vector(found))
     return _Drawn(sums, first, result, informative, draws)
 
 
-def _neighbours(bench: Bench, drawn: _Drawn, truths: Truths) -> tuple[Neighbour, ...]:
+def _neighbours(setup: Setup, drawn: _Drawn, truths: Truths) -> tuple[Neighbour, ...]:
     """Draw the same noise again, a quarter and four times as large."""
-    engine, found = bench.engine, []
+    engine, found = setup.engine, []
     sigma = _sigma(engine.estimator)
-    if sigma is None or not bench.hidden:
+    if sigma is None or not setup.hidden:
         return ()
-    here = cosines([drawn.sums[name] for name in bench.hidden])
+    here = cosines([drawn.sums[name] for name in setup.hidden])
     step = engine.step - drawn.draws
     for other in (sigma / 4, sigma * 4):
         engine.estimator.sigma, engine.step = other, step  # type: ignore[assignment]
-        again = _draw(bench, drawn.draws, truths).sums
-        there = cosines([again[name] for name in bench.hidden])
+        again = _draw(setup, drawn.draws, truths).sums
+        there = cosines([again[name] for name in setup.hidden])
         found.append(Neighbour(other, mean(there), mean(there - here)))
     return tuple(found)
 
@@ -136,36 +141,36 @@ def _sigma(estimator: nn.Module) -> float | None:
     return float(sigma) if isinstance(sigma, float | int) else None
 
 
-def _describe(bench: Bench, trace: Trace, drawn: _Drawn, updates: dict[str, float]) -> Diagnosis:
-    engine, sums, copies = bench.engine, drawn.sums, len(drawn.last.losses)
-    norms = [part for part in bench.network.modules() if isinstance(part, _BatchNorm)]
+def _describe(setup: Setup, trace: Trace, drawn: _Drawn, updates: dict[str, float]) -> Diagnosis:
+    engine, sums, copies = setup.engine, drawn.sums, len(drawn.last.losses)
+    norms = [part for part in setup.network.modules() if isinstance(part, _BatchNorm)]
     return Diagnosis(
         estimator=type(engine.estimator).__name__,
         substrate=engine.substrate.name,
         draws=drawn.draws,
-        examples=len(bench.targets),
+        examples=len(setup.targets),
         step=engine.step - drawn.draws,
         loss=float(drawn.last.loss),
         informative=drawn.informative,
         copies=copies,
-        dimensions=_dimensions(bench, trace) if copies > 1 else 0,
+        dimensions=_dimensions(setup, trace) if copies > 1 else 0,
         sigma=_sigma(engine.estimator),
         method=str(getattr(engine.estimator, "method", "")),
         learns_hidden=engine.estimator.learns_hidden,
         batch_norm=any(part.training for part in norms),
-        layers=_layers(bench, trace, sums, updates),
-        hidden=quality([sums[name] for name in bench.hidden]) if bench.hidden else None,
+        layers=_layers(setup, trace, sums, updates),
+        hidden=quality([sums[name] for name in setup.hidden]) if setup.hidden else None,
         overall=quality(list(sums.values())),
     )
 
 
-def _dimensions(bench: Bench, trace: Trace) -> int:
+def _dimensions(setup: Setup, trace: Trace) -> int:
     """Return in how many dimensions the estimator looks for each example's gradient."""
-    estimator = bench.engine.estimator
+    estimator = setup.engine.estimator
     if "perturb_parameter" in estimator.needs:
-        return sum(parameter.numel() for parameter in bench.parameters)
+        return sum(parameter.numel() for parameter in setup.parameters)
     chosen = getattr(estimator, "sites", "all")
-    names = bench.engine.hidden if isinstance(chosen, str) else tuple(chosen)
+    names = setup.engine.hidden if isinstance(chosen, str) else tuple(chosen)
     width = getattr(estimator, "time_bin", None)
     shapes = [trace.sites[name].shape for name in names]
     sizes = [bins(shape.steps, width) * math.prod(shape.units) for shape in shapes]
@@ -173,18 +178,18 @@ def _dimensions(bench: Bench, trace: Trace) -> int:
 
 
 def _layers(
-    bench: Bench, trace: Trace, sums: dict[str, Sums], updates: dict[str, float]
+    setup: Setup, trace: Trace, sums: dict[str, Sums], updates: dict[str, float]
 ) -> dict[str, Layer]:
     layers = {}
-    for group in bench.groups:
+    for group in setup.groups:
         facts: dict[str, Any] = {}
         site = trace.sites.get(group.name)
         if site is not None and site.activity is not None and group.kind == "hidden":
-            facts = population(site.activity.detach(), group.layer, bench.spiking)
+            facts = population(site.activity.detach(), group.layer, setup.spiking)
         layers[group.name] = Layer(
             group.kind,
             quality([sums[group.name]]),
-            bench.weight_norm(group),
+            setup.weight_norm(group),
             update=updates.get(group.name),
             **facts,
         )
@@ -192,13 +197,13 @@ def _layers(
 
 
 def _updates(
-    bench: Bench, optimiser: torch.optim.Optimizer | None, found: list[Tensor]
+    setup: Setup, optimiser: torch.optim.Optimizer | None, found: list[Tensor]
 ) -> dict[str, float]:
     """Return how far a step with these gradients moves each site's weights, relatively."""
     if optimiser is None:
         return {}
     twin = copy.deepcopy(optimiser)
-    places = {id(parameter): place for place, parameter in enumerate(bench.parameters)}
+    places = {id(parameter): place for place, parameter in enumerate(setup.parameters)}
     moved: dict[int, Tensor] = {}
     for group, twins in zip(optimiser.param_groups, twin.param_groups, strict=True):
         for original, other in zip(group["params"], twins["params"], strict=True):
@@ -208,10 +213,10 @@ def _updates(
                 moved[place] = other
     type(twin).step(twin)  # not the instance's: a scheduler may have wrapped the original's
     ratios = {}
-    for part in bench.groups:
+    for part in setup.groups:
         chosen = [place for place in part.places if place in moved and moved[place].dim() > 1]
-        changes = [moved[place].detach() - bench.parameters[place].detach() for place in chosen]
-        size = bench.weight_norm(part)
+        changes = [moved[place].detach() - setup.parameters[place].detach() for place in chosen]
+        size = setup.weight_norm(part)
         if changes and size > 0:
             squares = sum(float(change.double().square().sum()) for change in changes)
             ratios[part.name] = math.sqrt(squares) / size

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Trace
-from biograd.diagnosis.bench import Bench, Group, gradients
+from biograd.diagnosis.setup import ParameterGroup, Setup, gradients
+from biograd.engine import Engine
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.recipes import Count, Positive, validate
-
-if TYPE_CHECKING:
-    from biograd.engine import Engine
 
 NAMES = ("auto", "backpropagation", "finite_difference")
 
@@ -61,7 +59,7 @@ def find(reference: Reference, engine: Engine) -> FiniteDifference | None:
     return FiniteDifference() if by_difference else None
 
 
-def truths(bench: Bench, trace: Trace, difference: FiniteDifference | None) -> dict[str, Tensor]:
+def truths(setup: Setup, trace: Trace, difference: FiniteDifference | None) -> dict[str, Tensor]:
     """Return the reference of every group of parameters, as a vector.
 
     Args:
@@ -70,78 +68,78 @@ def truths(bench: Bench, trace: Trace, difference: FiniteDifference | None) -> d
             are tried.
     """
     if difference is not None:
-        return _differences(bench, difference)
-    found = gradients(trace.loss, bench.parameters)
-    return {group.name: group.vector(found) for group in bench.groups}
+        return _differences(setup, difference)
+    found = gradients(trace.loss, setup.parameters)
+    return {group.name: group.vector(found) for group in setup.groups}
 
 
-def words(bench: Bench, difference: FiniteDifference | None) -> str:
+def words(setup: Setup, difference: FiniteDifference | None) -> str:
     """Say what the reference is."""
-    local = " of the local losses" if bench.engine.objective.local else ""
+    local = " of the local losses" if setup.engine.objective.local else ""
     if difference is None:
-        return f"{'the surrogate gradient' if bench.spiking else 'back-propagation'}{local}"
+        return f"{'the surrogate gradient' if setup.spiking else 'back-propagation'}{local}"
     return (
-        f"central differences{local} (±{_step(bench, difference):.3g} of the RMS weight, "
+        f"central differences{local} (±{_step(setup, difference):.3g} of the RMS weight, "
         f"{difference.parameters} weights a layer)"
     )
 
 
-def _step(bench: Bench, difference: FiniteDifference) -> float:
-    return difference.step or (0.2 if bench.spiking else 0.01)
+def _step(setup: Setup, difference: FiniteDifference) -> float:
+    return difference.step or (0.2 if setup.spiking else 0.01)
 
 
-def _differences(bench: Bench, difference: FiniteDifference) -> dict[str, Tensor]:
+def _differences(setup: Setup, difference: FiniteDifference) -> dict[str, Tensor]:
     stream, found = torch.Generator(), {}
-    stream.manual_seed(bench.stream("entries").initial_seed())
-    for position, group in enumerate(bench.groups):
-        sizes = [bench.parameters[place].numel() for place in group.places]
+    stream.manual_seed(setup.stream("entries").initial_seed())
+    for position, group in enumerate(setup.groups):
+        sizes = [setup.parameters[place].numel() for place in group.places]
         chosen = torch.randperm(sum(sizes), generator=stream)[: difference.parameters]
         chosen = chosen.sort().values
-        bench.groups[position] = dataclasses.replace(group, chosen=chosen.to(bench.device))
-        width = _step(bench, difference) * _root_mean_square(bench, group)
+        setup.groups[position] = dataclasses.replace(group, chosen=chosen.to(setup.device))
+        width = _step(setup, difference) * _root_mean_square(setup, group)
         slopes = []
         for entry in chosen.tolist():
             place = 0
             while entry >= sizes[place]:
                 entry, place = entry - sizes[place], place + 1
-            owner = _owner(bench, group, group.places[place])
-            slopes.append(_slope(bench, group.places[place], entry, width, owner))
-        found[group.name] = torch.tensor(slopes, dtype=torch.float64, device=bench.device)
+            owner = _owner(setup, group, group.places[place])
+            slopes.append(_slope(setup, group.places[place], entry, width, owner))
+        found[group.name] = torch.tensor(slopes, dtype=torch.float64, device=setup.device)
     return found
 
 
-def _root_mean_square(bench: Bench, group: Group) -> float:
-    size = bench.weight_norm(group)
-    return size / math.sqrt(sum(p.numel() for p in bench.weights(group))) if size > 0 else 1.0
+def _root_mean_square(setup: Setup, group: ParameterGroup) -> float:
+    size = setup.weight_norm(group)
+    return size / math.sqrt(sum(p.numel() for p in setup.weights(group))) if size > 0 else 1.0
 
 
-def _owner(bench: Bench, group: Group, place: int) -> str:
+def _owner(setup: Setup, group: ParameterGroup, place: int) -> str:
     """Return the site whose local loss trains a parameter; "": the loss of the outputs."""
-    structure = bench.engine._structure
+    structure = setup.engine._structure
     if group.kind != "other":
         return str(structure.get("owners", {}).get(group.name, ""))
     owners = structure.get("parameter_owners", ())
     return owners[place] if owners else ""
 
 
-def _slope(bench: Bench, place: int, entry: int, width: float, owner: str) -> float:
+def _slope(setup: Setup, place: int, entry: int, width: float, owner: str) -> float:
     """Return the central difference of the owner's loss by one entry of a parameter."""
-    values = bench.parameters[place].detach()
+    values = setup.parameters[place].detach()
     where = torch.unravel_index(torch.tensor(entry), values.shape)
     kept = values[where].clone()
     try:
         values[where] = kept + width
-        above, upper = float(values[where]), _loss(bench, owner)
+        above, upper = float(values[where]), _loss(setup, owner)
         values[where] = kept - width
-        below, lower = float(values[where]), _loss(bench, owner)
+        below, lower = float(values[where]), _loss(setup, owner)
     finally:
         values[where] = kept
     return (upper - lower) / (above - below)
 
 
-def _loss(bench: Bench, owner: str) -> float:
+def _loss(setup: Setup, owner: str) -> float:
     """Return the mean loss, or the local one that trains the parameter."""
-    trace = bench.run(Plan(graph=False))
+    trace = setup.run(Plan(graph=False))
     if not owner:
         return float(trace.losses[0].double().mean())
     values = trace.local[owner][0].double()

@@ -6,13 +6,12 @@ import copy
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from biograd.engine import Engine
+from biograd.engine import Engine
 
 
 @contextmanager

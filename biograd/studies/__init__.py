@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, Protocol
 
 from biograd import progress, recipes
 from biograd.errors import RecipeError, nearest
+from biograd.placement import Placement
 from biograd.recipes import Table
 from biograd.runs import storage
-from biograd.studies.engines import Placement
 
 Row = dict[str, Any]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from biograd import studies
 from biograd.errors import BiogradError, RecipeError
+from biograd.placement import Placement
 from biograd.recipes import Table
 from biograd.studies import Place, Report, Silent, search, set_file
-from biograd.studies.engines import Placement
 from biograd.studies.grid import CONTROL
 from biograd.studies.set_file import RunSet
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from biograd.placement import Failure
 from biograd.studies import Report, statistics
 from biograd.studies.grid import Cell
-from biograd.studies.tasks import Failure
 from biograd.studies.writing import COSTLY
 
 Summary = dict[str, Any]

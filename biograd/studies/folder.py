@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from biograd.errors import RecipeError
-from biograd.recipes import Table
+from biograd.recipes import Table, construct
 from biograd.runs import storage
 from biograd.studies import SAVED
+from biograd.studies.design import Trainings
 
 AGAIN = "run the study again"
 
@@ -73,9 +74,6 @@ def check(table: Table, folder: Path) -> None:
 
 def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must stay as it is for a folder to go on."""
-    from biograd.recipes import construct
-    from biograd.studies.training import Trainings
-
     settings = construct(Trainings, {k: v for k, v in table.items() if k != "kind"}, SAVED)
     ranges = dataclasses.asdict(settings.tune) if settings.tune else {}
     ranges.pop("trials", None)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from biograd import data, experiment
-from biograd.diagnosis import Diagnosis
+from biograd.diagnosis import Diagnosis, probe
 from biograd.experiment import Configuration, Experiment
 from biograd.networks import build
 from biograd.recipes import Count, Table, construct
@@ -137,7 +137,7 @@ def _compare(
     inputs, targets = placed(made.network, dataset.train.inputs[rows], dataset.train.targets[rows])
     made.network.train()
     index = torch.arange(len(inputs))
-    found = made.engine.probe(inputs, targets, index, draws=settings.draws, neighbours=False)
+    found = probe(made.engine, inputs, targets, index, draws=settings.draws, neighbours=False)
     made.engine.detach()
     return found
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from biograd import experiment
+from biograd import experiment, placement
 from biograd.errors import BiogradError, RecipeError
-from biograd.recipes import Range, Table
+from biograd.placement import Event, Failure, Work
+from biograd.recipes import Table
 from biograd.runs import storage
 from biograd.studies import (
     Key,
@@ -29,70 +29,14 @@ from biograd.studies import (
     Report,
     Row,
     comparison,
-    engines,
     folder,
-    grid,
     outputs,
     search,
 )
 from biograd.studies.comparison import Comparison, Summary
-from biograd.studies.grid import Cell, Grid
+from biograd.studies.design import Trainings, stem
+from biograd.studies.grid import Cell
 from biograd.studies.search import Search
-from biograd.studies.tasks import Event, Failure, Task
-
-
-@dataclasses.dataclass(frozen=True)
-class Trainings:
-    """The settings of a study of trainings: a grid, listed cells, or both."""
-
-    description: str = ""
-    cells: Table = dataclasses.field(default_factory=dict)
-    grid: Grid | None = None
-    model: str = "ann"
-    dataset: str = "digits"
-    estimator: str | None = None
-    set: tuple[str, ...] = ()
-    seeds: tuple[Annotated[int, Range(0)], ...] = (0, 1, 2)
-    baseline: str | None = None
-    """The cell to which the others are compared; by default the first."""
-    error: bool = False
-    """Show test errors instead of accuracies."""
-    tune: Search | None = None
-    """Choose settings of every cell, all with as many trials, before it is trained."""
-
-    def lines(self) -> list[Cell]:
-        """Return the cells in the order of the table.
-
-        Raises:
-            RecipeError: a cell, an axis or the baseline is not valid.
-        """
-        cells = self.expanded()
-        grid.check(cells, self.baseline)
-        stems = [_stem(cell.name) for cell in cells]
-        for stem, cell in zip(stems, cells, strict=True):
-            if stems.count(stem) > 1:
-                raise RecipeError(f"study: cell {cell.name!r}: another would have the same file")
-        if len({*self.seeds}) < len(self.seeds) or not self.seeds:
-            raise RecipeError(f"study: seeds = {list(self.seeds)}: give different ones")
-        return cells
-
-    def expanded(self) -> list[Cell]:
-        """Return the cells as they are written, unchecked."""
-        common = (self.model, self.dataset, self.estimator)
-        cells = grid.expand(self.grid, *common) if self.grid else []
-        return cells + grid.listed(self.cells, *common)
-
-    def trainings(self, place: Place) -> list[Training]:
-        """Return every cell with every seed.
-
-        Seeds are outside, so that an interrupted study has all cells of the seeds that it has.
-        """
-        cells = self.lines()
-        return [Training(self, cell, seed, place) for seed in self.seeds for cell in cells]
-
-    def table(self) -> Table:
-        """Return the study as a file of it would hold it."""
-        return {"kind": "training", **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +67,7 @@ class Training:
     @property
     def path(self) -> Path:
         """Where its run file goes."""
-        return self.place.folder / f"{_stem(self.cell.name)}-seed{self.seed}.h5"
+        return self.place.folder / f"{stem(self.cell.name)}-seed{self.seed}.h5"
 
     @property
     def note(self) -> Path:
@@ -213,10 +157,6 @@ class Training:
             raise RecipeError(f"{self.note}: is damaged: delete it") from error
 
 
-def _stem(name: str) -> str:
-    return re.sub(r"\W+", "-", name).strip("-") or "cell"
-
-
 def _same(known: Table, asked: Table, where: Path) -> None:
     # what an older version did not know yet has its default
     if _plain(experiment.Configuration.of(known, where)) != asked:
@@ -244,7 +184,16 @@ def tune(settings: Search, training: Training) -> None:
 
 
 def _notes_of_search(training: Training) -> Path:
-    return training.place.folder / f"{_stem(training.cell.name)}-tuning.json"
+    return training.place.folder / f"{stem(training.cell.name)}-tuning.json"
+
+
+def planned(settings: Trainings, place: Place) -> list[Training]:
+    """Return every cell with every seed.
+
+    Seeds are outside, so that an interrupted study has all cells of the seeds that it has.
+    """
+    cells = settings.lines()
+    return [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
 
 
 def run(settings: Trainings, place: Place, progress: Progress) -> Report:
@@ -253,7 +202,7 @@ def run(settings: Trainings, place: Place, progress: Progress) -> Report:
     Raises:
         RecipeError: the study is not valid, or the folder holds another one.
     """
-    trainings = settings.trainings(place)
+    trainings = planned(settings, place)
     if place.task is not None:
         only = [_only(trainings, place.task, settings)]
         return _run(settings, only, place, progress)
@@ -324,12 +273,12 @@ def _tune(
         if event.state != "started":
             progress.note(f"{event.name}: {event.reason or event.state}")
 
-    tasks = [Task(name, tune, (settings, first[cell])) for name, cell in names.items()]
+    tasks = [Work(name, tune, (settings, first[cell])) for name, cell in names.items()]
     place = trainings[0].place.placement
     if place.engine == "local" and place.workers == 1:
         lost = [failure for task in tasks if (failure := _attempt(task, watch))]
     else:
-        lost = engines.place(tasks, place, watch)
+        lost = placement.place(tasks, place, watch)
     without = {names[failure.name]: failure.reason for failure in lost}
     failures = [
         Failure(one.name, without[one.cell.name]) for one in trainings if one.cell.name in without
@@ -352,7 +301,7 @@ def _tune(
     return tuned, failures, rows
 
 
-def _attempt(task: Task, watch: Callable[[Event], None]) -> Failure | None:
+def _attempt(task: Work, watch: Callable[[Event], None]) -> Failure | None:
     """Do a task in this process; return why it failed, if it did."""
     watch(Event(task.name, "started"))
     try:
@@ -409,6 +358,6 @@ def _train(todo: Sequence[Training], progress: Progress) -> list[Failure]:
         return []
     place = todo[0].place.placement
     if place.engine == "local" and place.workers == 1:
-        tasks = [Task(one.name, one.run, (progress, len(todo) > 1)) for one in todo]
+        tasks = [Work(one.name, one.run, (progress, len(todo) > 1)) for one in todo]
         return [failure for task in tasks if (failure := _attempt(task, watch))]
-    return engines.place([Task(one.name, train, (one,)) for one in todo], place, watch)
+    return placement.place([Work(one.name, train, (one,)) for one in todo], place, watch)

@@ -13,10 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from biograd.placement import processes
+from biograd.placement.jobs import Work
 from biograd.recipes import construct
-from biograd.studies import Place, pool
-from biograd.studies.tasks import Task
-from biograd.studies.training import Trainings, train
+from biograd.studies import Place
+from biograd.studies.design import Trainings
+from biograd.studies.training import planned, train
 
 STUDY = {"grid": {"models": ["spiking"], "control": False}, "seeds": list(range(8))}
 
@@ -24,10 +26,10 @@ STUDY = {"grid": {"models": ["spiking"], "control": False}, "seeds": list(range(
 def seconds(workers: int) -> float:
     """Return how long all trainings take."""
     with tempfile.TemporaryDirectory() as folder:
-        trainings = construct(Trainings, STUDY, "study").trainings(Place(Path(folder)))
+        trainings = planned(construct(Trainings, STUDY, "study"), Place(Path(folder)))
         begin = time.perf_counter()
-        failures = pool.run(
-            [Task(one.name, train, (one,)) for one in trainings], workers, lambda event: None
+        failures = processes.run(
+            [Work(one.name, train, (one,)) for one in trainings], workers, lambda event: None
         )
         assert not failures, failures
         return time.perf_counter() - begin

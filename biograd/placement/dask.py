@@ -1,7 +1,7 @@
 """Trainings on the workers of a Dask cluster: of this machine, or one that is reached by address.
 
 A worker does each training in a process of its own, so that a training that is killed, or crashes,
-does not take the worker and its other tasks along, and one that should stop can be asked to.
+does not take the worker and its other work along, and one that should stop can be asked to.
 Whoever has Slurm jobs or containers as Dask workers starts them and gives the address; they see
 the same folders.
 """
@@ -20,17 +20,17 @@ from typing import Any
 
 from biograd import __version__
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
-from biograd.studies.engines.placement import Placement
-from biograd.studies.pool import Processes
-from biograd.studies.tasks import (
-    Answer,
-    Engine,
+from biograd.placement.jobs import (
+    Executor,
     Job,
-    Task,
+    Outcome,
+    Work,
     environment,
     line,
     threads,
 )
+from biograd.placement.processes import Processes
+from biograd.placement.slurm import Placement
 
 CONNECT = 5.0
 """Seconds to reach a scheduler."""
@@ -38,8 +38,8 @@ STOP = 15.0
 """Seconds to end for trainings that are asked to stop: longer than their workers let them."""
 
 
-def begin(placement: Placement, count: int) -> Engine:
-    """Return the engine for so many tasks.
+def begin(placement: Placement, count: int) -> Executor:
+    """Return the executor for so much work.
 
     Raises:
         MissingExtraError: distributed is not installed.
@@ -57,13 +57,13 @@ def begin(placement: Placement, count: int) -> Engine:
         if placement.address is None:
             workers = min(placement.workers, count)
             client = _here(stack, distributed, workers)
-            engine = Workers(client, workers, "this machine", placement.logs)
+            executor = Workers(client, workers, "this machine", placement.logs)
         else:
             client = _there(stack, distributed, placement.address)
             name = f"the scheduler at {placement.address}"
-            engine = Workers(client, count, name, placement.logs)
-        engine.ending = stack.pop_all()
-    return engine
+            executor = Workers(client, count, name, placement.logs)
+        executor.ending = stack.pop_all()
+    return executor
 
 
 def _here(stack: ExitStack, distributed: Any, workers: int) -> Any:
@@ -159,11 +159,11 @@ def _quiet() -> Iterator[None]:
 
 
 class Workers:
-    """An engine: workers of Dask.
+    """An executor: workers of Dask.
 
     Args:
         client: of the scheduler.
-        capacity: tasks that are handed to it at a time.
+        capacity: jobs that are handed to it at a time.
         name: of the cluster.
         logs: folder for what the trainings say.
     """
@@ -183,7 +183,7 @@ class Workers:
                 job.handle = self.client.submit(
                     _work,
                     self.study,
-                    job.task,
+                    job.work,
                     self.logs.absolute(),
                     Path.cwd(),
                     key=f"biograd-{uuid.uuid4().hex}",
@@ -191,16 +191,16 @@ class Workers:
                     retries=0,
                 )
             except Exception as error:
-                job.answer = Answer(False, f"Dask, {self.name}: {line(error)}")
+                job.answer = Outcome(False, f"Dask, {self.name}: {line(error)}")
 
-    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
+    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome]]:
         """Return the jobs that have ended, or wait a little."""
         found = [(job, self._answer(job.handle)) for job in jobs if job.handle.done()]
         if not found:
             time.sleep(0.1)
         return found
 
-    def _answer(self, future: Any) -> Answer:
+    def _answer(self, future: Any) -> Outcome:
         """Return how a job went.
 
         Nothing is fetched from the worker, which may have died meanwhile.
@@ -208,16 +208,16 @@ class Workers:
         from distributed import KilledWorker
 
         if future.status == "finished":
-            return Answer(False, "")
+            return Outcome(False, "")
         if future.status != "error":
-            return Answer(True, f"Dask, {self.name}: the connection was lost")
+            return Outcome(True, f"Dask, {self.name}: the connection was lost")
         error = future.exception()
         if isinstance(error, _Failed):
-            return Answer(*error.args)
+            return Outcome(*error.args)
         if isinstance(error, KilledWorker):
-            return Answer(True, "the Dask worker that ran it died")
+            return Outcome(True, "the Dask worker that ran it died")
         text = f"its Dask worker: {type(error).__name__}: {line(error)}"
-        return Answer(isinstance(error, OSError), text)
+        return Outcome(isinstance(error, OSError), text)
 
     def close(self, jobs: Sequence[Job]) -> None:
         """Ask the running trainings to stop, let them commit, and end client and cluster."""
@@ -235,7 +235,7 @@ class Workers:
 # In a worker --------------------------------------------------------------------------------------
 
 _at_work: list[str] = []
-"""The study of each task that is under way here."""
+"""The study of each work that is under way here."""
 _stopping: set[str] = set()
 
 
@@ -243,8 +243,8 @@ class _Failed(Exception):
     """An answer that is not a success: the scheduler keeps errors, but results only the worker."""
 
 
-def _work(study: str, task: Task, logs: Path, folder: Path) -> None:
-    """Do a task in a process of its own, which runs in ``folder``.
+def _work(study: str, work: Work, logs: Path, folder: Path) -> None:
+    """Do work in a process of its own, which runs in ``folder``.
 
     Raises:
         _Failed: it was not done.
@@ -253,7 +253,7 @@ def _work(study: str, task: Task, logs: Path, folder: Path) -> None:
 
     # as many at a time as the worker has threads, so that each has its share of the cores
     processes = Processes(get_worker().state.nthreads, logs=logs, folder=folder)
-    job = Job(task)
+    job = Job(work)
     _at_work.append(study)
     try:
         processes.start([job])
@@ -264,7 +264,7 @@ def _work(study: str, task: Task, logs: Path, folder: Path) -> None:
             processes.close([job])
     finally:
         _at_work.remove(study)
-    answer = ended[0][1] if ended else Answer(True, "it was asked to stop")
+    answer = ended[0][1] if ended else Outcome(True, "it was asked to stop")
     if answer.reason:
         raise _Failed(*answer)
 

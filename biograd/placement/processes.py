@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from biograd.studies.tasks import (
-    Answer,
+from biograd.placement.jobs import (
     Event,
+    Executor,
     Failure,
     Job,
-    Task,
+    Outcome,
+    Work,
     deaf_to,
     drive,
     killed,
@@ -31,8 +32,7 @@ from biograd.studies.tasks import (
     pointed,
     threads,
 )
-
-__all__ = ["Event", "Failure", "Processes", "Task", "run"]
+from biograd.placement.slurm import Placement
 
 GRACE = 10.0
 """Seconds to commit and end for a process that is asked to stop."""
@@ -40,24 +40,29 @@ LOOK = 0.05
 """Seconds between two looks at the processes."""
 
 
+def begin(placement: Placement, count: int) -> Executor:
+    """Return the executor for so much work."""
+    return Processes(min(placement.workers, count), cuda_devices(), placement.logs)
+
+
 def run(
-    tasks: Sequence[Task],
+    work: Sequence[Work],
     workers: int,
     watch: Callable[[Event], None],
     *,
     devices: Sequence[str] = (),
     logs: Path | None = None,
 ) -> list[Failure]:
-    """Run all tasks, ``workers`` at a time, and return those that failed.
+    """Do all work, ``workers`` at a time, and return those that failed.
 
     Args:
         watch: is told of every start and every end.
         devices: see :class:`Processes`.
         logs: folder for what the processes say.
     """
-    if not tasks:
+    if not work:
         return []
-    return drive(tasks, Processes(min(workers, len(tasks)), devices, logs), watch)
+    return drive(work, Processes(min(workers, len(work)), devices, logs), watch)
 
 
 @dataclasses.dataclass
@@ -68,7 +73,7 @@ class _Process:
 
 
 class Processes:
-    """An engine: a process of this machine for each try.
+    """An executor: a process of this machine for each try.
 
     The cores are divided: each process computes with its share of threads.  If this process dies,
     those that it started end, too.
@@ -96,14 +101,14 @@ class Processes:
         """Start a process for each job."""
         for job in jobs:
             try:
-                work = pickle.dumps((job.task.function, job.task.arguments))
+                work = pickle.dumps((job.work.function, job.work.arguments))
             except Exception as error:  # it raises what it likes
-                job.answer = Answer(False, f"cannot be sent to another process: {line(error)}")
+                job.answer = Outcome(False, f"cannot be sent to another process: {line(error)}")
                 continue
             try:
-                job.handle = self._begin(job.task.name)
+                job.handle = self._begin(job.work.name)
             except OSError as error:
-                job.answer = Answer(True, f"no process could be started: {line(error)}")
+                job.answer = Outcome(True, f"no process could be started: {line(error)}")
                 continue
             with contextlib.suppress(OSError):  # it has ended already, and its end will be seen
                 pickle.dump(work, job.handle.process.stdin)
@@ -114,17 +119,17 @@ class Processes:
         variables = threads(self.capacity)
         if device is not None:
             variables["CUDA_VISIBLE_DEVICES"] = device
-        # the modules of tasks are to be found as they are here
+        # the modules of the work are to be found as they are here
         variables["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         log, errors = None if self.logs is None else log_of(name, self.logs), subprocess.DEVNULL
         if log is not None:
-            with contextlib.suppress(OSError):  # a full disk must not fail the task here
+            with contextlib.suppress(OSError):  # a full disk must not fail the work here
                 log.parent.mkdir(parents=True, exist_ok=True)
                 errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             with deaf_to(signal.SIGINT):
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "biograd.studies.child"],
+                    [sys.executable, "-P", "-m", "biograd.placement.child"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
@@ -138,22 +143,22 @@ class Processes:
             self._used.append(device)
         return _Process(process, device, log)
 
-    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
+    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome]]:
         """Return the jobs whose process has ended, or wait a little."""
         found = [job for job in jobs if job.handle.process.poll() is not None]
         if not found:
             time.sleep(LOOK)
         return [(job, self._outcome(job.handle)) for job in found]
 
-    def _outcome(self, handle: _Process) -> Answer:
+    def _outcome(self, handle: _Process) -> Outcome:
         """Return how a process that has ended went."""
         said, code = handle.process.stdout, handle.process.returncode
         assert said
         try:
-            answer = Answer(*pickle.load(said))
+            answer = Outcome(*pickle.load(said))
         except (EOFError, pickle.UnpicklingError):
             text = f"its process ended with exit code {code} and without an answer"
-            answer = killed(-code) if code < 0 else Answer(True, text, logged=True)
+            answer = killed(-code) if code < 0 else Outcome(True, text, logged=True)
         self._release(handle)
         return pointed(answer, handle.log)
 
@@ -184,7 +189,7 @@ class Processes:
                 handle.process.kill()
                 handle.process.wait()
                 self._release(handle)
-                pointed(Answer(False, ""), handle.log)
+                pointed(Outcome(False, ""), handle.log)
 
 
 def cuda_devices() -> list[str]:

@@ -1,8 +1,12 @@
-"""Engines place the trainings of a study on processes: of this machine, of Slurm, of Dask.
+"""Placement: work on the processes of this machine, of Slurm, of Dask.
 
-An engine only places processes.  What was done is in the folder of the study, so any engine can go
-on with what another began.  To add one: a file with ``begin(placement, count) -> Engine``, and a
-line in ``ENGINES``.
+::
+
+    place(work, Placement("dask", workers=8), watch) -> what failed
+
+An executor only places processes.  What was done is in files, so any of them can go on with what
+another began.  To add one: a file with ``begin(placement, count) -> Executor``, and a line in
+``ENGINES``.
 """
 
 from __future__ import annotations
@@ -12,31 +16,31 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from biograd.errors import RecipeError, nearest
-from biograd.studies.engines.placement import Placement
-from biograd.studies.engines.sbatch import sbatch
-from biograd.studies.tasks import Event, Failure, Task, drive
+from biograd.placement.jobs import Event, Failure, Work, drive
+from biograd.placement.sbatch import sbatch
+from biograd.placement.slurm import Placement
 
-__all__ = ["ENGINES", "Placement", "place", "sbatch"]
+__all__ = ["ENGINES", "Event", "Failure", "Placement", "Work", "place", "sbatch"]
 
 
-class Entry(NamedTuple):
-    """Where an engine lives, and which fields of a placement only some engines take."""
+class ExecutorEntry(NamedTuple):
+    """Where an executor lives, and which fields of a placement only some engines take."""
 
     module: str
     takes: tuple[str, ...] = ()
 
 
 ENGINES = {
-    "local": Entry("biograd.studies.engines.local"),
-    "submitit": Entry("biograd.studies.engines.submitit", ("options",)),
-    "dask": Entry("biograd.studies.engines.dask", ("address",)),
+    "local": ExecutorEntry("biograd.placement.processes"),
+    "submitit": ExecutorEntry("biograd.placement.submitit", ("options",)),
+    "dask": ExecutorEntry("biograd.placement.dask", ("address",)),
 }
 
 
 def place(
-    tasks: Sequence[Task], placement: Placement, watch: Callable[[Event], None]
+    work: Sequence[Work], placement: Placement, watch: Callable[[Event], None]
 ) -> list[Failure]:
-    """Run all tasks where the placement says and return those that failed, each with one line.
+    """Do all work where the placement says and return those that failed, each with one line.
 
     What the machine fails is tried again after a pause; an error of the recipe is not; neither
     stops the others.
@@ -60,7 +64,7 @@ def place(
             )
     if placement.workers < 1:
         raise RecipeError(f"workers = {placement.workers}: must be at least 1")
-    if not tasks:
+    if not work:
         return []
-    engine = importlib.import_module(entry.module).begin(placement, len(tasks))
-    return drive(tasks, engine, watch)
+    executor = importlib.import_module(entry.module).begin(placement, len(work))
+    return drive(work, executor, watch)

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 from biograd.errors import RecipeError
-from biograd.studies.engines.placement import MINUTES, OPTIONS, Placement, read_options
-from biograd.studies.tasks import THREADS
+from biograd.placement.jobs import THREADS
+from biograd.placement.slurm import MINUTES, OPTIONS, Placement, read_options
 
 SCRIPT = """\
 #!/bin/bash

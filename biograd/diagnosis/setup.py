@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Plan, Trace
+from biograd.engine import Engine
 from biograd.randomness import generator
-
-if TYPE_CHECKING:
-    from biograd.engine import Engine
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """The parameters of one site, as places in the list of all that are trained."""
 
     name: str
@@ -34,7 +32,7 @@ class Group:
         return flat if self.chosen is None else flat[self.chosen]
 
 
-class Bench:
+class Setup:
     """An engine and the examples at which it is probed, encoded alike every time."""
 
     def __init__(
@@ -49,7 +47,7 @@ class Bench:
         self.groups = self._find_groups()
         self.hidden = [group.name for group in self.groups if group.kind == "hidden"]
 
-    def _find_groups(self) -> list[Group]:
+    def _find_groups(self) -> list[ParameterGroup]:
         places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
         sites, groups = self.engine.substrate.sites, []
         for site in sites:
@@ -62,9 +60,9 @@ class Bench:
             )
             kind: Literal["hidden", "readout"] = "readout" if site is sites[-1] else "hidden"
             if found:
-                groups.append(Group(site.name, kind, found, layers[0]))
+                groups.append(ParameterGroup(site.name, kind, found, layers[0]))
         if places:
-            groups.append(Group("elsewhere", "other", tuple(places.values())))
+            groups.append(ParameterGroup("elsewhere", "other", tuple(places.values())))
         return groups
 
     def stream(self, name: str) -> torch.Generator:
@@ -80,12 +78,12 @@ class Bench:
         stream = self.stream("dropout")
         return engine.substrate.run(plan, encoded, self.targets, engine.objective, stream)
 
-    def weights(self, group: Group) -> list[Tensor]:
+    def weights(self, group: ParameterGroup) -> list[Tensor]:
         """Return a group's weights without its biases; these if it has nothing else."""
         found = [self.parameters[place].detach() for place in group.places]
         return [value for value in found if value.dim() > 1] or found
 
-    def weight_norm(self, group: Group) -> float:
+    def weight_norm(self, group: ParameterGroup) -> float:
         """Return the norm of a group's weights."""
         return math.sqrt(sum(float(v.double().square().sum()) for v in self.weights(group)))
 

@@ -20,10 +20,8 @@ import work_for_tests as work
 from work_for_tests import gone, wait_until
 
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
-from biograd.studies import tasks
-from biograd.studies.engines import ENGINES, Placement, place, sbatch
-from biograd.studies.engines import submitit as submitit_engine
-from biograd.studies.tasks import Event, Failure, Task
+from biograd.placement import ENGINES, Event, Failure, Placement, Work, jobs, place, sbatch
+from biograd.placement import submitit as submitit_engine
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by signals")
 HERE = Path(__file__).parent
@@ -34,7 +32,7 @@ OPTIONS = {"submitit": ("cluster=local",)}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "PAUSE", 0.05)
+    monkeypatch.setattr(jobs, "PAUSE", 0.05)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # else torch would be asked
 
@@ -43,7 +41,7 @@ def here(engine: str, folder: Path, workers: int = 2, **fields: Any) -> Placemen
     return Placement(engine, workers, folder=folder, options=OPTIONS.get(engine, ()), **fields)
 
 
-def placed(given: list[Task], placement: Placement) -> tuple[list[Failure], list[Event]]:
+def placed(given: list[Work], placement: Placement) -> tuple[list[Failure], list[Event]]:
     events: list[Event] = []
     failures = place(given, placement, events.append)
     for task in given:
@@ -63,11 +61,11 @@ def test_engines_agree(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tasks, "TRIES", 2)
+    monkeypatch.setattr(jobs, "TRIES", 2)
     functions = (work.killed_once, work.killed_always, work.refused, work.cannot_write)
-    given = [Task(f.__name__, f, (tmp_path / f.__name__,)) for f in functions]
-    given.append(Task("two words", work.write, (tmp_path / "write",)))
-    given.append(Task("surprised", work.surprised, (tmp_path / "surprised",)))
+    given = [Work(f.__name__, f, (tmp_path / f.__name__,)) for f in functions]
+    given.append(Work("two words", work.write, (tmp_path / "write",)))
+    given.append(Work("surprised", work.surprised, (tmp_path / "surprised",)))
     failures, events = placed(given, here(engine, tmp_path))
     reasons = {failure.name: failure.reason for failure in failures}
     assert all("\n" not in event.reason for event in events)
@@ -93,7 +91,7 @@ def test_every_result_once_whoever_is_killed(engine: str, tmp_path: Path) -> Non
     kills = {f"{index:02}": draw.choice([0, 0, 1, 2]) for index in range(40)}
     assert 10 < sum(kills.values()) < 50
     given = [
-        Task(name, work.result_once, (tmp_path / name, count, draw.random() < 0.5))
+        Work(name, work.result_once, (tmp_path / name, count, draw.random() < 0.5))
         for name, count in kills.items()
     ]
     failures, events = placed(given, here(engine, tmp_path, 3))
@@ -113,7 +111,7 @@ def test_trainings_are_the_same_everywhere(model: str, tmp_path: Path) -> None:
     for engine in ENGINES:
         folder = tmp_path / engine
         given = [
-            Task(f"{seed}", work.train, (folder / f"{seed}.h5", model, seed)) for seed in (0, 1)
+            Work(f"{seed}", work.train, (folder / f"{seed}.h5", model, seed)) for seed in (0, 1)
         ]
         assert placed(given, here(engine, folder))[0] == []
         found.append([json.loads((folder / f"{seed}.json").read_text()) for seed in (0, 1)])
@@ -128,8 +126,8 @@ import signal, sys
 from pathlib import Path
 import work_for_tests as work
 from work_for_tests import gone, wait_until
-from biograd.studies.engines import Placement, place
-from biograd.studies.tasks import Task
+from biograd.placement import Placement, place
+from biograd.placement.jobs import Work
 
 def terminate(*_):
     raise SystemExit(143)
@@ -138,7 +136,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, terminate)
     folder, (engine, function, *options) = Path(sys.argv[1]), sys.argv[2:]
     paths = [folder / name for name in "ab"]
-    tasks = [Task(path.name, getattr(work, function), (path,)) for path in paths]
+    tasks = [Work(path.name, getattr(work, function), (path,)) for path in paths]
     try:
         place(tasks, Placement(engine, 2, None, tuple(options), folder), lambda event: None)
     except KeyboardInterrupt:
@@ -205,7 +203,7 @@ def test_only_the_parent_speaks_when_all_are_signalled(
 )
 def test_what_is_not_valid_is_said_in_one_line(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        place([Task("a", work.write)], Placement(**fields), lambda event: None)
+        place([Work("a", work.write)], Placement(**fields), lambda event: None)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
@@ -229,7 +227,7 @@ BAD_OPTIONS = {
 def test_options_that_are_not_valid(option: str) -> None:
     given = Placement("submitit", options=(option,))
     for ask in (
-        lambda: place([Task("a", work.write)], given, lambda event: None),
+        lambda: place([Work("a", work.write)], given, lambda event: None),
         lambda: sbatch(["biograd"], 1, given),
     ):
         with pytest.raises(RecipeError) as caught:
@@ -249,11 +247,11 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, {"dask": "distributed"}.get(engine, engine), None)
     with pytest.raises(MissingExtraError, match=re.escape(f"pip install 'biograd[{extra}]'")):
-        place([Task("a", work.write)], here(engine, tmp_path), lambda event: None)
+        place([Work("a", work.write)], here(engine, tmp_path), lambda event: None)
 
 
 def test_libraries_are_loaded_when_they_are_needed() -> None:
-    code = "import sys, biograd.studies.engines as e\n"
+    code = "import sys, biograd.placement as e\n"
     code += "print([n for n in ('submitit', 'distributed', 'dask', 'torch') if n in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
@@ -271,12 +269,12 @@ def test_nothing_to_do(engine: str, tmp_path: Path) -> None:
 def test_no_scheduler_at_an_address(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from biograd.studies.engines import dask
+    from biograd.placement import dask
 
     monkeypatch.setattr(dask, "CONNECT", 0.5)
     with pytest.raises(BiogradError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9: "):
         place(
-            [Task("a", work.write)],
+            [Work("a", work.write)],
             Placement("dask", address="tcp://127.0.0.1:9"),
             lambda event: None,
         )
@@ -285,10 +283,10 @@ def test_no_scheduler_at_an_address(
 
 def test_a_client_that_cannot_start_says_nothing_later() -> None:
     code = (
-        "from biograd.studies.engines import Placement, place\n"
-        "from biograd.studies.tasks import Task\n"
+        "from biograd.placement import Placement, place\n"
+        "from biograd.placement.jobs import Work\n"
         "try:\n"
-        "    place([Task('a', print)], Placement('dask', address='foo://x:1'), print)\n"
+        "    place([Work('a', print)], Placement('dask', address='foo://x:1'), print)\n"
         "except Exception as error:\n"
         "    print(type(error).__name__)\n"
     )
@@ -317,7 +315,7 @@ def cluster() -> Iterator[Any]:
 def test_a_cluster_at_an_address(cluster: Any, tmp_path: Path) -> None:
     functions = (work.write, work.write, work.killed_once, work.refused)
     paths = [tmp_path / f"{index}" for index in range(len(functions))]
-    given = [Task(path.name, f, (path,)) for f, path in zip(functions, paths, strict=True)]
+    given = [Work(path.name, f, (path,)) for f, path in zip(functions, paths, strict=True)]
     placement = here("dask", tmp_path, address=cluster.scheduler_address)
     failures, _ = placed(given, placement)
     assert failures == [Failure("3", "the recipe is wrong")]
@@ -329,7 +327,7 @@ def test_a_cluster_at_an_address(cluster: Any, tmp_path: Path) -> None:
 def test_a_dask_worker_that_dies(cluster: Any, tmp_path: Path) -> None:
     path = tmp_path / "a"
     placement = here("dask", tmp_path, address=cluster.scheduler_address)
-    assert placed([Task("a", work.worker_killed_once, (path,))], placement)[0] == []
+    assert placed([Work("a", work.worker_killed_once, (path,))], placement)[0] == []
     assert path.read_text() == "xx"
 
 
@@ -337,12 +335,12 @@ def test_a_dask_worker_that_dies(cluster: Any, tmp_path: Path) -> None:
 def test_dask_workers_with_another_biograd(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from biograd.studies.engines import dask
+    from biograd.placement import dask
 
     monkeypatch.setattr(dask, "__version__", "0")
     placement = here("dask", tmp_path, address=cluster.scheduler_address)
     with pytest.raises(BiogradError, match=r"has biograd .*, and here is 0: install the same"):
-        place([Task("a", work.write)], placement, lambda event: None)
+        place([Work("a", work.write)], placement, lambda event: None)
 
 
 # Slurm -----------------------------------------------------------------------------------------
@@ -366,7 +364,7 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_array_of_slurm(states: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     functions = (work.write, work.write, work.killed_once, work.refused, work.surprised)
     paths = [tmp_path / f"{index}" for index in range(len(functions))]
-    given = [Task(path.name, f, (path,)) for f, path in zip(functions, paths, strict=True)]
+    given = [Work(path.name, f, (path,)) for f, path in zip(functions, paths, strict=True)]
     options = ("time=90", "partition=long", "cpus=3", "memory=0.5", "gpus=1")
     failures, _ = placed(given, Placement("submitit", 2, None, options, tmp_path))
     log = tmp_path / "jobs" / "1_4_0_log.err"
@@ -399,7 +397,7 @@ def test_a_job_at_its_time_limit_goes_on_under_its_number(
             slurm.send("1", signal.SIGUSR2)
 
     assert (
-        place([Task("a", work.goes_on, (path,))], Placement("submitit", folder=tmp_path), watch)
+        place([Work("a", work.goes_on, (path,))], Placement("submitit", folder=tmp_path), watch)
         == []
     )
     assert path.read_text() == "begun, interrupted, ended"
@@ -416,7 +414,7 @@ def test_a_job_that_is_cancelled_is_not_submitted_again(states: Path, tmp_path: 
             slurm.scancel("1")
 
     failures = place(
-        [Task("a", work.sleep, (path,))], Placement("submitit", folder=tmp_path), watch
+        [Work("a", work.sleep, (path,))], Placement("submitit", folder=tmp_path), watch
     )
     assert [failure.name for failure in failures] == ["a"]
     assert failures[0].reason.startswith("its job 1 ended without a result (CANCELLED)")
@@ -430,7 +428,7 @@ def test_jobs_are_cancelled_with_the_study(states: Path, tmp_path: Path) -> None
         wait_until(lambda: all(path.exists() and path.read_text() for path in paths))
         raise KeyboardInterrupt
 
-    given = [Task(path.name, work.sleep, (path,)) for path in paths]
+    given = [Work(path.name, work.sleep, (path,)) for path in paths]
     with pytest.raises(KeyboardInterrupt):
         place(given, Placement("submitit", 2, folder=tmp_path), watch)
     wait_until(lambda: all(gone(int(path.read_text())) for path in paths))
@@ -442,7 +440,7 @@ def test_what_sbatch_says_is_one_line(
 ) -> None:
     (states / "refuse").touch()
     failures, _ = placed(
-        [Task("a", work.write, (tmp_path / "a",))], Placement("submitit", folder=tmp_path)
+        [Work("a", work.write, (tmp_path / "a",))], Placement("submitit", folder=tmp_path)
     )
     said = "sbatch: error: invalid partition specified: nowhere sbatch: error: failed"
     assert failures == [Failure("a", f"its job could not be submitted: {said}")]
@@ -454,20 +452,20 @@ def test_a_queue_that_does_not_answer_says_nothing_of_the_jobs(
 ) -> None:
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho no controller; exit 1\n")
     placement = Placement("submitit", folder=tmp_path)
-    assert placed([Task("a", work.write, (tmp_path / "a",))], placement)[0] == []
+    assert placed([Work("a", work.write, (tmp_path / "a",))], placement)[0] == []
 
 
 def test_no_slurm_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for options in ((), ("cluster=slurm",)):
         with pytest.raises(RecipeError, match=r"cluster=local, or use --print-sbatch"):
-            place([Task("a", work.write)], Placement("submitit", options=options), lambda e: None)
+            place([Work("a", work.write)], Placement("submitit", options=options), lambda e: None)
 
 
 def test_a_folder_with_a_sign_of_slurm(states: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="needs a folder without %"):
         folder = tmp_path / "50%a"
-        place([Task("a", work.write)], Placement("submitit", folder=folder), lambda e: None)
+        place([Work("a", work.write)], Placement("submitit", folder=folder), lambda e: None)
 
 
 # A plain script ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What a process does that was started for one task: ``python -m biograd.studies.child``.
+"""What a process does that was started for one job: ``python -m biograd.placement.child``.
 
-Through its input come the task, later perhaps the request to stop, and the end of the input when
-its parent is gone; through its output goes the answer.  The task itself has neither.
+Through its input come the work, later perhaps the request to stop, and the end of the input when
+its parent is gone; through its output goes the answer.  The work itself has neither.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 import threading
 from typing import BinaryIO
 
-from biograd.studies.tasks import Answer, attempt, line
+from biograd.placement.jobs import Outcome, attempt, line
 
 
 def main() -> None:
-    """Do the task and say how it went."""
+    """Do the work and say how it went."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -30,7 +30,7 @@ def main() -> None:
     try:
         function, arguments = pickle.loads(work)
     except Exception as error:
-        answer = Answer(False, f"cannot be read in another process: {line(error)}")
+        answer = Outcome(False, f"cannot be read in another process: {line(error)}")
     else:
         answer = attempt(function, arguments)
     sys.stdout.flush()

@@ -1,10 +1,10 @@
-"""Pieces of work and how they are tried: the part that every engine shares.
+"""Pieces of work and how they are tried: the part that every executor shares.
 
 ::
 
-    tasks -> drive -> an engine starts jobs -> those that ended, with answers -> again, done, failed
+    work -> drive -> an executor starts jobs -> those that ended, and how -> again, done, failed
 
-What is done is in files, not in processes: a task that is started again goes on where its files
+What is done is in files, not in processes: work that is started again goes on where its files
 say.  So what the machine failed (a killed process, a lost node, a full disk) is tried again after a
 pause; an error of the recipe is not, it would come again.
 """
@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from biograd.errors import BiogradError
 
 TRIES, PAUSE = 3, 1.0
-"""How often a task is started before it is given up, and the first pause between, in seconds."""
+"""How often work is started before it is given up, and the first pause between, in seconds."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 INTERRUPTED = 128
 """Exit codes above say that a signal asked the work to stop."""
@@ -35,7 +35,7 @@ LONGEST = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Work:
     """A piece of work: a function of a module, with arguments that can be pickled.
 
     The module is one that can be imported, not the script that runs.
@@ -49,7 +49,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A task that was given up, and why, in one line."""
+    """Work that was given up, and why, in one line."""
 
     name: str
     reason: str
@@ -57,9 +57,9 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """How it goes on with a task; ``reason`` is one line, "" unless something went wrong.
+    """How it goes on with some work; ``reason`` is one line, "" unless something went wrong.
 
-    "started" is a task that was handed to the engine, which may let it wait in a queue of its own.
+    "started" is what was handed to the executor, which may let it wait in a queue of its own.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Event:
     reason: str = ""
 
 
-class Answer(NamedTuple):
+class Outcome(NamedTuple):
     """How a try went.
 
     Attributes:
@@ -85,23 +85,23 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A task and its tries.
+    """A piece of work and its tries.
 
     Attributes:
         ready: when it may be started again, on the monotonic clock in seconds.
-        handle: what the engine knows it by.
+        handle: what the executor knows it by.
         answer: of a try that could not even be started.
     """
 
-    task: Task
+    work: Work
     tries: int = 0
     ready: float = 0.0
     handle: Any = None
-    answer: Answer | None = None
+    answer: Outcome | None = None
 
 
-class Engine(Protocol):
-    """Where tasks run."""
+class Executor(Protocol):
+    """Where work is done."""
 
     capacity: int
     """Jobs that may be started and not ended at a time."""
@@ -109,25 +109,27 @@ class Engine(Protocol):
     def start(self, jobs: Sequence[Job]) -> None:
         """Start a try of each job; one that cannot be started receives its ``answer``."""
 
-    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
+    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome]]:
         """Wait a little and return those of the jobs that have ended."""
 
     def close(self, jobs: Sequence[Job]) -> None:
-        """Stop the jobs that still run, so that they can be resumed, and end the engine."""
+        """Stop the jobs that still run, so that they can be resumed, and end the executor."""
 
 
-def drive(tasks: Sequence[Task], engine: Engine, watch: Callable[[Event], None]) -> list[Failure]:
-    """Try all tasks and return those that failed; none stops the others.
+def drive(
+    work: Sequence[Work], executor: Executor, watch: Callable[[Event], None]
+) -> list[Failure]:
+    """Try all work and return those that failed; none stops the others.
 
     Args:
         watch: is told of every start and every end.
     """
-    waiting, running = [Job(task) for task in tasks], list[Job]()
+    waiting, running = [Job(one) for one in work], list[Job]()
     failures = []
     try:
         while waiting or running:
             now = time.monotonic()
-            room = engine.capacity - len(running)
+            room = executor.capacity - len(running)
             begun = [job for job in waiting if job.ready <= now][:room]
             for job in begun:
                 waiting.remove(job)
@@ -135,12 +137,12 @@ def drive(tasks: Sequence[Task], engine: Engine, watch: Callable[[Event], None])
                 job.handle = job.answer = None
             running += begun
             if begun:
-                engine.start(begun)
+                executor.start(begun)
             for job in begun:
-                watch(Event(job.task.name, "started"))
-            for job, answer in _ended(engine, running, waiting):
+                watch(Event(job.work.name, "started"))
+            for job, answer in _ended(executor, running, waiting):
                 running.remove(job)
-                name, reason = job.task.name, answer.reason
+                name, reason = job.work.name, answer.reason
                 if reason and answer.again and job.tries < TRIES:
                     job.ready = time.monotonic() + PAUSE * 2 ** (job.tries - 1)
                     waiting.append(job)
@@ -150,43 +152,43 @@ def drive(tasks: Sequence[Task], engine: Engine, watch: Callable[[Event], None])
                     failures.append(Failure(name, reason))
                 watch(Event(name, "failed" if reason else "done", reason))
     finally:
-        engine.close(running)
+        executor.close(running)
     return failures
 
 
 def _ended(
-    engine: Engine, running: Sequence[Job], waiting: Sequence[Job]
-) -> list[tuple[Job, Answer]]:
+    executor: Executor, running: Sequence[Job], waiting: Sequence[Job]
+) -> list[tuple[Job, Outcome]]:
     failed = [(job, job.answer) for job in running if job.answer is not None]
     if failed:
         return failed
     if running:
-        return engine.ended(running)
+        return executor.ended(running)
     time.sleep(max(0.0, min(job.ready for job in waiting) - time.monotonic()))
     return []
 
 
-def attempt(function: Callable[..., object], arguments: tuple[Any, ...]) -> Answer:
-    """Do a task in this process and say how it went; the traceback of a surprise goes to stderr."""
+def attempt(function: Callable[..., object], arguments: tuple[Any, ...]) -> Outcome:
+    """Do work in this process and say how it went; the traceback of a surprise goes to stderr."""
     try:
         function(*arguments)
     except BiogradError as error:
         interrupted = error.exit_code > INTERRUPTED
         again = interrupted or isinstance(error.__cause__, OSError)
-        return Answer(again, line(error), interrupted)
+        return Outcome(again, line(error), interrupted)
     except OSError as error:
-        return Answer(True, f"{type(error).__name__}: {line(error)}")
-    except Exception as error:  # whatever it is must not stop the other tasks
+        return Outcome(True, f"{type(error).__name__}: {line(error)}")
+    except Exception as error:  # whatever it is must not stop the other work
         traceback.print_exc()
-        return Answer(False, f"{type(error).__name__}: {line(error)}", logged=True)
-    return Answer(False, "")
+        return Outcome(False, f"{type(error).__name__}: {line(error)}", logged=True)
+    return Outcome(False, "")
 
 
-def killed(number: int) -> Answer:
+def killed(number: int) -> Outcome:
     """Return the answer of a process that a signal killed."""
     known = number in signal.Signals._value2member_map_
     name = signal.Signals(number).name if known else f"signal {number}"
-    return Answer(True, f"its process was killed by {name}", logged=True)
+    return Outcome(True, f"its process was killed by {name}", logged=True)
 
 
 def line(error: BaseException) -> str:
@@ -249,12 +251,12 @@ def deaf_to(*signals: signal.Signals) -> Iterator[None]:
 
 
 def log_of(name: str, folder: Path) -> Path:
-    """Return the file for what the process of a task says."""
+    """Return the file for what the process of some work says."""
     stem = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
     return folder / f"{stem[:100]}.log"
 
 
-def pointed(answer: Answer, log: Path | None) -> Answer:
+def pointed(answer: Outcome, log: Path | None) -> Outcome:
     """Let what went wrong name the log that says more; a log in which nothing was said goes."""
     with contextlib.suppress(OSError):
         if log is not None and log.stat().st_size == 0:

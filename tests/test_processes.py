@@ -16,26 +16,26 @@ import work_for_tests as work
 from work_for_tests import gone, wait_until
 
 from biograd.__main__ import main
-from biograd.studies import pool, tasks
-from biograd.studies.pool import Event, Failure, Task
+from biograd.placement import jobs, processes
+from biograd.placement.processes import Event, Failure, Work
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by signals")
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "PAUSE", 0.05)
+    monkeypatch.setattr(jobs, "PAUSE", 0.05)
 
 
-def ran(work: list[Task], workers: int = 2, **options: Any) -> tuple[list[Failure], list[Event]]:
+def ran(work: list[Work], workers: int = 2, **options: Any) -> tuple[list[Failure], list[Event]]:
     events: list[Event] = []
-    return pool.run(work, workers, events.append, **options), events
+    return processes.run(work, workers, events.append, **options), events
 
 
 def test_what_is_tried_again_and_what_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "cores", lambda: 7)
+    monkeypatch.setattr(jobs, "cores", lambda: 7)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     functions = (
         work.write,
@@ -45,7 +45,7 @@ def test_what_is_tried_again_and_what_is_not(
         work.cannot_write,
         work.full,
     )
-    failures, events = ran([Task(f.__name__, f, (tmp_path / f.__name__,)) for f in functions])
+    failures, events = ran([Work(f.__name__, f, (tmp_path / f.__name__,)) for f in functions])
     reasons = {failure.name: failure.reason for failure in failures}
     assert reasons == {
         "killed_always": "its process was killed by SIGKILL",
@@ -76,7 +76,7 @@ def test_what_is_tried_again_and_what_is_not(
 
 def test_what_cannot_be_sent_fails_alone(tmp_path: Path) -> None:
     here: Callable[[], None] = lambda: None  # noqa: E731
-    failures, _ = ran([Task("local", here), Task("write", work.write, (tmp_path / "a",))])
+    failures, _ = ran([Work("local", here), Work("write", work.write, (tmp_path / "a",))])
     assert [failure.name for failure in failures] == ["local"]
     assert failures[0].reason.startswith("cannot be sent to another process: ")
     assert "\n" not in failures[0].reason
@@ -92,7 +92,7 @@ def test_processes_speak_into_logs(tmp_path: Path, capfd: pytest.CaptureFixture[
     functions = (work.loud, work.write, work.surprised)
     names = ("loud/seed 0", "write", "surprised")
     given = [
-        Task(name, f, (tmp_path / f.__name__,)) for name, f in zip(names, functions, strict=True)
+        Work(name, f, (tmp_path / f.__name__,)) for name, f in zip(names, functions, strict=True)
     ]
     failures, _ = ran(given, logs=logs)
     assert capfd.readouterr() == ("", "")
@@ -103,7 +103,7 @@ def test_processes_speak_into_logs(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert failures == [Failure("surprised", f"KeyError: 'two\\nlines' (see {log})")]
     assert "Traceback" in log.read_text()
     # without a folder it is lost, but not shown
-    ran([Task("loud", work.loud, (tmp_path / "b",))])
+    ran([Work("loud", work.loud, (tmp_path / "b",))])
     assert capfd.readouterr() == ("", "")
 
 
@@ -115,7 +115,7 @@ def test_devices_are_dealt_in_turn(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     paths = [tmp_path / f"{index}.device" for index in range(3)]
-    given = [Task(path.name, work.device, (path, tmp_path, 3)) for path in paths]
+    given = [Work(path.name, work.device, (path, tmp_path, 3)) for path in paths]
     assert ran(given, 3, devices=[str(index) for index in range(count)])[0] == []
     assert sorted(path.read_text() for path in paths) == seen
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
@@ -129,17 +129,17 @@ def test_devices_are_those_that_are_visible(
     value: str, found: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert pool.cuda_devices() == found
+    assert processes.cuda_devices() == found
 
 
 def test_threads_are_no_more_than_the_user_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "cores", lambda: 8)
+    monkeypatch.setattr(jobs, "cores", lambda: 8)
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "64")
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    assert tasks.threads(2) == dict(zip(names, ("2", "4", "4"), strict=True))
-    assert tasks.threads(20)["MKL_NUM_THREADS"] == "1"
+    assert jobs.threads(2) == dict(zip(names, ("2", "4", "4"), strict=True))
+    assert jobs.threads(20)["MKL_NUM_THREADS"] == "1"
 
 
 # The end of the parent ------------------------------------------------------------------------
@@ -149,7 +149,7 @@ import signal, sys
 from pathlib import Path
 import work_for_tests as work
 from work_for_tests import gone, wait_until
-from biograd.studies import pool
+from biograd.placement import processes
 
 def terminate(*_):
     raise SystemExit(143)
@@ -157,9 +157,9 @@ def terminate(*_):
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, terminate)
     paths = [Path(path) for path in sys.argv[2:]]
-    tasks = [pool.Task(path.name, getattr(work, sys.argv[1]), (path,)) for path in paths]
+    tasks = [processes.Work(path.name, getattr(work, sys.argv[1]), (path,)) for path in paths]
     try:
-        pool.run(tasks, 2, lambda event: None)
+        processes.run(tasks, 2, lambda event: None)
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -211,7 +211,7 @@ def test_whoever_is_asked_to_stop_may_commit(
 
 @posix
 def test_who_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "GRACE", 0.2)
+    monkeypatch.setattr(processes, "GRACE", 0.2)
     path = tmp_path / "a"
 
     def watch(event: Event) -> None:
@@ -219,7 +219,7 @@ def test_who_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.run([Task("deaf", work.deaf, (path,))], 1, watch)
+        processes.run([Work("deaf", work.deaf, (path,))], 1, watch)
     assert gone(int(path.read_text()))
 
 

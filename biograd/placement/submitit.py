@@ -20,12 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from biograd.errors import MissingExtraError, RecipeError
-from biograd.studies.engines.placement import MINUTES, OPTIONS, Placement, read_options
-from biograd.studies.tasks import (
+from biograd.placement.jobs import (
     THREADS,
-    Answer,
-    Engine,
+    Executor,
     Job,
+    Outcome,
     attempt,
     deaf_to,
     environment,
@@ -33,6 +32,7 @@ from biograd.studies.tasks import (
     pointed,
     threads,
 )
+from biograd.placement.slurm import MINUTES, OPTIONS, Placement, read_options
 
 REQUEUES = 100
 """How often a job may reach its time limit; each time it goes on."""
@@ -55,8 +55,8 @@ OVER = {
 """States of Slurm's jobs that are not going on."""
 
 
-def begin(placement: Placement, count: int) -> Engine:
-    """Return the engine for so many tasks.
+def begin(placement: Placement, count: int) -> Executor:
+    """Return the executor for so much work.
 
     Raises:
         RecipeError: an option is not valid, or there is no Slurm here.
@@ -77,7 +77,7 @@ def begin(placement: Placement, count: int) -> Engine:
         )
     if "%" in str(placement.logs.absolute()):  # Slurm's sign for what it fills in
         raise RecipeError(f"{placement.folder}: Slurm needs a folder without % in its path")
-    logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its end is told by this engine
+    logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its end is told by this executor
     placement.logs.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(
         placement.logs,
@@ -99,12 +99,12 @@ def begin(placement: Placement, count: int) -> Engine:
 
 
 class Call:
-    """A task as submitit runs it: in the main thread of a process of its own.
+    """Work as submitit runs it: in the main thread of a process of its own.
 
     A try that is asked to stop leaves no result, for whoever stopped it may have queued it again.
 
     Args:
-        study: process on this machine without which the task should not go on.
+        study: process on this machine without which the work should not go on.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Call:
         self.function, self.arguments, self.study = function, arguments, study
         self.requeued = False
 
-    def __call__(self) -> Answer:
-        """Do the task."""
+    def __call__(self) -> Outcome:
+        """Do the work."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass without effect
         if self.study is not None:
             watch = threading.Thread(target=_die_with, args=(self.study,), daemon=True)
@@ -155,7 +155,7 @@ def _alive(process: int) -> bool:
 
 
 class SlurmJobs:
-    """An engine: a Slurm job for each try, those that start together in one array.
+    """An executor: a Slurm job for each try, those that start together in one array.
 
     Why squeue and not sacct: it says the same of recent jobs, and there are clusters without
     accounting.
@@ -189,15 +189,15 @@ class SlurmJobs:
         except Exception as error:  # sbatch, the pickle, the file system
             for job in jobs:
                 if job.handle is None:
-                    job.answer = Answer(True, f"its job could not be submitted: {line(error)}")
+                    job.answer = Outcome(True, f"its job could not be submitted: {line(error)}")
         self._submitted |= dict.fromkeys(jobs, time.monotonic())
 
     def _submit(self, jobs: Sequence[Job]) -> None:
-        calls = [Call(job.task.function, job.task.arguments) for job in jobs]
+        calls = [Call(job.work.function, job.work.arguments) for job in jobs]
         for job, handle in zip(jobs, self.executor.submit_array(calls), strict=True):
             job.handle = handle
 
-    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Answer]]:
+    def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome]]:
         """Return the jobs that have ended, or wait a little."""
         results = set(os.listdir(self.executor.folder))  # one look for all, and never an old one
         found = []
@@ -211,7 +211,7 @@ class SlurmJobs:
             time.sleep(self.pause)
         return found
 
-    def _lost(self, job: Job) -> Answer | None:
+    def _lost(self, job: Job) -> Outcome | None:
         """Return how a job without a result ended; None if it may still have one."""
         state = self._ended_as(job)
         if state is None:
@@ -222,7 +222,7 @@ class SlurmJobs:
         self._give_up(job.handle)
         text = f"its job {job.handle.job_id} ended without a result ({state})"
         again = not state.startswith("CANCELLED")
-        return pointed(Answer(again, text, logged=True), job.handle.paths.stderr)
+        return pointed(Outcome(again, text, logged=True), job.handle.paths.stderr)
 
     def _ended_as(self, job: Job) -> str | None:
         """Return the last state of a job that is over."""
@@ -260,7 +260,7 @@ class SlurmJobs:
 
 
 class LocalJobs(SlurmJobs):
-    """An engine: submitit's stand-in for Slurm, which runs jobs on this machine."""
+    """An executor: submitit's stand-in for Slurm, which runs jobs on this machine."""
 
     pause, grace = 0.1, 0.0
 
@@ -269,7 +269,7 @@ class LocalJobs(SlurmJobs):
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            call = Call(job.task.function, job.task.arguments, os.getpid())
+            call = Call(job.work.function, job.work.arguments, os.getpid())
             job.handle = self.executor.submit(call)
 
     def _give_up(self, handle: Any) -> None:
@@ -307,16 +307,16 @@ def _cancel(handles: Sequence[Any]) -> None:
             )
 
 
-def _result(handle: Any) -> Answer:
+def _result(handle: Any) -> Outcome:
     """Return the result of a job that has ended."""
     from submitit.core.utils import FailedJobError
 
     try:
         found = handle.result()
-    except FailedJobError as error:  # the job itself, not the task: no biograd there, say
+    except FailedJobError as error:  # the job itself, not the work: no biograd there, say
         text = str(error).split("-" * 22)[1] if "-" * 22 in str(error) else str(error)
         last = text.strip().splitlines()[-1]
-        return pointed(Answer(False, f"its job failed: {last}", logged=True), handle.paths.stderr)
+        return pointed(Outcome(False, f"its job failed: {last}", logged=True), handle.paths.stderr)
     except Exception as error:  # a result that cannot be read
-        return Answer(True, f"the result of its job cannot be read: {line(error)}")
-    return pointed(Answer(*found), handle.paths.stderr)
+        return Outcome(True, f"the result of its job cannot be read: {line(error)}")
+    return pointed(Outcome(*found), handle.paths.stderr)

@@ -1,0 +1,57 @@
+"""The public names, each with its home: the one place that states them."""
+
+from biograd.block_coordinate import BlockCoordinate as BlockCoordinate
+from biograd.contracts import Site as Site
+from biograd.decorrelation import Decorrelation as Decorrelation
+from biograd.diagnosis import probe as probe
+from biograd.engine import attach as attach
+from biograd.errors import BiogradError as BiogradError
+from biograd.errors import CapabilityError as CapabilityError
+from biograd.errors import CheckFailed as CheckFailed
+from biograd.errors import DataError as DataError
+from biograd.errors import MissingExtraError as MissingExtraError
+from biograd.errors import RecipeError as RecipeError
+from biograd.errors import RunFileError as RunFileError
+from biograd.estimators import Backpropagation as Backpropagation
+from biograd.estimators import Decoupling as Decoupling
+from biograd.estimators import DirectFeedback as DirectFeedback
+from biograd.estimators import EligibilityPropagation as EligibilityPropagation
+from biograd.estimators import FeedbackAlignment as FeedbackAlignment
+from biograd.estimators import ForwardForward as ForwardForward
+from biograd.estimators import ForwardGradientActivity as ForwardGradientActivity
+from biograd.estimators import ForwardGradientWeight as ForwardGradientWeight
+from biograd.estimators import FrozenHidden as FrozenHidden
+from biograd.estimators import Kickback as Kickback
+from biograd.estimators import KolenPollack as KolenPollack
+from biograd.estimators import LikelihoodRatio as LikelihoodRatio
+from biograd.estimators import MeasuredGain as MeasuredGain
+from biograd.estimators import NodePerturbation as NodePerturbation
+from biograd.estimators import OnlineTrainingThroughTime as OnlineTrainingThroughTime
+from biograd.estimators import PredictiveCoding as PredictiveCoding
+from biograd.estimators import SignSymmetry as SignSymmetry
+from biograd.estimators import SpatialLearningThroughTime as SpatialLearningThroughTime
+from biograd.estimators import SyntheticGradient as SyntheticGradient
+from biograd.estimators import TargetProjection as TargetProjection
+from biograd.estimators import UnitwiseGradient as UnitwiseGradient
+from biograd.estimators import WeakGradient as WeakGradient
+from biograd.estimators import WeightMirror as WeightMirror
+from biograd.estimators import WeightPerturbation as WeightPerturbation
+from biograd.experiment import load as load
+from biograd.experiment import resume as resume
+from biograd.experiment import train as train
+from biograd.experiment import trained as trained
+from biograd.interchange import export_nir as export_nir
+from biograd.interchange import import_nir as import_nir
+from biograd.local import LocalLosses as LocalLosses
+from biograd.networks import build as build
+from biograd.networks.box import Brian2Box as Brian2Box
+from biograd.networks.brian import Brian2Layer as Brian2Layer
+from biograd.networks.readouts import Readout as Readout
+from biograd.networks.wrapping import wrap as wrap
+from biograd.recipes import PopulationRecipe as PopulationRecipe
+from biograd.reproduction import reproduce as reproduce
+from biograd.runs.sonata import export_sonata as export_sonata
+from biograd.studies.comparing import compare as compare
+from biograd.studies.set_file import load_set as load_set
+
+__version__: str

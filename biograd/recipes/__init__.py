@@ -1,0 +1,59 @@
+"""Recipes: TOML files that become frozen dataclasses, or one line that says why they cannot.
+
+A model recipe says what the data go through and how it learns, a dataset recipe what goes in.
+Every key has a type, most a range; an unknown key, a wrong type or a value out of range is
+refused with the file, the key and the nearest valid word.
+"""
+
+from biograd.recipes.architecture import (
+    MixerRecipe,
+    NetworkRecipe,
+    NeuronRecipe,
+    PopulationRecipe,
+    ProjectionRecipe,
+)
+from biograd.recipes.checking import (
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+    Table,
+    construct,
+    validate,
+)
+from biograd.recipes.dataset import DataFile, DatasetRecipe, load_dataset
+from biograd.recipes.encodings import EncodingRecipe
+from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
+from biograd.recipes.model import ModelRecipe, load_model
+from biograd.recipes.toml import merge, names, override, read, shipped
+
+__all__ = [
+    "Range",
+    "Positive",
+    "NotNegative",
+    "Fraction",
+    "Count",
+    "Table",
+    "construct",
+    "validate",
+    "shipped",
+    "names",
+    "read",
+    "merge",
+    "override",
+    "NetworkRecipe",
+    "MixerRecipe",
+    "NeuronRecipe",
+    "PopulationRecipe",
+    "ProjectionRecipe",
+    "EncodingRecipe",
+    "DecorrelationRecipe",
+    "LocalRecipe",
+    "TrainingRecipe",
+    "ModelRecipe",
+    "load_model",
+    "DataFile",
+    "DatasetRecipe",
+    "load_dataset",
+]

@@ -1,0 +1,136 @@
+"""Recipes of networks: their shape, their neurons, and what joins them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from biograd.recipes.checking import Count, NotNegative, Positive, Range
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkRecipe:
+    """Who simulates, and the shape of what is simulated."""
+
+    substrate: Literal["torch", "snntorch", "brian2"] = "torch"
+    kind: Literal["rate", "spiking", "circuit", "local_mixer"] = "rate"
+    hidden: tuple[Count, ...] = (30, 30)
+    channels: tuple[Count, ...] = ()
+    """Channels of 3x3 convolutions of stride 2 before the dense layers (rate networks only)."""
+    recurrent: bool = False
+    residual: bool = False
+    """A skip past every dense block whose width is that of its input (rate networks only)."""
+    activation: Literal["relu", "tanh", "sigmoid", "gelu"] = "relu"
+    normalisation: Literal["none", "batch", "layer", "length"] = "none"
+    """Of a block's current; ``length`` divides its activity by the root of its mean square."""
+    label_inputs: bool = False
+    """One more input for each class in front of the data, neutral but for rules that show labels
+    to the network (dense rate networks only)."""
+    dropout: Annotated[float, Range(0, 0.95)] = 0.0
+    gain: Positive = 1.0
+    """Factor on the standard deviation of the initial hidden weights."""
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerRecipe:
+    """The shape of a LocalMixer (``network.kind = "local_mixer"``)."""
+
+    blocks: Count = 1
+    patches: Count = 1
+    """Patches on each side of the image."""
+    channels: Count = 256
+    groups: Count = 1
+    """Groups of channels in the grouped layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuronRecipe:
+    """A leaky integrate-and-fire population: tau dv/dt = R I - v, spike at v > threshold."""
+
+    time_constant_ms: Positive = 10.0
+    synaptic_time_constant_ms: NotNegative = 0.0
+    """Zero: the current reaches the membrane unfiltered."""
+    resistance: Positive = 1.0
+    threshold: Positive = 1.0
+    reset: Literal["zero", "subtract"] = "subtract"
+    method: Literal["step", "event"] = "step"
+    """``event``: spike times in continuous time with their exact derivatives (torch only)."""
+    surrogate: Literal["fast_sigmoid", "arctan", "gaussian"] = "fast_sigmoid"
+    slope: Positive = 10.0
+    readout: Literal["membrane", "rate", "filtered_rate", "first_spike", "potential"] = "membrane"
+    """What is read of the last population: spikes through a leaky integrator, their number, their
+    number by an exponential filter, how early the first comes, or the mean of its output
+    variable."""
+    readout_time_constant_ms: Positive = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PopulationRecipe:
+    """A population given by Brian2 equations (``network.substrate = "brian2"``).
+
+    Quantities are texts with Brian2's units, ``"10*ms"``, or plain numbers.
+    """
+
+    units: Annotated[int, Range(0)] = 0
+    """Neurons of a population of a circuit; elsewhere ``network.hidden`` says it."""
+    equations: str = ""
+    """Brian2 equations; empty: the integrate-and-fire neurons of ``[neuron]``."""
+    threshold: str = ""
+    """Condition of a spike; empty: the population has none."""
+    reset: str = ""
+    refractory: str = ""
+    """A duration or a condition; empty: never refractory."""
+    method: str = ""
+    """Brian2's name of the numerical method; empty: Brian2 chooses."""
+    update: str = ""
+    """Statements that run in every step, before the threshold."""
+    input: str = "I"
+    """The variable that receives the current: a parameter is set in every step; a variable of a
+    differential equation is increased, as a synapse does with ``v_post += w``."""
+    scale: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    """What a current of 1 is, by input variable: ``{ I = "1*nA" }``; else 1 in SI units."""
+    output: str = "spikes"
+    """``spikes``, or a variable, whose time course is then what the population passes on."""
+    namespace: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    initial: Mapping[str, str | float | tuple[str | float, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Where a trial begins: one value for all neurons, a list with one for each, or a draw that is
+    the same in every run, ``"uniform(-70*mV, -50*mV)"`` or ``"normal(-65*mV, 5*mV)"``."""
+    trainable: Mapping[str, tuple[Positive, ...]] = dataclasses.field(default_factory=dict)
+    """Constants of the namespace that are learned by every neuron, each with its bounds as factors:
+    ``{ tau = [0.2, 5] }``."""
+    surrogate_scale: str | float = ""
+    """Distance to the threshold that counts as 1 in the surrogate derivative; empty: 1 without a
+    dimension, 20 mV for a potential."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectionRecipe:
+    """Synapses from the input or a population to a population of a circuit.
+
+    What comes from a population that stands before its target acts in the same step, what comes
+    from the target itself or from behind it in the next; onto a variable of a differential
+    equation everything acts in the next step, as Brian2's own synapses do.
+    """
+
+    source: str
+    """``input``, or the name of a population."""
+    target: str
+    variable: str = ""
+    """The target's input variable; empty: its ``input``."""
+    kind: Literal["dense", "masked", "convolution"] = "dense"
+    sign: Literal["both", "excitatory", "inhibitory"] = "both"
+    """Of the weights; other than ``both``: the sign stays, whatever is learned (not of a
+    convolution)."""
+    density: Annotated[float, Range(0, 1, above=True)] = 0.1
+    """``masked``: the share of connections that exist, drawn with the weights' seed."""
+    channels: Count = 8
+    """``convolution``: of the target, whose units are its channels x height x width."""
+    kernel: Count = 3
+    stride: Count = 2
+    delay_ms: NotNegative = 0.0
+    """Beyond the step that every connection takes by its place."""
+    bias: bool = True

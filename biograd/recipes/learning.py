@@ -1,0 +1,70 @@
+"""Recipes of learning: the optimiser and its budget, decorrelation, local losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from biograd.recipes.checking import Count, Fraction, NotNegative, Positive, Range
+
+
+@dataclasses.dataclass(frozen=True)
+class DecorrelationRecipe:
+    """Decorrelation of every synaptic layer's input."""
+
+    rule: Literal["off", "kappa", "copi", "scaled", "foldiak"] = "off"
+    rate: Positive | Mapping[str, Positive] = 1e-3
+    """One for all layers, or a table of one for each: ``{ "blocks.0.synapse" = 1e-3 }``."""
+    kappa: Fraction = 0.5
+    sample: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Share of the clean rows whose correlations are measured in each step."""
+    centre: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalRecipe:
+    """Local losses: every block is trained by a loss of its own activity."""
+
+    loss: Literal["off", "cross_entropy", "predsim", "similarity", "fixed_readout"] = "off"
+    cells: Literal["block", "patch", "group", "patch_group"] = "block"
+    """What has a loss of its own: a block, or each of its patches, groups of channels, or both."""
+    groups: Count = 1
+    sites: Literal["ends", "all"] | tuple[str, ...] = "ends"
+    beta: Fraction = 0.99
+    """Weight of similarity beside prediction (``predsim``)."""
+    normalise: bool = False
+    """Layer-normalise each group of channels before the head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRecipe:
+    """The optimiser and the budget."""
+
+    epochs: Annotated[int, Range(0)] = 20
+    passes: Count | None = None
+    """Budget in forward passes, in place of ``epochs``: an example that goes once through the
+    network in one copy counts one; backward passes do not count."""
+    seconds: Positive | None = None
+    """Budget in seconds of training steps, without evaluation and files, in place of ``epochs``;
+    how many steps that is differs from run to run."""
+    batch_size: Count = 32
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Positive = 1e-3
+    momentum: Annotated[float, Range(0, 0.999)] = 0.9
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    probe: Annotated[int, Range(0)] = 0
+    """Draws, two at least, by which every snapshot measures the gradient estimate; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.passes is not None and self.seconds is not None:
+            raise ValueError("passes and seconds are two budgets: give one of them")
+
+    @property
+    def budget(self) -> tuple[Literal["epochs", "passes", "seconds"], float]:
+        """What ends the training: a unit, and how many of it."""
+        if self.passes is not None:
+            return "passes", self.passes
+        return ("epochs", self.epochs) if self.seconds is None else ("seconds", self.seconds)
