@@ -158,7 +158,7 @@ class TorchSubstrate:
         with torch.enable_grad() if plan.graph else torch.no_grad():
             with self._running(now), self.shared.clean():
                 outputs = self.forward(encoded)
-            losses, local = _losses(now, outputs, targets, objective)
+            losses, local, steps = _losses(now, outputs, targets, objective)
             total = losses.mean()
             for values in local.values():
                 total = total + values.reshape(len(values), -1).sum(1).mean()
@@ -177,6 +177,7 @@ class TorchSubstrate:
             targets,
             objective,
             {name: values.detach()[None] for name, values in local.items()},
+            step_losses=None if steps is None else steps.detach()[None],
         )
 
     def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
@@ -267,7 +268,7 @@ class TorchSubstrate:
     def _run_parameters(self, trace: Trace, encoded: Tensor) -> None:
         assert trace.plan.parameter_noise
 
-        def losses() -> tuple[Tensor, dict[str, Tensor]]:
+        def losses() -> Losses:
             now = self._begin(Plan(), "noisy", trace.objective)
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(encoded)
@@ -287,7 +288,7 @@ class TorchSubstrate:
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(now.begin(encoded))
             targets = repeat(trace.targets, copies)
-            _slopes(trace, *_losses(now, outputs, targets, trace.objective))
+            _slopes(trace, *_losses(now, outputs, targets, trace.objective)[:2])
 
     @torch.no_grad()
     def _run_parameter_tangents(self, trace: Trace, encoded: Tensor) -> None:
@@ -305,7 +306,7 @@ class TorchSubstrate:
                     for (name, parameter), draw in zip(named.items(), draws, strict=True)
                 }
                 outputs = torch.func.functional_call(runner, dual, (encoded,))
-                _slopes(trace, *_losses(now, outputs, trace.targets, trace.objective))
+                _slopes(trace, *_losses(now, outputs, trace.targets, trace.objective)[:2])
 
     def enter(self, site: Site, place: int, inputs: Any) -> Any:
         """Look at the input of a site's layer; called by its hook."""
@@ -415,17 +416,20 @@ class _Runner(nn.Module):
         return self.__dict__["substrate"].forward(encoded)
 
 
-def _losses(
-    now: Pass, outputs: Tensor, targets: Tensor, objective: Objective
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the losses ``[rows]`` and the local losses ``[rows, *cells]`` of a pass."""
+Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]
+"""Losses ``[rows]``, local losses ``[rows, *cells]``, and what each step adds, ``[rows, T]``."""
+
+
+def _losses(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective) -> Losses:
+    """Return the losses of a pass."""
     local = {}
     for name, loss in objective.local.items():
         activity = now.activity(name)
         if activity is None:
             raise CapabilityError(f"site {name}: its activity was not reached: no local loss there")
         local[name] = loss(activity, targets)
-    return objective.loss(outputs, targets), local
+    found = objective.loss(outputs, targets)
+    return (found, local, None) if found.dim() == 1 else (found.sum(1), local, found)
 
 
 def _before(sites: Sequence[Site]) -> dict[str, Site]:
@@ -433,9 +437,13 @@ def _before(sites: Sequence[Site]) -> dict[str, Site]:
     return {site.name: one for one, site in pairwise(sites) if one.activity is None}
 
 
-def extend(trace: Trace, losses: Tensor, local: Mapping[str, Tensor]) -> None:
+def extend(
+    trace: Trace, losses: Tensor, local: Mapping[str, Tensor], steps: Tensor | None = None
+) -> None:
     """Append the losses of noisy copies, ``[copies B, ...]``, to those of a trace."""
     batch = trace.losses.shape[1]
+    if steps is not None and trace.step_losses is not None:
+        trace.step_losses = torch.cat((trace.step_losses, steps.unflatten(0, (-1, batch))))
     trace.losses = torch.cat((trace.losses, losses.view(-1, batch)))
     for name, values in local.items():
         values = values.unflatten(0, (-1, batch))
@@ -456,9 +464,6 @@ def _slopes(trace: Trace, losses: Tensor, local: Mapping[str, Tensor]) -> None:
 def _tangent(values: Tensor) -> Tensor:
     primal, tangent = forward_ad.unpack_dual(values)
     return torch.zeros_like(primal) if tangent is None else tangent
-
-
-Losses = tuple[Tensor, dict[str, Tensor]]
 
 
 @torch.no_grad()
