@@ -551,6 +551,10 @@ class Substrate(Protocol):
         """Run one round: the clean copy, and the plan's noisy copies; dropout uses ``stream``."""
         ...
 
+    def time(self, steps: int) -> bool:
+        """Take axes of ``steps`` as time in a task that has it; return whether a site changed."""
+        ...
+
     def close(self) -> None:
         """Remove every hook."""
         ...

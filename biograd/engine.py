@@ -386,6 +386,8 @@ class Engine:
         trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._check_finite([trace])
         self._know_task(trace)
+        if self.timed and self.substrate.time(trace.outputs.shape[1]):
+            trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
             readout = () if self.differentiable else (self.substrate.sites[-1].name,)

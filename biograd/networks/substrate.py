@@ -85,21 +85,28 @@ class TorchSubstrate:
         }
         self._temporal = frozenset(s.name for s in self.sites if s.activity in self._populations)
         self._handles: list[Any] = []
+        self._hooks: list[_Hook] = []
         for site in self.sites:
             for place, name in enumerate(site.modules):
                 layer = module.get_submodule(name)
                 behind = layer if site.current is None else module.get_submodule(site.current)
-                self._handles.append(layer.register_forward_pre_hook(_Enter(self, site, place)))
+                enter = self._hook(_Enter(self, site, place))
+                self._handles.append(layer.register_forward_pre_hook(enter))
                 if behind is layer:
-                    self._handles.append(layer.register_forward_hook(_Through(self, site, place)))
+                    through = self._hook(_Through(self, site, place))
+                    self._handles.append(layer.register_forward_hook(through))
                     continue
                 self._handles += [
-                    layer.register_forward_hook(_Bend(self, site, place)),
-                    behind.register_forward_hook(_Leave(self, site, place)),
+                    layer.register_forward_hook(self._hook(_Bend(self, site, place))),
+                    behind.register_forward_hook(self._hook(_Leave(self, site, place))),
                 ]
             if site.activity is not None and site.block is None:
                 part = module.get_submodule(site.activity)
-                self._handles.append(part.register_forward_hook(_Reach(self, site)))
+                self._handles.append(part.register_forward_hook(self._hook(_Reach(self, site))))
+
+    def _hook(self, hook: Any) -> Any:
+        self._hooks.append(hook)
+        return hook
 
     @property
     def recording(self) -> bool:
@@ -216,6 +223,28 @@ class TorchSubstrate:
                 population.__dict__.pop("transport", None)
                 population.__dict__.pop("handed", None)
 
+    def time(self, steps: int) -> bool:
+        """Take the first axis of a plain module's units as time, where linear layers have it.
+
+        Returns:
+            Whether some site is now another.
+        """
+        plain = () if isinstance(self.module, Network) else self.sites
+        found = {s.name: dataclasses.replace(s, time=(True,) * len(s.time))
+                 for s in plain if self._in_time(s, steps)}  # fmt: skip
+        if found:
+            self.sites = tuple(found.get(site.name, site) for site in self.sites)
+            self._before, self._shapes = _before(self.sites), {}
+            for hook in self._hooks:
+                hook.site = found.get(hook.site.name, hook.site)
+        return bool(found)
+
+    def _in_time(self, site: Site, steps: int) -> bool:
+        layers = [self.module.get_submodule(name) for name in site.modules]
+        shape = self._shapes[site.name]
+        linear = not any(site.time) and all(isinstance(layer, nn.Linear) for layer in layers)
+        return linear and shape.steps == 1 < steps and shape.units[:-1] == (steps,)
+
     def _learn_shapes(self, now: Pass) -> None:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
         if not self._shapes and not isinstance(self.module, Network):
@@ -228,13 +257,14 @@ class TorchSubstrate:
             outputs = now.visits[site.name][0].outputs
             if outputs and site.name not in self._shapes:
                 units = tuple(outputs[0].shape[2 if site.time[0] else 1 :])
-                count = steps if site.time[0] and steps else len(outputs)
+                count = (steps or outputs[0].shape[1]) if site.time[0] else len(outputs)
                 self._shapes[site.name] = SiteShape(units, count)
 
     def _shape(self, site: Site, now: Pass) -> SiteShape:
         """Return the shape of a site in this pass: a trial may have another length."""
-        shape, visits = self._shapes[site.name], len(now.visits[site.name][0].outputs)
-        if site.time[0] or visits == shape.steps:
+        shape, outputs = self._shapes[site.name], now.visits[site.name][0].outputs
+        visits = outputs[0].shape[1] if site.time[0] else len(outputs)
+        if (isinstance(self.module, Network) and site.time[0]) or visits == shape.steps:
             return shape
         if now.plan.time_bin is not None:
             raise CapabilityError(
