@@ -26,6 +26,8 @@ class Estimator(nn.Module):
         reference: where the rule comes from.
         builds: True if ``build`` makes parameters or buffers.
         batch_norm: False if the rule cannot work with batch normalisation in training.
+        graphless: True if the rule can learn from losses without a graph, a reward for instance;
+            it then perturbs the readout, too.
         one_to_one: True if every hidden unit must have an activity of its own.
         divides: what several processes divide among them and still equal one (``parallel``):
             "examples", if the gradient of a batch is the mean of its examples' gradients, with
@@ -43,6 +45,7 @@ class Estimator(nn.Module):
     builds: bool = False
     batch_norm: ClassVar[bool] = True
     one_to_one: ClassVar[bool] = False
+    graphless: bool = False
     divides: ClassVar[Division] = ""
 
     def check(self, sites: Sequence[str]) -> None:

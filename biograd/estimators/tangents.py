@@ -305,7 +305,7 @@ def _features(site: SiteTrace, name: str) -> Tensor:
 def _loss(readout: nn.Module, inputs: Tensor, trace: Trace) -> Tensor:
     with torch.enable_grad():
         outputs = readout(inputs).view(trace.outputs.shape)
-        return trace.objective.loss(outputs, trace.targets)
+        return trace.objective.losses(outputs, trace.targets)
 
 
 def _key(name: str) -> str:
