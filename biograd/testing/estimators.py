@@ -207,7 +207,8 @@ def _descends(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
     if rule.learns_hidden and not rule.objective and not down < up:
         yield (
             f"its hidden layers do not descend: the loss is {down:.4g} after {HELD} steps of "
-            f"theirs, and {up:.4g} after the opposite steps"
+            f"theirs, and {up:.4g} after the opposite steps: turn the sign of the credit, or "
+            "say in `objective` what they follow instead of the loss"
         )
 
 
