@@ -108,8 +108,7 @@ def reading(
     network = recipe.network
     rate = network.kind == "rate"
     if timed:
-        tau = 0.0 if rate else network.readout_time_constant_ms
-        return None, LeakyReadout(encoding.dt_ms, tau)
+        return None, nn.Identity() if rate else LeakyReadout.of(network, encoding.dt_ms)
     if rate:
         return LastStep(), None
     return Readout.of(network, encoding.steps, encoding.dt_ms), None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd.contracts import Plan, Trace, bins
+from biograd.contracts import Plan, Trace, bin_width, bins
 from biograd.diagnosis import references
 from biograd.diagnosis.activity import population
 from biograd.diagnosis.findings import Layer, Neighbour
@@ -171,7 +171,7 @@ def _dimensions(setup: Setup, trace: Trace) -> int:
         return sum(parameter.numel() for parameter in setup.parameters)
     chosen = getattr(estimator, "sites", "all")
     names = setup.engine.hidden if isinstance(chosen, str) else tuple(chosen)
-    width = getattr(estimator, "time_bin", None)
+    width = bin_width(getattr(estimator, "time_bin", None), setup.engine.timed)
     shapes = [trace.sites[name].shape for name in names]
     sizes = [bins(shape.steps, width) * math.prod(shape.units) for shape in shapes]
     return max(sizes) if chosen == "round_robin" else sum(sizes)

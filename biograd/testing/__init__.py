@@ -1,0 +1,8 @@
+"""Checks that parts of biograd, and of other packages, must pass."""
+
+from __future__ import annotations
+
+from biograd.testing.estimators import check_estimator
+from biograd.testing.tasks import check_task
+
+__all__ = ["check_estimator", "check_task"]
