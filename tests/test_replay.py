@@ -21,8 +21,9 @@ from torch.autograd import forward_ad
 from biograd.errors import CapabilityError
 from biograd.networks.expressions import Graph
 from biograd.networks.import_brian2 import import_brian2
+from biograd.networks.linearisation import Record
 from biograd.networks.operations import FUNCTIONS_OF_ONE, exprel
-from biograd.networks.replay import Record, check, replay
+from biograd.networks.replay import check, replay
 from biograd.networks.transpile import NeuronStep, translate
 from biograd.neurons.leaky import Leaky
 from biograd.neurons.leaky_scan import leaky_scan
