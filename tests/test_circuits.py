@@ -1065,7 +1065,7 @@ INTO = to("input", "a")
         ({"a": A}, {"x": {**INTO, "delay_ms": 20}}, "delay_ms = 20: nothing would arrive"),
         ({"a": A}, {"x": {**INTO, "delay_ms": -1}}, "delay_ms = -1.0: must be >= 0"),
         ({"a": A}, {"x": {**INTO, "density": 0}}, "density = 0.0: must be > 0"),
-        ({"a": A}, {"x": {**INTO, "kind": "sparse"}}, "kind = 'sparse'"),
+        ({"a": A}, {"x": {**INTO, "kind": "dotted"}}, "kind = 'dotted'"),
         ({"a": A}, {"x": {**INTO, "kind": "convolution"}}, "of 'input' lie in no grid"),
         ({"a": A}, {"x": {"source": "input"}}, "missing key projections.x.target"),
         ({"a": {"units": 5, "threshold": "v > 1"}}, {"x": INTO}, "populations.a.equations: miss"),

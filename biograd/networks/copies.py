@@ -112,13 +112,14 @@ class SharedRandomness:
         if self.recording is None or not layer.training:
             return None
         assert isinstance(layer, _DropoutNd)
-        values, visit = inputs[0], 0 if isinstance(layer, Dropout) else self._visit(layer)
+        values, whole = inputs[0], isinstance(layer, Dropout)
+        visit = 0 if whole else self._visit(layer)
         layer.training = False
         layer.__dict__["biograd_dropped"] = True
         masks = self.masks.setdefault(layer, [])
-        if self.recording and len(masks) == visit:
+        if self.recording and not (whole and masks):
             masks.append(self._mask(layer, values))
-        mask = masks[visit]
+        mask = masks[-1 if self.recording else visit]
         copies = values.shape[0] // mask.shape[0]
         return (values * mask.repeat(copies, *[1] * (mask.dim() - 1)),)
 

@@ -159,7 +159,7 @@ def _sorted_pairs(pairs: Tensor, shape: tuple[int, int]) -> Tensor:
         raise RecipeError(
             f"Sparse: connections {tuple(pairs.shape)}, {pairs.dtype}: give pairs (target, source)"
         )
-    for target, source in pairs[((pairs < 0) | (pairs >= torch.tensor(shape))).any(1)].tolist():
+    for target, source in pairs[((pairs < 0) | (pairs >= pairs.new_tensor(shape))).any(1)].tolist():
         raise RecipeError(f"Sparse: connection ({target}, {source}) lies outside of {shape}")
     found, times = pairs.long().unique(dim=0, return_counts=True)
     for target, source in found[times > 1].tolist():

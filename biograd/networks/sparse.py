@@ -9,6 +9,7 @@ forward and of any order, need no dense matrix.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from typing import Any
 
@@ -65,9 +66,8 @@ class Pattern:
         if turned:
             starts, others, order = self.turned
             weight, shape = weight[order], (shape[1], shape[0])
-        with warnings.catch_warnings():  # torch calls compressed matrices young
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.sparse_csr_tensor(starts, others, weight, shape, check_invariants=False)
+        _hear_the_warning()
+        return torch.sparse_csr_tensor(starts, others, weight, shape, check_invariants=False)
 
 
 def product(weight: Tensor, inputs: Tensor, pattern: Pattern) -> Tensor:
@@ -161,6 +161,14 @@ def _product(weight: Tensor, rows: Tensor, pattern: Pattern, turned: bool) -> Te
 def _paired(ends: Tensor, rows: Tensor, pattern: Pattern) -> Tensor:
     found: Tensor = _Paired.apply(ends, rows, pattern)
     return found
+
+
+@functools.cache
+def _hear_the_warning() -> None:
+    """Let torch say once, to nobody, that its compressed matrices are young."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1))
 
 
 def _keep(ctx: Any, *tensors: Tensor) -> None:
