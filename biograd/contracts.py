@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from biograd.recipes import Count
+from biograd.checking import Count
 
 Capability = Literal[
     "loss",

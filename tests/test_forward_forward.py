@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import biograd
+from biograd.circuit.sugar import LengthNormalisation
 from biograd.contracts import Plan
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ForwardForward
-from biograd.networks.rate import LengthNormalisation
 from biograd.randomness import generator
 from biograd.recipes import ModelRecipe, NetworkRecipe
 

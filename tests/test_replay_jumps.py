@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from biograd.networks.brian import Brian2Layer
 from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.spikes import fast_sigmoid, spike
+from biograd.neurons.surrogate import fast_sigmoid, spike
 from biograd.recipes import PopulationRecipe
 
 State = dict[str, Tensor]

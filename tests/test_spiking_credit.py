@@ -22,13 +22,13 @@ from torch.autograd import forward_ad
 
 import biograd
 from biograd.contracts import Objective, Plan, Round, Trace, Transport
+from biograd.credit_paths import split
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, make
 from biograd.estimators.eprop import EligibilityPropagation
 from biograd.estimators.unitwise import UnitwiseGradient, measured_slope
 from biograd.networks import Network
-from biograd.credit_paths import split
 from biograd.networks.rate import RecurrentPopulation
 from biograd.networks.spikes import Membrane, scan, spike
 from biograd.networks.spiking import Population, SnnTorchPopulation, SteppedPopulation
