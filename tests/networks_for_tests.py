@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import biograd
+from biograd.circuit.circuit import Circuit
 from biograd.contracts import Plan, Round, Trace
 from biograd.engine import Engine
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Network
-from biograd.neurons import Leaky, leaky_scan
+from biograd.neurons import NEURONS, Leaky, leaky_scan
 from biograd.neurons.neuron import constants_of
 from biograd.neurons.surrogate import Derivative
 from biograd.randomness import generator
@@ -170,6 +171,7 @@ def spiking(
         from biograd.networks.import_brian2 import import_brian2
 
         import_brian2().prefs.codegen.target = "numpy"  # no compiler, no cold start
+    given = {"resistance": 8.0} | dict(neuron or {})
     recipe = ModelRecipe(
         network=NetworkRecipe(
             substrate=substrate,
@@ -177,7 +179,7 @@ def spiking(
             dtype="float64",
             **{"hidden": (5, 4), "gain": 2.0} | dict(network or {}),
         ),
-        neuron=Leaky(**{"resistance": 8.0} | dict(neuron or {})),
+        neuron=NEURONS[given.pop("kind", "leaky")](**given),
         encoding=EncodingRecipe(**{"duration_ms": 20.0} | dict(encoding or {})),
     )
     made = biograd.build(recipe, inputs, CLASSES)
@@ -223,6 +225,16 @@ def integrate_and_fire(neuron: Leaky, dt_ms: float) -> tuple[PopulationRecipe, d
         update=f"{filtered}\nv = beta * v + gain * g",
     )
     return recipe, vars(c)
+
+
+def looped(network: Circuit) -> bool:
+    """Return whether some of a circuit's populations are stepped together."""
+    return bool(network.graph.together)
+
+
+def order(network: Circuit) -> tuple[str, ...]:
+    """Return the names of a circuit's populations in the order of a step."""
+    return tuple(one.site for one in network.graph.blocks.values())
 
 
 def opaque() -> Network:

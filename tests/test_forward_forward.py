@@ -65,7 +65,7 @@ def written_out(network: nn.Module, inputs: Tensor, targets: Tensor) -> Gradient
             values = (activity / lengths).detach()
     hidden = inputs
     for block in network.blocks:
-        hidden = block(hidden)
+        hidden = block(block.synapse(hidden))
     functional.cross_entropy(network.readout(hidden.detach()), targets).backward()
     return kept_gradients(network)
 
