@@ -12,33 +12,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks_for_tests import Gradients, batch, gradients, linear_loss
+from networks_for_tests import Gradients, batch, gradients, linear_loss, looped, order
 from torch import Tensor, nn
 
 import biograd
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.graph import INPUT
 from biograd.contracts import Objective, Plan
 from biograd.decorrelation import Decorrelation
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Backpropagation, make
 from biograd.local import LocalLosses
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.circuit import INPUT, Circuit
 from biograd.networks.grids import Convolution
 from biograd.networks.import_brian2 import import_brian2
 from biograd.networks.projections import Masked
-from biograd.networks.spiking import SpikingNetwork
+from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     PopulationRecipe,
     ProjectionRecipe,
     construct,
     load_model,
 )
+from biograd.simulators.population import Population
 from biograd.training import activity
 
 CLASSES = 3
@@ -132,7 +132,7 @@ def in_plain_brian2(network: Circuit, inputs: Tensor) -> dict[str, np.ndarray]:
     rows, steps, dt = len(inputs), network.steps, network.encoding.dt_ms * b2.ms
     encoded = network.encode(inputs, generator(0, "forward"))
     groups, parts = {}, []
-    for name in network.order:
+    for name in order(network):
         layer = network.layer(name)
         recipe = layer.model.recipe
         options = {"refractory": 2 * b2.ms} if recipe.refractory else {}
@@ -235,7 +235,7 @@ def test_spikes_of_plain_brian2_synapses(name: str, kind: str) -> None:
         encoding={"kind": kind, "duration_ms": 200.0},
         network={"gain": 1.0},
     )
-    assert network.looped is (name != "forward")
+    assert looped(network) is (name != "forward")
     assert_like_plain_brian2(network, batch(10, features=20)[0], 100_000)
 
 
@@ -319,15 +319,15 @@ def as_built(make: Callable[..., tuple[Any, ...]], *key: Any) -> tuple[Any, ...]
     return networks
 
 
-def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[SpikingNetwork, Circuit]:
-    """Return a stack of layers as a SpikingNetwork and as a circuit with the same weights."""
+def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[Circuit, Circuit]:
+    """Return a stack of layers by ``hidden`` and by ``populations`` with the same weights."""
     encoding = {"kind": "poisson", "gain": 2.0, "duration_ms": 20.0}
     stack = biograd.build(
         ModelRecipe(
             network=NetworkRecipe(
                 "brian2", "spiking", hidden, recurrent=recurrent, gain=2.0, dtype="float64"
             ),
-            neuron=NeuronRecipe(resistance=8.0),
+            neuron=Leaky(resistance=8.0),
             encoding=EncodingRecipe(**encoding),  # type: ignore[arg-type]
         ),
         6,
@@ -341,7 +341,7 @@ def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[SpikingNet
             projections[f"in_{name}"] = to(name, name, bias=False)
     populations = {name: {"units": units} for name, units in zip(names, hidden, strict=True)}
     made = circuit(populations, projections, encoding=encoding)
-    assert isinstance(stack, SpikingNetwork) and made.looped is recurrent
+    assert isinstance(stack, Circuit) and looped(made) is recurrent and not looped(stack)
     with torch.no_grad():
         for one, other in zip(made.parameters(), stack.parameters(), strict=True):
             other.copy_(one)
@@ -398,7 +398,7 @@ def descend(engine: Engine, inputs: Tensor, targets: Tensor, steps: int = 3) -> 
 )
 @pytest.mark.parametrize("rule", RULES)
 def test_the_gradient_estimates_of_a_stack(rule: str, recurrent: bool, beside: str) -> None:
-    """Same seed, three steps: population by population and step by step, as a SpikingNetwork."""
+    """Same seed, three steps: population by population and step by step, as layers."""
     name, settings = RULES[rule]
     if beside == "local losses" and name in ("synthetic_gradient", "eprop"):
         pytest.skip("leaves blocks with a local loss alone")
@@ -478,7 +478,7 @@ def both_ways(kind: str) -> tuple[Circuit, Circuit]:
     forward = circuit(populations, FORWARD, encoding=encoding)
     loop = FORWARD | {"loop": to("c", "c", variable="I", bias=False)}
     stepped = circuit(populations, loop, encoding=encoding)
-    assert stepped.looped and not forward.looped
+    assert looped(stepped) and not looped(forward)
     with torch.no_grad():
         stepped.projections["loop"].weight.zero_()
     assert stepped.load_state_dict(_stepped(forward), strict=False).unexpected_keys == []
@@ -610,10 +610,10 @@ def test_the_gradient_of_smooth_neurons_is_that_of_finite_differences(
     network = circuit(
         {"a": {"units": 5, **RATE}, "b": {"units": 4, **RATE}, "c": {"units": 3, **DRIVEN}},
         projections,
-        neuron={"readout": "potential"},
+        network={"readout": "potential"},
         encoding={"kind": "poisson"},
     )
-    assert network.looped is loop and not network.spiking
+    assert looped(network) is loop and not network.spiking
     inputs, targets = batch()
     found = gradients(
         attach(network, Backpropagation(window=window), loss=linear_loss), inputs, targets
@@ -657,7 +657,7 @@ def test_constants_of_neurons_learn_in_a_circuit(stepwise: bool) -> None:
     projections = {"into": to("input", "a")} | (
         {"a_a": to("a", "a", bias=False)} if stepwise else {}
     )
-    network = circuit({"a": recipe}, projections, neuron={"readout": "potential"})
+    network = circuit({"a": recipe}, projections, network={"readout": "potential"})
     inputs, targets = batch()
     engine = attach(network, make("backprop"), loss=linear_loss)
     (name,) = [name for name in dict(network.named_parameters()) if "factors" in name]
@@ -797,7 +797,7 @@ def test_smooth_local_credit_of_two_currents_is_exact() -> None:
     network = circuit(
         {"a": {"units": 4, **RATE, "equations": "dx/dt = (I + g - x) / (5*ms) : 1\nI : 1\ng : 1"}},
         {"to_a": to("input", "a"), "onto_a": to("input", "a", variable="g", bias=False)},
-        neuron={"readout": "potential"},
+        network={"readout": "potential"},
     )
     inputs, targets = batch()
     rule = make("gain", {"sigma": 1e-3, "ridge": 0.0, "copies": 4001})
@@ -893,7 +893,9 @@ def test_all_readouts(readout: str, stepwise: bool) -> None:
         {"a_a": to("a", "a", bias=False)} if stepwise else {}
     )
     network = circuit(
-        {"a": {"units": 5, **(RATE if smooth else PLAIN)}}, projections, neuron={"readout": readout}
+        {"a": {"units": 5, **(RATE if smooth else PLAIN)}},
+        projections,
+        network={"readout": readout},
     )
     inputs, _ = batch()
     train = network.activity(inputs)["cells.a"]
@@ -978,7 +980,7 @@ def test_the_shipped_circuit_trains_and_is_recorded(tmp_path: Path) -> None:
     spikes = {name: run.spikes(name) for name in run.layers}
     assert set(spikes) == {"cells.excitatory", "cells.inhibitory"}
     network, engine = biograd.trained(run)
-    assert isinstance(network, Circuit) and network.looped
+    assert isinstance(network, Circuit) and looped(network)
     assert [site.name for site in network.sites] == [
         "inhibitory",
         "excitatory.g",
@@ -1026,7 +1028,7 @@ def test_nothing_of_a_trial_is_held() -> None:
 
 def test_neurons_without_equations_are_those_of_the_recipe() -> None:
     layer = twins(False)[1].layer("p0")
-    assert isinstance(layer, Brian2Layer) and layer.model.namespace["threshold"] == 1.0
+    assert isinstance(layer, Population) and layer.neuron == Leaky(resistance=8.0)
 
 
 # Recipes that do not hold together ----------------------------------------------------------------
@@ -1110,7 +1112,7 @@ def test_a_recipe_that_does_not_hold_together(
         ("network.activation=tanh", r"network\.activation: has no effect on a circuit"),
         ("population.threshold='v > 1'", r"\[population\]: a circuit has \[populations\.NAME\]"),
         ("neuron.threshold=2.0", r"neuron\.threshold = 2\.0: .* write it into \[populations\], or"),
-        ("neuron.method=event", r"neuron\.method = 'event'"),
+        ("neuron.kind=event_driven", r"neuron\.kind = 'event_driven'"),
     ],
 )
 def test_what_says_nothing_of_a_circuit_is_refused(key: str, words: str) -> None:
