@@ -20,6 +20,7 @@ class Estimator(nn.Module):
     Attributes:
         needs: what a substrate must be able to do.
         learns_hidden: False if only the readout is trained.
+        objective: what hidden layers descend, in words, if it is not the loss of the outputs.
         passes: forward passes per example and step, in words.
         bias: of the estimate, in words.
         reference: where the rule comes from.
@@ -37,6 +38,7 @@ class Estimator(nn.Module):
 
     needs: frozenset[Capability] = frozenset()
     learns_hidden: ClassVar[bool] = True
+    objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""
     bias: ClassVar[str] = ""
     reference: ClassVar[str] = ""

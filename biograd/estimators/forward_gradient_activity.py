@@ -61,9 +61,7 @@ class ForwardGradientActivity(Estimator):
     def __init__(
         self,
         copies: Count = 1,
-        tangents: Literal[
-            "normal", "rademacher", "orthogonal", "local", "ntk", "fixed_ntk"
-        ] = "normal",
+        tangents: Annotated[str, TANGENTS] = "normal",
         sites: Literal["all", "each", "round_robin"] = "all",
         shared: bool = False,
         sparse: bool = False,

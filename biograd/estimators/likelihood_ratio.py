@@ -63,7 +63,7 @@ class LikelihoodRatio(WeakGradient):
         self,
         copies: Annotated[int, Range(3)] = 33,
         sigma: Positive = 0.2,
-        baseline: Literal["none", "leave_one_out", "clean"] = "leave_one_out",
+        baseline: Annotated[str, BASELINES] = "leave_one_out",
         antithetic: bool = False,
         shaping: Literal["none", "rank"] = "none",
         bits: Literal["all", "noise", "product"] = "all",
@@ -77,7 +77,7 @@ class LikelihoodRatio(WeakGradient):
             )
         method = "antithetic" if antithetic else BASELINES[baseline]
         method = "rank" if shaping == "rank" else method
-        super().__init__(copies, sigma, method, sites, 0.0, time_bin)  # type: ignore[arg-type]
+        super().__init__(copies, sigma, method, sites, 0.0, time_bin)
         self.baseline, self.antithetic, self.bits = baseline, antithetic, bits
         if antithetic:
             self.directions = pairs

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import RecipeError
+from biograd.registry import Registry
 
 Regression = Callable[[Tensor, Tensor, float], Tensor]
 Directions = Callable[[tuple[int, int, int], torch.Generator, torch.dtype], Tensor]
@@ -262,20 +263,23 @@ def _need(condition: bool, message: str) -> None:
         raise RecipeError(f"estimator: {message}")
 
 
-METHODS: dict[str, tuple[Directions, Regression]] = {
-    "score": (isotropic, score),
-    "baseline": (isotropic, baseline),
-    "leave_one_out": (isotropic, leave_one_out),
-    "antithetic": (pairs, antithetic),
-    "finite_difference": (coordinates, projection),
-    "central_difference": (coordinate_pairs, central_projection),
-    "orthogonal": (orthonormal, projection),
-    "least_squares": (isotropic, least_squares),
-    "anchored": (isotropic, anchored),
-    "ridge": (isotropic, ridge_regression),
-    "quadratic": (isotropic, quadratic),
-    "rank": (isotropic, rank),
-}
+METHODS: Registry[tuple[Directions, Regression]] = Registry(
+    "biograd.weak_methods",
+    {
+        "score": (isotropic, score),
+        "baseline": (isotropic, baseline),
+        "leave_one_out": (isotropic, leave_one_out),
+        "antithetic": (pairs, antithetic),
+        "finite_difference": (coordinates, projection),
+        "central_difference": (coordinate_pairs, central_projection),
+        "orthogonal": (orthonormal, projection),
+        "least_squares": (isotropic, least_squares),
+        "anchored": (isotropic, anchored),
+        "ridge": (isotropic, ridge_regression),
+        "quadratic": (isotropic, quadratic),
+        "rank": (isotropic, rank),
+    },
+)
 """Name of a method to how its directions are drawn and how a gradient follows from them."""
 JOINT = frozenset(("least_squares", "anchored", "quadratic"))
 """Methods in which the slope of one direction depends on the others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class SyntheticGradient(Estimator):
 
     def __init__(
         self,
-        synthesiser: Literal["linear", "sigmoid_linear", "mlp"] = "linear",
+        synthesiser: Annotated[str, SYNTHESISERS] = "linear",
         condition: Condition = "both",
         hidden: tuple[Count, ...] = (128,),
         sites: Literal["all", "middle"] | tuple[str, ...] = "all",

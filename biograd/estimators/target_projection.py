@@ -28,6 +28,7 @@ class TargetProjection(DirectFeedback):
         sites: "all" hidden sites, or the names of those that end a block.
     """
 
+    objective = "agreement of activities with the random projection of the targets"
     passes = "1 forward"
     bias = "the size of the error is lost; direction of the random feedback"
     reference = "Frenkel, Lefebvre & Bol 2021, arXiv 1909.01311"
