@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from biograd.commands.layout import duration, percent
-from biograd.commands.progress import Progress
+from biograd.commands.columns import duration, percent
+from biograd.commands.display import ProgressDisplay
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from biograd.studies import Key
 
 
-class Board(Progress):
+class Board(ProgressDisplay):
     """Shows which trainings of a study are done, run, or failed, and how well they did so far.
 
     Args:

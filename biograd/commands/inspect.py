@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd.commands.layout import columns, costs, percent, size
+from biograd.commands.columns import columns, costs, percent, size
 from biograd.commands.options import Answer, command
 
 if TYPE_CHECKING:

@@ -111,7 +111,7 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Chosen:
     """What a search found.
 
     Attributes:
@@ -159,7 +159,7 @@ def _value(text: str) -> str | int | float | bool:
     return found if isinstance(found, (str, int, float, bool)) else text
 
 
-def run(search: Search, request: Request, journal: Path) -> Found:
+def run(search: Search, request: Request, journal: Path) -> Chosen:
     """Search, or go on with the search that a journal holds, and return the best settings.
 
     Args:
@@ -185,7 +185,7 @@ def run(search: Search, request: Request, journal: Path) -> Found:
         study.tell(trial, _accuracy(search, request, trial.user_attrs["assignments"]))
     # of equally good ones the first
     best = max(_complete(study), key=lambda trial: (trial.value, -trial.number))
-    return Found(tuple(best.user_attrs["assignments"]), float(best.value), search.trials)
+    return Chosen(tuple(best.user_attrs["assignments"]), float(best.value), search.trials)
 
 
 def _written(value: object) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from biograd.commands.layout import duration, percent
+from biograd.commands.columns import duration, percent
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -34,7 +34,7 @@ FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
 REDRAW_SECONDS = 0.1
 
 
-class Progress:
+class ProgressDisplay:
     """Shows the progress of a training.
 
     Why one object: who trains knows neither terminals nor ``--quiet``; it calls :meth:`begin`,
