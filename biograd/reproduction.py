@@ -33,7 +33,7 @@ from biograd.recording import Interrupted
 from biograd.runs.environment import environment
 from biograd.runs.layout import Array
 from biograd.runs.reader import Run, open_run
-from biograd.runs.storage import Place
+from biograd.runs.storage import RunPaths
 
 Kind = Literal["tensors", "metrics", "snapshots", "spikes"]
 Verdict = Literal["bits", "numbers", "neither"]
@@ -255,8 +255,8 @@ def reproduce(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="biograd-"))
             target = Path(folder) / "repeated.h5"
         else:
-            target = Place.of(out).file
-            if target.exists() or Place.of(out).parts.exists():
+            target = RunPaths.of(out).file
+            if target.exists() or RunPaths.of(out).parts.exists():
                 raise RecipeError(f"{target}: exists; give another --out")
         try:
             _repeat(run, configuration, target, step, shown, network)

@@ -64,13 +64,7 @@ def test_an_epoch_pools_what_its_steps_have_counted() -> None:
         seen.append(torch.tensor(record.totals["r2"][3]))
     assert sums.steps == 5 and float(sum(seen)) == 50  # type: ignore[arg-type]
     pooled = one.engine.task.figures(sums.totals)
-    mean = (
-        sum(
-            record.metrics["r2"]
-            for record in trainer(Regression(1), 1, given, epochs=1, learning_rate=1e-9).steps()
-        )
-        / 5
-    )
+    mean = sum(step.metrics["r2"] for step in again.steps()) / 5
     assert pooled["r2"] == pytest.approx(evaluate(one.engine, given)["r2"], rel=1e-4)
     assert abs(pooled["r2"] - mean) > 1e-3
 

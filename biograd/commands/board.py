@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from biograd.commands.layout import duration
-from biograd.commands.progress import Progress
+from biograd.commands.columns import duration
+from biograd.commands.display import ProgressDisplay
 from biograd.metrics import Shown, figure, headline, words, written
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from biograd.studies import Key
 
 
-class Board(Progress):
+class Board(ProgressDisplay):
     """Shows which trainings of a study are done, run, or failed, and how well they did so far.
 
     Args:

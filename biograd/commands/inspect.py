@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd.commands.layout import columns, costs, size
+from biograd.commands.columns import columns, costs, size
 from biograd.commands.options import Answer, command
 from biograd.metrics import DEFAULT, written
 

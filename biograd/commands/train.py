@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from biograd import recipes
-from biograd.commands.layout import columns, costs, large, percent
+from biograd.commands.columns import columns, costs, large, percent
+from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
-from biograd.commands.progress import Progress
 from biograd.metrics import headline, words, written
 
 
@@ -89,7 +89,7 @@ def train(*, quiet: bool, **choices: Any) -> Answer:
     recipes.read(choices["dataset"], "datasets")
     from biograd import experiment
 
-    with Progress(quiet) as progress:
+    with ProgressDisplay(quiet) as progress:
         record = experiment.execute(experiment.Request(**choices), progress)
     return Answer(record, summary(record))
 

@@ -113,7 +113,7 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Chosen:
     """What a search found.
 
     Attributes:
@@ -163,7 +163,7 @@ def _value(text: str) -> str | int | float | bool:
     return found if isinstance(found, (str, int, float, bool)) else text
 
 
-def run(search: Search, request: Request, journal: Path) -> Found:
+def run(search: Search, request: Request, journal: Path) -> Chosen:
     """Search, or go on with the search that a journal holds, and return the best settings.
 
     Args:
@@ -193,7 +193,7 @@ def run(search: Search, request: Request, journal: Path) -> Found:
     best = max(_complete(study), key=lambda trial: (trial.value, -trial.number))
     metric, better = best.user_attrs.get("metric", [DEFAULT, "higher"])
     value = best.value if better == "higher" else -best.value
-    return Found(tuple(best.user_attrs["assignments"]), metric, float(value), search.trials)
+    return Chosen(tuple(best.user_attrs["assignments"]), metric, float(value), search.trials)
 
 
 def _written(value: object) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from biograd.commands.layout import duration, percent
+from biograd.commands.columns import duration, percent
 from biograd.metrics import headline, words, written
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ OTHERS: Fields = {
 REDRAW_SECONDS = 0.1
 
 
-class Progress:
+class ProgressDisplay:
     """Shows the progress of a training.
 
     Why one object: who trains knows neither terminals nor ``--quiet``; it calls :meth:`begin`,
