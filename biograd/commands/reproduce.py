@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, command, data_dir_option, quiet_option
-from biograd.commands.progress import Progress
 
 
 @command("reproduce")
@@ -36,7 +36,7 @@ def reproduce(
     """
     from biograd import reproduction
 
-    with Progress(quiet) as progress:
+    with ProgressDisplay(quiet) as progress:
         found = reproduction.reproduce(
             run, out=out, data_dir=data_dir, offline=offline or None, progress=progress
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, command, quiet_option
-from biograd.commands.progress import Progress
 from biograd.commands.train import summary
 
 
@@ -28,6 +28,6 @@ def resume(run: Path, epochs: int | None, quiet: bool) -> Answer:
     """
     from biograd import experiment
 
-    with Progress(quiet) as progress:
+    with ProgressDisplay(quiet) as progress:
         record = experiment.proceed(run, epochs, progress)
     return Answer(record, summary(record))

@@ -9,7 +9,7 @@ from biograd import studies
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
 from biograd.recipes import Table
-from biograd.studies import Place, Report, Silent, search, set_file
+from biograd.studies import Place, Report, SilentStudy, search, set_file
 from biograd.studies.grid import CONTROL
 from biograd.studies.set_file import RunSet
 
@@ -189,7 +189,7 @@ def compare(
         offline,
         Placement(workers=workers, folder=place),
     )
-    report = studies.run(table, place / studies.SAVED, where, Silent())
+    report = studies.run(table, place / studies.SAVED, where, SilentStudy())
     if report.failures:
         raise BiogradError(failed(report, place))
     return set_file.load_set(place)

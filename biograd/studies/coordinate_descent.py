@@ -21,14 +21,14 @@ from biograd.data import Dataset, Split
 from biograd.networks import build
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct
-from biograd.studies import Place, Progress, Report
+from biograd.studies import Place, Report, StudyProgress
 from biograd.tasks.classes import squared_error
 
 BATCH = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class NetworkCell:
     """One network."""
 
     hidden: tuple[Count, ...]
@@ -55,7 +55,7 @@ class BlockCoordinateDescent:
     seed: int = 0
 
 
-def run(settings: BlockCoordinateDescent, place: Place, progress: Progress) -> Report:
+def run(settings: BlockCoordinateDescent, place: Place, progress: StudyProgress) -> Report:
     """Train every network in both ways."""
     recipe = recipes.load_dataset(settings.dataset)
     dataset = data.load(
@@ -67,7 +67,7 @@ def run(settings: BlockCoordinateDescent, place: Place, progress: Progress) -> R
     )
     found: list[dict[str, Any]] = []
     for name, table in settings.cells.items():
-        cell = construct(Cell, table, "study", f"cells.{name}")
+        cell = construct(NetworkCell, table, "study", f"cells.{name}")
         chosen = data.class_balanced(dataset.train, cell.rows, seed=settings.seed)
         rows = dataset.train.rows(chosen)
         for rule in ("block coordinate descent", "gradient descent"):
@@ -93,7 +93,7 @@ def run(settings: BlockCoordinateDescent, place: Place, progress: Progress) -> R
     return Report(columns, found, [f"one seed, {settings.seed}; squared error"])
 
 
-def _network(settings: BlockCoordinateDescent, cell: Cell, dataset: Dataset) -> nn.Module:
+def _network(settings: BlockCoordinateDescent, cell: NetworkCell, dataset: Dataset) -> nn.Module:
     recipe = recipes.load_model("ann", assignments=[f"network.hidden={list(cell.hidden)}"])
     network = build(recipe, dataset.shape, dataset.classes)
     stream = generator(settings.seed, "weights")
@@ -106,14 +106,18 @@ def _network(settings: BlockCoordinateDescent, cell: Cell, dataset: Dataset) -> 
     return network
 
 
-def _solve(settings: BlockCoordinateDescent, cell: Cell, network: nn.Module, rows: Split) -> None:
+def _solve(
+    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Split
+) -> None:
     penalties = Penalties(inertia=settings.inertia)
     descent = BlockCoordinate(network, rows.inputs, rows.targets, penalties)
     for _ in range(cell.sweeps):
         descent.sweep()
 
 
-def _descend(settings: BlockCoordinateDescent, cell: Cell, network: nn.Module, rows: Split) -> None:
+def _descend(
+    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Split
+) -> None:
     optimiser = torch.optim.SGD(network.parameters(), lr=settings.rate)
     for epoch in range(cell.sweeps):
         for batch in data.batches(rows, BATCH, generator(settings.seed, "order", epoch)):
