@@ -652,8 +652,8 @@ def test_the_share_of_a_step_is_its_weight_in_the_readout(kind: str) -> None:
     recipe = {"kind": "spiking", "hidden": (6,)}
     network = biograd.build(
         ModelRecipe(
-            network=NetworkRecipe(**recipe),  # type: ignore[arg-type]
-            neuron=NeuronRecipe(readout=kind, resistance=3.0),  # type: ignore[arg-type]
+            network=NetworkRecipe(**recipe, readout=kind),  # type: ignore[arg-type]
+            neuron=Leaky(resistance=3.0),
             encoding=EncodingRecipe(duration_ms=12.0),
         ),
         inputs=4,

@@ -220,8 +220,8 @@ def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> No
         raise RecipeError("neuron.trainable: constants of event-driven neurons are not learned")
     if recipe.readout != "membrane":
         raise RecipeError(
-            f"network.readout = {recipe.readout!r}: spike counts have no derivative by spike times; "
-            "use 'membrane'"
+            f"network.readout = {recipe.readout!r}: spike counts have no derivative by spike "
+            "times; use 'membrane'"
         )
     shortest = min(neuron.time_constant_ms, neuron.synaptic_time_constant_ms)
     longest = 0.9 * math.log(torch.finfo(getattr(torch, recipe.dtype)).max) * shortest

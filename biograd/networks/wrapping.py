@@ -218,9 +218,7 @@ class _Plan:
             layer = nn.Linear(self.encoding.units, units) if way is None else _layer_of(way)
             parts.append(_placed(one, layer))
         readout, out = nn.Linear(cells[self.output].units, classes), f"cells.{self.output}"
-        made = Circuit(
-            parts, readout, self.encoding, filtered, output=out, simulator="brian2"
-        )
+        made = Circuit(parts, readout, self.encoding, filtered, output=out, simulator="brian2")
         initialise(made, seed, 1.0, "readout")
         made.double()
         with torch.no_grad():
@@ -228,7 +226,7 @@ class _Plan:
                 if one.path in weights:
                     scale = cells[one.target].model.scales[one.port]
                     values = torch.from_numpy(weights[one.path].weights) / scale
-                    made.projections[one.path].get_parameter("weight").copy_(values)
+                    made.get_parameter(f"projections.{one.path}.weight").copy_(values)
         return made
 
     def _wiring(self) -> tuple[list[Projection], dict[str, Way]]:

@@ -66,10 +66,7 @@ class Population(SteppedPopulation):
         for name, values in found.items():
             self.register_buffer(f"values_{name}", values, persistent=False)
         self.factors = nn.ParameterDict(
-            {
-                name: torch.full((units,), start(*ends))  # type: ignore[call-arg]
-                for name, ends in neuron.trainable.items()
-            }
+            {name: torch.full((units,), start(*ends)) for name, ends in neuron.trainable.items()}
         )
         self._turn = Turn()
         self._foreign: Any = None
@@ -284,9 +281,8 @@ class Population(SteppedPopulation):
         if first:
             self.__dict__["_seen"] = self.foreign().step(into, out)
         states, passed = self._seen
-        ways = [_with_way(v, way) for v, way in zip(states, new, strict=True)]
-        return ways, _with_way(passed, out)
-
+        found = [_with_way(a, way) for a, way in zip(states, tuple(new), strict=True)]
+        return found, _with_way(passed, out)
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""
