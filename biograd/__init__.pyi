@@ -44,10 +44,10 @@ from biograd.interchange import export_nir as export_nir
 from biograd.interchange import import_nir as import_nir
 from biograd.local import LocalLosses as LocalLosses
 from biograd.networks import build as build
-from biograd.networks.box import Brian2Box as Brian2Box
-from biograd.networks.brian import Brian2Layer as Brian2Layer
-from biograd.networks.readouts import Readout as Readout
-from biograd.networks.wrapping import wrap as wrap
+from biograd.brian.box import Brian2Box as Brian2Box
+from biograd.brian.layer import Brian2Layer as Brian2Layer
+from biograd.circuit.readouts import Readout as Readout
+from biograd.wrapping.wrap import wrap as wrap
 from biograd.recipes import PopulationRecipe as PopulationRecipe
 from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from biograd.contracts import Objective, Plan
 from biograd.errors import CapabilityError
-from biograd.networks.substrate import TorchSubstrate
+from biograd.substrate.torch_substrate import TorchSubstrate
 from biograd.randomness import generator
 from biograd.recipes import Positive, validate
 

@@ -27,7 +27,7 @@ from biograd import parallel
 from biograd.contracts import Substrate
 from biograd.decorrelation_rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
-from biograd.networks.network import LAYERS, Network
+from biograd.substrate.network import LAYERS, Network
 from biograd.recipes import (
     DecorrelationRecipe,
     Fraction,

@@ -30,9 +30,9 @@ from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Sites
-from biograd.networks import substrate as make_substrate
-from biograd.networks.network import LAYERS
-from biograd.networks.projections import Sparse
+from biograd.substrate import torch_substrate as make_substrate
+from biograd.substrate.network import LAYERS
+from biograd.circuit.projections import Sparse
 from biograd.randomness import generator
 from biograd.tasks import Task
 

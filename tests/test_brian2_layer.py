@@ -21,9 +21,9 @@ from biograd.contracts import Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError
 from biograd.estimators import Estimator, make
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.readouts import KINDS, Readout
+from biograd.brian.layer import Brian2Layer
+from biograd.brian.import_brian2 import import_brian2
+from biograd.circuit.readouts import KINDS, Readout
 from biograd.neurons import Leaky
 from biograd.recipes import PopulationRecipe
 

@@ -24,9 +24,9 @@ from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Backpropagation, make
 from biograd.local import LocalLosses
-from biograd.networks.grids import Convolution
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.projections import Masked
+from biograd.circuit.grids import Convolution
+from biograd.brian.import_brian2 import import_brian2
+from biograd.circuit.projections import Masked
 from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import (

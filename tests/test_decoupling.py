@@ -31,7 +31,7 @@ from biograd.engine import Engine, attach
 from biograd.errors import BiogradError, CapabilityError, DataError
 from biograd.estimators import Decoupling, Estimator, PredictiveCoding, make, target_store
 from biograd.estimators.target_store import TargetStore, mapped
-from biograd.networks.substrate import TorchSubstrate
+from biograd.substrate.torch_substrate import TorchSubstrate
 from biograd.randomness import generator
 from biograd.tasks.classes import cross_entropy, squared_error
 

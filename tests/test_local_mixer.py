@@ -18,8 +18,8 @@ from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.local import LocalLosses
 from biograd.networks import LocalMixer
-from biograd.networks.effective import through
-from biograd.networks.local_mixer import GroupLinear, TokenMixing
+from biograd.substrate.effective import through
+from biograd.circuit.local_mixer import GroupLinear, TokenMixing
 from biograd.randomness import generator
 from biograd.recipes import MixerRecipe, ModelRecipe, NetworkRecipe, TrainingRecipe
 from biograd.training import Trainer

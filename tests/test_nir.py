@@ -28,11 +28,11 @@ from biograd.interchange import export_nir, import_nir, to_nir
 from biograd.interchange.cells import decay, milliseconds, resistance, time_constant
 from biograd.interchange.sketch import Origin, weighing
 from biograd.networks.circuit import Circuit
-from biograd.networks.grids import Convolution
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.network import Network
-from biograd.networks.projections import Masked
-from biograd.networks.readouts import Readout
+from biograd.circuit.grids import Convolution
+from biograd.brian.import_brian2 import import_brian2
+from biograd.substrate.network import Network
+from biograd.circuit.projections import Masked
+from biograd.circuit.readouts import Readout
 from biograd.networks.spiking import SpikingNetwork
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, construct

@@ -13,8 +13,8 @@ from biograd.contracts import Plan, Round, Site, Trace
 from biograd.engine import attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Backpropagation
-from biograd.networks.grids import Convolution
-from biograd.networks.normalisation import Dropout, TimeNormalisation
+from biograd.circuit.grids import Convolution
+from biograd.circuit.normalisation import Dropout, TimeNormalisation
 from biograd.randomness import generator
 
 GRIDS = [(4, 5), (3, 4, 2), (2, 3, 2, 2)]

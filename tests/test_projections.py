@@ -18,11 +18,11 @@ from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.estimators.weight_mirror import mirrored
-from biograd.networks import sparse
-from biograd.networks.effective import respond
-from biograd.networks.network import initialise
-from biograd.networks.projections import Masked, OneToOne, Sparse
-from biograd.networks.substrate import find_sites
+from biograd.circuit import sparse
+from biograd.substrate.effective import respond
+from biograd.substrate.network import initialise
+from biograd.circuit.projections import Masked, OneToOne, Sparse
+from biograd.substrate.torch_substrate import find_sites
 from biograd.randomness import generator
 from biograd.recipes import ModelRecipe, construct
 
@@ -341,7 +341,7 @@ def circuit(kind: str) -> Any:
 @pytest.fixture(scope="module")
 def circuits() -> tuple[Any, Any]:
     """Return a circuit of sparse projections, and of masked ones of the same weights."""
-    from biograd.networks.import_brian2 import import_brian2
+    from biograd.brian.import_brian2 import import_brian2
 
     import_brian2().prefs.codegen.target = "numpy"
     one, two = circuit("sparse"), circuit("masked")

@@ -44,7 +44,7 @@ from biograd.neurons.surrogate import spike
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
 from biograd.simulators.population import Population
-from biograd.simulators.stepped import SteppedPopulation
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.tasks.classes import LOSSES
 from biograd.training import activity
 

@@ -16,8 +16,8 @@ from biograd.encoding import Encoding
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator, make
-from biograd.networks.network import initialise
-from biograd.networks.readouts import LeakyReadout
+from biograd.substrate.network import initialise
+from biograd.circuit.readouts import LeakyReadout
 from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe

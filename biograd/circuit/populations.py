@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
-from biograd.networks.normalisation import TimeNormalisation
-from biograd.networks.readouts import LeakyReadout, Readout
+from biograd.circuit.normalisation import TimeNormalisation
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
 from biograd.recipes import ModelRecipe, PopulationRecipe
 from biograd.simulators.population import Population
@@ -83,8 +83,8 @@ def _equations(
         raise RecipeError(
             "population.equations: need network.kind = 'spiking', network.substrate = 'brian2'"
         )
-    from biograd.networks.brian import Brian2Layer
-    from biograd.networks.neuron_model import Details
+    from biograd.brian.layer import Brian2Layer
+    from biograd.brian.neuron_model import Details
 
     surrogate = own if isinstance(own, Spiking) else Leaky()
     where = "population" if where == "neuron" else where

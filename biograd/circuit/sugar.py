@@ -14,8 +14,8 @@ from biograd.circuit.graph import INPUT, SKIP, Block, Projection
 from biograd.circuit.populations import make_population, normalised, reading
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.normalisation import Dropout
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.normalisation import Dropout
 from biograd.neurons import Rate
 from biograd.recipes import ModelRecipe, NetworkRecipe
 

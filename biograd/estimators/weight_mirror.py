@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from biograd.contracts import Round, Trace
 from biograd.estimators.feedback import Buffers, Feedback, key, normal, size_of
-from biograd.networks.effective import respond
+from biograd.substrate.effective import respond
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
 

@@ -20,10 +20,10 @@ from biograd.interchange.populations import membrane_of, neuron_of, simulated, s
 from biograd.interchange.sketch import INPUT, Link, Origin, Reading, Sketch, weighing
 from biograd.networks import build as build_network
 from biograd.networks.circuit import Circuit, Projection
-from biograd.networks.grids import Convolution
-from biograd.networks.network import Network
-from biograd.networks.projections import Masked, OneToOne
-from biograd.networks.readouts import Readout
+from biograd.circuit.grids import Convolution
+from biograd.substrate.network import Network
+from biograd.circuit.projections import Masked, OneToOne
+from biograd.circuit.readouts import Readout
 from biograd.networks.spikes import Membrane
 from biograd.networks.spiking import SpikingNetwork
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe, construct

@@ -15,11 +15,11 @@ from biograd.interchange.cells import Array, Cell, decay
 from biograd.interchange.populations import cell_of
 from biograd.interchange.sketch import INPUT, Grid, Link, Origin, Read, Reading, Sketch, weighing
 from biograd.networks.circuit import Circuit, Projection
-from biograd.networks.effective import effective_parameters
-from biograd.networks.grids import Convolution
-from biograd.networks.network import Network
-from biograd.networks.projections import Masked, OneToOne
-from biograd.networks.readouts import Readout
+from biograd.substrate.effective import effective_parameters
+from biograd.circuit.grids import Convolution
+from biograd.substrate.network import Network
+from biograd.circuit.projections import Masked, OneToOne
+from biograd.circuit.readouts import Readout
 from biograd.networks.spiking import SpikingNetwork
 
 READS: dict[str, tuple[bool, Read]] = {

@@ -15,7 +15,7 @@ from biograd.interchange.describe import describe
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import parse
 from biograd.interchange.sketch import Read
-from biograd.networks.network import Network
+from biograd.substrate.network import Network
 from biograd.recipes import EncodingRecipe, Positive, validate
 from biograd.runs import storage
 from biograd.runs.reader import Run

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from biograd.interchange.cells import Array, Cell
-from biograd.networks.projections import Sign
+from biograd.circuit.projections import Sign
 
 INPUT = "input"
 """What the encoded data are called as the source of a link."""
@@ -156,7 +156,7 @@ def weighing(tau_decay: float | None, how: Read, steps: int) -> tuple[float, flo
 
     With ``x[t] = W s[t] + b`` read over T steps, through a leaky integrator of resistance r whose
     decay in a step is k, or not (r = 1), the output is ``(r / R) W sum_t c[t] s[t] + r m b`` with
-    the weights c of ``networks.readouts``:
+    the weights c of ``circuit.readouts``:
 
     ===================  ====================  ==========================  ===============
     integrator, read     readout               R                           m

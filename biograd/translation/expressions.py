@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from biograd.networks.operations import BOOLEAN, OPERATIONS, Value
+from biograd.translation.operations import BOOLEAN, OPERATIONS, Value
 
 Rule = Callable[..., Sequence["Expression | float"]]
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from biograd.contracts import Site
 from biograd.errors import RecipeError
-from biograd.networks.network import Network, SynapticLayer
+from biograd.substrate.network import Network, SynapticLayer
 from biograd.recipes import MixerRecipe
 
 

@@ -19,11 +19,11 @@ from biograd.circuit.circuit import Circuit
 from biograd.circuit.sugar import Layers, check_keys
 from biograd.contracts import Substrate
 from biograd.errors import CapabilityError, RecipeError
-from biograd.networks.event_driven import EventNetwork
-from biograd.networks.local_mixer import LocalMixer
-from biograd.networks.network import Network, initialise
-from biograd.networks.neuron_checks import check_no_constants
-from biograd.networks.substrate import Sites, TorchSubstrate
+from biograd.events.event_network import EventNetwork
+from biograd.circuit.local_mixer import LocalMixer
+from biograd.substrate.network import Network, initialise
+from biograd.brian.neuron_checks import check_no_constants
+from biograd.substrate.torch_substrate import Sites, TorchSubstrate
 from biograd.neurons import EventDriven, Leaky
 from biograd.recipes import (
     Count,

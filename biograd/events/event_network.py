@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from biograd.contracts import Capability, Objective, Plan, Site, SiteShape, Trace
 from biograd.encoding import Current, Encoding, Latency, Rows
 from biograd.errors import CapabilityError, RecipeError
-from biograd.networks.events import EventMembrane, arrivals, divided, respond
-from biograd.networks.network import Network, recorded
-from biograd.networks.passes import Pass
-from biograd.networks.substrate import TorchSubstrate
+from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
+from biograd.substrate.network import Network, recorded
+from biograd.substrate.passes import Pass
+from biograd.substrate.torch_substrate import TorchSubstrate
 from biograd.neurons import EventDriven
 from biograd.recipes import NetworkRecipe
 
 
 class EventPopulation(nn.Module):
-    """Leaky integrate-and-fire neurons with exact spike times (equation in ``networks.events``)."""
+    """Leaky integrate-and-fire neurons with exact spike times (equation in ``events.spike_times``)."""
 
     def __init__(self, membrane: EventMembrane) -> None:
         super().__init__()

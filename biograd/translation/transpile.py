@@ -35,9 +35,9 @@ import torch
 from torch import Tensor
 
 from biograd.errors import CapabilityError, nearest
-from biograd.networks.expressions import Expression, Graph
-from biograd.networks.scopes import FIRED, HELD, JUST_OVER, READY, TIME, Reset, Scope, read
-from biograd.networks.statements import KEPT, runners_of, statements_of
+from biograd.translation.expressions import Expression, Graph
+from biograd.translation.scopes import FIRED, HELD, JUST_OVER, READY, TIME, Reset, Scope, read
+from biograd.translation.statements import KEPT, runners_of, statements_of
 
 
 class Crossing(NamedTuple):

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from biograd import parallel
 from biograd.errors import CapabilityError
-from biograd.networks.normalisation import Dropout, trial
+from biograd.circuit.normalisation import Dropout, trial
 from biograd.randomness import generator
 
 Hook = torch.utils.hooks.RemovableHandle

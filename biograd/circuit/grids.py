@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from biograd.errors import RecipeError
-from biograd.networks.network import SynapticLayer
+from biograd.substrate.network import SynapticLayer
 
 Grid = tuple[int, ...]
 CONVOLUTIONS = {2: functional.conv1d, 3: functional.conv2d, 4: functional.conv3d}

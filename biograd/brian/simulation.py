@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from biograd.networks.import_brian2 import choose_target, import_brian2
-from biograd.networks.neuron_model import NeuronModel
+from biograd.brian.import_brian2 import choose_target, import_brian2
+from biograd.brian.neuron_model import NeuronModel
 
 Array = NDArray[np.float64]
 Currents = Array | Mapping[str, Array]

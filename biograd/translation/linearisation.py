@@ -1,6 +1,6 @@
 """A recorded trial of a population, linearised in all steps at once and scanned in time.
 
-The equations stand in ``networks.replay``.
+The equations stand in ``translation.replay``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from biograd.credit_paths import starts
 from biograd.errors import CapabilityError
-from biograd.networks.expressions import Expression, Graph
-from biograd.networks.operations import Value
-from biograd.networks.scopes import FIRED
-from biograd.networks.transpile import NeuronStep
+from biograd.translation.expressions import Expression, Graph
+from biograd.translation.operations import Value
+from biograd.translation.scopes import FIRED
+from biograd.translation.transpile import NeuronStep
 
 Derivative = Callable[[Tensor], Tensor]
 """Scaled distance to the threshold to the derivative of the spike by it."""

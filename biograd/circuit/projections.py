@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from biograd.errors import RecipeError
-from biograd.networks import sparse
-from biograd.networks.grids import Convolution, grid
-from biograd.networks.network import SynapticLayer
+from biograd.circuit import sparse
+from biograd.circuit.grids import Convolution, grid
+from biograd.substrate.network import SynapticLayer
 from biograd.randomness import generator
 from biograd.recipes import ProjectionRecipe
 

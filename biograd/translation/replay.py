@@ -2,7 +2,7 @@
 
 A population was simulated, and its states ``x[t]`` (after the threshold, before the reset) and
 spikes ``s[t]`` were recorded.  With the step ``x[t] = F(x[t-1], s[t-1], z[t])`` and the distance to
-the threshold ``D(x[t], z[t])`` as expressions (``networks.transpile``) and a surrogate in place of
+the threshold ``D(x[t], z[t])`` as expressions (``translation.transpile``) and a surrogate in place of
 ``ds/dD``, the gradient by the inputs z is one scan back in time::
 
     a[t] = surrogate(D[t]) (dL/ds[t] + (dx[t+1]/ds[t])^T l[t+1])
@@ -11,7 +11,7 @@ the threshold ``D(x[t], z[t])`` as expressions (``networks.transpile``) and a su
 
 and the forward derivative is the transposed scan.  ``dx/ds`` is the jump that a spike makes in what
 is no potential, as an adaptation; the reset of the potential is held constant (the rule stands in
-``networks.transpile``), and without jumps the term is left out.  All derivatives of F and D are
+``translation.transpile``), and without jumps the term is left out.  All derivatives of F and D are
 evaluated for all steps at once, the link of two steps through a spike, ``dx[t+1]/ds[t]
 surrogate(D[t]) dD/dx[t]``, too; those that are zero are left out, and those that are constant are
 plain numbers.
@@ -28,8 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from biograd.credit_paths import differentiated
 from biograd.errors import CapabilityError
-from biograd.networks.linearisation import Derivative, Linearisation, Record, Scene, time_first
-from biograd.networks.transpile import NeuronStep
+from biograd.translation.linearisation import Derivative, Linearisation, Record, Scene, time_first
+from biograd.translation.transpile import NeuronStep
 
 
 class Agreement(NamedTuple):

@@ -5,7 +5,7 @@ A neuron with a constant current ``I`` and input spikes of weight ``w``, from re
     tau_s dg/dt = I - g                tau dv/dt = R g - v
     at an input spike: g <- g + w      at v = threshold: a spike, v <- v - threshold = 0
 
-This is the limit of the step equation (``networks.spikes``) for ever shorter steps.  There a spike
+This is the limit of the step equation (``neurons.leaky``) for ever shorter steps.  There a spike
 lasts one step and brings ``(1 - exp(-dt/tau_s)) w``, less for shorter steps; here it brings ``w``.
 Between two events, with ``T`` the end of the trial,
 

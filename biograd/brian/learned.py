@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.quantities import quantity
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.quantities import quantity
 from biograd.neurons.values import value
 from biograd.recipes import ModelRecipe
 

@@ -16,14 +16,14 @@ from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, Block, Projection
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.network import initialise
-from biograd.networks.neuron_checks import check_no_constants
-from biograd.networks.projections import Masked
-from biograd.networks.reading import Group, assigned, brief, read_group
-from biograd.networks.reading_synapses import Way, read_synapses
-from biograd.networks.readouts import Readout
+from biograd.brian.layer import Brian2Layer
+from biograd.brian.import_brian2 import import_brian2
+from biograd.substrate.network import initialise
+from biograd.brian.neuron_checks import check_no_constants
+from biograd.circuit.projections import Masked
+from biograd.wrapping.groups import Group, assigned, brief, read_group
+from biograd.wrapping.synapses import Way, read_synapses
+from biograd.circuit.readouts import Readout
 from biograd.neurons import Leaky, Spiking
 from biograd.recipes import (
     Count,

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from biograd.errors import CapabilityError
-from biograd.networks.expressions import Expression, Graph
-from biograd.networks.neuron_checks import brief
-from biograd.networks.operations import FUNCTIONS_OF_ONE
-from biograd.networks.statements import live, statements_of
+from biograd.translation.expressions import Expression, Graph
+from biograd.brian.neuron_checks import brief
+from biograd.translation.operations import FUNCTIONS_OF_ONE
+from biograd.translation.statements import live, statements_of
 
 OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "add",

@@ -32,9 +32,9 @@ from biograd.contracts import (
     Visits,
 )
 from biograd.errors import CapabilityError, nearest
-from biograd.networks.copies import SharedRandomness
-from biograd.networks.network import LAYERS, Network, SynapticLayer
-from biograd.networks.passes import Pass, repeat
+from biograd.substrate.copies import SharedRandomness
+from biograd.substrate.network import LAYERS, Network, SynapticLayer
+from biograd.substrate.passes import Pass, repeat
 
 Sites = Sequence[str] | Sequence[Site] | Mapping[str, Sequence[str]]
 """Names of layers, name -> layers that share a current, or sites in full."""

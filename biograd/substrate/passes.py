@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from biograd.contracts import Plan, Site, SiteShape, SiteTrace, Visits, bin_lengths
 from biograd.credit_paths import split
 from biograd.errors import CapabilityError
-from biograd.networks.effective import through
+from biograd.substrate.effective import through
 
 
 @dataclasses.dataclass

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from biograd import parallel
 from biograd.credit_paths import State, differentiated, join, mapped, ways
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.networks.copies import SharedRandomness
-from biograd.networks.linearisation import Record
-from biograd.networks.neuron_model import Details, NeuronModel
-from biograd.networks.replay import replay
-from biograd.networks.simulation import Simulation
-from biograd.networks.transpile import translate
+from biograd.substrate.copies import SharedRandomness
+from biograd.translation.linearisation import Record
+from biograd.brian.neuron_model import Details, NeuronModel
+from biograd.translation.replay import replay
+from biograd.brian.simulation import Simulation
+from biograd.translation.transpile import translate
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
 from biograd.randomness import generator
 from biograd.recipes import Count, PopulationRecipe, Positive, validate
-from biograd.simulators.stepped import SteppedPopulation
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.threads import Turn
 
 Array = NDArray[np.float64]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from biograd.errors import RecipeError, nearest
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.quantities import quantity
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.quantities import quantity
 from biograd.neurons import Leaky, Neuron
 from biograd.recipes import PopulationRecipe
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biograd.errors import CapabilityError
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.neuron_model import Details, Regular
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.neuron_model import Details, Regular
 from biograd.recipes import PopulationRecipe
 
 Array = NDArray[np.float64]

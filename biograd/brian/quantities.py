@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from biograd.errors import RecipeError
-from biograd.networks.import_brian2 import import_brian2
+from biograd.brian.import_brian2 import import_brian2
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

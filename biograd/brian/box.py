@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from biograd import parallel
 from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
-from biograd.networks.brian import without_derivative
-from biograd.networks.copies import SharedRandomness
-from biograd.networks.import_brian2 import import_brian2, one_line
+from biograd.brian.layer import without_derivative
+from biograd.substrate.copies import SharedRandomness
+from biograd.brian.import_brian2 import import_brian2, one_line
 from biograd.recipes import Positive, validate
 from biograd.threads import Turn
 

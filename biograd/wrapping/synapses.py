@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biograd.errors import CapabilityError
-from biograd.networks.quantities import BINARY
-from biograd.networks.reading import brief, check_clock, own_names
+from biograd.brian.quantities import BINARY
+from biograd.wrapping.groups import brief, check_clock, own_names
 
 Array = NDArray[np.float64]
 
