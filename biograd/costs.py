@@ -31,14 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biograd.substrate.effective import effective_parameters, respond
-from biograd.events.event_network import EventNetwork
 from biograd.circuit.grids import Pooling
-from biograd.substrate.network import LAYERS, Network, SynapticLayer
 from biograd.circuit.readouts import Readout
+from biograd.events.event_network import EventNetwork
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.randomness import generator
 from biograd.simulators.population import Population
-from biograd.neurons.stepped import SteppedPopulation
+from biograd.substrate.effective import effective_parameters, respond
+from biograd.substrate.network import LAYERS, Network, SynapticLayer
 
 
 @dataclasses.dataclass

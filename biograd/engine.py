@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import parallel, structure, tasks
+from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Sites
+from biograd.randomness import generator
 from biograd.substrate import torch_substrate as make_substrate
 from biograd.substrate.network import LAYERS
-from biograd.circuit.projections import Sparse
-from biograd.randomness import generator
 from biograd.tasks import Task
 
 if TYPE_CHECKING:

@@ -14,16 +14,14 @@ import torch
 from torch import nn
 
 from biograd import encoding
+from biograd.brian.neuron_checks import check_no_constants
 from biograd.circuit.assembly import build_circuit
 from biograd.circuit.circuit import Circuit
+from biograd.circuit.local_mixer import LocalMixer
 from biograd.circuit.sugar import Layers, check_keys
 from biograd.contracts import Substrate
 from biograd.errors import CapabilityError, RecipeError
 from biograd.events.event_network import EventNetwork
-from biograd.circuit.local_mixer import LocalMixer
-from biograd.substrate.network import Network, initialise
-from biograd.brian.neuron_checks import check_no_constants
-from biograd.substrate.torch_substrate import Sites, TorchSubstrate
 from biograd.neurons import EventDriven, Leaky
 from biograd.recipes import (
     Count,
@@ -33,6 +31,8 @@ from biograd.recipes import (
     load_model,
     validate,
 )
+from biograd.substrate.network import Network, initialise
+from biograd.substrate.torch_substrate import Sites, TorchSubstrate
 
 __all__ = [
     "Circuit",

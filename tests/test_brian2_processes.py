@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import biograd
+from biograd.brian import import_brian2 as importing
+from biograd.brian.import_brian2 import choose_target, import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.commands import doctor
 from biograd.engine import attach
 from biograd.errors import BiogradError
 from biograd.estimators import WeakGradient
-from biograd.brian import import_brian2 as importing
-from biograd.brian.layer import Brian2Layer
-from biograd.brian.import_brian2 import choose_target, import_brian2
-from biograd.brian.neuron_model import NeuronModel
-from biograd.brian.simulation import Simulation
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, PopulationRecipe
 
 NOISY = PopulationRecipe(

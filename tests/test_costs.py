@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import biograd
 from biograd import experiment
-from biograd.costs import Operations, count, operations, peak_memory
-from biograd.networks import Network
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne, Sparse
+from biograd.costs import Operations, count, operations, peak_memory
+from biograd.networks import Network
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,

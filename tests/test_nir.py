@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 import biograd
 from biograd.__main__ import main
+from biograd.brian.import_brian2 import import_brian2
+from biograd.circuit.grids import Convolution
+from biograd.circuit.projections import Masked
+from biograd.circuit.readouts import Readout
 from biograd.engine import attach
 from biograd.errors import CapabilityError, MissingExtraError, RecipeError
 from biograd.estimators import ESTIMATORS, make
@@ -28,14 +32,10 @@ from biograd.interchange import export_nir, import_nir, to_nir
 from biograd.interchange.cells import decay, milliseconds, resistance, time_constant
 from biograd.interchange.sketch import Origin, weighing
 from biograd.networks.circuit import Circuit
-from biograd.circuit.grids import Convolution
-from biograd.brian.import_brian2 import import_brian2
-from biograd.substrate.network import Network
-from biograd.circuit.projections import Masked
-from biograd.circuit.readouts import Readout
 from biograd.networks.spiking import SpikingNetwork
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, construct
+from biograd.substrate.network import Network
 
 nir = pytest.importorskip("nir")
 STEPS = 20

@@ -13,18 +13,18 @@ from networks_for_tests import Gradients, batch, gradients
 from torch import Tensor, nn
 
 import biograd
+from biograd.circuit import sparse
+from biograd.circuit.projections import Masked, OneToOne, Sparse
 from biograd.decorrelation import Decorrelation
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.estimators.weight_mirror import mirrored
-from biograd.circuit import sparse
-from biograd.substrate.effective import respond
-from biograd.substrate.network import initialise
-from biograd.circuit.projections import Masked, OneToOne, Sparse
-from biograd.substrate.torch_substrate import find_sites
 from biograd.randomness import generator
 from biograd.recipes import ModelRecipe, construct
+from biograd.substrate.effective import respond
+from biograd.substrate.network import initialise
+from biograd.substrate.torch_substrate import find_sites
 
 SIGNS = ("both", "excitatory", "inhibitory")
 

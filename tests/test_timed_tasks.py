@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 import biograd
 from biograd.circuit.circuit import Circuit
+from biograd.circuit.readouts import LeakyReadout
 from biograd.circuit.sugar import Layers
 from biograd.contracts import Plan
 from biograd.encoding import Encoding
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator, make
-from biograd.substrate.network import initialise
-from biograd.circuit.readouts import LeakyReadout
 from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
+from biograd.substrate.network import initialise
 from biograd.tasks import Classes, Regression, TimeSeries
 
 STEPS, INPUTS, UNITS, OUTPUTS, ROWS = 12, 5, 7, 2, 4

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from biograd import parallel
-from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
-from biograd.brian.layer import without_derivative
-from biograd.substrate.copies import SharedRandomness
 from biograd.brian.import_brian2 import import_brian2, one_line
+from biograd.brian.layer import without_derivative
+from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
 from biograd.recipes import Positive, validate
+from biograd.substrate.copies import SharedRandomness
 from biograd.threads import Turn
 
 STATE = "biograd_begin"

@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biograd import parallel
+from biograd.brian.neuron_model import Details, NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.credit_paths import State, differentiated, join, mapped, ways
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.substrate.copies import SharedRandomness
-from biograd.translation.linearisation import Record
-from biograd.brian.neuron_model import Details, NeuronModel
-from biograd.translation.replay import replay
-from biograd.brian.simulation import Simulation
-from biograd.translation.transpile import translate
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
 from biograd.randomness import generator
 from biograd.recipes import Count, PopulationRecipe, Positive, validate
-from biograd.neurons.stepped import SteppedPopulation
+from biograd.substrate.copies import SharedRandomness
 from biograd.threads import Turn
+from biograd.translation.linearisation import Record
+from biograd.translation.replay import replay
+from biograd.translation.transpile import translate
 
 Array = NDArray[np.float64]
 KEPT = 4

@@ -10,27 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from biograd.errors import RecipeError, nearest
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.quantities import quantity
+from biograd.errors import RecipeError, brief, nearest
 from biograd.neurons import Leaky, Neuron
 from biograd.recipes import PopulationRecipe
 
 NOISE = "biograd_noise"
 """What stands for ``xi`` in the equations that Brian2 receives."""
-WIDTH = 300
-"""Characters of a text that a message shows."""
 RESERVED = frozenset(("t", "dt", "i", "N", "xi", "pi", "e", "inf", "lastspike", "not_refractory"))
 TEXTS = ("equations", "threshold", "reset", "refractory", "update")
 """Keys of a recipe that Brian2 reads as code."""
 """Keys of ``[neuron]`` that say nothing of neurons with equations."""
 SPIKES = "spikes"
-
-
-def brief(text: str) -> str:
-    """Return the beginning of a text, in one line."""
-    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
 def names_in(code: str) -> list[str]:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.brian.import_brian2 import import_brian2, one_line
-from biograd.brian.neuron_checks import NOISE, Checks, brief, check_names
+from biograd.brian.neuron_checks import NOISE, Checks, check_names
 from biograd.brian.quantities import distribution, quantity
+from biograd.errors import CapabilityError, RecipeError, brief, nearest
 from biograd.randomness import generator
 from biograd.recipes import PopulationRecipe, construct
 from biograd.threads import Turn

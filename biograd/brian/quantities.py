@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from biograd.errors import RecipeError
 from biograd.brian.import_brian2 import import_brian2
+from biograd.errors import RecipeError
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

@@ -25,8 +25,8 @@ from torch.nn import functional
 
 from biograd.contracts import Site
 from biograd.errors import RecipeError
-from biograd.substrate.network import Network, SynapticLayer
 from biograd.recipes import MixerRecipe
+from biograd.substrate.network import Network, SynapticLayer
 
 
 class TokenMixing(SynapticLayer):

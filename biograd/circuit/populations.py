@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
-from biograd.circuit.normalisation import TimeNormalisation
-from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
 from biograd.recipes import ModelRecipe, PopulationRecipe
 from biograd.simulators.population import Population
+from biograd.substrate.normalisation import TimeNormalisation
 
 
 class LastStep(nn.Module):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from biograd.errors import RecipeError
 from biograd.circuit import sparse
 from biograd.circuit.grids import Convolution, grid
-from biograd.substrate.network import SynapticLayer
+from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import ProjectionRecipe
+from biograd.substrate.network import SynapticLayer
 
 Sign = Literal["both", "excitatory", "inhibitory"]
 

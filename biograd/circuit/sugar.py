@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.populations import make_population, normalised, reading
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
-from biograd.circuit.grids import Convolution, Pooling
-from biograd.circuit.normalisation import Dropout
 from biograd.neurons import Rate
 from biograd.recipes import ModelRecipe, NetworkRecipe
+from biograd.substrate.normalisation import Dropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

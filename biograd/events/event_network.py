@@ -12,11 +12,11 @@ from biograd.contracts import Capability, Objective, Plan, Site, SiteShape, Trac
 from biograd.encoding import Current, Encoding, Latency, Rows
 from biograd.errors import CapabilityError, RecipeError
 from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
+from biograd.neurons import EventDriven
+from biograd.recipes import NetworkRecipe
 from biograd.substrate.network import Network, recorded
 from biograd.substrate.passes import Pass
 from biograd.substrate.torch_substrate import TorchSubstrate
-from biograd.neurons import EventDriven
-from biograd.recipes import NetworkRecipe
 
 
 class EventPopulation(nn.Module):

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from biograd.circuit.grids import Convolution
+from biograd.circuit.projections import Masked, OneToOne
+from biograd.circuit.readouts import Readout
 from biograd.encoding import Encoding
 from biograd.encoding import build as build_encoding
 from biograd.errors import CapabilityError, RecipeError
@@ -20,13 +23,10 @@ from biograd.interchange.populations import membrane_of, neuron_of, simulated, s
 from biograd.interchange.sketch import INPUT, Link, Origin, Reading, Sketch, weighing
 from biograd.networks import build as build_network
 from biograd.networks.circuit import Circuit, Projection
-from biograd.circuit.grids import Convolution
-from biograd.substrate.network import Network
-from biograd.circuit.projections import Masked, OneToOne
-from biograd.circuit.readouts import Readout
 from biograd.networks.spikes import Membrane
 from biograd.networks.spiking import SpikingNetwork
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe, construct
+from biograd.substrate.network import Network
 
 Simulator = Literal["torch", "snntorch", "brian2"]
 

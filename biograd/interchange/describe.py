@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from biograd.circuit.grids import Convolution
+from biograd.circuit.projections import Masked, OneToOne
+from biograd.circuit.readouts import Readout
 from biograd.errors import CapabilityError
 from biograd.interchange.cells import Array, Cell, decay
 from biograd.interchange.populations import cell_of
 from biograd.interchange.sketch import INPUT, Grid, Link, Origin, Read, Reading, Sketch, weighing
 from biograd.networks.circuit import Circuit, Projection
-from biograd.substrate.effective import effective_parameters
-from biograd.circuit.grids import Convolution
-from biograd.substrate.network import Network
-from biograd.circuit.projections import Masked, OneToOne
-from biograd.circuit.readouts import Readout
 from biograd.networks.spiking import SpikingNetwork
+from biograd.substrate.effective import effective_parameters
+from biograd.substrate.network import Network
 
 READS: dict[str, tuple[bool, Read]] = {
     "membrane": (True, "mean"),

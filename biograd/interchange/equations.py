@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.brian.neuron_model import integrate_and_fire
 from biograd.errors import CapabilityError
 from biograd.interchange.cells import SAME, Array, Cell, decays, resistance, time_constant
-from biograd.brian.layer import Brian2Layer
-from biograd.brian.import_brian2 import import_brian2
-from biograd.brian.neuron_model import integrate_and_fire
 from biograd.networks.spikes import Membrane
 
 FILTERED = (

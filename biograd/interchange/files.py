@@ -15,10 +15,10 @@ from biograd.interchange.describe import describe
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import parse
 from biograd.interchange.sketch import Read
-from biograd.substrate.network import Network
 from biograd.recipes import EncodingRecipe, Positive, validate
 from biograd.runs import storage
 from biograd.runs.reader import Run
+from biograd.substrate.network import Network
 
 SUBTRACTS = ("loop", "node")
 READS = ("mean", "sum", "last")

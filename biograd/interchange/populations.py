@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from biograd.interchange.cells import Array, Cell, common, decay, decays, milliseconds
-from biograd.interchange.equations import FILTERED, of_equations, of_membrane
 from biograd.brian.layer import Brian2Layer, leaky_integrate_and_fire
 from biograd.brian.neuron_model import Details, integrate_and_fire
+from biograd.interchange.cells import Array, Cell, common, decay, decays, milliseconds
+from biograd.interchange.equations import FILTERED, of_equations, of_membrane
 from biograd.networks.spikes import Membrane
 from biograd.networks.spiking import LeakyPopulation, Population, SnnTorchPopulation
 from biograd.recipes import NeuronRecipe, PopulationRecipe

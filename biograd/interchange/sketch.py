@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from biograd.interchange.cells import Array, Cell
 from biograd.circuit.projections import Sign
+from biograd.interchange.cells import Array, Cell
 
 INPUT = "input"
 """What the encoded data are called as the source of a link."""

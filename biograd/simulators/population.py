@@ -17,8 +17,8 @@ from biograd.errors import CapabilityError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
 from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
-from biograd.neurons.values import check_trainable, spread, start, value
 from biograd.neurons.stepped import SteppedPopulation
+from biograd.neurons.values import check_trainable, spread, start, value
 from biograd.threads import Turn
 
 Simulator = Literal["torch", "snntorch", "brian2"]

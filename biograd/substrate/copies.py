@@ -19,8 +19,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from biograd import parallel
 from biograd.errors import CapabilityError
-from biograd.circuit.normalisation import Dropout, trial
 from biograd.randomness import generator
+from biograd.substrate.normalisation import Dropout, trial
 
 Hook = torch.utils.hooks.RemovableHandle
 

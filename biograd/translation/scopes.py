@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, brief
 from biograd.translation.expressions import Expression, Graph
-from biograd.brian.neuron_checks import brief
 from biograd.translation.operations import FUNCTIONS_OF_ONE
 from biograd.translation.statements import live, statements_of
 

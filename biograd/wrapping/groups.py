@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from biograd.errors import CapabilityError
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.neuron_model import Details, Regular
+from biograd.errors import CapabilityError
 from biograd.recipes import PopulationRecipe
 
 Array = NDArray[np.float64]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from biograd.errors import CapabilityError
 from biograd.brian.quantities import BINARY
+from biograd.errors import CapabilityError
 from biograd.wrapping.groups import brief, check_clock, own_names
 
 Array = NDArray[np.float64]

@@ -12,18 +12,15 @@ import torch
 from torch import nn
 
 from biograd import encoding as encodings
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.brian.neuron_checks import check_no_constants
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, Block, Projection
+from biograd.circuit.projections import Masked
+from biograd.circuit.readouts import Readout
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.brian.layer import Brian2Layer
-from biograd.brian.import_brian2 import import_brian2
-from biograd.substrate.network import initialise
-from biograd.brian.neuron_checks import check_no_constants
-from biograd.circuit.projections import Masked
-from biograd.wrapping.groups import Group, assigned, brief, read_group
-from biograd.wrapping.synapses import Way, read_synapses
-from biograd.circuit.readouts import Readout
 from biograd.neurons import Leaky, Spiking
 from biograd.recipes import (
     Count,
@@ -32,6 +29,9 @@ from biograd.recipes import (
     construct,
     validate,
 )
+from biograd.substrate.network import initialise
+from biograd.wrapping.groups import Group, assigned, brief, read_group
+from biograd.wrapping.synapses import Way, read_synapses
 
 STIMULUS = "stimulus"
 """Name of the projection from the encoded data, and of nothing else."""

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import biograd
-from biograd.networks import build
-from biograd.brian.layer import Brian2Layer, leaky_integrate_and_fire
 from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer, leaky_integrate_and_fire
+from biograd.networks import build
 from biograd.networks.spikes import Membrane, record
 from biograd.networks.spiking import SnnTorchPopulation
 from biograd.recipes import (
