@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biograd import parallel
+from biograd.credit_paths import State, differentiated, join, mapped, ways
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.networks.copies import SharedRandomness
+from biograd.networks.linearisation import Record
 from biograd.networks.neuron_model import Details, NeuronModel
-from biograd.credit_paths import State, differentiated, join, mapped, ways
-from biograd.networks.replay import Record, replay
+from biograd.networks.replay import replay
 from biograd.networks.simulation import Simulation
 from biograd.networks.transpile import translate
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike

@@ -87,14 +87,15 @@ class Brian2Group:
         like = next(iter(into.values()))
         now = self._begin(len(like), constants)
         keep = [*(self.neuron.variables if states else ()), *(() if self._spiking else (OUTPUT,))]
-        given = {port: _array(values).swapaxes(0, 1) for port, values in into.items()}
+        given = {port: _currents(values).swapaxes(0, 1) for port, values in into.items()}
         differing = {n: _array(getattr(constants, n)) for n in self.differing}
+        kind = "float32" if like.dtype is torch.float32 else "float64"
         with np.errstate(all="ignore"):
-            train, kept = now.run(given, self.steps, None, differing, keep)
+            train, kept = now.run(given, self.steps, None, differing, keep, kind)
         self._check(now)
         passed = train if self._spiking else kept[OUTPUT]
-        courses = [_tensor(kept[name], like).transpose(0, 1) for name in keep if name != OUTPUT]
-        return Course(courses, _tensor(passed, like).transpose(0, 1).contiguous())
+        courses = [_rows_first(kept[name], like) for name in keep if name != OUTPUT]
+        return Course(courses, _rows_first(passed, like))
 
     @property
     def _spiking(self) -> bool:
@@ -118,6 +119,17 @@ class Brian2Group:
 
 def _array(values: Any) -> Any:
     return values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
+
+
+def _currents(values: Tensor) -> Any:
+    """Return currents as the loop takes them: it converts each step as it sets it."""
+    small = values.dtype is torch.float32
+    return (values if small else values.double()).detach().cpu().numpy()
+
+
+def _rows_first(values: Any, like: Tensor) -> Tensor:
+    """Return a course ``[T, rows, U]`` that nobody else holds, rows first."""
+    return torch.from_numpy(values).to(like).transpose(0, 1)
 
 
 def _tensor(values: Any, like: Tensor) -> Tensor:
