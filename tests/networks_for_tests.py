@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import biograd
-from biograd.circuit.circuit import Circuit
 from biograd.contracts import Plan, Round, Trace
 from biograd.engine import Engine
 from biograd.estimators import ESTIMATORS, Estimator
-from biograd.networks import Network
+from biograd.networks import Circuit, Network
 from biograd.neurons import NEURONS, Leaky, leaky_scan
 from biograd.neurons.neuron import constants_of
 from biograd.neurons.surrogate import Derivative

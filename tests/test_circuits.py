@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,13 @@ def synapses(source: str, target: str, variable: str = "g", **settings: Any) -> 
 # Plain Brian2 -------------------------------------------------------------------------------------
 
 
-def in_plain_brian2(network: Circuit, inputs: Tensor) -> dict[str, np.ndarray]:
+def in_plain_brian2(
+    network: Circuit, inputs: Tensor, lags: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
     """Return the spikes ``[rows, steps, units]`` of NeuronGroups and Synapses, by Network.run.
 
     Only equations, weights, delays and the current of the stimulus are taken from the circuit.
+    ``lags`` are added to the delays.
     """
     b2 = import_brian2()
     assert network.encoding is not None
@@ -146,32 +150,33 @@ def in_plain_brian2(network: Circuit, inputs: Tensor) -> dict[str, np.ndarray]:
             dt=dt,
             **options,
         )
-    for one in network.wiring:
-        layer = network.projections[one.name]
-        units = network.layer(one.target).units
+    for one in network.graph.projections:
+        layer, lag = network.get_submodule(one.path), one.lag + lags.get(one.path, 0)
+        source, target = (name.removeprefix("cells.") for name in (one.source, one.target))
+        units = network.layer(target).units
         if one.source == INPUT:
             with torch.no_grad():
                 current = layer(encoded).expand(-1, steps, -1)
             course = current.transpose(0, 1).reshape(steps, rows * units).numpy()
             stimulus = b2.TimedArray(course, dt=dt)
-            groups[one.target].run_regularly(f"{one.variable} = stimulus(t, i)", dt=dt)
-            groups[one.target].namespace["stimulus"] = stimulus
+            groups[target].run_regularly(f"{one.port} = stimulus(t, i)", dt=dt)
+            groups[target].namespace["stimulus"] = stimulus
             continue
-        count = network.layer(one.source).units
+        count = network.layer(source).units
         with torch.no_grad():
             weights = layer(torch.eye(count, dtype=torch.float64)).T.numpy()
         made = b2.Synapses(
-            groups[one.source],
-            groups[one.target],
+            groups[source],
+            groups[target],
             "w : 1",
-            on_pre=f"{one.variable}_post += w",
-            delay=(one.lag - 1) * dt,
+            on_pre=f"{one.port}_post += w",
+            delay=(lag - 1) * dt,
             dt=dt,
         )
-        target, source = np.nonzero(weights)
+        onto, fro = np.nonzero(weights)
         start = np.arange(rows)[:, None]
-        made.connect(i=(start * count + source).ravel(), j=(start * units + target).ravel())
-        made.w = np.tile(weights[target, source], rows)
+        made.connect(i=(start * count + fro).ravel(), j=(start * units + onto).ravel())
+        made.w = np.tile(weights[onto, fro], rows)
         parts.append(made)
     monitors = {name: b2.SpikeMonitor(group) for name, group in groups.items()}
     b2.Network(*groups.values(), *parts, *monitors.values()).run(steps * dt, namespace={})
@@ -264,10 +269,8 @@ def test_a_small_difference_is_noticed(change: str) -> None:
     inputs = batch(10, features=20)[0]
     expected = in_plain_brian2(network, inputs)["e"]
     if change == "lag":
-        network.wiring = tuple(
-            type(one)(one.name, one.source, one.target, one.variable, one.lag + (one.lag == 2))
-            for one in network.wiring
-        )
+        late = {one.path: 1 for one in network.graph.projections if one.lag == 2}
+        expected = in_plain_brian2(network, inputs, late)["e"]
     elif change == "weight":
         with torch.no_grad():
             network.projections["e_e"].weight.mul_(1.01)
@@ -1067,7 +1070,7 @@ INTO = to("input", "a")
         ({"a": A}, {"x": {**INTO, "delay_ms": 20}}, "delay_ms = 20: nothing would arrive"),
         ({"a": A}, {"x": {**INTO, "delay_ms": -1}}, "delay_ms = -1.0: must be >= 0"),
         ({"a": A}, {"x": {**INTO, "density": 0}}, "density = 0.0: must be > 0"),
-        ({"a": A}, {"x": {**INTO, "kind": "dotted"}}, "kind = 'dotted'"),
+        ({"a": A}, {"x": {**INTO, "kind": "spars"}}, "kind = 'spars'"),
         ({"a": A}, {"x": {**INTO, "kind": "convolution"}}, "of 'input' lie in no grid"),
         ({"a": A}, {"x": {"source": "input"}}, "missing key projections.x.target"),
         ({"a": {"units": 5, "threshold": "v > 1"}}, {"x": INTO}, "populations.a.equations: miss"),
@@ -1131,8 +1134,8 @@ def test_a_convolution_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("substrate", ["torch", "snntorch"])
-def test_circuits_are_simulated_by_brian2(substrate: str) -> None:
-    with pytest.raises(RecipeError, match=r"needs network.substrate = 'brian2'"):
+def test_equations_are_simulated_by_brian2(substrate: str) -> None:
+    with pytest.raises(RecipeError, match=r"populations\.a\.equations: need network\.substrate"):
         circuit({"a": A}, {"into": INTO}, network={"substrate": substrate})
 
 

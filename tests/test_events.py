@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -451,7 +452,8 @@ def test_poisson_spikes_come_where_their_steps_begin() -> None:
 
 def test_the_readout_is_the_limit_of_the_stepped_one() -> None:
     network = build()
-    stepped = biograd.build(recipe(neuron={"method": "step"}, encoding={"dt_ms": 0.01}), 6, CLASSES)
+    given = recipe(encoding={"dt_ms": 0.01})
+    stepped = biograd.build(dataclasses.replace(given, neuron=Leaky()), 6, CLASSES)
     weights = stepped.filtered.get_buffer("weights")
     times = torch.arange(0, 20, 0.01, dtype=torch.float64)
     found = network.filtered(times.view(-1, 1, 1)).squeeze(1)

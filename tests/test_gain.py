@@ -368,7 +368,7 @@ def test_the_gradient_of_the_readout_is_exact(substrate: str) -> None:
 
 
 def test_neurons_that_nobody_can_differentiate() -> None:
-    network = replaced(lambda old: NumpyPopulation(old.membrane, old.steps))
+    network = replaced(lambda old: NumpyPopulation(old.constants(), old.steps))
     with pytest.raises(CapabilityError, match=r"cannot do .*: its neurons are written in NumPy"):
         attach(network, make("backprop"))
     for settings in ({}, {"time_bin": 5}):

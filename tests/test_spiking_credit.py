@@ -262,7 +262,7 @@ def test_another_derivative_takes_the_surrogate_s_place(
     """A Gaussian one, against the population whose own surrogate it is."""
     part, layer = population(simulator, neuron, recurrent), loop()
     twin = copy.deepcopy(part)
-    twin.membrane = dataclasses.replace(part.membrane, surrogate="gaussian", slope=2.0)
+    twin.neuron = dataclasses.replace(part.neuron, surrogate="gaussian", slope=2.0)
     part.transport = Transport(derivative=lambda u: torch.exp(-2 * u.square()))
     arguments = (layer,) if recurrent else ()
     found = []
@@ -494,7 +494,7 @@ class ByHand:
             values = {name: p.detach().numpy() for name, p in module.named_parameters()}
             part = module["activity"]
             block = Block(
-                SimpleNamespace(**vars(part.neuron), **vars(part.constants())),
+                SimpleNamespace(**vars(part.neuron) | vars(part.constants())),
                 values["synapse.weight"],
                 values["synapse.bias"],
                 values.get("recurrent.weight"),
@@ -584,7 +584,7 @@ def test_traces_without_one_of_their_parts_are_noticed(missing: str) -> None:
     )
     (block,) = hand.blocks
     if missing == "filter":
-        block.membrane = dataclasses.replace(block.membrane, alpha=0.0)
+        block.membrane.alpha = 0.0
     else:
         block.spikes = np.zeros_like(block.spikes)
     with pytest.raises(AssertionError, match="weight"):

@@ -326,9 +326,9 @@ def _poisson() -> EncodingRecipe:
 
 def _effective(circuit: Circuit, name: str) -> Tensor:
     """Return what a spike of each source adds to each target, in SI units."""
-    (one,) = [one for one in circuit.wiring if one.name == name]
+    (one,) = [one for one in circuit.graph.projections if one.path == f"projections.{name}"]
     layer = circuit.projections[name]
-    scale = circuit.layer(one.target).model.scales[one.variable]
+    scale = circuit.layer(one.target.removeprefix("cells.")).model.scales[one.port]
     with torch.no_grad():
         units = layer.weight.shape[1]
         return scale * layer(torch.eye(units, dtype=torch.float64)).T
@@ -341,7 +341,7 @@ def test_weights_are_those_of_the_synapses_to_the_last_bit() -> None:
     circuit, (network, _) = wrapped("balanced", 20)
     names = ["stimulus", "ei", "ie", "ee_1", "ee_2", "ee_3", "ii"]
     assert sorted(circuit.projections) == sorted(names)
-    assert {one.name: one.lag for one in circuit.wiring} == {
+    assert {one.path.split(".")[1]: one.lag for one in circuit.graph.projections} == {
         "stimulus": 0,
         "ei": 2,
         "ie": 1,

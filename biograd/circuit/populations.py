@@ -81,7 +81,7 @@ def _equations(
 ) -> tuple[nn.Module, bool]:
     if simulator != "brian2":
         raise RecipeError(
-            "population.equations: need network.kind = 'spiking', network.substrate = 'brian2'"
+            f"{where}.equations: need network.substrate = 'brian2', not {simulator!r}"
         )
     from biograd.brian.layer import Brian2Layer
     from biograd.brian.neuron_model import Details

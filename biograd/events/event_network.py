@@ -20,7 +20,7 @@ from biograd.substrate.torch_substrate import TorchSubstrate
 
 
 class EventPopulation(nn.Module):
-    """Leaky integrate-and-fire neurons with exact spike times (equation in ``events.spike_times``)."""
+    """Leaky integrate-and-fire neurons with exact spike times (``events.spike_times``)."""
 
     def __init__(self, membrane: EventMembrane) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 A population was simulated, and its states ``x[t]`` (after the threshold, before the reset) and
 spikes ``s[t]`` were recorded.  With the step ``x[t] = F(x[t-1], s[t-1], z[t])`` and the distance to
-the threshold ``D(x[t], z[t])`` as expressions (``translation.transpile``) and a surrogate in place of
+the threshold ``D(x[t], z[t])`` as expressions (``transpile``) and a surrogate in place of
 ``ds/dD``, the gradient by the inputs z is one scan back in time::
 
     a[t] = surrogate(D[t]) (dL/ds[t] + (dx[t+1]/ds[t])^T l[t+1])
