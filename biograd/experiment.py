@@ -107,6 +107,11 @@ def begin(
         RunWriter.check(path, force=force)
     known = (like.attributes["dataset_sha256"], like.path) if like else ()
     dataset = _load(configuration, *known)
+    if configuration.control and not dataset.task.differentiable:
+        raise RecipeError(
+            f"--control: the control trains the readout by the gradient of the loss, and "
+            f"{type(dataset.task).__name__} has none: leave it out"
+        )
     pristine = deepcopy(network) if configuration.control else None
     experiment = Experiment(configuration, dataset, network)
     probe = make_probe(dataset)
@@ -165,6 +170,8 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
         "dataset_sha256": dataset.sha256,
         "rule": configuration.estimator,
         "model": configuration.model,
+        "headline": dataset.task.headline,
+        "better": dataset.task.better,
         "model_kind": "snn" if kind in ("spiking", "circuit") else "ann",
     }
 

@@ -19,6 +19,7 @@ from biograd import recipes, studies
 from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
+from biograd.metrics import Shown
 from biograd.studies import (
     Place,
     Report,
@@ -368,7 +369,7 @@ def test_pictures_are_made_and_repeat(done: Path) -> None:
     once, again = (
         dict(picture.files(drawn))
         for _ in range(2)
-        if (drawn := picture.draw(found.rows, found.tables["runs"], curves, "error"))
+        if (drawn := picture.draw(found.rows, found.tables["runs"], curves, Shown(error=True)))
     )
     assert once == again
     assert picture.draw([{"cell": "a", "n": 0}], [], [], "accuracy") is None

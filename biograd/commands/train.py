@@ -12,6 +12,7 @@ from biograd import recipes
 from biograd.commands.columns import columns, costs, large, percent
 from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+from biograd.metrics import headline, words, written
 
 
 @command("train", together=True)
@@ -116,9 +117,11 @@ def _silent(shares: Mapping[str, float]) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def share(key: str) -> str:
+    name = headline(record)
+
+    def result(key: str) -> str:
         value = record.get(key)
-        return "" if value is None else percent(value)
+        return "" if value is None else written(name, value)
 
     decorrelation = record.get("decorrelation") or "off"
     with_it = "" if decorrelation == "off" else f", decorrelation {decorrelation}"
@@ -130,9 +133,9 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("estimator", f"{record['estimator']}{with_it}"),
         ("seed", str(record.get("seed", ""))),
         ("epochs", _epochs(record)),
-        ("train accuracy", share("train_accuracy")),
-        ("test accuracy", share("test_accuracy")),
-        ("frozen hidden", share("frozen_hidden_control")),
+        (f"train {words(name)}", result(f"train_{name}")),
+        (f"test {words(name)}", result(f"test_{name}")),
+        ("frozen hidden", result("frozen_hidden_control")),
         ("test loss", "" if loss is None else f"{loss:.4f}"),
         ("silent units", _silent(record.get("silent") or {})),
         *costs(record),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from biograd import randomness
 from biograd.errors import DataError, RecipeError
+from biograd.tasks import Classes, Task
 
 Evaluated = Literal["test", "validation"]
 
@@ -86,6 +87,11 @@ class Dataset:
     test: Split
     sha256: str
     evaluated_on: Evaluated = "test"
+
+    @property
+    def task(self) -> Task:
+        """What the outputs are to be."""
+        return Classes(self.classes)
 
     def validate(self) -> None:
         """Refuse splits that cannot be learned from or tested on.

@@ -103,6 +103,7 @@ class Report:
         tables: further ones by name, each a CSV file of its own.
         failures: what could not be trained, and why.
         trainings: how many there were to be.
+        fine: whether results are numbers, not per cents: more decimals are shown.
     """
 
     columns: Mapping[str, str]
@@ -111,6 +112,7 @@ class Report:
     tables: Mapping[str, list[Row]] = dataclasses.field(default_factory=dict)
     failures: list[dict[str, str]] = dataclasses.field(default_factory=list)
     trainings: int = 0
+    fine: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""

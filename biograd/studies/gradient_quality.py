@@ -118,7 +118,7 @@ def _teach(
     begin = {name: value.clone() for name, value in made.network.state_dict().items()}
     progress.begin(made.trainer.total, f"{settings.teacher}, seed {seed}")
     for record in made.trainer.steps():
-        progress.step({"loss": record.loss, "accuracy": record.accuracy})
+        progress.step({"loss": record.loss, **record.metrics})
     end = {name: value.clone() for name, value in made.network.state_dict().items()}
     made.engine.detach()
     return begin, end

@@ -136,8 +136,8 @@ def _trained(
     made = Experiment(configuration, dataset)
     progress.begin(made.trainer.total, f"{cell.estimator}, seed {seed}")
     for record in made.trainer.steps():
-        progress.step({"loss": record.loss, "accuracy": record.accuracy})
-    accuracy = 100 * evaluate(made.engine, dataset.test)[0]
+        progress.step({"loss": record.loss, **record.metrics})
+    accuracy = 100 * evaluate(made.engine, dataset.test)["accuracy"]
     layers = _measure(settings, made, dataset.train)
     made.engine.detach()
     return accuracy, layers

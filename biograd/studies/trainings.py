@@ -19,6 +19,7 @@ from typing import Any
 
 from biograd import experiment, placement
 from biograd.errors import BiogradError, RecipeError
+from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
 from biograd.recipes import Table
 from biograd.runs import storage
@@ -149,7 +150,7 @@ class Training:
         try:
             found: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
             # what every table needs
-            _ = found["configuration"], float(found["summary"]["test_accuracy"])
+            _ = found["configuration"], figure(found["summary"])
             return found
         except FileNotFoundError:
             return None
@@ -240,7 +241,7 @@ def _run(
     report = comparison.report(compared, failures, tuning)
     if place.task is None:
         with storage.writing(place.folder, study_folder.AGAIN):
-            outputs.write(report, settings.table(), files, place.folder, settings.error)
+            outputs.write(report, settings.table(), files, place.folder, compared.shown)
     return report
 
 
@@ -289,7 +290,11 @@ def _tune(
             table = json.loads(_notes_of_search(begun).read_text(encoding="utf-8"))
             chosen = dict(text.split("=", 1) for text in table["assignments"])
             rows.append(
-                {"cell": cell, "trials": table["trials"], "held_out_accuracy": table["accuracy"]}
+                {
+                    "cell": cell,
+                    "trials": table["trials"],
+                    f"held_out_{table['metric']}": table["value"],
+                }
                 | chosen
             )
             found = tuple(table["assignments"])
