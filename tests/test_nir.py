@@ -15,30 +15,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks_for_tests import CLASSES
 from nir_simulator import Simulator
 from torch import Tensor, nn
 
 import biograd
 from biograd.__main__ import main
-from biograd.brian.import_brian2 import import_brian2
-from biograd.circuit.grids import Convolution
-from biograd.circuit.projections import Masked
-from biograd.circuit.readouts import Readout
 from biograd.engine import attach
 from biograd.errors import CapabilityError, MissingExtraError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.interchange import export_nir, import_nir, to_nir
-from biograd.interchange.cells import decay, milliseconds, resistance, time_constant
-from biograd.interchange.sketch import Origin, weighing
-from biograd.networks.circuit import Circuit
-from biograd.networks.spiking import SpikingNetwork
-from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, ModelRecipe, construct
+from biograd.interchange.cells import Cell, milliseconds
+from biograd.interchange.readouts import Origin, weighing
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.grids import Convolution
+from biograd.brian.import_brian2 import import_brian2
 from biograd.substrate.network import Network
+from biograd.circuit.projections import Masked
+from biograd.circuit.readouts import Readout
+from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
+from biograd.randomness import generator
+from biograd.checking import construct
+from biograd.recipes import EncodingRecipe, ModelRecipe
 
 nir = pytest.importorskip("nir")
-STEPS = 20
+STEPS, CLASSES = 20, 3
 Graph = Any
 
 
@@ -118,14 +118,15 @@ ENDLESS = {**LIF, "reset": ""}
 
 
 def stack(**settings: Any) -> Callable[[], Network]:
-    network = {key: settings.pop(key) for key in ("substrate", "recurrent") if key in settings}
+    keys = ("substrate", "recurrent", "readout")
+    network = {key: settings.pop(key) for key in keys if key in settings}
     return lambda: built(network=network, neuron=settings)
 
 
-def own(population: Mapping[str, Any], **neuron: Any) -> Callable[[], Network]:
+def own(population: Mapping[str, Any], **settings: Any) -> Callable[[], Network]:
     """Return a stack of neurons of one's own equations, that feed back to themselves."""
-    network = {"substrate": "brian2", "hidden": [6], "recurrent": True}
-    return lambda: built(network=network, neuron=neuron, population=population)
+    network = {"substrate": "brian2", "hidden": [6], "recurrent": True, **settings}
+    return lambda: built(network=network, population=population)
 
 
 def loops() -> Network:
@@ -183,6 +184,10 @@ STACKS: dict[str, Callable[[], Network]] = {
     )
 }
 NETWORKS = STACKS | CIRCUITS
+
+
+def neurons(network: Any) -> list[Any]:
+    return [one.cells.neuron for one in network.graph.blocks.values()]
 
 
 def data(network: Network, rows: int = 8) -> Tensor:
@@ -297,8 +302,8 @@ def test_snntorch_reads_the_same_network(tmp_path: Path) -> None:
 
     encoding = {"dt_ms": 0.1, "duration_ms": 6.0}
     network = built(
-        network={"dtype": "float32"},
-        neuron={"reset": "zero", "time_constant_ms": 3.0, "readout": "rate"},
+        network={"dtype": "float32", "readout": "rate"},
+        neuron={"reset": "zero", "time_constant_ms": 3.0},
         encoding=encoding,
     )
     graph = to_nir(network)
@@ -358,7 +363,8 @@ def test_there_and_back_changes_no_spike(name: str, tmp_path: Path) -> None:
     inputs = data(network, 40)
     path = export_nir(network, tmp_path / "out.nir")
     again = import_nir(path)
-    assert isinstance(again, SpikingNetwork if name in (*STACKS, "lif") else Circuit)
+    paths = (path for path in network.populations)
+    assert sorted(again.populations) == sorted(paths)
     before, after = network.activity(inputs), again.activity(inputs)
     for one, two in zip(before.values(), after.values(), strict=True):
         assert one.any() and (one - two).abs().max() < 1e-12
@@ -410,12 +416,12 @@ def test_the_encoding_comes_back(encoding: str) -> None:
 
 def test_surrogate_masks_and_signs_come_back() -> None:
     network = loops()
-    for cell in (network.layer(name) for name in network.order):  # type: ignore[union-attr]
-        cell.surrogate, cell.slope = "gaussian", 3.0
+    assert isinstance(network, Circuit)
+    for name in ("a", "c"):
+        network.layer(name).surrogate, network.layer(name).slope = "gaussian", 3.0
     again = import_nir(to_nir(network))
-    assert isinstance(again, Circuit) and isinstance(network, Circuit)
-    assert {again.layer(n).surrogate for n in again.order} == {"gaussian"}
-    assert {again.layer(n).slope for n in again.order} == {3.0}
+    kept = [(one.surrogate, one.slope) for one in neurons(again)]
+    assert kept == [("gaussian", 3.0), ("fast_sigmoid", 10.0), ("gaussian", 3.0)]
     for name in ("into", "b_a", "a_c"):
         one, two = network.projections[name], again.projections[name]
         assert isinstance(one, Masked) and isinstance(two, Masked)
@@ -423,14 +429,13 @@ def test_surrogate_masks_and_signs_come_back() -> None:
     signed = again.projections["a_b"]
     assert isinstance(signed, Masked) and signed.sign == "excitatory" and signed.mask.all()
     stacked = import_nir(to_nir(stack(surrogate="arctan", slope=4.0)()))
-    membrane = stacked.blocks[0]["activity"].membrane  # type: ignore[union-attr, index]
-    assert (membrane.surrogate, membrane.slope) == ("arctan", 4.0)
+    assert {(one.surrogate, one.slope) for one in neurons(stacked)} == {("arctan", 4.0)}
 
 
 def test_what_was_learned_by_every_neuron_is_noted() -> None:
     graph = to_nir(trained_a_little(own(VOLTS)()))
     node = graph.nodes["blocks_0"]
-    assert node.metadata == {"learned": "tau [0.5, 2]"}
+    assert node.metadata["learned"] == "tau [0.5, 2]"
     assert node.tau.min() > 0.004 and node.tau.max() < 0.016 and len(set(node.tau)) == 6
     assert np.allclose(node.v_leak, -0.068) and np.allclose(node.r, 0.1)
 
@@ -562,6 +567,31 @@ def images() -> Graph:
     )
 
 
+def pooled() -> Graph:
+    """Sums and means of windows, a padding of its own, leaky integrators of rest 0."""
+    every = np.ones((2, 6, 6))
+    return graph(
+        "x c,c n1,n1 p,p f,f w,w n2,x q,q g,g v,v n2,n2 y",
+        x=shaped(1, 6, 6),
+        c=nir.Conv2d((6, 6), draws(2, 1, 3, 3), 1, 1, 1, 1, abs(draws(2))),
+        n1=nir.LIF(
+            tau=every * draws(2, 6, 6, low=0.004, high=0.02), r=12 * every, v_leak=0 * every,
+            v_threshold=every, v_reset=0 * every,
+        ),
+        p=nir.SumPool2d(np.full(2, 2), np.full(2, 2), np.zeros(2, int)),
+        f=nir.Flatten({"input": np.array([2, 3, 3])}, 0, -1),
+        w=nir.Affine(draws(3, 18), draws(3)),
+        q=nir.AvgPool2d(np.full(2, 3), np.full(2, 1), np.zeros(2, int)),
+        g=nir.Flatten({"input": np.array([1, 4, 4])}, 0, -1),
+        v=nir.Linear(draws(3, 16)),
+        n2=nir.CubaLI(
+            tau_syn=draws(3, low=0.002, high=0.006), tau_mem=draws(3, low=0.004, high=0.02),
+            r=np.full(3, 2.0), v_leak=np.zeros(3), w_in=np.full(3, 1.5),
+        ),
+        y=end(3),
+    )  # fmt: skip
+
+
 def everything() -> Graph:
     """Skips, loops over two populations, delays, one-to-one links, integrators."""
     fire = {
@@ -605,22 +635,23 @@ def direct() -> Graph:
     )
 
 
-FOREIGN: dict[str, tuple[Callable[[], Graph], list[str], type]] = {
-    "plain": (plain_stack, ["1", "3"], SpikingNetwork),
-    "recurrent": (recurrent_stack, ["n"], SpikingNetwork),
-    "images": (images, ["n1", "n2", "n3"], Circuit),
-    "everything": (without_an_integrator, ["a", "b", "c", "e"], Circuit),
-    "direct": (direct, ["n", "p", "t", "i"], Circuit),
+FOREIGN: dict[str, tuple[Callable[[], Graph], list[str], list[type]]] = {
+    "plain": (plain_stack, ["1", "3"], [Leaky, Leaky]),
+    "recurrent": (recurrent_stack, ["n"], [Leaky]),
+    "images": (images, ["n1", "n2", "n3"], [Cell, Cell, Cell]),
+    "pooled": (pooled, ["n1", "n2"], [Leaky, LeakyIntegrator]),
+    "everything": (without_an_integrator, ["a", "b", "c", "e"], [Cell, Cell, Cell, Cell]),
+    "direct": (direct, ["n", "p", "t", "i"], [Cell, Cell, Cell, Cell]),
 }
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
     """They are simulated as the second reader does, and written as they were."""
-    make_graph, order, kind = FOREIGN[name]
+    make_graph, order, kinds = FOREIGN[name]
     nir.write(tmp_path / "in.nir", make_graph())
     network = import_nir(tmp_path / "in.nir", 1.0, float(STEPS))
-    assert isinstance(network, kind)
+    assert [type(one.cells.neuron) for one in network.graph.blocks.values()] == kinds
     written = to_nir(network)
     check_same(make_graph(), written)
     check_same(make_graph(), to_nir(import_nir(written)))
@@ -649,11 +680,10 @@ def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
 def test_a_plain_stack_has_the_readout_of_biograd() -> None:
     """The mean of the leaky integrator is the readout "membrane", whatever its resistance."""
     network = import_nir(plain_stack(), 1.0, float(STEPS))
-    assert isinstance(network, SpikingNetwork)
     assert network.filtered.kind == "membrane" and network.filtered.time_constant_ms == 20.0
     assert [site.name for site in network.sites][-1] == "readout" and len(network.sites) == 3
     last = import_nir(plain_stack(), 1.0, float(STEPS), read="last")
-    assert isinstance(last, SpikingNetwork) and last.filtered.kind == "filtered_rate"
+    assert last.filtered.kind == "filtered_rate"
     check_same(plain_stack(), to_nir(last))
 
 
@@ -685,7 +715,6 @@ def test_graphs_within_a_graph_are_put_in_their_place() -> None:
         **{"g.w": nir.Linear(draws(6, 6)), "b": nir.Linear(draws(3, 6)), "y": end(3)},
     )
     network = import_nir(outer, 1.0, float(STEPS))
-    assert isinstance(network, SpikingNetwork)
     check_same(flat, to_nir(network))
 
 
@@ -700,11 +729,11 @@ def test_constants_that_are_given_once_hold_for_all() -> None:
 def test_how_a_spike_resets_can_be_chosen() -> None:
     value = import_nir(plain_stack(), 1.0, float(STEPS), reset="value")
     subtract = import_nir(plain_stack(), 1.0, float(STEPS), reset="subtract")
-    assert value.blocks[0]["activity"].membrane.reset == "zero"  # type: ignore[union-attr, index]
-    assert subtract.blocks[0]["activity"].membrane.reset == "subtract"  # type: ignore[union-attr, index]
+    assert {one.reset for one in neurons(value)} == {"zero"}
+    assert {one.reset for one in neurons(subtract)} == {"subtract"}
     noted = to_nir(subtract, "node")
     check_same(plain_stack(), noted)
-    assert noted.nodes["1"].metadata == {"reset": "subtract"}
+    assert noted.nodes["1"].metadata["reset"] == "subtract"
     check_same(noted, to_nir(import_nir(noted), "node"))
 
 
@@ -720,9 +749,9 @@ def test_an_encoding_can_be_chosen() -> None:
 def test_a_file_of_biograd_can_be_read_in_other_steps() -> None:
     network = stack(reset="subtract")()
     finer = import_nir(to_nir(network), 0.5)
-    assert isinstance(finer, SpikingNetwork) and finer.steps == 40
-    membrane = finer.blocks[0]["activity"].membrane  # type: ignore[union-attr, index]
-    assert membrane.reset == "subtract" and membrane.beta == math.exp(-0.5 / 10)
+    (one, _), constants = neurons(finer), finer.layer("blocks.0.synapse").constants()
+    assert finer.steps == 40
+    assert one.reset == "subtract" and constants.beta == math.exp(-0.5 / 10)
 
 
 @pytest.mark.parametrize("rule", ESTIMATORS)
@@ -766,10 +795,10 @@ ADEX = {
     "method": "euler",
 }
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "rate": (lambda: biograd.build("ann", 5, 3), "RateNetwork: NIR describes populations in time"),
+    "rate": (lambda: biograd.build("ann", 5, 3), "Circuit: NIR describes populations in time"),
     "event": (lambda: biograd.build("event", 5, 3), "EventNetwork: NIR describes populations"),
     "module": (lambda: nn.Linear(5, 3), "Linear: NIR describes populations in time"),
-    "first_spike": (stack(readout="first_spike"), "neuron.readout = 'first_spike': NIR cannot"),
+    "first_spike": (stack(readout="first_spike"), "network.readout = 'first_spike': NIR cannot"),
     "adex": (population(**ADEX), r"blocks.0: .*2 differential equations \(v, w\)"),
     "refractory": (population(refractory="2*ms"), r"refractoriness \(refractory = '2\*ms'\)"),
     "noise": (
@@ -879,7 +908,15 @@ def edge(one: str, two: str) -> Callable[[Graph], None]:
 UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     "pool": (
         changed(plain_stack, put("2", nir.SumPool2d(np.ones(2), np.ones(2), np.zeros(2)))),
-        "node '2': biograd has nothing for a SumPool2d",
+        r"node '2': biograd pools grids \(channels, height, width\)",
+    ),
+    "oblong pool": (
+        changed(pooled, values("p", "kernel_size", np.array([2, 3]))),
+        "node 'p': biograd pools .* in square windows",
+    ),
+    "pooled twice": (
+        changed(pooled, put("f", nir.SumPool2d(np.ones(2), np.ones(2), np.zeros(2)))),
+        "node 'f': pooling is right behind a population",
     ),
     "line": (
         changed(plain_stack, put("2", nir.Conv1d(None, draws(1, 1, 3), 1, 0, 1, 1, draws(1)))),
@@ -909,7 +946,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     ),
     "nothing in": (
         changed(plain_stack, lambda g: g.edges.remove(("x", "0"))),
-        "node 'node_1': nothing leads to it",
+        "node '1': nothing leads to it",
     ),
     "sign": (
         changed(plain_stack, values("2", "metadata", {"sign": "excitatory"})),
@@ -954,7 +991,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
         "node 't': a threshold needs a node LI, I, CubaLI in front of it",
     ),
     "kernel": (
-        changed(images, put("c2", nir.Conv2d((4, 4), draws(3, 2, 3, 3), 2, 0, 1, 1, draws(3)))),
+        changed(images, put("c2", nir.Conv2d((4, 4), draws(3, 2, 3, 1), 2, 1, 1, 1, draws(3)))),
         r"node 'c2': biograd's convolutions have square kernels",
     ),
     "groups": (
@@ -985,7 +1022,7 @@ def test_choices_that_are_missing_or_wrong(tmp_path: Path) -> None:
         ({"dt_ms": 1.0}, "graph: duration_ms: missing"),
         ({"dt_ms": 1.0, "duration_ms": 0.5}, "encoding.duration_ms = 0.5 is not a multiple"),
         ({"reset": "zero"}, "reset = 'zero': take 'value' or 'subtract'"),
-        ({"read": "max"}, "read = 'max': take 'mean', 'sum' or 'last'"),
+        ({"read": "max"}, "read = 'max': take 'mean', 'sum', 'last' or 'steps'"),
         ({"encoding": EncodingRecipe(kind="rows", duration_ms=5.3)}, "not a multiple"),
     ):
         with pytest.raises(RecipeError, match=words) as refused:
@@ -995,8 +1032,8 @@ def test_choices_that_are_missing_or_wrong(tmp_path: Path) -> None:
         graph = to_nir(import_nir(plain_stack(), encoding=EncodingRecipe()))
         graph.metadata["datum_shape"] = np.array([4])
         import_nir(graph)
-    with pytest.raises(CapabilityError, match="substrate = 'torch': the neurons of 'n1' are not"):
-        import_nir(images(), 1.0, 20.0, substrate="torch")
+    with pytest.raises(CapabilityError, match="of their own: snnTorch has no such neuron"):
+        import_nir(images(), 1.0, 20.0, substrate="snntorch")
     with pytest.raises(RecipeError, match="subtract = 'graph': take 'loop' or 'node'"):
         to_nir(stack()(), "graph")  # type: ignore[arg-type]
 
@@ -1046,23 +1083,11 @@ def test_without_nir_the_install_command_is_named(
 # Numbers ------------------------------------------------------------------------------------------
 
 
-def test_a_time_constant_is_found_from_its_decay() -> None:
-    stream = np.random.default_rng(0)
-    for tau in (10.0, 20.0, 1.1, 12.34, 1e3, *stream.uniform(0.7, 200, 500)):
-        left = math.exp(-0.7 / tau)
-        found = time_constant(left, 0.7)
-        assert decay(found, 0.7) == left and abs(found - tau / 1000) < 1e-12 * tau
-    assert time_constant(math.exp(-1 / 10), 1.0) == 0.01 and milliseconds(0.01) == 10.0
-    assert decay(time_constant(0.0, 1.0), 1.0) == 0.0
-    with pytest.raises(CapabilityError, match="has no time constant"):
-        time_constant(1.0, 1.0)
-
-
-def test_a_resistance_is_found_from_its_gain() -> None:
-    for value in (8.0, 0.1, *np.random.default_rng(0).uniform(0.1, 30, 200)):
-        beta = math.exp(-1 / 10)
-        assert (1 - beta) * resistance((1 - beta) * value, beta) == (1 - beta) * value
-    assert resistance((1 - math.exp(-1 / 10)) * 8.0, math.exp(-1 / 10)) == 8.0
+def test_a_time_is_the_number_that_someone_wrote() -> None:
+    for tau in (10.0, 20.0, 1.1, 12.34, 1e3, 0.1):
+        assert milliseconds(tau / 1000) == tau
+    for tau in np.random.default_rng(0).uniform(0.7, 200, 200):
+        assert abs(milliseconds(tau / 1000) - tau) < 1e-15 * tau
 
 
 @pytest.mark.parametrize(

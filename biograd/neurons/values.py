@@ -26,8 +26,9 @@ WIDEST = 1e9
 
 def per_neuron(neuron: Neuron) -> tuple[str, ...]:
     """Return the names of the fields that may differ between neurons."""
-    kinds = ("PerNeuron", "PerNeuronOrZero", PerNeuron, PerNeuronOrZero)
-    return tuple(field.name for field in dataclasses.fields(neuron) if field.type in kinds)
+    kinds = (PerNeuron, PerNeuronOrZero)
+    fields = dataclasses.fields(neuron)
+    return tuple(f.name for f in fields if f.type in kinds or str(f.type).startswith("PerNeuron"))
 
 
 def spread(neuron: Neuron, units: int, where: str, stream: str) -> dict[str, Tensor]:
