@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 import biograd
-from biograd.commands.progress import describe
+from biograd.commands.display import describe
 from biograd.commands.train import summary as told
 from biograd.data import Split
 from biograd.engine import attach
