@@ -13,7 +13,7 @@ from torch import Tensor
 
 from biograd.data.fetch import fetch_by_key
 from biograd.data.request import NoSettings, Request
-from biograd.data.splits import Split
+from biograd.data.arrays import Arrays
 from biograd.errors import DataError, RecipeError, nearest
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -21,7 +21,7 @@ UNSIGNED_BYTE = 0x08
 GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read(request: Request) -> tuple[Split, Split]:
+def read(request: Request) -> tuple[Arrays, Arrays]:
     """Return the splits of four IDX files, inputs from 0 to 1.
 
     Images of one channel gain the axis that the recipe's shape has: ``[N, 28, 28]`` becomes
@@ -54,7 +54,7 @@ def _check_keys(request: Request) -> None:
             raise RecipeError(f"dataset {request.name}: missing key files.{key}")
 
 
-def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Split:
+def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Arrays:
     values = parse(images)
     found = tuple(values.shape[1:])
     if shape and shape not in (found, (1, *found)):
@@ -63,7 +63,7 @@ def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Split:
     if classes.dim() != 1:
         raise DataError(f"{labels}: labels must have 1 axis, found {classes.dim()}")
     inputs = values.reshape(len(values), *(shape or found)).float().div_(255)
-    return Split(inputs, classes.long())
+    return Arrays(inputs, classes.long())
 
 
 def parse(path: Path) -> Tensor:

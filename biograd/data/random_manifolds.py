@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.data.request import Request
-from biograd.data.splits import Split
+from biograd.data.arrays import Arrays
 from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Range
@@ -38,7 +38,7 @@ class Settings:
     seed: Annotated[int, Range(0)] | None = None
 
 
-def read(request: Request) -> tuple[Split, Split]:
+def read(request: Request) -> tuple[Arrays, Arrays]:
     """Return splits with inputs ``[N, units]`` from 0 to 1; each class is one manifold.
 
     Every unit is standardised within its class to reach from 0 to 1 over the training rows, so
@@ -75,10 +75,10 @@ def _class(settings: Settings, units: int, seed: int, label: int) -> tuple[Tenso
     return values[: settings.train_rows], values[settings.train_rows :]
 
 
-def _split(values: Tensor) -> Split:
+def _split(values: Tensor) -> Arrays:
     """Turn ``[rows, classes, units]`` into a split in which the classes take turns."""
     targets = torch.arange(values.shape[1]).repeat(values.shape[0])
-    return Split(values.flatten(0, 1).float(), targets)
+    return Arrays(values.flatten(0, 1).float(), targets)
 
 
 def manifold(units: int, dimension: int, smoothness: float, stream: torch.Generator) -> Tensor:
