@@ -10,14 +10,21 @@ place of its own in plans, copies, ranks and hooks.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+
+from biograd.errors import CapabilityError, DataError
 
 MISSING = -100
 """A class that is not known; the value that torch's losses ignore."""
-Metrics = dict[str, tuple[Tensor, Tensor]]
-"""By name sums and counts, each ``[B]``: over rows, batches and ranks a metric is sum / count."""
+Metrics = dict[str, tuple[Tensor, ...]]
+"""By name what is summed over rows, batches and ranks, each ``[B]`` or ``[B, ...]``; two of them
+are a sum and a count, whose quotient is the metric."""
+Totals = dict[str, list[list[float]]]
+"""Metrics summed over rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +32,12 @@ class Task:
     """A question to a network.
 
     Attributes:
-        outputs: ``K``, the number of outputs.
+        outputs: ``K``, the number of outputs; 0: as many as the network has.
         timed: whether the network owes an output in every step, ``[B, T, K]``.
         headline: name of the metric by which runs are compared.
         better: ``"higher"`` or ``"lower"``: which values of it are better.
         differentiable: whether the losses have a graph; rules that need one refuse a task without.
+        whole: whether targets are whole numbers (classes).
     """
 
     outputs: int
@@ -38,6 +46,7 @@ class Task:
     headline: ClassVar[str] = "loss"
     better: ClassVar[str] = "lower"
     differentiable: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
 
     def check(self, targets: Tensor, where: str) -> None:
         """Refuse targets that cannot be learned from, the whole split at once.
@@ -56,12 +65,20 @@ class Task:
         return self.stepwise(outputs, targets).sum(1)
 
     def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the part of every step in the losses of a timed task, ``[B, T]``."""
+        """Return the part of every step in the losses of a timed task, ``[B, T]``; they sum to it.
+
+        Raises:
+            NotImplementedError: the loss is not a sum over the steps.
+        """
         raise NotImplementedError
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
-        """Return sums and counts by name, each ``[B]``; ``headline`` is one of them."""
-        raise NotImplementedError
+        """Return what ``figures`` needs, by name; ``headline`` is one of the names, or "loss"."""
+        return {}
+
+    def figures(self, totals: Totals) -> dict[str, float]:
+        """Return the metrics from their totals: sum / count, NaN where nothing was counted."""
+        return {name: ratio(sum(top), sum(low)) for name, (top, low) in totals.items()}
 
     def strata(self, targets: Tensor) -> Tensor | None:
         """Return a group number a row, int64 ``[N]``; None: any row is like any other.
@@ -69,3 +86,144 @@ class Task:
         Rows are held out and probed in the proportion of the groups.
         """
         return None
+
+    @property
+    def width(self) -> int:
+        """The number of targets of an example, or of a step, when they are packed in a tensor."""
+        return 1 if self.whole else self.outputs
+
+    def pack(self, targets: Any, where: str) -> Tensor:
+        """Return targets as they are given, an array for instance, as the tensor of the task.
+
+        Raises:
+            DataError: a mapping, for a task that has one kind of targets.
+        """
+        if isinstance(targets, Mapping):
+            raise DataError(
+                f"{where}: targets by name ({', '.join(map(str, targets))}), but the task has one "
+                "kind: take the task 'heads'"
+            )
+        given = torch.as_tensor(targets)
+        if self.whole:
+            return given if given.is_floating_point() else given.long()
+        return given if given.is_floating_point() else given.to(torch.get_default_dtype())
+
+    @classmethod
+    def fitting(cls, targets: Any) -> dict[str, Any]:
+        """Return the settings that targets ``[N, ...]`` themselves tell: outputs, timed."""
+        shape = torch.as_tensor(targets).shape
+        found = {"outputs": int(shape[-1]) if len(shape) > 1 else 1}
+        return found | ({"timed": True} if len(shape) > 2 else {})
+
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Refuse a network that returns another shape than the task needs.
+
+        Raises:
+            CapabilityError: with both shapes.
+        """
+        owed = f"[{'examples, steps' if self.timed else 'examples'}, {self.outputs or 'outputs'}]"
+        wrong = self.outputs and outputs.shape[-1] != self.outputs
+        if wrong or outputs.dim() != 2 + self.timed:
+            raise CapabilityError(
+                f"the task {type(self).__name__} needs outputs {owed}, the network returns "
+                f"{list(outputs.shape)}"
+            )
+
+
+def summed(metrics: Metrics) -> Totals:
+    """Return metrics of rows summed over the rows, in double precision."""
+    return {
+        name: [part.double().flatten(1).sum(0).tolist() if part.dim() > 1 else [float(part.sum())]
+               for part in parts]
+        for name, parts in metrics.items()
+    }  # fmt: skip
+
+
+def ratio(top: float, low: float) -> float:
+    """Return the quotient, NaN by zero."""
+    return top / low if low else float("nan")
+
+
+def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return targets in the outputs' shape: ``[B]`` stands for ``[B, 1]``; also in time.
+
+    Raises:
+        DataError: they are of another shape.
+    """
+    if targets.dim() == outputs.dim() - 1 and outputs.shape[-1] == 1:
+        targets = targets.unsqueeze(-1)
+    if targets.shape != outputs.shape:
+        raise DataError(f"targets {list(targets.shape)} do not fit outputs {list(outputs.shape)}")
+    return targets
+
+
+def known(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return targets with the outputs in place of missing ones, and a mask of what is known.
+
+    In place of, and not times zero behind the difference: ``0 * NaN`` is NaN in a gradient.
+    """
+    targets = aligned(outputs, targets).to(outputs.dtype)
+    mask = ~targets.isnan()
+    return torch.where(mask, targets, outputs.detach()), mask
+
+
+def per_example(
+    function: Callable[[Tensor, Tensor], Tensor], what: str, outputs: Tensor, targets: Tensor
+) -> Tensor:
+    """Return what a user's function finds, ``[B]``, or ``[B, T]`` of outputs in time.
+
+    Raises:
+        CapabilityError: another shape.
+    """
+    found = function(outputs, targets)
+    got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    timed = outputs.dim() > 2 and got == tuple(outputs.shape[:2])
+    if got != tuple(outputs.shape[:1]) and not timed:
+        raise CapabilityError(
+            f"the {what} must return one value per example, {tuple(outputs.shape[:1])}, not {got}: "
+            "use reduction='none'"
+        )
+    return found
+
+
+def shares(found: Tensor, mask: Tensor) -> Tensor:
+    """Return losses ``[B, T]`` divided by the number of steps that have a target, ``[B, T]``."""
+    return found / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+def refuse(wrong: Tensor, where: str, message: str) -> None:
+    """Refuse the first row where ``wrong`` ``[N, ...]`` holds.
+
+    Raises:
+        DataError: ``where, row n: message``.
+    """
+    if wrong.any():
+        row = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
+        raise DataError(f"{where}, row {row}: {message}")
+
+
+def check_numbers(task: Task, targets: Tensor, where: str) -> None:
+    """Refuse targets that are not numbers ``[N, (T,) K]``, or ``[N, (T)]`` of one output.
+
+    Raises:
+        DataError: type, shape, infinite values, or no target at all.
+    """
+    if not targets.is_floating_point():
+        raise DataError(f"{where}: targets are {targets.dtype}, the task needs real numbers")
+    axes = 2 + task.timed
+    if targets.dim() == axes - 1 and task.outputs in (0, 1):
+        targets = targets.unsqueeze(-1)
+    if targets.dim() != axes or task.outputs not in (0, targets.shape[-1]):
+        owed = f"[{len(targets)}, {'steps, ' * task.timed}{task.outputs or 'outputs'}]"
+        raise DataError(f"{where}: targets are {list(targets.shape)}, the task needs {owed}")
+    refuse(targets.isinf(), where, "a target is infinite")
+    check_some(~targets.isnan(), where)
+
+
+def check_some(mask: Tensor, where: str) -> None:
+    """Refuse a row without any target.
+
+    Raises:
+        DataError: with its number.
+    """
+    refuse(~mask.reshape(len(mask), -1).any(1), where, "every target is missing")

@@ -1,0 +1,51 @@
+"""A loss of the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from biograd.tasks.task import Task, per_example, refuse
+
+
+def none(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return zeros: no loss."""
+    return outputs.new_zeros(len(outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLoss(Task):
+    """A user's own loss: a function of outputs and targets that returns one value per example.
+
+    ``[B]``, or ``[B, T]`` of outputs in time, which is summed.  One that returns no graph is
+    served by the rules that need none.
+
+    Args:
+        loss: the function.
+    """
+
+    outputs: int = 0
+    loss: Callable[..., Any] = none
+
+    def check(self, targets: Tensor, where: str) -> None:
+        """Refuse infinite targets; the rest is the function's."""
+        if targets.is_floating_point():
+            refuse(targets.isinf(), where, "a target is infinite")
+
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Take any outputs: the function knows them."""
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return one loss an example, ``[B]``."""
+        found = per_example(self.loss, "loss", outputs, targets)
+        return found if found.dim() == 1 else found.sum(1)
+
+    def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every step, ``[B, T]``, if the function gives it."""
+        found = per_example(self.loss, "loss", outputs, targets)
+        if found.dim() == 1:
+            raise NotImplementedError
+        return found

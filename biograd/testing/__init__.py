@@ -1,0 +1,7 @@
+"""Checks that parts of biograd, and of other packages, must pass."""
+
+from __future__ import annotations
+
+from biograd.testing.tasks import check_task
+
+__all__ = ["check_task"]
