@@ -13,6 +13,7 @@ from torch import Tensor
 from biograd.data.digests import sha256_of
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError
+from biograd.tasks import MISSING
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,3 +100,24 @@ def as_targets(values: Any, where: str) -> Tensor:
     """Return targets: whole numbers as int64, others as they are."""
     found = tensor(values, where)
     return found if found.is_floating_point() or found.dtype == torch.bool else found.long()
+
+
+def ended(inputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return inputs ``[B, T, ...]`` with zeros behind the end of each trial."""
+    going = torch.arange(inputs.shape[1]) < lengths[:, None]
+    return inputs.where(going.view(*going.shape, *[1] * (inputs.dim() - 2)), 0)
+
+
+def missing(targets: Tensor, inputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return targets that are missing behind the end of each trial, if they have a time axis."""
+    if targets.dim() < 2 or targets.shape[1] != inputs.shape[1]:
+        return targets
+    return without(targets, torch.arange(inputs.shape[1]) >= lengths[:, None])
+
+
+def without(targets: Tensor, absent: Tensor) -> Tensor:
+    """Return targets that are missing where ``absent``, NaN or ``MISSING``."""
+    absent = absent.view(*absent.shape, *[1] * (targets.dim() - absent.dim()))
+    if targets.dtype == torch.bool:
+        targets = targets.float()
+    return targets.masked_fill(absent, torch.nan if targets.is_floating_point() else MISSING)

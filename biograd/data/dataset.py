@@ -62,6 +62,21 @@ class Dataset:
         """Of one input, or of one step of it."""
         return self.train.shape
 
+    @property
+    def steps(self) -> int:
+        """Steps of the longest trial."""
+        return max(self.train.steps, self.evaluated.steps)
+
+    def open_test(self) -> Source | None:
+        """Return the test rows, looked at for the first time where validation rows are there.
+
+        Raises:
+            DataError: see ``validate``.
+        """
+        if self.test is not None and self.validation is not None:
+            validate(self.test, self.task, self.shape, f"{self.name}: test split")
+        return self.test
+
     def validate(self) -> None:
         """Refuse rows that cannot be learned from or evaluated on.
 

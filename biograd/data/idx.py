@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from biograd.data.fetch import fetch_by_key
-from biograd.data.request import NoSettings, Request
+from biograd.data.request import NoSettings, Parts, Request
 from biograd.data.arrays import Arrays
 from biograd.errors import DataError, RecipeError, nearest
 
@@ -21,7 +21,7 @@ UNSIGNED_BYTE = 0x08
 GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read(request: Request) -> tuple[Arrays, Arrays]:
+def read(request: Request) -> Parts:
     """Return the splits of four IDX files, inputs from 0 to 1.
 
     Images of one channel gain the axis that the recipe's shape has: ``[N, 28, 28]`` becomes
@@ -38,9 +38,11 @@ def read(request: Request) -> tuple[Arrays, Arrays]:
     _check_keys(request)
     paths = fetch_by_key(request.recipe, request.name, request.data_dir, request.offline)
     shape = request.recipe.shape
-    return (
-        _split(paths["train_images"], paths["train_labels"], shape),
-        _split(paths["test_images"], paths["test_labels"], shape),
+    return Parts(
+        {
+            split: _split(paths[f"{split}_images"], paths[f"{split}_labels"], shape)
+            for split in ("train", "test")
+        }
     )
 
 

@@ -123,6 +123,11 @@ def many(source: Source, orders: Sequence[Tensor], key: Key) -> Iterator[Batch]:
         yield source.take(index, key)
 
 
+def streams(source: Source) -> bool:
+    """Return whether a source is a stream: it has an order of its own and no rows by number."""
+    return hasattr(source, "batches")
+
+
 def batches(
     source: Source,
     batch_size: int,
@@ -147,9 +152,9 @@ def batches(
     """
     if batch_size < 1:
         raise RecipeError(f"batch_size = {batch_size}: must be >= 1")
-    count, own = len(source), getattr(source, "batches", None)
-    if own is not None:  # a stream has its own order
-        return own(batch_size, key, skip)
+    if streams(source):
+        return source.batches(batch_size, key, skip)  # type: ignore[attr-defined]
+    count = len(source)
     if drop_last and batch_size > count:
         raise RecipeError(f"batch_size = {batch_size} is more than the {count} rows of the split")
     if generator is None:
