@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from biograd import estimators, recipes
+from biograd import decorrelation, estimators, local, recipes
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 
@@ -122,6 +122,8 @@ def configure(request: Request) -> Configuration:
     settings = recipe.estimators.get(recipe.estimator, {})
     for other, table in {**recipe.estimators, recipe.estimator: settings}.items():
         estimators.make(other, table, request.model)
+    decorrelation.make(recipe.decorrelation, request.model)
+    local.make(recipe.local, request.model)
     return Configuration(
         model=model,
         recipe=recipe,

@@ -23,6 +23,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from biograd.recipes import Count
+
 Capability = Literal[
     "loss",
     "perturb_parameter",
@@ -38,7 +40,10 @@ Capability = Literal[
 Credit = Iterable[tuple[Tensor, Tensor]]
 """Pairs of a tensor and its cotangent, the derivative of the mean loss by that tensor."""
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs ``[rows, ...]`` and targets ``[rows, ...]`` to one loss a row, ``[rows]``."""
+"""Outputs ``[rows, ...]`` and targets ``[rows, ...]`` to one loss a row, ``[rows]``, or in time
+one a row and step, ``[rows, T]``, whose sum it is."""
+TimeBin = Count | Literal["trial"] | None
+"""Steps in which a perturbation stays constant; None: one where the task is in time, else all."""
 LocalLoss = Callable[[Tensor, Tensor], Tensor]
 """Activity ``[rows, ...]`` and targets ``[rows, ...]`` to losses ``[rows, *cells]``, one a row and
 cell; a cell is a group of units with a loss of its own (a patch, a group of channels, a step)."""
@@ -140,6 +145,11 @@ class Objective:
     loss: Loss
     local: Mapping[str, LocalLoss] = dataclasses.field(default_factory=dict)
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return one loss a row, ``[rows]``."""
+        found = self.loss(outputs, targets)
+        return found if found.dim() == 1 else found.sum(1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -197,6 +207,17 @@ class Plan:
         return 1 + sum(map(len, given)) + sum(len(noise.seeds) for noise in shared)
 
 
+def bin_width(time_bin: TimeBin, timed: bool) -> int | None:
+    """Return the length of a bin in steps, None: the whole trial.
+
+    Noise that is constant over a trial gives a biased estimate as soon as credit differs between
+    steps, so that in a task in time a bin is one step, if nothing else is asked for.
+    """
+    if time_bin is None:
+        return 1 if timed else None
+    return None if isinstance(time_bin, str) else time_bin
+
+
 def bins(steps: int, time_bin: int | None) -> int:
     """Return ``K``, the number of time bins of a trial of ``steps`` steps."""
     return 1 if time_bin is None else -(-steps // time_bin)
@@ -220,11 +241,13 @@ class Visits:
         outputs: each ``[B, *U]``, or ``[B, time, *U]`` with ``time`` one of 1 (the same current
             in every step), ``K`` (the mean current of each bin) or the number of steps.
         inputs: what the layer received in each call, without a graph.
+        received: the same with the graph, if the plan has slots.
     """
 
     time: bool
     outputs: list[Tensor] = dataclasses.field(default_factory=list)
     inputs: list[Tensor] = dataclasses.field(default_factory=list)
+    received: list[Tensor] = dataclasses.field(default_factory=list)
 
     def binned(self, steps: int, time_bin: int | None) -> Tensor:
         """Return the mean output in each bin, ``[B, K, *U]``."""
@@ -323,6 +346,7 @@ class Trace:
 
     Attributes:
         losses: ``[S, B]``, one loss per copy and example, without a graph.
+        step_losses: ``[S, B, T]``, what each step adds to them, of a task in time; else None.
         loss: mean clean loss, local losses included; it carries the graph if the plan asked for
             one.
         outputs: clean outputs ``[B, ...]``, without a graph.
@@ -347,13 +371,57 @@ class Trace:
     slopes: Tensor | None = None
     local_slopes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     means: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    step_losses: Tensor | None = None
 
     def error(self) -> Tensor:
         """Return the derivative of the mean clean loss by the outputs, ``[B, ...]``."""
         with torch.enable_grad():
             outputs = self.outputs.clone().requires_grad_()
-            loss = self.objective.loss(outputs, self.targets).mean()
+            loss = self.objective.losses(outputs, self.targets).mean()
             return torch.autograd.grad(loss, outputs)[0]
+
+    def signal(self) -> Tensor:
+        """Return the derivative of the mean clean loss by the readout's current, ``[B, T|1, K]``.
+
+        What lies behind the readout's layer, a leaky filter for instance, is passed exactly, so
+        that each step has its own error; one step, where the layer is called once for the trial.
+        """
+        visits = list(self.sites.values())[-1].visits[0]
+        found = torch.autograd.grad(self.loss, visits.outputs, retain_graph=True)
+        values = found[0] if visits.time else torch.stack(found, 1)
+        return values.flatten(2)
+
+    def shares(self, name: str) -> Tensor | None:
+        """Return the weight of each step of a block in what the readout receives, ``[B, T]``.
+
+        It is the derivative of what the readout's layer receives by the block's output, the mean
+        over its units, relative to that of the step that weighs most: exact for every readout
+        that weighs the steps alike for all units.  The plan must have slots.  None: the output
+        has no steps, or the readout does not receive it.
+        """
+        site, slot = self.sites[name], self.sites[name].slot
+        received = list(self.sites.values())[-1].visits[0].received
+        if slot is None or not site.timed:
+            return None
+        ones = [torch.ones_like(part) for part in received]
+        found = torch.autograd.grad(received, slot, ones, retain_graph=True, allow_unused=True)[0]
+        if found is None:
+            return None
+        weights = found.flatten(2).mean(2)
+        most = weights.gather(1, weights.abs().argmax(1, keepdim=True))
+        return torch.where(most == 0, torch.ones_like(weights), weights / most)
+
+    def tails(self, steps: int, time_bin: int | None) -> Tensor | None:
+        """Return the losses of the steps from each bin on, ``[S, B, K]``; None in a single bin.
+
+        Noise in a bin acts on its own step and later ones, and on no loss before.  None also
+        where the losses have no steps, or other steps than the site.
+        """
+        lengths = bin_lengths(steps, time_bin)
+        if self.step_losses is None or len(lengths) == 1 or self.step_losses.shape[2] != steps:
+            return None
+        parts = torch.stack([part.sum(2) for part in self.step_losses.split(lengths, 2)], 2)
+        return parts.flip(2).cumsum(2).flip(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,6 +449,9 @@ class Round:
         inner: name of a block to the layers that its own activity feeds.
         spread: a site and values for each cell of its local loss, ``[..., *cells]``, to the
             values for its units, ``[..., *U]``: those of the cells that they act on, summed.
+        timed: whether the task is one in time, with targets in every step.
+        differentiable: whether the loss of the outputs has a graph; if not, the readout, too, is
+            perturbed.
     """
 
     batch: int
@@ -405,6 +476,17 @@ class Round:
     sides: frozenset[str] = frozenset()
     inner: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     spread: Callable[[str, Tensor], Tensor] | None = None
+    timed: bool = False
+    differentiable: bool = True
+
+    @property
+    def perturbed(self) -> tuple[str, ...]:
+        """Names of the sites that learn from noise: the hidden ones, without a graph all."""
+        return self.hidden if self.differentiable else (*self.hidden, self.readout)
+
+    def width(self, time_bin: TimeBin) -> int | None:
+        """Return the length of a bin in steps, None: the whole trial."""
+        return bin_width(time_bin, self.timed)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -467,6 +549,10 @@ class Substrate(Protocol):
         stream: torch.Generator | None = None,
     ) -> Trace:
         """Run one round: the clean copy, and the plan's noisy copies; dropout uses ``stream``."""
+        ...
+
+    def time(self, steps: int) -> bool:
+        """Take axes of ``steps`` as time in a task that has it; return whether a site changed."""
         ...
 
     def close(self) -> None:

@@ -14,9 +14,10 @@ what frozen noise and a mean readout see, and what every substrate can observe.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,14 @@ from biograd.contracts import Substrate
 from biograd.decorrelation_rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
 from biograd.networks.network import LAYERS, Network
-from biograd.recipes import Fraction, Positive, Range, validate
+from biograd.recipes import (
+    DecorrelationRecipe,
+    Fraction,
+    Positive,
+    Range,
+    construct,
+    validate,
+)
 
 MOST_PASSES = 64
 """Inputs of so many passes are kept for an update; without updates, older ones are dropped."""
@@ -46,7 +54,7 @@ class Decorrelation(nn.Module):
 
     def __init__(
         self,
-        rule: Literal["kappa", "copi", "scaled", "foldiak"] = "kappa",
+        rule: Annotated[str, RULES] = "kappa",
         rate: Positive | Mapping[str, Positive] = 1e-3,
         kappa: Fraction = 0.5,
         sample: Annotated[float, Range(0, 1, above=True)] = 1.0,
@@ -223,6 +231,16 @@ class Decorrelation(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings for ``print``."""
         return f"rule={self.rule}, rate={self.rate}, kappa={self.kappa}, sample={self.sample}"
+
+
+def make(recipe: DecorrelationRecipe, where: object) -> Decorrelation | None:
+    """Return the decorrelation of a recipe; None if it is off.
+
+    Raises:
+        RecipeError: no such rule.
+    """
+    table = dataclasses.asdict(recipe)
+    return None if recipe.rule == "off" else construct(Decorrelation, table, where, "decorrelation")
 
 
 class _Fold:

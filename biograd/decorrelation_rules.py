@@ -12,8 +12,7 @@ foldiak    ``M <- M + eta (C - diag C)`` with ``R = M^-1``: lateral inhibition `
            x'`` at its equilibrium; ``R`` stays symmetric (Foldiak 1989; arXiv 2407.10780)
 =========  =====================================================================================
 
-To add a rule: write a function, name it in ``RULES`` and among the choices of
-``decorrelation.Decorrelation`` and ``recipes.DecorrelationRecipe``.
+To add a rule: write a function and name it in ``RULES``.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from biograd.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +105,12 @@ def foldiak(moments: Moments, rate: float) -> Tensor:
     return (0.5 * (found + found.T)).to(moments.matrix.dtype)
 
 
-RULES: dict[str, Callable[[Moments, float], Tensor]] = {
-    "kappa": kappa,
-    "copi": copi,
-    "scaled": scaled,
-    "foldiak": foldiak,
-}
+RULES: Registry[Callable[[Moments, float], Tensor]] = Registry(
+    "biograd.decorrelation",
+    {
+        "kappa": kappa,
+        "copi": copi,
+        "scaled": scaled,
+        "foldiak": foldiak,
+    },
+)

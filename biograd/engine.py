@@ -24,15 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd import losses, parallel, structure
+from biograd import parallel, structure, tasks
 from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.estimators import Estimator
+from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.networks.network import LAYERS
 from biograd.randomness import generator
+from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
@@ -78,6 +79,9 @@ class Engine:
     """Runs an estimator on a network; made by ``attach``.
 
     Attributes:
+        task: what the outputs are to be.
+        timed: whether the task is one in time.
+        differentiable: whether its loss has a graph; known when prepared.
         network: the network as it was given; class, keys and parameters stay as they are.
         substrate: who runs its forward passes.
         scales: root mean square of each hidden site's mean current, a running mean.
@@ -90,7 +94,8 @@ class Engine:
         decorrelate: Decorrelation | None = None,
         local: LocalLosses | None = None,
         *,
-        loss: str | Loss = "cross_entropy",
+        task: Task | None = None,
+        loss: str | Loss | None = None,
         seed: int = 0,
         sites: Sites | None = None,
     ) -> None:
@@ -100,8 +105,11 @@ class Engine:
             )
         self.network, self.estimator = network, estimator
         self.decorrelate, self.local = decorrelate, local
-        self.loss = losses.find(loss)
-        self.objective = Objective(self.loss)
+        if task is not None and loss is not None:
+            raise CapabilityError("attach: a task has its own loss: give task or loss, not both")
+        self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
+        self.objective = Objective(self.task.by_step)
+        self.timed, self.differentiable = self.task.timed, self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
         self.substrate = make_substrate(network, sites)
@@ -144,8 +152,21 @@ class Engine:
                 )
         if self.estimator.one_to_one:
             self._check_mixing()
+        if not self.differentiable:
+            self._check_graphless()
         if not any(parameter.requires_grad for parameter in self.network.parameters()):
             raise CapabilityError(f"{type(self.network).__name__} has no trainable parameter")
+
+    def _check_graphless(self) -> None:
+        """Refuse a rule that needs the gradient of a loss without one."""
+        if not self.estimator.graphless:
+            able = ", ".join(
+                sorted({kind.__name__ for kind in ESTIMATORS.values() if kind.graphless})
+            )
+            raise CapabilityError(
+                f"{type(self.estimator).__name__} needs the gradient of the loss, and "
+                f"{type(self.task).__name__} has none: take {able}"
+            )
 
     def _check_mixing(self) -> None:
         """Refuse modules behind a hidden site that give other units than they take."""
@@ -319,6 +340,8 @@ class Engine:
             index=index,
             sides=self._sides,
             inner=_inner(sites),
+            timed=self.timed,
+            differentiable=self.differentiable,
             **self._structure,
         )
 
@@ -362,13 +385,18 @@ class Engine:
         encoded = self.substrate.encode(inputs, stream)
         trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._check_finite([trace])
+        self._know_task(trace)
+        if self.timed and self.substrate.time(trace.outputs.shape[1]):
+            trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
-            self.scales = _scales(trace, self.hidden)
+            readout = () if self.differentiable else (self.substrate.sites[-1].name,)
+            self.scales = _scales(trace, (*self.hidden, *readout))
         if self.decorrelate is not None and not self.estimator.learns_hidden:
             # only now the order of a plain module's layers is known
             self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
-        if self.estimator.needs & {"perturb_site", "jvp_site"} and not self.hidden:
+        noisy = self.hidden if self.differentiable else self.substrate.sites
+        if self.estimator.needs & {"perturb_site", "jvp_site"} and not noisy:
             raise CapabilityError("there is no hidden site to perturb: the network has one layer")
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
@@ -376,6 +404,23 @@ class Engine:
         if self.local is not None or self.estimator.builds:
             self._build(encoded, targets, stream)
         self._check_plans(encoded, targets, stream)
+
+    def _know_task(self, trace: Trace) -> None:
+        """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
+        self.task.check_outputs(trace.outputs)
+        self.timed = self.timed or trace.step_losses is not None
+        with torch.enable_grad():
+            outputs = trace.outputs.clone().requires_grad_()
+            self.differentiable = self.task.losses(outputs, trace.targets).requires_grad
+        if not self.differentiable:
+            self._check_graphless()
+        if self.local is not None and (
+            trace.targets.is_floating_point() or trace.targets.dim() > 1
+        ):
+            raise CapabilityError(
+                f"local losses need one class for each example, not the targets of "
+                f"{type(self.task).__name__}: leave local out"
+            )
 
     def _build(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         """Make local heads, find what they depend on, then make what the estimator keeps."""
@@ -387,7 +432,7 @@ class Engine:
             self.local.choose(round.blocks, getattr(self.network, "ends", ()))
             self.local.build(trace, round, trace.outputs.shape[-1])
             self.local.to(device)
-            self.objective = self.local.objective(self.loss)
+            self.objective = self.local.objective(self.objective.loss)
             trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
             self._structure = self._find_structure(trace, round)
         round = self._round(encoded, targets, None, generator(self.seed, "build", device=device))
@@ -444,7 +489,7 @@ class Engine:
     def _silent_copies(self, encoded: Tensor) -> Plan | None:
         """Return a plan of two copies without noise; None if the estimator makes no copies."""
         if "perturb_site" in self.estimator.needs:
-            name = self.hidden[0]
+            name = self.substrate.sites[0].name
             shape = (2, encoded.shape[0], 1, *self._shapes[name].units)
             noise = encoded.new_zeros(shape, dtype=next(self.network.parameters()).dtype)
             return Plan(noise={name: noise}, graph=False)
@@ -473,7 +518,7 @@ class Engine:
         if self._last is None:
             return
         traces, round = self._last
-        seen = [name for name in self.hidden if name in self.scales and name in traces[0].sites]
+        seen = [name for name in self.scales if name in traces[0].sites]
         for name, new in _scales(traces[0], seen).items():
             self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
         if self.decorrelate is not None:
@@ -554,7 +599,8 @@ def attach(
     decorrelate: Decorrelation | None = None,
     local: LocalLosses | None = None,
     *,
-    loss: str | Loss = "cross_entropy",
+    task: Task | None = None,
+    loss: str | Loss | None = None,
     seed: int = 0,
     sites: Sites | None = None,
 ) -> Engine:
@@ -565,8 +611,10 @@ def attach(
         estimator: decides what is run and what credit follows.
         decorrelate: acts on every synaptic layer's input, with any estimator.
         local: losses at hidden sites, each of which trains its own block.
-        loss: "cross_entropy", "squared_error", or a function of outputs and targets that returns
-            one loss per row.
+        task: what the outputs are to be; its losses are minimised.
+        loss: in place of a task "cross_entropy" (the default) or "squared_error" of classes, or a
+            function of outputs and targets that returns one loss per row, ``[B]``, or per step of
+            outputs in time, ``[B, T]``.
         seed: of the engine's own random streams.
         sites: names of layers, or name -> layers that share a current, or ``Site`` objects, the
             readout included; by default all linear and convolutional layers.  The one called last
@@ -586,7 +634,9 @@ def attach(
     >>> engine.detach() is network
     True
     """
-    return Engine(network, estimator, decorrelate, local, loss=loss, seed=seed, sites=sites)
+    return Engine(
+        network, estimator, decorrelate, local, task=task, loss=loss, seed=seed, sites=sites
+    )
 
 
 def _inner(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.engine import Engine, attach
-from biograd.errors import BiogradError, RecipeError, nearest
+from biograd.errors import BiogradError
 from biograd.estimators import ESTIMATORS, make
 from biograd.local import LocalLosses
 from biograd.networks import build
@@ -153,8 +153,7 @@ def check(rules: Sequence[str]) -> None:
         RecipeError: with the nearest name.
     """
     for name in rules:
-        if name not in ESTIMATORS:
-            raise RecipeError(f"no estimator {name!r}: {nearest(name, ESTIMATORS)}")
+        ESTIMATORS.find(name, "estimator")
 
 
 def _fill_column(rules: Sequence[str], substrate: str, network: str) -> Iterator[Cell]:

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from biograd import data, estimators, networks, ranks
+from biograd import data, decorrelation, estimators, local, networks, ranks
 from biograd.configuration import Configuration
 from biograd.costs import operations, peak_memory
-from biograd.decorrelation import Decorrelation
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.engine import attach
 from biograd.errors import BiogradError
-from biograd.local import LocalLosses
 from biograd.progress import Progress
-from biograd.recipes import ModelRecipe, TrainingRecipe
+from biograd.recipes import TrainingRecipe
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
 from biograd.training import StepRecord, Trainer, activity, evaluate, placed
@@ -85,8 +83,8 @@ class Experiment:
         self.engine = attach(
             self.network,
             estimators.make(name, settings, configuration.model),
-            _decorrelation(recipe),
-            _local(recipe),
+            decorrelation.make(recipe.decorrelation, configuration.model),
+            local.make(recipe.local, configuration.model),
             loss=recipe.training.loss,
             seed=configuration.seed,
         )
@@ -143,29 +141,6 @@ def _full_rate(trainer: Trainer) -> Iterator[torch.optim.Optimizer]:
     finally:
         for group, rate in zip(optimiser.param_groups, kept, strict=True):
             group["lr"] = rate
-
-
-def _decorrelation(recipe: ModelRecipe) -> Decorrelation | None:
-    settings = recipe.decorrelation
-    if settings.rule == "off":
-        return None
-    return Decorrelation(
-        settings.rule, settings.rate, settings.kappa, settings.sample, settings.centre
-    )
-
-
-def _local(recipe: ModelRecipe) -> LocalLosses | None:
-    settings = recipe.local
-    if settings.loss == "off":
-        return None
-    return LocalLosses(
-        settings.loss,
-        settings.cells,
-        settings.groups,
-        settings.sites,
-        settings.beta,
-        settings.normalise,
-    )
 
 
 class Recording:

@@ -59,6 +59,9 @@ class Registry(Mapping[str, Part], Generic[Part]):
             ) from error
         return part
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.own or name in self.others
+
     def __iter__(self) -> Iterator[str]:
         return iter((*self.own, *self.others))
 
@@ -74,6 +77,6 @@ class Registry(Mapping[str, Part], Generic[Part]):
         Raises:
             RecipeError: there is none; the message ends with the nearest names.
         """
-        if name not in self:
+        if name not in self.others and name not in self.own:  # others first: a name given twice
             raise RecipeError(f"{where} = {name!r}: {nearest(name, self)}")
         return self[name]

@@ -294,7 +294,7 @@ def evaluate(engine: Engine, split: Split, batch_size: int = 256) -> tuple[float
             inputs, targets = placed(network, batch.inputs[own.rows], batch.targets[own.rows])
             outputs = network(inputs)
             correct += float((outputs.argmax(1) == targets).sum())
-            total += float(engine.loss(outputs, targets).sum())
+            total += float(engine.task.losses(outputs, targets).sum())
     network.train(training)
     correct, total = (sum(column) for column in zip(*ranks.table([correct, total]), strict=True))
     return correct / len(split.inputs), total / len(split.inputs)

@@ -17,6 +17,8 @@ for variable in [name for name in os.environ if name.startswith("BIOGRAD_")]:
         del os.environ[variable]
 
 ROOT = Path(__file__).parent.parent
+collect_ignore = ["plugin"]
+"""To be found by whoever puts it into the path, as another package is."""
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 

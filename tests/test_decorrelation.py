@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from networks_for_tests import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from biograd import decorrelation as matrices
 from biograd import experiment
 from biograd.decorrelation import MOST_PASSES, Decorrelation
 from biograd.decorrelation_rules import RULES, Moments
@@ -146,15 +147,21 @@ def test_update_follows_the_equations(name: str, rule: str, kappa: float) -> Non
 
 def test_a_broken_rule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
-        RULES, "copi", lambda moments, rate: moments.matrix - rate * moments.product
+        RULES.own, "copi", lambda moments, rate: moments.matrix - rate * moments.product
     )
     with pytest.raises(AssertionError):
         test_update_follows_the_equations("dense", "copi", 0.3)
 
 
 def test_every_rule_can_be_chosen() -> None:
-    assert get_args(get_type_hints(Decorrelation.__init__)["rule"]) == tuple(RULES)
-    assert get_args(get_type_hints(DecorrelationRecipe)["rule"]) == ("off", *RULES)
+    for name in RULES:
+        made = matrices.make(DecorrelationRecipe(name), "file")
+        assert made is not None and made.rule == name
+    assert matrices.make(DecorrelationRecipe(), "file") is None
+    with pytest.raises(
+        RecipeError, match=r"^file: decorrelation.rule = 'copy': did you mean 'copi'"
+    ):
+        matrices.make(DecorrelationRecipe("copy"), "file")
 
 
 @pytest.mark.parametrize("name", SINGLE)

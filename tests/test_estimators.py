@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 import biograd
 from biograd.contracts import Round, Trace
 from biograd.engine import Engine, attach
+from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator, WeakGradient, make
 from biograd.estimators.regression import METHODS
 
@@ -64,8 +65,12 @@ def linear_engine(estimator: Estimator, seed: int = 0) -> Engine:
 
 
 def test_every_method_can_be_named_in_a_recipe() -> None:
-    hint = get_type_hints(WeakGradient.__init__)["method"]
-    assert METHODS and set(get_args(hint)) == set(METHODS)
+    for name in METHODS:
+        assert make("weak", {"method": name}).method == name
+    with pytest.raises(
+        RecipeError, match=r"^a: estimators.weak.method = 'rigde': did you mean 'ridge'"
+    ):
+        make("weak", {"method": "rigde"}, "a")
 
 
 def truth(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

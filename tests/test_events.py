@@ -32,12 +32,12 @@ from biograd.decorrelation import Decorrelation
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
-from biograd.losses import cross_entropy
 from biograd.networks import EventNetwork
 from biograd.networks.events import EventMembrane, arrivals, divided, respond
 from biograd.networks.spikes import Membrane, record
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.tasks.classes import cross_entropy
 
 Array = NDArray[np.float64]
 TRIAL = 30.0

@@ -242,7 +242,7 @@ def test_killing_the_training_again_and_again_changes_nothing(tmp_path: Path) ->
 BAD = [
     (["--model", "spikng"], 2, r"no model 'spikng': did you mean 'spiking'\?"),
     (["--dataset", "digit"], 2, r"no dataset 'digit': did you mean 'digits'\?"),
-    (["--estimator", "week"], 2, r"no estimator 'week': did you mean 'weak'\?"),
+    (["--estimator", "week"], 2, r"estimator = 'week': did you mean 'weak'\?"),
     (
         ["--set", "training.epoch=3"],
         2,
@@ -423,7 +423,7 @@ def test_settings_of_an_estimator_that_is_not_used_are_checked(
     tmp_path: Path, assignment: str
 ) -> None:
     wrong = request(tmp_path / "a.h5", "ann", "backprop", assignments=(*SMALL, assignment))
-    with pytest.raises(RecipeError, match=r"estimator 'weka'|copeis|finite"):
+    with pytest.raises(RecipeError, match=r"estimator = 'weka'|copeis|finite"):
         experiment.execute(wrong)
 
 

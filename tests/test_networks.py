@@ -16,12 +16,12 @@ from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, WeakGradient, make
 from biograd.estimators.regression import METHODS
-from biograd.losses import LOSSES
 from biograd.networks.rate import ACTIVATIONS
 from biograd.networks.spikes import SURROGATES, Membrane, record, rest, scan, spike, step
 from biograd.networks.spiking import SnnTorchPopulation
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.tasks.classes import LOSSES
 
 INTEGRALS = {
     "fast_sigmoid": lambda u, k: u / (1 + k * u.abs()),

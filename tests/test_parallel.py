@@ -559,7 +559,7 @@ def test_torchrun_is_asked_to_stop(number: signal.Signals, tmp_path: Path) -> No
     ("words", "line"),
     [
         (("--model", "anx"), "biograd: no model 'anx': did you mean 'ann'?"),
-        (("--estimator", "weeak"), "biograd: no estimator 'weeak': did you mean 'weak'?"),
+        (("--estimator", "weeak"), "biograd: spiking: estimator = 'weeak': did you mean 'weak'?"),
         (
             ("--model", "ann", "--estimator", "backprop", "--set", "training.learning_rate=1e30"),
             "biograd: the loss is not finite at step 2: lower the learning rate",

@@ -15,9 +15,9 @@ from biograd.contracts import Objective, ParameterNoise, Plan, Site, Trace, Tran
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import make
-from biograd.losses import cross_entropy
 from biograd.networks import TorchSubstrate
 from biograd.randomness import generator
+from biograd.tasks.classes import cross_entropy
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: build("mlp"),

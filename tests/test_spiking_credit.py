@@ -25,9 +25,8 @@ from biograd.contracts import Objective, Plan, Round, Trace, Transport
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, make
-from biograd.estimators.eprop import EligibilityPropagation, share_of_steps
+from biograd.estimators.eprop import EligibilityPropagation
 from biograd.estimators.unitwise import UnitwiseGradient, measured_slope
-from biograd.losses import LOSSES
 from biograd.networks import Network
 from biograd.networks.paths import split
 from biograd.networks.rate import RecurrentPopulation
@@ -35,6 +34,7 @@ from biograd.networks.spikes import Membrane, scan, spike
 from biograd.networks.spiking import Population, SnnTorchPopulation, SteppedPopulation
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.tasks.classes import LOSSES
 from biograd.training import activity
 
 Array = NDArray[np.float64]
@@ -639,12 +639,31 @@ def test_eprop_of_a_static_network_is_broadcast_below_its_last_block() -> None:
     assert (found["0.weight"] - delta.T @ inputs).abs().max() < 1e-12 < delta.abs().max()
 
 
-def test_the_share_of_a_step_is_its_weight_in_the_readout() -> None:
-    weights = torch.tensor([0.5, -2.0, 0.0, 1.0], dtype=torch.float64)
-    arriving = torch.einsum("t,bu->btu", weights, normal(3, 5, name="p"))
-    assert torch.allclose(share_of_steps(arriving, 4), weights / -2.0)
-    for nothing in (torch.zeros(3, 4, 5), torch.ones(3, 5)):
-        assert torch.equal(share_of_steps(nothing, 4), torch.ones(4))
+@pytest.mark.parametrize("kind", ["membrane", "rate", "filtered_rate"])
+def test_the_share_of_a_step_is_its_weight_in_the_readout(kind: str) -> None:
+    recipe = {"kind": "spiking", "hidden": (6,)}
+    network = biograd.build(
+        ModelRecipe(
+            network=NetworkRecipe(**recipe),  # type: ignore[arg-type]
+            neuron=NeuronRecipe(readout=kind, resistance=3.0),  # type: ignore[arg-type]
+            encoding=EncodingRecipe(duration_ms=12.0),
+        ),
+        inputs=4,
+        classes=3,
+    ).double()
+    engine = attach(network, EligibilityPropagation(feedback="random"))
+    inputs, targets = batch()
+    engine.prepare(inputs[:, :4].abs(), targets)
+    encoded = engine.substrate.encode(inputs[:, :4].abs(), generator(0))
+    name = engine.hidden[-1]
+    plan = Plan(boundaries=frozenset((name,)), slots=True)
+    trace = engine.substrate.run(plan, encoded, targets, engine.objective)
+    left = torch.arange(12, 0, -1, dtype=torch.float64)
+    decay = math.exp(-1 / 20)
+    expected = {"rate": left**0, "filtered_rate": decay ** (left - 1), "membrane": 1 - decay**left}
+    found = trace.shares(name)
+    assert found is not None
+    torch.testing.assert_close(found, (expected[kind] / expected[kind].max()).expand(8, -1))
 
 
 def test_blocks_of_eprop_can_be_named() -> None:

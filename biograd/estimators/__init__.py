@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from biograd.errors import RecipeError, nearest
 from biograd.estimators.backpropagation import Backpropagation
 from biograd.estimators.decoupling import Decoupling
 from biograd.estimators.direct_feedback import DirectFeedback
@@ -34,6 +33,7 @@ from biograd.estimators.weak_gradient import WeakGradient
 from biograd.estimators.weight_mirror import KolenPollack, WeightMirror
 from biograd.estimators.weight_perturbation import WeightPerturbation
 from biograd.recipes import construct
+from biograd.registry import Registry
 
 __all__ = [
     "ESTIMATORS",
@@ -65,32 +65,35 @@ __all__ = [
     "make",
 ]
 
-ESTIMATORS: dict[str, type[Estimator]] = {
-    "backprop": Backpropagation,
-    "feedback_alignment": FeedbackAlignment,
-    "sign_symmetry": SignSymmetry,
-    "weight_mirror": WeightMirror,
-    "kolen_pollack": KolenPollack,
-    "direct_feedback": DirectFeedback,
-    "target_projection": TargetProjection,
-    "kickback": Kickback,
-    "eprop": EligibilityPropagation,
-    "ottt": OnlineTrainingThroughTime,
-    "sltt": SpatialLearningThroughTime,
-    "unitwise": UnitwiseGradient,
-    "weak": WeakGradient,
-    "node_perturbation": NodePerturbation,
-    "gain": MeasuredGain,
-    "weight_perturbation": WeightPerturbation,
-    "likelihood_ratio": LikelihoodRatio,
-    "forward_gradient_weight": ForwardGradientWeight,
-    "forward_gradient_activity": ForwardGradientActivity,
-    "synthetic_gradient": SyntheticGradient,
-    "decoupling": Decoupling,
-    "predictive_coding": PredictiveCoding,
-    "forward_forward": ForwardForward,
-    "frozen_hidden": FrozenHidden,
-}
+ESTIMATORS: Registry[type[Estimator]] = Registry(
+    "biograd.estimators",
+    {
+        "backprop": Backpropagation,
+        "feedback_alignment": FeedbackAlignment,
+        "sign_symmetry": SignSymmetry,
+        "weight_mirror": WeightMirror,
+        "kolen_pollack": KolenPollack,
+        "direct_feedback": DirectFeedback,
+        "target_projection": TargetProjection,
+        "kickback": Kickback,
+        "eprop": EligibilityPropagation,
+        "ottt": OnlineTrainingThroughTime,
+        "sltt": SpatialLearningThroughTime,
+        "unitwise": UnitwiseGradient,
+        "weak": WeakGradient,
+        "node_perturbation": NodePerturbation,
+        "gain": MeasuredGain,
+        "weight_perturbation": WeightPerturbation,
+        "likelihood_ratio": LikelihoodRatio,
+        "forward_gradient_weight": ForwardGradientWeight,
+        "forward_gradient_activity": ForwardGradientActivity,
+        "synthetic_gradient": SyntheticGradient,
+        "decoupling": Decoupling,
+        "predictive_coding": PredictiveCoding,
+        "forward_forward": ForwardForward,
+        "frozen_hidden": FrozenHidden,
+    },
+)
 
 
 def make(name: str, settings: Mapping[str, Any] | None = None, where: object = "") -> Estimator:
@@ -102,6 +105,5 @@ def make(name: str, settings: Mapping[str, Any] | None = None, where: object = "
     >>> make("weak", {"copies": 9}).copies
     9
     """
-    if name not in ESTIMATORS:
-        raise RecipeError(f"no estimator {name!r}: {nearest(name, ESTIMATORS)}")
-    return construct(ESTIMATORS[name], settings or {}, where or "estimator", f"estimators.{name}")
+    rule = ESTIMATORS.find(name, f"{where}: estimator" if where else "estimator")
+    return construct(rule, settings or {}, where or "estimator", f"estimators.{name}")

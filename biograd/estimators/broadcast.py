@@ -17,12 +17,13 @@ from biograd.estimators.feedback import Buffers
 class Broadcast(Estimator):
     """Send one signal from the outputs to every hidden block, ``delta_h = e B``.
 
-    Credit stops behind each block's activity ``h``; the block's own derivative, from the current
-    to the activity, is that of autograd.  The readout's gradient is exact.  In time the signal of
-    the trial reaches every step in full, as if the activity were its sum over the trial, and
-    passes on in the block through the neuron's own memory; through recurrent weights only if
-    ``through_time`` is set, since that would transport them.  Blocks that a local loss trains are
-    left to it.
+    The signal is the derivative of the loss by the readout's current.  Credit stops behind each
+    block's activity ``h``; the block's own derivative, from the current to the activity, is that
+    of autograd.  The readout's gradient is exact.  In a task in time every step receives its own
+    signal; else that of the trial reaches every step in full, as if the activity were its sum over
+    the trial.  It passes on in the block through the neuron's own memory; through recurrent
+    weights only if ``through_time`` is set, since that would transport them.  Blocks that a local
+    loss trains are left to it.
 
     Args:
         through_time: credit also passes through recurrent weights.
@@ -59,7 +60,7 @@ class Broadcast(Estimator):
 
     def build(self, trace: Trace, round: Round) -> None:
         """Make the feedback matrices ``[outputs, *units]``."""
-        outputs = math.prod(trace.outputs.shape[1:])
+        outputs = math.prod(round.shapes[round.readout].units)
         shapes = {name: units_of(trace, name) for name in self.sites(round)}
         self.make(outputs, shapes, round)
 
@@ -72,8 +73,12 @@ class Broadcast(Estimator):
         return self.matrices[name]
 
     def signal(self, trace: Trace, round: Round) -> Tensor:
-        """Return what is broadcast, ``[B, outputs]``: the derivative of the mean loss."""
-        return trace.error().flatten(1)
+        """Return what is broadcast: the derivative of the mean loss by the readout's current.
+
+        ``[B, T, outputs]`` in a task in time, else ``[B, 1, outputs]``, summed over its steps.
+        """
+        found = trace.signal()
+        return found if round.timed else found.sum(1, keepdim=True)
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: credit stops behind every block that the signal reaches."""
@@ -89,11 +94,30 @@ class Broadcast(Estimator):
         for name in self.sites(round):
             activity = trace.sites[name].activity
             assert activity is not None
-            matrix = self.matrix(name)
-            received = (signal @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
-            if received.dim() < activity.dim():
-                received = received.unsqueeze(1)
-            yield activity, received.expand_as(activity)
+            yield activity, self.received(name, signal, activity)
+
+    def received(self, name: str, signal: Tensor, activity: Tensor) -> Tensor:
+        """Return what reaches a block's output, in its shape ``[B, (T,) *units]``.
+
+        Raises:
+            CapabilityError: the block has other steps than the signal.
+        """
+        matrix = self.matrix(name)
+        if signal.shape[1] == 1:
+            found = (signal[:, 0] @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
+            return (found.unsqueeze(1) if found.dim() < activity.dim() else found).expand_as(
+                activity
+            )
+        found = (signal @ matrix.flatten(1)).unflatten(2, matrix.shape[1:])
+        if activity.dim() < found.dim():  # what stands still takes the sum
+            return found.sum(1)
+        if found.shape != activity.shape:
+            raise CapabilityError(
+                f"site {name}: {activity.shape[1]} steps, but the readout has {signal.shape[1]}: "
+                "give the module that returns the output of all steps, "
+                "sites=[biograd.Site(..., activity=...)]"
+            )
+        return found
 
 
 def units_of(trace: Trace, name: str) -> tuple[int, ...]:

@@ -23,8 +23,8 @@ class DirectFeedback(Broadcast):
     error.  Credit stops behind each block's activity; the block's own derivative is that of
     autograd, the readout's gradient exact.
 
-    In time the error of the trial reaches every step in full: the derivative by the block's
-    activity summed over the trial.
+    In a task in time every step receives its own error; else that of the trial reaches every step
+    in full: the derivative by the block's activity summed over the trial.
 
     Args:
         shared: one matrix serves all blocks, each with its leading part.

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from biograd import parallel
 from biograd.contracts import Plan, Round, Trace
 from biograd.estimators.broadcast import Broadcast
 from biograd.estimators.feedback import normal
@@ -26,10 +25,10 @@ class EligibilityPropagation(Broadcast):
     what autograd finds in a block whose output and recurrent input are cut.
 
     The learning signal ``L_j[t]`` is the derivative of the loss by the spike: for the last hidden
-    block either exact, by the readout's weights ("symmetric"), or ``p[t] e B`` ("random") with
-    the error ``e`` at the outputs, a random matrix ``B`` and the weight ``p[t]`` of each step in
-    the readout, at most 1.  To other hidden blocks the error is broadcast in any case.  The
-    readout's gradient is exact.
+    block either exact, by the readout's weights ("symmetric"), or ``e[t] B`` ("random") with a
+    random matrix ``B`` and, in a task in time, the error ``e[t]`` at the readout's current; else
+    ``p[t] e``, with the weight ``p[t]`` of each step in what the readout receives, at most 1.  To
+    other hidden blocks the error is broadcast in any case.  The readout's gradient is exact.
 
     Args:
         feedback: "symmetric" or "random".
@@ -74,40 +73,19 @@ class EligibilityPropagation(Broadcast):
         if slot is None:
             return
         (arriving,) = torch.autograd.grad(trace.loss, slot, retain_graph=True)
-        error = self.signal(trace, round)
+        signal, shares = self.signal(trace, round), trace.shares(sites[-1])
         for name in sites:
             activity = trace.sites[name].activity
             assert activity is not None
             if name == sites[-1] and self.feedback == "symmetric":
                 yield activity, arriving
                 continue
-            matrix = self.matrix(name)
-            signal = (error @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
-            if signal.dim() < activity.dim():
-                shares = share_of_steps(arriving, activity.shape[1])
-                signal = torch.einsum("t,b...->bt...", shares, signal)
-            yield activity, signal
+            received = self.received(name, signal, activity)
+            once = signal.shape[1] == 1 and trace.sites[name].timed
+            if once and shares is not None and shares.shape[1] == activity.shape[1]:
+                received = torch.einsum("bt,bt...->bt...", shares, received)
+            yield activity, received
 
     def extra_repr(self) -> str:
         """Return the settings for ``print``."""
         return f"feedback={self.feedback}, scale={self.scale}"
-
-
-def share_of_steps(arriving: Tensor, count: int) -> Tensor:
-    """Return the weight ``p[t]`` of each step in the readout, ``[count]``, the largest 1.
-
-    Args:
-        arriving: derivative of the loss by the last block's activity, ``[B, time, *U]``; in a
-            readout that weighs the steps alike for all units it is ``p[t]`` times one pattern.
-            Without such steps, or without a derivative, all weigh the same.
-        count: number of steps.
-    """
-    if arriving.dim() > 2 and arriving.shape[1] == count:
-        steps = arriving.transpose(0, 1).flatten(1)
-        square = parallel.weight() ** 2  # of a mean over the own rows in that over all
-        sizes = parallel.total(square * steps.square().sum(1))
-        if sizes.any():
-            pattern = steps[sizes.argmax()]
-            size = parallel.total(square * pattern.square().sum())
-            return parallel.total(square * (steps @ pattern)) / size
-    return arriving.new_ones(count)

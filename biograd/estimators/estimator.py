@@ -20,11 +20,14 @@ class Estimator(nn.Module):
     Attributes:
         needs: what a substrate must be able to do.
         learns_hidden: False if only the readout is trained.
+        objective: what hidden layers descend, in words, if it is not the loss of the outputs.
         passes: forward passes per example and step, in words.
         bias: of the estimate, in words.
         reference: where the rule comes from.
         builds: True if ``build`` makes parameters or buffers.
         batch_norm: False if the rule cannot work with batch normalisation in training.
+        graphless: True if the rule can learn from losses without a graph, a reward for instance;
+            it then perturbs the readout, too.
         one_to_one: True if every hidden unit must have an activity of its own.
         divides: what several processes divide among them and still equal one (``parallel``):
             "examples", if the gradient of a batch is the mean of its examples' gradients, with
@@ -35,12 +38,14 @@ class Estimator(nn.Module):
 
     needs: frozenset[Capability] = frozenset()
     learns_hidden: ClassVar[bool] = True
+    objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""
     bias: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     builds: bool = False
     batch_norm: ClassVar[bool] = True
     one_to_one: ClassVar[bool] = False
+    graphless: bool = False
     divides: ClassVar[Division] = ""
 
     def check(self, sites: Sequence[str]) -> None:

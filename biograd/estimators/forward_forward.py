@@ -37,6 +37,7 @@ class ForwardForward(Estimator):
             classes.
     """
 
+    objective = "the goodness of every block"
     passes = "3 forward"
     bias = "none for its own objective, which is not the loss of the outputs"
     reference = "Hinton 2022, arXiv 2212.13345"

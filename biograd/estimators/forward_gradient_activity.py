@@ -41,7 +41,8 @@ class ForwardGradientActivity(Estimator):
             zero, so that this is the estimate with ``u = 0`` there; in spiking networks silent
             neurons do not learn.  Blocks' outputs must have one value for each unit, and the
             current no other way on.
-        time_bin: number of time steps in which a direction stays constant; None: the whole trial.
+        time_bin: number of time steps in which a direction stays constant, or "trial"; None:
+            one step where the task is in time, else the whole trial.
             The steps of a bin share its credit equally: over time only 1 is unbiased.
         auxiliary: hidden units of the readouts behind guesses; 0: they are linear.
 
@@ -60,13 +61,11 @@ class ForwardGradientActivity(Estimator):
     def __init__(
         self,
         copies: Count = 1,
-        tangents: Literal[
-            "normal", "rademacher", "orthogonal", "local", "ntk", "fixed_ntk"
-        ] = "normal",
+        tangents: Annotated[str, TANGENTS] = "normal",
         sites: Literal["all", "each", "round_robin"] = "all",
         shared: bool = False,
         sparse: bool = False,
-        time_bin: Count | None = None,
+        time_bin: Count | Literal["trial"] | None = None,
         auxiliary: Annotated[int, Range(0)] = 0,
     ) -> None:
         validate(ForwardGradientActivity, locals())
@@ -110,7 +109,8 @@ class ForwardGradientActivity(Estimator):
                     "local losses take tangents = 'normal'"
                 )
             yield Plan(boundaries=frozenset(round.hidden))
-        yield Plan(tangents=self._draw(round), time_bin=self.time_bin, cut=frozenset(round.hidden))
+        width = round.width(self.time_bin)
+        yield Plan(tangents=self._draw(round), time_bin=width, cut=frozenset(round.hidden))
 
     def _draw(self, round: Round) -> dict[str, Tensor]:
         """Return each site's directions ``[passes m, B, K, *U]``, zero in passes not its own."""
@@ -118,7 +118,7 @@ class ForwardGradientActivity(Estimator):
         passes = self.passes_of(round)
         for place, groups in enumerate(passes):
             for group in groups:
-                request = Request(group, self.copies, self.shared, self.time_bin)
+                request = Request(group, self.copies, self.shared, round.width(self.time_bin))
                 for name, part in self.tangents.draw(request, round).items():
                     found[name] = part
                     if len(passes) > 1:

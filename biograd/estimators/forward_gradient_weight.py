@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class ForwardGradientWeight(Estimator):
     def __init__(
         self,
         copies: Count = 1,
-        directions: Literal["normal", "rademacher"] = "normal",
+        directions: Annotated[str, DIRECTIONS] = "normal",
         readout: Literal["exact", "forward"] = "exact",
     ) -> None:
         validate(ForwardGradientWeight, locals())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ class MeasuredGain(Estimator):
         copies: ``S``, the clean one included.
         sigma: size of the noise relative to the site's root-mean-square current.
         ridge: ``lambda``; it shrinks slopes by ``m / (m + lambda)`` or less.
-        time_bin: number of time steps in which the noise stays constant; None: the whole trial.
+        time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
+            step where the task is in time, else the whole trial.
             The steps of a bin share its credit equally.
 
     Raises:
@@ -64,7 +65,7 @@ class MeasuredGain(Estimator):
         copies: Annotated[int, Range(2)] = 5,
         sigma: Positive = 0.2,
         ridge: NotNegative = 0.3,
-        time_bin: Count | None = None,
+        time_bin: Count | Literal["trial"] | None = None,
     ) -> None:
         validate(MeasuredGain, locals())
         super().__init__()
@@ -75,13 +76,13 @@ class MeasuredGain(Estimator):
         hidden, noise = frozenset(round.hidden), {}
         for name in round.hidden:
             site = round.shapes[name]
-            shape = (round.batch, bins(site.steps, self.time_bin), *site.units)
+            shape = (round.batch, bins(site.steps, round.width(self.time_bin)), *site.units)
             drawn = balanced(self.copies - 1, shape, round.generator, round.dtype)
             noise[name] = (drawn * self._size(name, round)).to(round.device)
         return (
             Plan(
                 noise=noise,
-                time_bin=self.time_bin,
+                time_bin=round.width(self.time_bin),
                 cut=hidden,
                 observe=True,
                 boundaries=hidden,

@@ -53,9 +53,9 @@ class Kickback(Broadcast):
         Raises:
             CapabilityError: what would be broadcast is zero throughout.
         """
-        error = trace.error().flatten(1)
+        error = self.signal(trace, round)
         zero = 1e-5 * float(error.abs().sum())
-        if self.outputs == "sum" and float(error.sum(1).abs().sum()) <= zero:
+        if self.outputs == "sum" and float(error.sum(2).abs().sum()) <= zero:
             raise CapabilityError(
                 "kickback broadcasts the sum of the outputs' errors, which is zero with this loss "
                 "(a cross-entropy): set outputs='turns' or another loss"

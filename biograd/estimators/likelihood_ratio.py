@@ -45,7 +45,8 @@ class LikelihoodRatio(WeakGradient):
             score, only the sign is used, ``sgn(e_j x_i) = sgn(e_j) sgn(x_i)``, one bit for each
             unit and each input, times ``sqrt(pi/2)`` and the example's mean ``|x_i|``.
         sites: "all" hidden sites together, or "round_robin" one in each step.
-        time_bin: number of time steps in which the noise stays constant; None: the whole trial.
+        time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
+            step where the task is in time, else the whole trial.
 
     Raises:
         RecipeError: an even number of copies for pairs.
@@ -62,12 +63,12 @@ class LikelihoodRatio(WeakGradient):
         self,
         copies: Annotated[int, Range(3)] = 33,
         sigma: Positive = 0.2,
-        baseline: Literal["none", "leave_one_out", "clean"] = "leave_one_out",
+        baseline: Annotated[str, BASELINES] = "leave_one_out",
         antithetic: bool = False,
         shaping: Literal["none", "rank"] = "none",
         bits: Literal["all", "noise", "product"] = "all",
         sites: Literal["all", "round_robin"] = "all",
-        time_bin: Count | None = None,
+        time_bin: Count | Literal["trial"] | None = None,
     ) -> None:
         validate(LikelihoodRatio, locals())
         if antithetic and copies % 2 == 0:
@@ -76,7 +77,7 @@ class LikelihoodRatio(WeakGradient):
             )
         method = "antithetic" if antithetic else BASELINES[baseline]
         method = "rank" if shaping == "rank" else method
-        super().__init__(copies, sigma, method, sites, 0.0, time_bin)  # type: ignore[arg-type]
+        super().__init__(copies, sigma, method, sites, 0.0, time_bin)
         self.baseline, self.antithetic, self.bits = baseline, antithetic, bits
         if antithetic:
             self.directions = pairs

@@ -27,7 +27,8 @@ class NodePerturbation(WeakGradient):
         sigma: size of the noise relative to the site's root-mean-square current.
         activity: "injected" or "measured".
         sites: "all" hidden sites together, or "round_robin" one in each step.
-        time_bin: number of time steps in which the noise stays constant; None: the whole trial.
+        time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
+            step where the task is in time, else the whole trial.
     """
 
     bias = "second order in sigma (injected); also the noise of deeper layers (measured)"
@@ -39,7 +40,7 @@ class NodePerturbation(WeakGradient):
         sigma: Positive = 0.2,
         activity: Literal["injected", "measured"] = "injected",
         sites: Literal["all", "round_robin"] = "all",
-        time_bin: Count | None = None,
+        time_bin: Count | Literal["trial"] | None = None,
     ) -> None:
         validate(NodePerturbation, locals())
         super().__init__(copies, sigma, "baseline", sites, 0.0, time_bin)
@@ -60,6 +61,11 @@ class NodePerturbation(WeakGradient):
         (trace,) = traces
         for name in self.chosen(round):
             losses = round.losses(trace, name)
+            tails = (
+                None
+                if round.owners.get(name)
+                else trace.tails(round.shapes[name].steps, trace.plan.time_bin)
+            )
             difference = losses[1:] - losses[:1]
             observed = trace.sites[name].observed
             assert observed is not None
@@ -68,4 +74,7 @@ class NodePerturbation(WeakGradient):
             power = flat.square().sum(-1).clamp_min(torch.finfo(flat.dtype).tiny)
             weight = difference.to(flat.dtype) * flat.shape[-1] / power
             gradient = torch.einsum("mb,mb...->b...", weight, change)
+            if tails is not None:  # each bin by the losses that its noise can act on
+                weights = (tails[1:] - tails[:1]).to(flat.dtype) * flat.shape[-1] / power[..., None]
+                gradient = torch.einsum("mbk,mbk...->bk...", weights, change)
             yield from trace.sites[name].deliver(gradient / (len(weight) * round.batch))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import RecipeError
+from biograd.registry import Registry
 
 Regression = Callable[[Tensor, Tensor, float], Tensor]
 Directions = Callable[[tuple[int, int, int], torch.Generator, torch.dtype], Tensor]
@@ -183,6 +184,49 @@ def rank(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
     return torch.einsum("mb,mbd->bd", ranks, directions) / len(directions)
 
 
+def binned(
+    method: str, losses: Tensor, directions: Tensor, first: int, size: int, ridge: float
+) -> Tensor:
+    """Return the slopes of a site whose bins have losses of their own, ``[B, K U]``.
+
+    Args:
+        losses: that the noise of each bin can act on, ``[S, B, K]``.
+        directions: at all sites, ``[m, B, D]``; earlier noise moves later losses, too.
+        first: the site's first direction.
+        size: ``K U``, the number of its directions, bin by bin.
+    """
+    _, regression = METHODS[method]
+    units = size // losses.shape[2]
+    places = [slice(first + k * units, first + (k + 1) * units) for k in range(losses.shape[2])]
+    if method == "ridge":
+        own = directions[..., first : first + size].unflatten(2, (-1, units))
+        return torch.einsum(
+            "mbk,mbku->bku", _ridge_weights(losses, directions, ridge), own
+        ).flatten(1)
+    if method in JOINT:
+        found = [
+            regression(part, directions, ridge)[:, place]
+            for part, place in zip(losses.unbind(2), places, strict=True)
+        ]
+    else:
+        found = [
+            regression(part, directions[..., place], ridge)
+            for part, place in zip(losses.unbind(2), places, strict=True)
+        ]
+    return torch.cat(found, 1)
+
+
+def _ridge_weights(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return what weighs each copy's directions in the ridge slope, ``[m, B, K]``."""
+    difference = (losses - losses[:1]).transpose(0, 1).to(directions.dtype)  # [B, S, K]
+    matrix = torch.cat((torch.zeros_like(directions[:1]), directions)).transpose(0, 1)
+    matrix = matrix - matrix.mean(1, keepdim=True)
+    kernel = matrix @ matrix.mT
+    _add_to_diagonal(kernel, ridge * matrix.shape[2])
+    weights = _solve(kernel, difference - difference.mean(1, keepdim=True))
+    return (weights - weights.mean(1, keepdim=True))[:, 1:].transpose(0, 1)
+
+
 def centred_ranks(values: Tensor) -> Tensor:
     """Return the ranks along the first axis, in [-1/2, 1/2]; equal values share their mean rank.
 
@@ -219,18 +263,23 @@ def _need(condition: bool, message: str) -> None:
         raise RecipeError(f"estimator: {message}")
 
 
-METHODS: dict[str, tuple[Directions, Regression]] = {
-    "score": (isotropic, score),
-    "baseline": (isotropic, baseline),
-    "leave_one_out": (isotropic, leave_one_out),
-    "antithetic": (pairs, antithetic),
-    "finite_difference": (coordinates, projection),
-    "central_difference": (coordinate_pairs, central_projection),
-    "orthogonal": (orthonormal, projection),
-    "least_squares": (isotropic, least_squares),
-    "anchored": (isotropic, anchored),
-    "ridge": (isotropic, ridge_regression),
-    "quadratic": (isotropic, quadratic),
-    "rank": (isotropic, rank),
-}
+METHODS: Registry[tuple[Directions, Regression]] = Registry(
+    "biograd.weak_methods",
+    {
+        "score": (isotropic, score),
+        "baseline": (isotropic, baseline),
+        "leave_one_out": (isotropic, leave_one_out),
+        "antithetic": (pairs, antithetic),
+        "finite_difference": (coordinates, projection),
+        "central_difference": (coordinate_pairs, central_projection),
+        "orthogonal": (orthonormal, projection),
+        "least_squares": (isotropic, least_squares),
+        "anchored": (isotropic, anchored),
+        "ridge": (isotropic, ridge_regression),
+        "quadratic": (isotropic, quadratic),
+        "rank": (isotropic, rank),
+    },
+)
 """Name of a method to how its directions are drawn and how a gradient follows from them."""
+JOINT = frozenset(("least_squares", "anchored", "quadratic"))
+"""Methods in which the slope of one direction depends on the others."""

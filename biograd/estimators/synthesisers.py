@@ -24,6 +24,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from biograd.registry import Registry
+
 Condition = Literal["label", "activity", "both"]
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Prediction and target ``[B, ...]`` to one loss a row, ``[B]``."""
@@ -169,11 +171,14 @@ class Projection(Synthesiser):
         return activity @ self.matrix
 
 
-SYNTHESISERS: dict[str, Callable[[Interface, torch.Generator, torch.dtype], Synthesiser]] = {
-    "linear": LinearSynthesiser,
-    "sigmoid_linear": SigmoidSynthesiser,
-    "mlp": MultilayerSynthesiser,
-}
+SYNTHESISERS: Registry[Callable[[Interface, torch.Generator, torch.dtype], Synthesiser]] = Registry(
+    "biograd.synthesisers",
+    {
+        "linear": LinearSynthesiser,
+        "sigmoid_linear": SigmoidSynthesiser,
+        "mlp": MultilayerSynthesiser,
+    },
+)
 
 
 def conspiring_signal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class SyntheticGradient(Estimator):
 
     def __init__(
         self,
-        synthesiser: Literal["linear", "sigmoid_linear", "mlp"] = "linear",
+        synthesiser: Annotated[str, SYNTHESISERS] = "linear",
         condition: Condition = "both",
         hidden: tuple[Count, ...] = (128,),
         sites: Literal["all", "middle"] | tuple[str, ...] = "all",
@@ -256,9 +256,10 @@ class SyntheticGradient(Estimator):
 def labels(trace: Trace) -> Tensor:
     """Return what the synthesisers know of the targets, ``[B, labels]``; a class is one-hot."""
     targets, outputs = trace.targets, trace.outputs
-    if targets.dim() < outputs.dim():
-        targets = functional.one_hot(targets.long(), outputs.shape[-1])
-    return targets.flatten(1).to(outputs.dtype)
+    if targets.dim() < outputs.dim() and not targets.is_floating_point():
+        known = (targets >= 0).unsqueeze(-1)
+        targets = functional.one_hot(targets.long().clamp_min(0), outputs.shape[-1]) * known
+    return targets.flatten(1).nan_to_num().to(outputs.dtype)
 
 
 def _arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:

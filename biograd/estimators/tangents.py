@@ -34,6 +34,7 @@ from biograd.contracts import Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError
 from biograd.estimators.regression import isotropic, orthonormal
 from biograd.estimators.weak_gradient import split, unit_sizes
+from biograd.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,14 +251,17 @@ class KernelGuess(FixedKernelGuess):
         return self._readout(name, trace, round.generator)
 
 
-TANGENTS: dict[str, type[Tangents]] = {
-    "normal": Normal,
-    "rademacher": Rademacher,
-    "orthogonal": Orthogonal,
-    "local": LocalGuess,
-    "ntk": KernelGuess,
-    "fixed_ntk": FixedKernelGuess,
-}
+TANGENTS: Registry[type[Tangents]] = Registry(
+    "biograd.tangents",
+    {
+        "normal": Normal,
+        "rademacher": Rademacher,
+        "orthogonal": Orthogonal,
+        "local": LocalGuess,
+        "ntk": KernelGuess,
+        "fixed_ntk": FixedKernelGuess,
+    },
+)
 """Name of a kind of directions to the class that draws them."""
 
 
@@ -301,7 +305,7 @@ def _features(site: SiteTrace, name: str) -> Tensor:
 def _loss(readout: nn.Module, inputs: Tensor, trace: Trace) -> Tensor:
     with torch.enable_grad():
         outputs = readout(inputs).view(trace.outputs.shape)
-        return trace.objective.loss(outputs, trace.targets)
+        return trace.objective.losses(outputs, trace.targets)
 
 
 def _key(name: str) -> str:

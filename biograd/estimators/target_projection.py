@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,6 +28,7 @@ class TargetProjection(DirectFeedback):
         sites: "all" hidden sites, or the names of those that end a block.
     """
 
+    objective = "agreement of activities with the random projection of the targets"
     passes = "1 forward"
     bias = "the size of the error is lost; direction of the random feedback"
     reference = "Frenkel, Lefebvre & Bol 2021, arXiv 1909.01311"
@@ -44,18 +44,34 @@ class TargetProjection(DirectFeedback):
         super().__init__(shared, scale, through_time, sites)
 
     def signal(self, trace: Trace, round: Round) -> Tensor:
-        """Return ``-y / batch``, ``[B, outputs]``.
+        """Return ``-y / batch``, ``[B, T|1, outputs]``, in a task in time over the steps, too.
+
+        A missing target is 0.
 
         Raises:
             CapabilityError: the targets are neither classes nor of the outputs' shape.
         """
         outputs, targets = trace.outputs, trace.targets
-        if targets.shape == outputs.shape:
-            return -targets.flatten(1).to(outputs) / len(outputs)
-        whole = not torch.is_floating_point(targets) and outputs.dim() == 2
-        if not (whole and targets.shape == outputs.shape[:1]):
-            raise CapabilityError(
-                f"target projection needs targets of the outputs' shape {tuple(outputs.shape)} or "
-                f"one class for each example, not {tuple(targets.shape)} of {targets.dtype}"
-            )
-        return -functional.one_hot(targets, outputs.shape[1]).to(outputs) / len(outputs)
+        course = -vectors(outputs, targets) / len(outputs)
+        return course / outputs.shape[1] if round.timed else course.flatten(1).unsqueeze(1)
+
+
+def vectors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return targets in the outputs' shape: numbers as they are, classes as one-hot vectors.
+
+    Raises:
+        CapabilityError: they are neither.
+    """
+    real = targets.is_floating_point()
+    if targets.numel() == outputs.numel() and (real or targets.shape == outputs.shape):
+        return targets.view_as(outputs).nan_to_num().to(outputs)
+    if real or targets.shape not in (outputs.shape[:1], outputs.shape[:-1]):
+        raise CapabilityError(
+            f"target projection needs targets of the outputs' shape {tuple(outputs.shape)} or "
+            f"one class for each example, not {tuple(targets.shape)} of {targets.dtype}"
+        )
+    if targets.dim() < outputs.dim() - 1:
+        targets = targets[:, None].expand(outputs.shape[:-1])
+    known = (targets >= 0).unsqueeze(-1)
+    marks = functional.one_hot(targets.clamp_min(0), outputs.shape[-1]) * known
+    return marks.to(outputs)

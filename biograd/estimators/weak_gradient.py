@@ -13,7 +13,7 @@ from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators.estimator import Estimator
-from biograd.estimators.regression import METHODS
+from biograd.estimators.regression import METHODS, binned
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
 
@@ -35,7 +35,9 @@ class WeakGradient(Estimator):
         sites: "all" hidden sites together, "round_robin" one in each step, or their names; with
             names, the other layers get their credit by back-propagation.
         ridge: relative strength of the ridge penalty, ``lambda = ridge D``.
-        time_bin: number of time steps in which the noise stays constant; None: the whole trial.
+        time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
+            step where the task is in time, else the whole trial.  In a task in time a bin's credit
+            comes from the losses of its own and later steps.
 
     Raises:
         CapabilityError: no site of that name.
@@ -47,28 +49,16 @@ class WeakGradient(Estimator):
     bias = "shrinks (ridge); second order in sigma (score, baseline)"
     reference = "Hazelden 2023, arXiv 2311.10869"
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
+    graphless: bool = True
 
     def __init__(
         self,
         copies: Annotated[int, Range(2)] = 17,
         sigma: Positive = 0.2,
-        method: Literal[
-            "ridge",
-            "least_squares",
-            "anchored",
-            "baseline",
-            "leave_one_out",
-            "antithetic",
-            "score",
-            "finite_difference",
-            "central_difference",
-            "orthogonal",
-            "quadratic",
-            "rank",
-        ] = "ridge",
+        method: Annotated[str, METHODS] = "ridge",
         sites: Literal["all", "round_robin"] | tuple[str, ...] = "all",
         ridge: NotNegative = 0.1,
-        time_bin: Count | None = None,
+        time_bin: Count | Literal["trial"] | None = None,
     ) -> None:
         validate(WeakGradient, locals())
         super().__init__()
@@ -76,7 +66,7 @@ class WeakGradient(Estimator):
         self.sites, self.ridge, self.time_bin = sites, ridge, time_bin
         self.directions, self.regression = METHODS[method]
         if not isinstance(sites, str):
-            self.needs = self.needs | {"vjp"}
+            self.needs, self.graphless = self.needs | {"vjp"}, False
 
     def check(self, sites: Sequence[str]) -> None:
         """Refuse the name of a site that does not exist.
@@ -91,9 +81,9 @@ class WeakGradient(Estimator):
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites that are perturbed in this step."""
         if self.sites == "all":
-            return round.hidden
+            return round.perturbed
         if self.sites == "round_robin":
-            return (round.hidden[round.step % len(round.hidden)],)
+            return (round.perturbed[round.step % len(round.perturbed)],)
         for name in self.sites:
             if name not in round.hidden:
                 raise CapabilityError(f"no hidden site {name!r}: {nearest(name, round.hidden)}")
@@ -102,7 +92,8 @@ class WeakGradient(Estimator):
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: noise at the chosen sites, cut behind them."""
         names = self.chosen(round)
-        sizes = unit_sizes(round.shapes, names, self.time_bin)
+        width = round.width(self.time_bin)
+        sizes = unit_sizes(round.shapes, names, width)
         shape = (self.copies - 1, round.batch, sum(sizes.values()))
         check_peak(self.method, shape[0], shape[2])
         directions = parallel.rows(
@@ -116,10 +107,10 @@ class WeakGradient(Estimator):
         for name, part in split(directions, sizes).items():
             site = round.shapes[name]
             part = part * (self.sigma * round.scales[name])
-            count = bins(site.steps, self.time_bin)
+            count = bins(site.steps, width)
             noise[name] = part.view(*shape[:2], count, *site.units).to(round.device)
         cut = names if not isinstance(self.sites, str) else round.hidden
-        return (Plan(noise=noise, time_bin=self.time_bin, cut=frozenset(cut)),)
+        return (Plan(noise=noise, time_bin=width, cut=frozenset(cut)),)
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the share of the estimated gradient of every visit of the chosen sites."""
@@ -133,8 +124,8 @@ class WeakGradient(Estimator):
         With local losses each site takes those of its own block, regressed on the noise at all
         sites: the noise of the blocks before moves them, too.
         """
-        names = self.chosen(round)
-        sizes = unit_sizes(round.shapes, names, self.time_bin)
+        names, width = self.chosen(round), trace.plan.time_bin
+        sizes = unit_sizes(round.shapes, names, width)
         scales = {name: self.sigma * round.scales[name] for name in names}
         directions = torch.cat(
             [_noise(trace, name).flatten(2) / scales[name] for name in names], dim=-1
@@ -144,6 +135,14 @@ class WeakGradient(Estimator):
         found = {}
         for name in names:
             owner = round.owners.get(name, "")
+            tails = None if owner else trace.tails(round.shapes[name].steps, width)
+            if tails is not None:
+                place = sum(sizes[other] for other in names[: names.index(name)])
+                slope = binned(self.method, tails, directions, place, sizes[name], self.ridge)
+                found[name] = slope.view(_noise(trace, name).shape[1:]) / (
+                    scales[name] * round.batch
+                )
+                continue
             if owner not in slopes:
                 slope = self.regression(round.losses(trace, name), directions, self.ridge)
                 slopes[owner] = split(slope, sizes)

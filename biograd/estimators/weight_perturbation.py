@@ -38,6 +38,7 @@ class WeightPerturbation(Estimator):
 
     needs = frozenset(("loss", "perturb_parameter"))
     divides = "copies"
+    graphless = True
     passes = "S forward"
     bias = "third order in sigma; with ranks only the direction is that of the gradient"
     reference = "Spall 1992; Salimans et al. 2017, arXiv 1703.03864"

@@ -7,8 +7,9 @@ fewer units a loss depends on, the less a directional derivative of it varies.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -16,9 +17,9 @@ from biograd.contracts import Loss, Objective, Round, Trace
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.local.cells import Cells, Kind, channel_count
 from biograd.local.heads import HEADS, Setting
-from biograd.recipes import Count, Fraction, validate
+from biograd.recipes import Count, Fraction, LocalRecipe, construct, validate
 
-__all__ = ["LocalLosses"]
+__all__ = ["LocalLosses", "make"]
 
 
 class LocalLosses(nn.Module):
@@ -44,7 +45,7 @@ class LocalLosses(nn.Module):
 
     def __init__(
         self,
-        loss: Literal["cross_entropy", "predsim", "similarity", "fixed_readout"] = "cross_entropy",
+        loss: Annotated[str, HEADS] = "cross_entropy",
         cells: Kind = "block",
         groups: Count = 1,
         sites: Literal["ends", "all"] | tuple[str, ...] = "ends",
@@ -128,3 +129,13 @@ class LocalLosses(nn.Module):
         """Return the settings for ``print``."""
         kind = self.kind.kind
         return f"loss={self.loss}, cells={kind}, groups={self.groups}, sites={self.sites}"
+
+
+def make(recipe: LocalRecipe, where: object) -> LocalLosses | None:
+    """Return the local losses of a recipe; None if they are off.
+
+    Raises:
+        RecipeError: no such loss, or cells that it does not have.
+    """
+    table = dataclasses.asdict(recipe)
+    return None if recipe.loss == "off" else construct(LocalLosses, table, where, "local")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-Kind = Literal["block", "patch", "group", "patch_group"]
 AXES: dict[str, tuple[str, ...]] = {
     "block": (),
     "patch": ("patch",),
@@ -22,6 +21,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "patch_group": ("patch", "group"),
 }
 """What each axis of the cells of a kind counts."""
+Kind = Annotated[str, AXES]
 
 
 @dataclasses.dataclass(frozen=True)

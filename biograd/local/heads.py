@@ -16,6 +16,7 @@ from torch.nn import functional
 from biograd import parallel
 from biograd.local.aggregator import replicated_cross_entropy
 from biograd.local.cells import Cells, by_patches, channel_count
+from biograd.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +161,12 @@ def _directions(rows: Tensor) -> Tensor:
     return functional.normalize(rows - rows.mean(1, keepdim=True), dim=1)
 
 
-HEADS: dict[str, type[Head]] = {
-    "cross_entropy": CrossEntropy,
-    "predsim": PredSim,
-    "similarity": Similarity,
-    "fixed_readout": FixedReadout,
-}
+HEADS: Registry[type[Head]] = Registry(
+    "biograd.local_losses",
+    {
+        "cross_entropy": CrossEntropy,
+        "predsim": PredSim,
+        "similarity": Similarity,
+        "fixed_readout": FixedReadout,
+    },
+)

@@ -74,6 +74,8 @@ class Pass:
         if self.kind != "clean":
             return inputs
         self.visits[site.name][place].inputs.append(inputs.detach())
+        if self.plan.slots:
+            self.visits[site.name][place].received.append(inputs)
         if layer in self.plan.transport.feedback or self._divides(site):
             self._live[layer] = inputs.detach() if layer in self.plan.detach else inputs
             return inputs.detach()

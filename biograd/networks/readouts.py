@@ -1,4 +1,4 @@
-"""What is read of a population over a trial: one value for each of its units."""
+"""What is read of a population: one value of each unit for a trial, or outputs in every step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.errors import RecipeError, nearest
+from biograd.leaky import leaky_sum
 from biograd.recipes import NeuronRecipe
 
 KINDS = ("membrane", "rate", "filtered_rate", "first_spike", "potential")
@@ -77,3 +78,43 @@ class Readout(nn.Module):
     def extra_repr(self) -> str:
         """Return the kind for ``print``."""
         return f"{self.kind!r}, steps={self.steps}"
+
+
+class LeakyReadout(nn.Module):
+    """Outputs in every step: what a layer returns, ``i[t]``, through a leaky integrator.
+
+    ``y[t] = k y[t-1] + (1 - k) i[t]`` with ``k = exp(-dt/tau)``, from ``y = 0``; both
+    ``[rows, steps, outputs]``.  It stands behind the readout's layer, so that the readout's
+    current, where errors are broadcast from, has the steps.
+
+    Args:
+        dt_ms: length of a step in milliseconds.
+        time_constant_ms: ``tau``.
+    """
+
+    def __init__(self, dt_ms: float = 1.0, time_constant_ms: float = 20.0) -> None:
+        super().__init__()
+        self.dt_ms, self.time_constant_ms = dt_ms, time_constant_ms
+        self.decay = math.exp(-dt_ms / time_constant_ms)
+
+    @classmethod
+    def of(cls, neuron: NeuronRecipe, dt_ms: float) -> LeakyReadout:
+        """Return the readout of a recipe for a task in time.
+
+        Raises:
+            RecipeError: the recipe reads one value of a trial.
+        """
+        if neuron.readout not in ("membrane", "filtered_rate"):
+            raise RecipeError(
+                f"neuron.readout = {neuron.readout!r}: one value of a trial, but the task needs "
+                "outputs in every step: take 'membrane', a leaky integrator"
+            )
+        return cls(dt_ms, neuron.readout_time_constant_ms)
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Return the outputs of every step."""
+        return leaky_sum((1 - self.decay) * current, self.decay)
+
+    def extra_repr(self) -> str:
+        """Return the time constant for ``print``."""
+        return f"time_constant_ms={self.time_constant_ms}"

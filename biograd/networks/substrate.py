@@ -85,21 +85,28 @@ class TorchSubstrate:
         }
         self._temporal = frozenset(s.name for s in self.sites if s.activity in self._populations)
         self._handles: list[Any] = []
+        self._hooks: list[_Hook] = []
         for site in self.sites:
             for place, name in enumerate(site.modules):
                 layer = module.get_submodule(name)
                 behind = layer if site.current is None else module.get_submodule(site.current)
-                self._handles.append(layer.register_forward_pre_hook(_Enter(self, site, place)))
+                enter = self._hook(_Enter(self, site, place))
+                self._handles.append(layer.register_forward_pre_hook(enter))
                 if behind is layer:
-                    self._handles.append(layer.register_forward_hook(_Through(self, site, place)))
+                    through = self._hook(_Through(self, site, place))
+                    self._handles.append(layer.register_forward_hook(through))
                     continue
                 self._handles += [
-                    layer.register_forward_hook(_Bend(self, site, place)),
-                    behind.register_forward_hook(_Leave(self, site, place)),
+                    layer.register_forward_hook(self._hook(_Bend(self, site, place))),
+                    behind.register_forward_hook(self._hook(_Leave(self, site, place))),
                 ]
             if site.activity is not None and site.block is None:
                 part = module.get_submodule(site.activity)
-                self._handles.append(part.register_forward_hook(_Reach(self, site)))
+                self._handles.append(part.register_forward_hook(self._hook(_Reach(self, site))))
+
+    def _hook(self, hook: Any) -> Any:
+        self._hooks.append(hook)
+        return hook
 
     @property
     def recording(self) -> bool:
@@ -158,7 +165,7 @@ class TorchSubstrate:
         with torch.enable_grad() if plan.graph else torch.no_grad():
             with self._running(now), self.shared.clean():
                 outputs = self.forward(encoded)
-            losses, local = _losses(now, outputs, targets, objective)
+            losses, local, steps = _losses(now, outputs, targets, objective)
             total = losses.mean()
             for values in local.values():
                 total = total + values.reshape(len(values), -1).sum(1).mean()
@@ -177,6 +184,7 @@ class TorchSubstrate:
             targets,
             objective,
             {name: values.detach()[None] for name, values in local.items()},
+            step_losses=None if steps is None else steps.detach()[None],
         )
 
     def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
@@ -215,6 +223,28 @@ class TorchSubstrate:
                 population.__dict__.pop("transport", None)
                 population.__dict__.pop("handed", None)
 
+    def time(self, steps: int) -> bool:
+        """Take the first axis of a plain module's units as time, where linear layers have it.
+
+        Returns:
+            Whether some site is now another.
+        """
+        plain = () if isinstance(self.module, Network) else self.sites
+        found = {s.name: dataclasses.replace(s, time=(True,) * len(s.time))
+                 for s in plain if self._in_time(s, steps)}  # fmt: skip
+        if found:
+            self.sites = tuple(found.get(site.name, site) for site in self.sites)
+            self._before, self._shapes = _before(self.sites), {}
+            for hook in self._hooks:
+                hook.site = found.get(hook.site.name, hook.site)
+        return bool(found)
+
+    def _in_time(self, site: Site, steps: int) -> bool:
+        layers = [self.module.get_submodule(name) for name in site.modules]
+        shape = self._shapes[site.name]
+        linear = not any(site.time) and all(isinstance(layer, nn.Linear) for layer in layers)
+        return linear and shape.steps == 1 < steps and shape.units[:-1] == (steps,)
+
     def _learn_shapes(self, now: Pass) -> None:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
         if not self._shapes and not isinstance(self.module, Network):
@@ -227,13 +257,14 @@ class TorchSubstrate:
             outputs = now.visits[site.name][0].outputs
             if outputs and site.name not in self._shapes:
                 units = tuple(outputs[0].shape[2 if site.time[0] else 1 :])
-                count = steps if site.time[0] and steps else len(outputs)
+                count = (steps or outputs[0].shape[1]) if site.time[0] else len(outputs)
                 self._shapes[site.name] = SiteShape(units, count)
 
     def _shape(self, site: Site, now: Pass) -> SiteShape:
         """Return the shape of a site in this pass: a trial may have another length."""
-        shape, visits = self._shapes[site.name], len(now.visits[site.name][0].outputs)
-        if site.time[0] or visits == shape.steps:
+        shape, outputs = self._shapes[site.name], now.visits[site.name][0].outputs
+        visits = outputs[0].shape[1] if site.time[0] else len(outputs)
+        if (isinstance(self.module, Network) and site.time[0]) or visits == shape.steps:
             return shape
         if now.plan.time_bin is not None:
             raise CapabilityError(
@@ -267,7 +298,7 @@ class TorchSubstrate:
     def _run_parameters(self, trace: Trace, encoded: Tensor) -> None:
         assert trace.plan.parameter_noise
 
-        def losses() -> tuple[Tensor, dict[str, Tensor]]:
+        def losses() -> Losses:
             now = self._begin(Plan(), "noisy", trace.objective)
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(encoded)
@@ -287,7 +318,7 @@ class TorchSubstrate:
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(now.begin(encoded))
             targets = repeat(trace.targets, copies)
-            _slopes(trace, *_losses(now, outputs, targets, trace.objective))
+            _slopes(trace, *_losses(now, outputs, targets, trace.objective)[:2])
 
     @torch.no_grad()
     def _run_parameter_tangents(self, trace: Trace, encoded: Tensor) -> None:
@@ -305,7 +336,7 @@ class TorchSubstrate:
                     for (name, parameter), draw in zip(named.items(), draws, strict=True)
                 }
                 outputs = torch.func.functional_call(runner, dual, (encoded,))
-                _slopes(trace, *_losses(now, outputs, trace.targets, trace.objective))
+                _slopes(trace, *_losses(now, outputs, trace.targets, trace.objective)[:2])
 
     def enter(self, site: Site, place: int, inputs: Any) -> Any:
         """Look at the input of a site's layer; called by its hook."""
@@ -415,17 +446,20 @@ class _Runner(nn.Module):
         return self.__dict__["substrate"].forward(encoded)
 
 
-def _losses(
-    now: Pass, outputs: Tensor, targets: Tensor, objective: Objective
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the losses ``[rows]`` and the local losses ``[rows, *cells]`` of a pass."""
+Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]
+"""Losses ``[rows]``, local losses ``[rows, *cells]``, and what each step adds, ``[rows, T]``."""
+
+
+def _losses(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective) -> Losses:
+    """Return the losses of a pass."""
     local = {}
     for name, loss in objective.local.items():
         activity = now.activity(name)
         if activity is None:
             raise CapabilityError(f"site {name}: its activity was not reached: no local loss there")
         local[name] = loss(activity, targets)
-    return objective.loss(outputs, targets), local
+    found = objective.loss(outputs, targets)
+    return (found, local, None) if found.dim() == 1 else (found.sum(1), local, found)
 
 
 def _before(sites: Sequence[Site]) -> dict[str, Site]:
@@ -433,9 +467,13 @@ def _before(sites: Sequence[Site]) -> dict[str, Site]:
     return {site.name: one for one, site in pairwise(sites) if one.activity is None}
 
 
-def extend(trace: Trace, losses: Tensor, local: Mapping[str, Tensor]) -> None:
+def extend(
+    trace: Trace, losses: Tensor, local: Mapping[str, Tensor], steps: Tensor | None = None
+) -> None:
     """Append the losses of noisy copies, ``[copies B, ...]``, to those of a trace."""
     batch = trace.losses.shape[1]
+    if steps is not None and trace.step_losses is not None:
+        trace.step_losses = torch.cat((trace.step_losses, steps.unflatten(0, (-1, batch))))
     trace.losses = torch.cat((trace.losses, losses.view(-1, batch)))
     for name, values in local.items():
         values = values.unflatten(0, (-1, batch))
@@ -456,9 +494,6 @@ def _slopes(trace: Trace, losses: Tensor, local: Mapping[str, Tensor]) -> None:
 def _tangent(values: Tensor) -> Tensor:
     primal, tangent = forward_ad.unpack_dual(values)
     return torch.zeros_like(primal) if tangent is None else tangent
-
-
-Losses = tuple[Tensor, dict[str, Tensor]]
 
 
 @torch.no_grad()

@@ -94,13 +94,18 @@ def validate(make: Callable[..., Any], values: Mapping[str, Any]) -> None:
 
 
 def convert(hint: Any, value: Any, where: object, key: str) -> Any:
-    """Return ``value`` as the type ``hint`` says, or refuse it with ``where`` and ``key``."""
+    """Return ``value`` as the type ``hint`` says, or refuse it with ``where`` and ``key``.
+
+    ``Annotated`` narrows a type by a ``Range``, or by a table whose keys are the words allowed.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         value = convert(arguments[0], value, where, key)
         for limit in arguments[1:]:
             if isinstance(limit, Range) and value not in limit:
                 raise RecipeError(f"{where}: {key} = {value}: must be {limit}")
+            if isinstance(limit, Mapping) and value not in limit:
+                raise RecipeError(f"{where}: {key} = {value!r}: {nearest(value, limit)}")
         return value
     if origin is Literal:
         if value not in arguments:

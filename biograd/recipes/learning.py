@@ -13,7 +13,8 @@ from biograd.recipes.checking import Count, Fraction, NotNegative, Positive, Ran
 class DecorrelationRecipe:
     """Decorrelation of every synaptic layer's input."""
 
-    rule: Literal["off", "kappa", "copi", "scaled", "foldiak"] = "off"
+    rule: str = "off"
+    """``off``, or a name in ``decorrelation_rules.RULES``."""
     rate: Positive | Mapping[str, Positive] = 1e-3
     """One for all layers, or a table of one for each: ``{ "blocks.0.synapse" = 1e-3 }``."""
     kappa: Fraction = 0.5
@@ -26,9 +27,11 @@ class DecorrelationRecipe:
 class LocalRecipe:
     """Local losses: every block is trained by a loss of its own activity."""
 
-    loss: Literal["off", "cross_entropy", "predsim", "similarity", "fixed_readout"] = "off"
-    cells: Literal["block", "patch", "group", "patch_group"] = "block"
-    """What has a loss of its own: a block, or each of its patches, groups of channels, or both."""
+    loss: str = "off"
+    """``off``, or a name in ``local.heads.HEADS``."""
+    cells: str = "block"
+    """What has a loss of its own: a ``block``, or each ``patch`` of it, ``group`` of channels, or
+    both, ``patch_group``."""
     groups: Count = 1
     sites: Literal["ends", "all"] | tuple[str, ...] = "ends"
     beta: Fraction = 0.99

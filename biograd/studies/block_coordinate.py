@@ -18,11 +18,11 @@ from torch import nn
 from biograd import data, recipes
 from biograd.block_coordinate import BlockCoordinate, Penalties
 from biograd.data import Dataset, Split
-from biograd.losses import squared_error
 from biograd.networks import build
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct
 from biograd.studies import Place, Progress, Report
+from biograd.tasks.classes import squared_error
 
 BATCH = 128
 

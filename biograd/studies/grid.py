@@ -163,8 +163,7 @@ def check(cells: list[Cell], baseline: str | None) -> None:
     for cell in cells:
         recipes.read(cell.model, "models")
         recipes.read(cell.dataset, "datasets")
-        if cell.estimator is not None and cell.estimator not in ESTIMATORS:
-            hint = nearest(cell.estimator, ESTIMATORS)
-            raise RecipeError(f"no estimator {cell.estimator!r}: {hint}")
+        if cell.estimator is not None:
+            ESTIMATORS.find(cell.estimator, f"study: {cell.name}: estimator")
     if baseline is not None and baseline not in names:
         raise RecipeError(f"study: baseline = {baseline!r}: {nearest(baseline, names)}")

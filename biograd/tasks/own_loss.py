@@ -40,12 +40,16 @@ class OwnLoss(Task):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one loss an example, ``[B]``."""
-        found = per_example(self.loss, "loss", outputs, targets)
+        found = self.by_step(outputs, targets)
         return found if found.dim() == 1 else found.sum(1)
 
     def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of every step, ``[B, T]``, if the function gives it."""
-        found = per_example(self.loss, "loss", outputs, targets)
+        found = self.by_step(outputs, targets)
         if found.dim() == 1:
             raise NotImplementedError
         return found
+
+    def by_step(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what the function finds, ``[B]`` or ``[B, T]``."""
+        return per_example(self.loss, "loss", outputs, targets)

@@ -69,22 +69,23 @@ class Reward(Task):
         wrong = (targets < 0) | (targets >= self.outputs)
         refuse(wrong, where, f"a class is from 0 to {self.outputs - 1}")
 
-    def _rewards(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def by_step(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return ``-R``, ``[B]`` or ``[B, T]``, without a graph."""
         function = REWARDS[self.reward] if isinstance(self.reward, str) else self.reward
         found = per_example(function, "reward", outputs.detach(), targets).detach()
-        return found.to(outputs.dtype)
+        return -found.to(outputs.dtype)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-R``, ``[B]``, without a graph."""
-        found = self._rewards(outputs, targets)
-        return -found if found.dim() == 1 else -found.sum(1)
+        found = self.by_step(outputs, targets)
+        return found if found.dim() == 1 else found.sum(1)
 
     def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-R`` of every step, ``[B, T]``, if the reward is given in every step."""
-        found = self._rewards(outputs, targets)
+        found = self.by_step(outputs, targets)
         if found.dim() == 1:
             raise NotImplementedError
-        return -found
+        return found
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return the reward an example."""

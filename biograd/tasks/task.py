@@ -72,6 +72,15 @@ class Task:
         """
         raise NotImplementedError
 
+    def by_step(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses of the steps, ``[B, T]``, if the task has them; else ``losses``."""
+        if not self.timed:
+            return self.losses(outputs, targets)
+        try:
+            return self.stepwise(outputs, targets)
+        except NotImplementedError:
+            return self.losses(outputs, targets)
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return what ``figures`` needs, by name; ``headline`` is one of the names, or "loss"."""
         return {}
@@ -121,8 +130,10 @@ class Task:
         Raises:
             CapabilityError: with both shapes.
         """
-        owed = f"[{'examples, steps' if self.timed else 'examples'}, {self.outputs or 'outputs'}]"
-        wrong = self.outputs and outputs.shape[-1] != self.outputs
+        if not self.outputs:
+            return
+        owed = f"[{'examples, steps' if self.timed else 'examples'}, {self.outputs}]"
+        wrong = outputs.shape[-1] != self.outputs
         if wrong or outputs.dim() != 2 + self.timed:
             raise CapabilityError(
                 f"the task {type(self).__name__} needs outputs {owed}, the network returns "

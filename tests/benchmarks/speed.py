@@ -16,9 +16,9 @@ import torch
 import biograd
 from biograd.contracts import Objective, Plan
 from biograd.engine import Engine
-from biograd.losses import cross_entropy
 from biograd.networks import build, substrate
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.tasks.classes import cross_entropy
 
 
 def best(work: Callable[[], object], rounds: int = 30) -> float:

@@ -1,0 +1,98 @@
+"""Registries: parts of other packages, found by their entry points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from biograd.decorrelation_rules import RULES
+from biograd.errors import BiogradError, RecipeError
+from biograd.estimators import ESTIMATORS
+from biograd.estimators.regression import METHODS
+from biograd.estimators.synthesisers import SYNTHESISERS
+from biograd.estimators.tangents import TANGENTS
+from biograd.local.heads import HEADS
+from biograd.registry import Registry
+
+REGISTRIES = (ESTIMATORS, RULES, HEADS, METHODS, TANGENTS, SYNTHESISERS)
+GROUP = "biograd.numbers"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder in which a distribution is taken for installed."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def install(folder: Path, name: str, points: str) -> None:
+    """Install a distribution with these entry points."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points}\n")
+
+
+def numbers() -> Registry[int]:
+    return Registry(GROUP, {"one": 1, "two": 2})
+
+
+def test_own_parts_come_first_in_their_order() -> None:
+    known = numbers()
+    assert list(known.items()) == [("one", 1), ("two", 2)] and len(known) == 2
+    assert known.find("two", "file: key") == 2
+
+
+def test_another_package_adds_a_part(installed: Path) -> None:
+    (installed / "number_three.py").write_text("THREE = 3")
+    install(installed, "three", "three = number_three:THREE")
+    known = numbers()
+    assert dict(known) == {"one": 1, "two": 2, "three": 3} and len(known) == 3
+    assert known.find("three", "file: key") == 3
+
+
+def test_a_part_is_imported_when_it_is_used(installed: Path) -> None:
+    (installed / "number_four.py").write_text("raise ValueError('imported')")
+    install(installed, "four", "four = number_four:FOUR")
+    known = numbers()
+    assert "four" in known and list(known) == ["one", "two", "four"] and known["one"] == 1
+    line = r"^biograd.numbers: four = number_four:FOUR cannot be imported: imported$"
+    with pytest.raises(BiogradError, match=line):
+        known.find("four", "file: key")
+
+
+@pytest.mark.parametrize("points", ["five = nowhere_at_all:FIVE", "five = math:FIVE"])
+def test_a_part_that_is_not_there_is_one_line(points: str, installed: Path) -> None:
+    install(installed, "five", points)
+    with pytest.raises(BiogradError, match=r"^biograd.numbers: five = .* cannot be imported: .+$"):
+        numbers()["five"]
+
+
+def test_a_name_given_twice_is_refused(installed: Path) -> None:
+    install(installed, "six", "two = math:pi")
+    line = "^two parts are called 'two' in biograd.numbers: math:pi and one of biograd: rename"
+    with pytest.raises(BiogradError, match=line):
+        numbers().find("one", "file: key")
+    with pytest.raises(BiogradError, match=line):
+        list(numbers())
+
+
+def test_two_packages_cannot_give_one_name(installed: Path) -> None:
+    install(installed, "seven", "seven = math:pi")
+    install(installed, "eight", "seven = math:tau")
+    with pytest.raises(BiogradError, match=r"'seven' in biograd.numbers: math:.* and math:"):
+        numbers().find("seven", "file: key")
+
+
+def test_a_name_that_is_not_there_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"^file: key = 'tow': did you mean 'two'\?"):
+        numbers().find("tow", "file: key")
+    with pytest.raises(KeyError):
+        numbers()["tow"]
+
+
+def test_every_registry_has_a_group_of_its_own() -> None:
+    assert len({one.group for one in REGISTRIES}) == len(REGISTRIES)
+    for known in REGISTRIES:
+        assert known.group.startswith("biograd.") and known.own

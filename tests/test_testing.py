@@ -1,0 +1,157 @@
+"""The public check of learning rules: all of biograd's pass it, broken ones do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from biograd.contracts import Plan, Round, Trace
+from biograd.errors import CapabilityError, CheckFailed
+from biograd.estimators import (
+    ESTIMATORS,
+    Backpropagation,
+    DirectFeedback,
+    Estimator,
+    NodePerturbation,
+    WeakGradient,
+)
+from biograd.testing import check_estimator
+
+Pairs = Iterator[tuple[Tensor, Tensor]]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_rule_passes(name: str) -> None:
+    check_estimator(ESTIMATORS[name])
+
+
+def test_few_rules_follow_something_else_than_the_loss() -> None:
+    own = {name for name, rule in ESTIMATORS.items() if rule.objective}
+    assert own == {"forward_forward", "target_projection"}
+    assert {name for name, rule in ESTIMATORS.items() if not rule.learns_hidden} == {
+        "frozen_hidden"
+    }
+
+
+def opposite(rule: type[Estimator]) -> type[Estimator]:
+    """Return the rule with the wrong sign."""
+
+    class Opposite(rule):  # type: ignore[misc, valid-type]
+        __doc__ = rule.__doc__
+
+        def credit(self, traces: Sequence[Trace], round: Round) -> Pairs:
+            yield from ((tensor, -delta) for tensor, delta in super().credit(traces, round))
+
+    return Opposite
+
+
+WITHOUT_CREDIT = {
+    *("backprop", "ottt", "sltt", "unitwise", "frozen_hidden"),  # of plans, or none
+    *("feedback_alignment", "sign_symmetry", "weight_mirror", "kolen_pollack"),
+}
+EQUALLY_RIGHT = {"direct_feedback", "kickback", "target_projection", "forward_forward"}
+"""With feedback that is random or the same for all, weights align with the opposite as well."""
+SIGNED = sorted({*ESTIMATORS} - WITHOUT_CREDIT - EQUALLY_RIGHT)
+FAST = ("decoupling", "gain", "weak")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in SIGNED]
+)
+def test_a_wrong_sign_is_seen(name: str) -> None:
+    assert len(SIGNED) > 10
+    with pytest.raises(CheckFailed, match=r"do not descend|does not lower the loss"):
+        check_estimator(opposite(ESTIMATORS[name]))
+
+
+class Silent(Backpropagation):
+    """Has no word on its bias."""
+
+    bias = ""
+
+
+class Spreading(Backpropagation):
+    """Refuses in two lines."""
+
+    def check(self, sites: Sequence[str]) -> None:
+        raise CapabilityError("no\nsites")
+
+
+class Choosy(Backpropagation):
+    """Refuses every network."""
+
+    def check(self, sites: Sequence[str]) -> None:
+        raise CapabilityError("sites that cannot be")
+
+
+class Chance(WeakGradient):
+    """Draws from torch's global stream."""
+
+    def credit(self, traces: Sequence[Trace], round: Round) -> Pairs:
+        for tensor, delta in super().credit(traces, round):
+            yield tensor, delta * (1 + 0.1 * torch.rand(()))
+
+
+class Forgetful(DirectFeedback):
+    """Keeps a number that is in no buffer."""
+
+    steps = 0
+
+    def credit(self, traces: Sequence[Trace], round: Round) -> Pairs:
+        for tensor, delta in super().credit(traces, round):
+            yield tensor, delta * (1 + self.steps)
+
+    def after(self, traces: Sequence[Trace], round: Round) -> None:
+        self.steps += 1
+
+
+class Infinite(NodePerturbation):
+    """Divides by nothing."""
+
+    def credit(self, traces: Sequence[Trace], round: Round) -> Pairs:
+        yield from ((tensor, delta / 0.0) for tensor, delta in super().credit(traces, round))
+
+
+class Idle(WeakGradient):
+    """Gives no credit, and does not say that hidden layers do not learn."""
+
+    def credit(self, traces: Sequence[Trace], round: Round) -> Pairs:
+        yield from ()
+
+
+class Meddling(Backpropagation):
+    """Changes the network before the first step."""
+
+    builds = True
+
+    def build(self, trace: Trace, round: Round) -> None:
+        with torch.no_grad():
+            round.parameters[0].mul_(2)
+
+    def plans(self, round: Round) -> Iterable[Plan]:
+        return (Plan(),)
+
+
+BROKEN: list[tuple[Callable[[], Estimator], str]] = [
+    (Silent, "Silent: bias is empty"),
+    (Spreading, "a refusal must be one line"),
+    (Choosy, "Choosy works on no network: sites that cannot be"),
+    (Chance, "equal seeds have other credit"),
+    (Forgetful, "saved and loaded it goes on otherwise"),
+    (Infinite, r"the gradient of .* is not finite"),
+    (Idle, "learns_hidden = True, but"),
+    (Meddling, "prepare changes the network"),
+]
+
+
+@pytest.mark.parametrize(("make", "line"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_each_broken_promise_is_named(make: Callable[[], Estimator], line: str) -> None:
+    with pytest.raises(CheckFailed, match=line):
+        check_estimator(make)
+
+
+def test_a_factory_chooses_settings() -> None:
+    check_estimator(lambda: WeakGradient(copies=5, method="antithetic"))
