@@ -15,10 +15,11 @@ from data_paths import shared_data
 from pictures import Files, message, pack, pictures
 
 from biograd import data
-from biograd.data import SOURCES, Dataset, Split, batches, class_balanced, idx
+from biograd.data import SOURCES, Arrays, Dataset, batches, by_turns, idx
 from biograd.data import random_manifolds as manifolds
 from biograd.data import yin_yang as disc
-from biograd.data.splits import digest, stratified
+from biograd.data.choosing import stratified
+from biograd.data.dataset import digest
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DatasetRecipe
 
@@ -57,12 +58,12 @@ def test_source(source: str, tmp_path: Path) -> None:
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], legacy)  # type: ignore[index]
-    assert first.sha256 == second.sha256 and first.evaluated_on == "test"
+    assert first.digest == second.digest and first.evaluated_on == "test"
     for split in (first.train, first.test):
         assert split.inputs.dtype == torch.float32 and split.targets.dtype == torch.int64
         assert split.inputs.shape == (len(split), *first.shape)
         assert 0 <= split.inputs.min() < split.inputs.max() <= 1
-        assert set(split.targets.tolist()) == set(range(first.classes))
+        assert set(split.targets.tolist()) == set(range(first.task.outputs))
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -176,7 +177,7 @@ def test_manifolds_grow_rougher_with_less_smoothness() -> None:
 
 def test_manifolds_follow_the_runs_seed_only_without_their_own() -> None:
     def digest(run: int, **settings: Any) -> str:
-        return data.load(manifold_recipe(**settings), name="manifolds", seed=run).sha256
+        return data.load(manifold_recipe(**settings), name="manifolds", seed=run).digest
 
     assert digest(0) != digest(1)
     assert digest(0, seed=5) == digest(1, seed=5) != digest(0, seed=6)
@@ -268,7 +269,7 @@ def test_idx_content_that_does_not_fit(
         ({"test_labels": None}, "missing key files.test_labels"),
         ({"test_label": {}}, "unknown key files.test_label: did you mean 'test_labels'?"),
         ({"test_labels": "x"}, "files.test_labels: must be a table"),
-        ({"test_labels": {"name": "x"}}, "missing key files.test_labels.sha256"),
+        ({"test_labels": {"name": "x"}}, "missing key files.test_labels.digest"),
         ({"test_labels": {"name": "../x", "sha256": "0" * 64}}, "must be a plain name"),
         ({"test_labels": {"name": "x", "sha256": "0" * 63}}, "must be 64 digits"),
         ({"test_labels": {"name": "x", "sha256": "0" * 64, "sha256_raw": "A" * 64}}, "64 digits"),
@@ -285,23 +286,23 @@ def test_idx_file_table(change: dict[str, Any], expected: str) -> None:
 # Splits
 
 
-def split(rows: int = 20, classes: int = 4) -> Split:
+def split(rows: int = 20, classes: int = 4) -> Arrays:
     inputs = torch.rand(rows, 2, generator=stream())
-    return Split(inputs, torch.arange(rows) % classes)
+    return Arrays(inputs, torch.arange(rows) % classes)
 
 
-def spoiled(value: float) -> Split:
+def spoiled(value: float) -> Arrays:
     good = split()
     inputs = good.inputs.clone()
     inputs[7, 1] = value
-    return Split(inputs, good.targets)
+    return Arrays(inputs, good.targets)
 
 
-def relabelled(label: int) -> Split:
+def relabelled(label: int) -> Arrays:
     good = split()
     targets = good.targets.clone()
     targets[3] = label
-    return Split(good.inputs, targets)
+    return Arrays(good.inputs, targets)
 
 
 @pytest.mark.parametrize(
@@ -311,15 +312,15 @@ def relabelled(label: int) -> Split:
         (spoiled(-math.inf), "row 7: an input is NaN or infinite"),
         (relabelled(4), "row 3: label 4 is outside 0..3"),
         (relabelled(-1), "row 3: label -1 is outside 0..3"),
-        (Split(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), "holds no rows"),
-        (Split(split().inputs, split(19).targets), "holds 20 inputs, 19 labels"),
-        (Split(split().inputs[:, :1], split().targets), "shape [1], the recipe says [2]"),
-        (Split(split().inputs.double(), split().targets), "float32 and int64"),
-        (Split(split().inputs, split().targets.int()), "float32 and int64"),
+        (Arrays(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), "holds no rows"),
+        (Arrays(split().inputs, split(19).targets), "holds 20 inputs, 19 labels"),
+        (Arrays(split().inputs[:, :1], split().targets), "shape [1], the recipe says [2]"),
+        (Arrays(split().inputs.double(), split().targets), "float32 and int64"),
+        (Arrays(split().inputs, split().targets.int()), "float32 and int64"),
     ],
 )
 @pytest.mark.parametrize("place", ["train", "test", "validation"])
-def test_validate_refuses(broken: Split, expected: str, place: str) -> None:
+def test_validate_refuses(broken: Arrays, expected: str, place: str) -> None:
     train, test = (broken, split()) if place == "train" else (split(), broken)
     evaluated_on: Any = "test" if place == "train" else place
     dataset = Dataset("mine", (2,), 4, train, test, "", evaluated_on)
@@ -333,14 +334,14 @@ def test_validate_passes_what_is_right() -> None:
 
 def test_digest_sees_every_value_and_the_shape() -> None:
     plain = split()
-    reshaped = Split(plain.inputs.reshape(10, 4), plain.targets)
-    swapped = Split(plain.inputs.flip(0), plain.targets)
+    reshaped = Arrays(plain.inputs.reshape(10, 4), plain.targets)
+    swapped = Arrays(plain.inputs.flip(0), plain.targets)
     found = {digest(each) for each in (plain, relabelled(0), spoiled(0), reshaped, swapped)}
     assert len(found) == 5
     assert digest(plain) == digest(split())
 
 
-def rows_of(part: Split) -> list[tuple[float, ...]]:
+def rows_of(part: Arrays) -> list[tuple[float, ...]]:
     columns = torch.cat([part.inputs.flatten(1), part.targets.unsqueeze(1)], 1)
     return sorted(map(tuple, columns.tolist()))
 
@@ -350,7 +351,7 @@ def test_validation_divides_the_training_split() -> None:
     held = data.load(DatasetRecipe("digits", validation=0.2), name="digits", seed=0)
     again = data.load(DatasetRecipe("digits", validation=0.2), name="digits", seed=1)
     assert (full.evaluated_on, held.evaluated_on) == ("test", "validation")
-    assert held.sha256 == again.sha256 != full.sha256
+    assert held.digest == again.digest != full.digest
     assert (len(held.train), len(held.test)) == (1437 - 287, 287)
     assert sorted(rows_of(held.train) + rows_of(held.test)) == rows_of(full.train)
     assert not set(rows_of(held.test)) & set(rows_of(full.test))
@@ -376,7 +377,7 @@ def test_shortened_splits_keep_the_classes_in_proportion() -> None:
     full = data.load(DatasetRecipe("digits", validation=0.2), name="digits")
     recipe = DatasetRecipe("digits", validation=0.2, training_examples=300, test_examples=50)
     short = data.load(recipe, name="digits", seed=0)
-    assert short.sha256 == data.load(recipe, name="digits", seed=1).sha256 != full.sha256
+    assert short.digest == data.load(recipe, name="digits", seed=1).digest != full.digest
     for part, whole, count in ((short.train, full.train, 300), (short.test, full.test, 50)):
         assert len(part) == count
         assert set(rows_of(part)) < set(rows_of(whole))
@@ -455,7 +456,7 @@ def test_batches_refuse(size: int, drop_last: bool, expected: str) -> None:
 
 def test_class_balanced_takes_turns() -> None:
     targets = torch.tensor([0] * 50 + [1] * 5 + [2] * 45)
-    uneven = Split(torch.zeros(100, 1), targets)
+    uneven = Arrays(torch.zeros(100, 1), targets)
     index = class_balanced(uneven, 12, seed=0)
     assert len(set(index.tolist())) == 12
     assert targets[index].bincount().tolist() == [4, 4, 4]

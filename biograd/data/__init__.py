@@ -6,7 +6,6 @@ or in the entry points ``biograd.sources`` of another package.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,6 @@ def load(
     own: Any = None,
     timed: bool = False,
     dt_ms: float = 1.0,
-    loss: str = "cross_entropy",
 ) -> Dataset:
     """Return the dataset of a recipe, checked, with the task that its targets set.
 
@@ -104,7 +102,6 @@ def load(
         own: the user's own data, or the text that names their function.
         timed: whether inputs have a time axis, beside what the recipe says.
         dt_ms: length of a step, in which events are binned.
-        loss: of a task of classes that names none itself.
 
     Raises:
         RecipeError: unknown source or setting.
@@ -118,7 +115,7 @@ def load(
         )
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
-    task = set_task(parts, recipe, name, loss)
+    task, kind = set_task(parts, recipe, name)
     sources = {split: tasked(each, task, f"{name}: {split} split")
                for split, each in parts.sources.items()}  # fmt: skip
     notes, shape = parts.notes, recipe.shape or sources["train"].shape
@@ -128,18 +125,29 @@ def load(
     elif list(sources) == ["train"]:
         sources, note = _divide(sources["train"], recipe, name, task, parts.groups)
         notes = (*notes, note)
-    found = Dataset(name, task, **sources, notes=notes)
-    for split in ("train", found.evaluated_on):
+    evaluated = "validation" if "validation" in sources else "test"
+    if evaluated not in sources:
+        raise DataError(f"{name}: no rows to evaluate on: give a validation or test split")
+    for split in ("train", evaluated):
         validate(sources[split], task, shape, f"{name}: {split} split")
     for split, count, key in (
         ("train", recipe.training_examples, "training_examples"),
-        (found.evaluated_on, recipe.test_examples, "test_examples"),
+        (evaluated, recipe.test_examples, "test_examples"),
     ):
         sources[split] = _shortened(sources[split], count, f"{name}: {key}", task)
-    found = dataclasses.replace(found, **sources, digest=digest(*sources.values()))
-    if not found.digest:
-        found = dataclasses.replace(found, notes=(*notes, f"{name}: the data do not repeat, nor does the run"))
-    return found
+    known = digest(*sources.values())
+    if not known:
+        notes = (*notes, f"{name}: the data do not repeat, nor does the run")
+    return Dataset(
+        name,
+        task,
+        sources["train"],
+        sources.get("validation"),
+        sources.get("test"),
+        known,
+        notes,
+        kind,
+    )
 
 
 def _strata(source: Source, task: Any) -> torch.Tensor:

@@ -80,8 +80,10 @@ def divided(
 def _by_group(groups: Tensor, shares: tuple[float, ...], where: str) -> dict[str, Tensor]:
     """Give whole groups, in a drawn order, to the part that lacks most of its rows."""
     numbers, sizes = groups.unique(return_counts=True)
-    wanted = {name: share * len(groups) / sum(shares) for name, share in zip(SPLITS, shares)}
-    parts = {name: list[int]() for name, rows in wanted.items() if rows}
+    wanted = {
+        name: share * len(groups) / sum(shares) for name, share in zip(SPLITS, shares, strict=True)
+    }
+    parts = {name: list[int]() for name, due in wanted.items() if due}
     if len(numbers) < len(parts):
         raise DataError(
             f"{where}: {len(numbers)} groups cannot be divided into {len(parts)} splits: give "

@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.data.arrays import Arrays
 from biograd.data.choosing import by_turns
 from biograd.data.digests import combined, update
-from biograd.data.source import Source
+from biograd.data.source import Batch, Source, batches, streams
 from biograd.errors import DataError
 from biograd.tasks import Task
 
@@ -39,6 +39,7 @@ class Dataset:
     test: Source | None = None
     digest: str = ""
     notes: tuple[str, ...] = ()
+    task_name: str = ""
 
     @property
     def evaluated_on(self) -> Evaluated:
@@ -76,6 +77,12 @@ class Dataset:
         if self.test is not None and self.validation is not None:
             validate(self.test, self.task, self.shape, f"{self.name}: test split")
         return self.test
+
+    def shown(self, source: Source, count: int, seed: int = 0) -> Batch:
+        """Return the examples of ``probes``; of a stream the first ones."""
+        if streams(source):
+            return next(batches(source, min(count, len(source)), None))
+        return source.take(self.probes(source, count, seed))
 
     def validate(self) -> None:
         """Refuse rows that cannot be learned from or evaluated on.

@@ -40,7 +40,9 @@ def combined(*digests: str) -> str:
     """Return one digest of several; "" if one of them is missing."""
     if not all(digests):
         return ""
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    )
 
 
 def sha256(path: Path) -> str:

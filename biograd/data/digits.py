@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from biograd.data.request import NoSettings, Parts, Request
 from biograd.data.arrays import Arrays
 from biograd.data.choosing import stratified
+from biograd.data.request import NoSettings, Parts, Request
 from biograd.randomness import generator
 
 TEST_ROWS = 360

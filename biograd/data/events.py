@@ -20,7 +20,7 @@ from biograd.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Flat:
-    """Rows of different lengths side by side: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``."""
+    """Rows of different lengths: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: Any
     offsets: np.ndarray

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from biograd.data.choosing import SPLITS
 from biograd.data.digests import of_files
 from biograd.data.items import Items
-from biograd.data.choosing import SPLITS
 from biograd.data.request import Parts, Request
 from biograd.data.source import Source
 from biograd.errors import DataError
@@ -76,15 +76,15 @@ def read(request: Request) -> Parts:
         DataError: no such folder, or it holds something else.
     """
     (root,) = paths_of(request).values()
-    splits = {name: root / name for name in SPLITS if (root / name).is_dir()}
-    if splits and "train" not in splits:
-        raise DataError(f"{root}: no folder train beside {next(iter(splits))}")
-    names = sorted({each.name for top in (splits or {"": root}).values() for each in _folders(top)})
+    tops = {name: root / name for name in SPLITS if (root / name).is_dir()} or {"train": root}
+    if "train" not in tops:
+        raise DataError(f"{root}: no folder train beside {next(iter(tops))}")
+    names = sorted({each.name for top in tops.values() for each in _folders(top)})
     if not names:
         raise DataError(f"{root}: no folder of a class: write train/CLASS/FILE.npy, or .png")
-    found: dict[str, Source] = {
-        split or "train": _split(top, names, request) for split, top in (splits or {"": root}).items()
-    }
+    found: dict[str, Source] = {}
+    for split, top in tops.items():
+        found[split] = _split(top, names, request)
     return Parts(found, classes=len(names))
 
 

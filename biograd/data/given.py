@@ -17,10 +17,10 @@ from biograd.data.arrays import Arrays, as_inputs, as_targets
 from biograd.data.choosing import SPLITS
 from biograd.data.items import Items
 from biograd.data.request import Parts, Request
-from biograd.data.source import Source
+from biograd.data.source import Source, is_source
 from biograd.data.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.errors import DataError, RecipeError
-from biograd.recipes.dataset import FUNCTION, of_path
+from biograd.recipes.dataset import of_path
 
 LOADERS = {"train_dataloader": "train", "val_dataloader": "validation", "test_dataloader": "test"}
 
@@ -46,7 +46,7 @@ def named(given: Any) -> tuple[str, dict[str, Any]]:
         return type(getattr(first, "dataset", first)).__name__, {"source": "torch"}
     if is_stream(first):
         return getattr(first, "__name__", "stream"), {"source": "stream"}
-    if isinstance(first, Source | Mapping | tuple | list) or _items(first):
+    if is_source(first) or isinstance(first, Mapping | tuple | list) or _items(first):
         return "arrays", {"source": "arrays"}
     raise RecipeError(
         f"data: {type(given).__name__}: give a shipped name, a file, (inputs, targets), a mapping "
@@ -68,9 +68,10 @@ def read(request: Request) -> Parts:
 
 
 def function(request: Request) -> Parts:
-    """Return the sources of what a function returns, ``package.module:function``, without arguments.
+    """Return the sources of what a function without arguments returns.
 
-    Only text that was typed in this very call comes here; no file can name code.
+    Only text that was typed in this very call comes here, ``package.module:function``; no file can
+    name code.
 
     Raises:
         RecipeError: there is no such function.
@@ -101,10 +102,10 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         return layout.read(columns, request, where)
     if isinstance(given, tuple | list) and len(given) in (4, 6):
         names = ("train", "test") if len(given) == 4 else SPLITS
-        pairs = zip(given[::2], given[1::2], strict=True)
-        return Parts({s: _pair(x, y, request, f"{where}: {s}") for s, (x, y) in zip(names, pairs)})
+        pairs = zip(names, given[::2], given[1::2], strict=True)
+        return Parts({s: _pair(x, y, request, f"{where}: {s}") for s, x, y in pairs})
     if isinstance(given, tuple | list) and len(given) == 2 and not _is_dataset(given):
-        return Parts({"train": _pair(*given, request, where)})
+        return Parts({"train": _pair(given[0], given[1], request, where)})
     if isinstance(given, str | Path):
         return _file(given, request)
     source, notes = _source(given, request, where)
@@ -194,7 +195,7 @@ def _source(given: Any, request: Request, where: str) -> tuple[Source, tuple[str
         given = given.dataset
         notes.append(f"{where}: of the loader are its dataset, collate_fn and workers; order and "
                      "batch size are the run's")  # fmt: skip
-    if isinstance(given, Source):
+    if is_source(given):
         return given, tuple(notes)
     if isinstance(given, IterableDataset) or is_stream(given):
         if collate is not None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from torch import Tensor
 
 from biograd.data import layout
@@ -112,6 +111,8 @@ def _one(path: Path, request: Request) -> Parts:
             file.visititems(visit)
             attributes = dict(file.attrs)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read as HDF5: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"{path}: cannot be read as HDF5: {' '.join(str(error).split())}"
+        ) from error
     about = layout.About.of(attributes, str(path), strict=False)
     return layout.read(table, request, str(path), about, of_files([path]))

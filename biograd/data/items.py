@@ -68,8 +68,10 @@ def collated(examples: Sequence[Any], timed: bool, where: str) -> dict[str, Tens
     inputs = [as_inputs(part["x"], f"{where}: inputs") for part in parts]
     targets = [as_targets(part["y"], f"{where}: targets") for part in parts]
     x, lengths = stacked(inputs, timed, f"{where}: inputs")
-    follows = timed and lengths is not None and all(
-        y.dim() and len(y) == len(x) for x, y in zip(inputs, targets, strict=True)
+    follows = (
+        timed
+        and lengths is not None
+        and all(y.dim() and len(y) == len(x) for x, y in zip(inputs, targets, strict=True))
     )
     y, _ = stacked(targets, follows, f"{where}: targets")
     found = {"x": x, "y": y} | ({} if lengths is None else {"lengths": lengths})

@@ -68,19 +68,25 @@ class About:
             if strict and name not in fields:
                 raise DataError(f"{where}: meta: unknown key {name}: {nearest(name, fields)}")
         try:
-            kinds = {name: type(field.default) for name, field in fields.items()}
+            kinds = {name: type(getattr(cls, name)) for name in fields}
             return cls(**{k: kinds[k](_plain(v)) for k, v in table.items() if k in fields})
         except (TypeError, ValueError) as error:
             raise DataError(f"{where}: meta: {error}") from error
 
 
 def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
+    value = (
+        value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
+    )
     return value.decode() if isinstance(value, bytes) else value
 
 
 def read(
-    table: Mapping[str, Column], request: Request, where: str, about: About = About(), digest: str = ""
+    table: Mapping[str, Column],
+    request: Request,
+    where: str,
+    about: About = About(),
+    digest: str = "",
 ) -> Parts:
     """Return the sources of a table of arrays.
 
@@ -92,7 +98,7 @@ def read(
     Raises:
         DataError, RecipeError: one line with the file and the key.
     """
-    table = dict(table)
+    table, about = dict(table), about or About()
     if "meta" in table:
         about = About.of(json.loads(str(np.asarray(table.pop("meta")))), where)
     if about.dt_ms and not np.isclose(about.dt_ms, request.dt_ms):
@@ -132,9 +138,11 @@ def _by_split(
             raise DataError(f"{where}: keys.{role} = {name!r}: {nearest(name, table)}")
         found.setdefault(part[1], {})[part[0]] = table[name.strip("/")]
     named = {name.strip("/") for name in keys.values()}
+    by_keys = {role for part in found.values() for role in part}
+    chosen = {"x", "y"} <= by_keys  # no others are asked for
     for name, column in table.items():
         part = _parsed(name)
-        if name in named or name.startswith(ASIDE) or (keys and {"x", "y"} <= found.get("", {}).keys()):
+        if name in named or name.startswith(ASIDE) or chosen:
             continue
         if part is None:
             raise DataError(f"{where}: unknown key {name!r}: {nearest(name, (*ROLES, *ALIASES))}")
@@ -240,9 +248,7 @@ class _Reader:
             targets = without(targets, ~mask.bool())
         return Arrays(inputs, targets, timed, lengths, weight)
 
-    def _row(
-        self, role: str, columns: dict[str, Column], rows: int, where: str
-    ) -> Tensor | None:
+    def _row(self, role: str, columns: dict[str, Column], rows: int, where: str) -> Tensor | None:
         if role not in columns:
             return None
         found = tensor(columns[role][:], f"{where}: {role}")

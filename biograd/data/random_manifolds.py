@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from biograd.data.request import Parts, Request
 from biograd.data.arrays import Arrays
+from biograd.data.request import Parts, Request
 from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Range

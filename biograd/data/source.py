@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,7 +41,6 @@ class Batch:
     weight: Tensor | None = None
 
 
-@runtime_checkable
 class Source(Protocol):
     """Rows by number; nothing is read before it is asked for.
 
@@ -53,9 +52,14 @@ class Source(Protocol):
         targets: of all rows, ``[N, ...]``; None: they cannot be known beforehand.
     """
 
-    shape: tuple[int, ...]
-    timed: bool
-    steps: int
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def timed(self) -> bool: ...  # noqa: D102
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102
 
     @property
     def digest(self) -> str: ...  # noqa: D102
@@ -121,6 +125,12 @@ def many(source: Source, orders: Sequence[Tensor], key: Key) -> Iterator[Batch]:
         return
     for index in orders:
         yield source.take(index, key)
+
+
+def is_source(given: Any) -> bool:
+    """Return whether ``given`` is a source; no digest is computed for that."""
+    known = {*dir(type(given)), *getattr(given, "__dict__", ())}
+    return {"take", "digest", "targets", "shape"} <= known
 
 
 def streams(source: Source) -> bool:

@@ -1,4 +1,4 @@
-"""Streams: examples that come one after the other, without numbers and without an end that is known."""
+"""Streams: examples that come one after the other, without numbers and a known end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Stream:
         first = self.first(1)
         self.shape, self.steps = first.shape, first.steps
         self._seed: int | None = None
-        self._place, self._pass, self._iterator = 0, -1, iter(())
+        self._place, self._pass = 0, -1
+        self._iterator: Iterator[Any] = iter(())
 
     def __len__(self) -> int:
         return self.count
@@ -62,8 +63,9 @@ class Stream:
         return Arrays(found["x"], found["y"], self.timed, found.get("lengths"))
 
     def take(self, index: Tensor, key: Key = FIXED) -> Batch:
-        """Refuse: examples of a stream have no numbers."""
-        raise DataError(f"{self.where}: examples of a stream come in their own order alone")
+        """Return examples of the pass that evaluation sees, which is read from its beginning."""
+        rows = self.first(int(index.max()) + 1)
+        return rows.take(index)
 
     def batches(self, size: int, key: Key, skip: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, after ``skip`` of them.
@@ -86,7 +88,8 @@ class Stream:
     def _next(self) -> Any:
         """Return the next example; at the end of a pass, the first of the next."""
         for _ in range(2):
-            for example in self._iterator:
+            example = next(self._iterator, None)
+            if example is not None:
                 self._place += 1
                 return example
             self._begin()

@@ -18,29 +18,29 @@ from biograd.recipes import DatasetRecipe
 from biograd.tasks import TASKS, Task, Weighted, infer, make
 
 
-def set_task(parts: Parts, recipe: DatasetRecipe, name: str, loss: str) -> Task:
-    """Return the task of the recipe, or the one that the targets ask for.
+def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]:
+    """Return the task of the recipe and its name, or the one that the targets ask for.
 
     Raises:
         DataError: the targets could be of several tasks.
         RecipeError: no such task, or a setting that it does not have.
     """
     train = parts.sources["train"]
-    first = train.first(64) if streams(train) else train.take(torch.arange(1))
+    first = train.take(torch.arange(1))
     targets = first.targets if train.targets is None else train.targets
     settings: dict[str, Any] = dict(recipe.task)
-    known = settings.pop("name", "") or parts.task
+    classes = recipe.classes or parts.classes
+    known = settings.pop("name", "") or parts.task or ("classes" if classes else "")
     where = f"dataset {name}"
     kind = known or infer(targets, f"{where}: targets")
     given = {**TASKS.find(kind, f"{where}: task.name").fitting(targets), **settings}
     outputs = int(given.pop("outputs", 0))
-    if kind == "classes":
-        outputs = recipe.classes or parts.classes or outputs
-        given = {"loss": loss, **given}
+    if kind in ("classes", "reward"):
+        outputs = classes or outputs
     task = make(kind, outputs, given, where)
     if first.weight is not None:
         task = Weighted(task=task)
-    return task
+    return task, kind
 
 
 def tasked(source: Source, task: Task, where: str) -> Source:

@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from biograd.data.request import Parts, Request
 from biograd.data.arrays import Arrays
+from biograd.data.request import Parts, Request
 from biograd.recipes import Count, Range
 
 RADIUS = 0.5

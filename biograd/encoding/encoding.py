@@ -66,8 +66,8 @@ class Encoding(ABC):
         kind, given = f"encoding.kind = {self.recipe.kind!r}", list(inputs.shape[1:])
         if given[1:] == list(self.shape) and not self.timed and self.shape:
             raise DataError(
-                f"{kind} takes data without a time axis, these have one, {given}: use encoding.kind "
-                "= 'given', which passes it on"
+                f"{kind} takes data without a time axis, these have one, {given}: use "
+                "encoding.kind = 'given', which passes it on"
             )
         if given[self.timed :] != list(self.shape) or not inputs.is_floating_point():
             due = ["B", *["T"] * self.timed, *self.shape]

@@ -10,7 +10,7 @@ from biograd.errors import DataError
 
 
 class Given(Encoding):
-    """Spikes or currents as they are, ``I[t] = gain x[t]``: ``[B, T, *shape]`` to ``[B, steps, units]``.
+    """Spikes or currents as they are, ``I[t] = gain x[t]``, from ``[B, T, *shape]``.
 
     A trial that ends before ``duration_ms`` is followed by silence.
 

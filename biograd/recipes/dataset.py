@@ -95,13 +95,29 @@ def of_path(text: str) -> tuple[str, Table]:
         whole = path.resolve()
         return whole.stem, {"source": source or "folder", "path": str(whole)}
     if FUNCTION.fullmatch(text):
-        return text.rpartition(":")[2], {"source": "python", "path": text}
+        return title(text), {"source": "python", "path": text}
     try:
         read(text, "datasets")
     except RecipeError as error:
         own = "or FILE.npz, FILE.h5, FOLDER, package.module:function"
         raise RecipeError(f"{error}; {own}") from error
     raise RecipeError(f"{text}: is a recipe, not a file of data")
+
+
+def is_function(given: object) -> bool:
+    """Return whether ``given`` is text that names a function."""
+    return isinstance(given, str) and FUNCTION.fullmatch(given) is not None
+
+
+OWN = "own:"
+"""Begins what a study calls data that were given to a call and are in no file."""
+
+
+def title(name: str) -> str:
+    """Return what a dataset is called for short: of a file its stem, of a function its name."""
+    if name.startswith(OWN) or FUNCTION.fullmatch(name):
+        return name.rpartition(":")[2]
+    return Path(name).stem
 
 
 def dataset_table(name: str) -> tuple[Table, Path | str, str]:
@@ -115,11 +131,13 @@ def dataset_table(name: str) -> tuple[Table, Path | str, str]:
     if name in names("datasets") or Path(name).suffix == ".toml":
         table, path = read(name, "datasets")
         if table.get("source") == "python":
-            raise RecipeError(f"{path}: source = 'python': a file cannot name code: give the "
-                              "function to the call, --dataset package.module:function")  # fmt: skip
-        return table, path, Path(name).stem
-    title, table = of_path(name)
-    return table, name, title
+            raise RecipeError(
+                f"{path}: source = 'python': a file cannot name code: give the function to the "
+                "call, --dataset package.module:function"
+            )
+        return table, path, title(name)
+    called, table = of_path(name)
+    return table, name, called
 
 
 def load_dataset(name: str | Path, assignments: Iterable[str] = ()) -> DatasetRecipe:
@@ -134,5 +152,7 @@ def load_dataset(name: str | Path, assignments: Iterable[str] = ()) -> DatasetRe
         if isinstance(table.get("path"), str):
             table["path"] = str((beside / Path(table["path"]).expanduser()).resolve())
         if isinstance(table.get("paths"), dict):
-            table["paths"] = {k: str((beside / str(v)).resolve()) for k, v in table["paths"].items()}
+            table["paths"] = {
+                k: str((beside / str(v)).resolve()) for k, v in table["paths"].items()
+            }
     return construct(DatasetRecipe, override(table, assignments), where)

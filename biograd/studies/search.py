@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from biograd import data, experiment
+from biograd import experiment
 from biograd.configuration import Configuration
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.experiment import Experiment, Request
@@ -257,26 +257,20 @@ def _accuracy(search: Search, request: Request, assignments: list[str]) -> float
     )
     configuration = experiment.configure(trial)
     try:
-        return validate(configuration)
+        return validate(configuration, trial.own)
     except RecipeError:
         raise
     except BiogradError:  # the loss is not finite
         return 0.0
 
 
-def validate(configuration: Configuration) -> float:
+def validate(configuration: Configuration, own: Any = None) -> float:
     """Train without a run file and return the accuracy on the held-out part.
 
     Raises:
         BiogradError: nothing is held out: the accuracy would be that of the test split.
     """
-    dataset = data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=None if configuration.data_dir is None else Path(configuration.data_dir),
-        offline=configuration.offline,
-        seed=configuration.seed,
-    )
+    dataset = configuration.read(own)
     if dataset.evaluated_on != "validation":
         raise BiogradError(
             f"{configuration.dataset}: a search must not look at the test split: set "
@@ -286,7 +280,7 @@ def validate(configuration: Configuration) -> float:
     try:
         for _record in trained.trainer.steps():
             pass
-        accuracy, _loss = evaluate(trained.engine, dataset.test)
+        accuracy, _loss = evaluate(trained.engine, dataset.evaluated)
     finally:
         trained.engine.detach()
     return accuracy
