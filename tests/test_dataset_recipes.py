@@ -92,7 +92,7 @@ def test_data_are_the_same_for_every_run(name: str) -> None:
         for seed in (0, 1)
     )
     assert first.digest == second.digest and first.evaluated_on == "validation"
-    assert len(first.train) + len(first.test) == ROWS[name][0]
+    assert len(first.train) + len(first.evaluated) == ROWS[name][0]
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)

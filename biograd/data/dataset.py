@@ -105,7 +105,7 @@ def validate(source: Source, task: Task, shape: tuple[int, ...], where: str) -> 
 
     Inputs that are in memory are looked at here, others when they are read.
     """
-    if not len(source):
+    if not len(source) or (isinstance(source, Arrays) and not len(source.inputs)):
         raise DataError(f"{where} holds no rows")
     if tuple(source.shape) != tuple(shape):
         found, due = list(source.shape), list(shape)
