@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import nn
 from biograd.checking import construct
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.encoding import build as build_encoding
 from biograd.errors import CapabilityError, RecipeError
@@ -22,12 +25,9 @@ from biograd.interchange.cells import SAME, Array, milliseconds, neuron_of, sett
 from biograd.interchange.nodes import SIGNS
 from biograd.interchange.parse import Found, Parser, Way, plain
 from biograd.interchange.readouts import READS, Origin, weighing
-from biograd.circuit.grids import Convolution, Pooling
-from biograd.substrate.normalisation import Dropout
-from biograd.circuit.projections import Masked, OneToOne
-from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.recipes import EncodingRecipe, PopulationRecipe
 from biograd.simulators.population import Population, Simulator
+from biograd.substrate.normalisation import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +150,7 @@ class _Builder:
             return self.parsed.shape
         return self.parsed.populations[source].shape
 
-    def _pooled(
-        self, one: Way, shape: tuple[int, ...]
-    ) -> tuple[Pooling | None, tuple[int, ...]]:
+    def _pooled(self, one: Way, shape: tuple[int, ...]) -> tuple[Pooling | None, tuple[int, ...]]:
         """Return what reduces the source's grid, and the shape behind it."""
         if not one.pool:
             return None, shape
@@ -173,7 +171,9 @@ class _Builder:
             return OneToOne(math.prod(shape)).double()
         node, kind = self.parsed.nodes[one.weight], self.parsed.kind(one.weight)
         notes = self.parsed.noted(one.weight)
-        weight = np.asarray(node.scale).reshape(-1, 1) if kind == "Scale" else np.asarray(node.weight)
+        weight = (
+            np.asarray(node.scale).reshape(-1, 1) if kind == "Scale" else np.asarray(node.weight)
+        )
         self.types.add(weight.dtype)
         bias = np.asarray(node.bias) if hasattr(node, "bias") else None
         if kind == "Conv2d":

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from biograd.errors import RecipeError
 from biograd.checking import Positive, validate
 from biograd.circuit.circuit import Circuit
+from biograd.errors import RecipeError
 from biograd.interchange.build import Choices, Simulator, build, step_length
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser

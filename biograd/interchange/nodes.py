@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from biograd import __version__
+from biograd.brian.layer import Brian2Layer
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne, Sparse
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.errors import CapabilityError, MissingExtraError
 from biograd.interchange.cells import Array, Cell
 from biograd.interchange.equations import of_equations
 from biograd.interchange.readouts import READS, Read, origin_of, weighing
-from biograd.brian.layer import Brian2Layer
-from biograd.substrate.effective import effective_parameters
-from biograd.circuit.grids import Convolution, Pooling
-from biograd.substrate.normalisation import Dropout
-from biograd.circuit.projections import Masked, OneToOne, Sparse
-from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.simulators.population import Population
+from biograd.substrate.effective import effective_parameters
+from biograd.substrate.normalisation import Dropout
 
 Subtract = Literal["loop", "node"]
 """How a spike that takes from the potential is written."""

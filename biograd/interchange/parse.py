@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,9 +119,7 @@ class Parser:
         RecipeError: shapes or notes that do not fit.
     """
 
-    def __init__(
-        self, graph: Any, dt_ms: float, subtracts: bool | None, read: Read | None
-    ) -> None:
+    def __init__(self, graph: Any, dt_ms: float, subtracts: bool | None, read: Read | None) -> None:
         self.nodes, edges = flat(graph)
         self.notes = {name: plain(value) for name, value in (graph.metadata or {}).items()}
         self.dt_ms, self.subtracts = dt_ms, subtracts
@@ -140,7 +138,9 @@ class Parser:
                     f"{', '.join(KNOWN)})"
                 )
         self.names = {"input": self._only("Input"), "output": self._only("Output")}
-        self.shape = tuple(int(n) for n in np.ravel(self.nodes[self.names["input"]].input_type["input"]))
+        self.shape = tuple(
+            int(n) for n in np.ravel(self.nodes[self.names["input"]].input_type["input"])
+        )
         self.taken = {f"cells.{name}" for name in (INPUT, "readout")}
         self._find(read or self.notes.get("read"))
 
@@ -157,7 +157,9 @@ class Parser:
             raise CapabilityError(
                 "read = 'last': what is read last must be a leaky integrator of weighted spikes"
             )
-        sources = {self.names["input"]: INPUT} | {one.exit: one.path for one in self.entries.values()}
+        sources = {self.names["input"]: INPUT} | {
+            one.exit: one.path for one in self.entries.values()
+        }
         self.ways, last = [], list[Way]()
         for place, source in sources.items():
             for way in self._from(place):
