@@ -247,7 +247,11 @@ def with_content(key: str, values: np.ndarray) -> Files:
     ("key", "values", "expected"),
     [
         ("train_labels", np.full(40, 4, np.uint8), "train split, row 0: class 4, known are 0 to 3"),
-        ("test_labels", np.arange(40).astype(np.uint8), "test split, row 4: class 4, known are 0 to 3"),
+        (
+            "test_labels",
+            np.arange(40).astype(np.uint8),
+            "test split, row 4: class 4, known are 0 to 3",
+        ),
         ("train_labels", np.zeros(39, np.uint8), "train split holds 40 inputs, 39 labels"),
         ("test_labels", np.zeros((40, 1), np.uint8), "labels must have 1 axis, found 2"),
         ("train_images", np.zeros((40, 4, 4), np.uint8), "shape [4, 4], the recipe says [1, 3, 3]"),
@@ -378,7 +382,10 @@ def test_shortened_splits_keep_the_classes_in_proportion() -> None:
     recipe = DatasetRecipe("digits", validation=0.2, training_examples=300, test_examples=50)
     short = data.load(recipe, name="digits", seed=0)
     assert short.digest == data.load(recipe, name="digits", seed=1).digest != full.digest
-    for part, whole, count in ((short.train, full.train, 300), (short.evaluated, full.evaluated, 50)):
+    for part, whole, count in (
+        (short.train, full.train, 300),
+        (short.evaluated, full.evaluated, 50),
+    ):
         assert len(part) == count
         assert set(rows_of(part)) < set(rows_of(whole))
         expected = whole.targets.bincount() * count / len(whole)

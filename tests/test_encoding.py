@@ -345,4 +345,6 @@ def test_data_with_a_time_axis_are_never_flattened(kind: str) -> None:
 
 def test_an_encoding_without_settings_refuses_them() -> None:
     recipe = EncodingRecipe(settings={"width": 3})
-    assert "encoding: unknown key settings.width" in message(RecipeError, lambda: build(recipe, (3,)))
+    assert "encoding: unknown key settings.width" in message(
+        RecipeError, lambda: build(recipe, (3,))
+    )

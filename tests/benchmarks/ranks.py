@@ -44,7 +44,9 @@ def trainer(rule: str, rows: int) -> Trainer:
     network = networks.build(recipe, (1, 28, 28), 10, 0)
     rule_of = estimators.make(rule, recipe.estimators.get(rule, {}))
     stream = generator(0, "images")
-    split = Arrays(torch.rand(STEPS * rows, 1, 28, 28, generator=stream), torch.arange(STEPS * rows))
+    split = Arrays(
+        torch.rand(STEPS * rows, 1, 28, 28, generator=stream), torch.arange(STEPS * rows)
+    )
     split = Arrays(split.inputs, split.targets % 10)
     return Trainer(attach(network, rule_of), recipe.training, split, 0)
 
