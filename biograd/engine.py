@@ -518,7 +518,8 @@ class Engine:
         if self._last is None:
             return
         traces, round = self._last
-        seen = [name for name in self.scales if name in traces[0].sites]
+        known = traces[0].sites  # in their order, which is that of every rank
+        seen = [s.name for s in self.substrate.sites if s.name in self.scales and s.name in known]
         for name, new in _scales(traces[0], seen).items():
             self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
         if self.decorrelate is not None:

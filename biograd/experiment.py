@@ -121,6 +121,11 @@ def begin(
     dataset = _load(configuration, own, *known)
     if repeatable and not dataset.digest:
         raise DataError(f"{configuration.dataset}: the data do not repeat: nothing can be compared")
+    if configuration.control and not dataset.task.differentiable:
+        raise RecipeError(
+            f"--control: the control trains the readout by the gradient of the loss, and "
+            f"{type(dataset.task).__name__} has none: leave it out"
+        )
     configuration = configuration.settled(dataset)
     for note in dataset.notes:
         progress.note(note)
@@ -180,6 +185,8 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
         "dataset_sha256": dataset.digest,
         "rule": configuration.estimator,
         "model": configuration.model,
+        "headline": dataset.task.headline,
+        "better": dataset.task.better,
         "model_kind": "snn" if kind in ("spiking", "circuit") else "ann",
     }
 

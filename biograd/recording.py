@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from biograd import data, decorrelation, estimators, local, networks, ranks
+from biograd import data, decorrelation, estimators, local, networks, ranks, tasks
 from biograd.configuration import Configuration
 from biograd.costs import operations, peak_memory
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
-from biograd.engine import Engine, attach
+from biograd.engine import attach
 from biograd.errors import BiogradError, RecipeError
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
+from biograd.tasks import added
 from biograd.training import StepRecord, Trainer, activity, evaluate, placed
 
 
@@ -87,7 +88,7 @@ class Experiment:
             estimators.make(name, settings, configuration.model),
             decorrelation.make(recipe.decorrelation, configuration.model),
             local.make(recipe.local, configuration.model),
-            loss=recipe.training.loss,
+            task=tasks.learned(dataset.task, recipe.training.loss),
             seed=configuration.seed,
         )
         try:
@@ -180,7 +181,7 @@ class Recording:
         self._firing: dict[str, float] = {}
         self.seconds = 0.0
         self._started = time.perf_counter()
-        self._sums = [0.0, 0.0, 0]
+        self._sums = Sums()
         self._silent: dict[str, float] = {}
         self._memory = 0
         self._saved: int | None = None
@@ -192,7 +193,11 @@ class Recording:
         tensors |= {f"snapshot.{name}": value for name, value in self._norms.items()}
         elapsed = self.seconds + time.perf_counter() - self._started
         self._memory = max(self._memory, peak_memory() or 0)
-        own = {"sums": self._sums, "seconds": elapsed, "peak_memory_bytes": self._memory}
+        own = {
+            "sums": dataclasses.asdict(self._sums),
+            "seconds": elapsed,
+            "peak_memory_bytes": self._memory,
+        }
         return tensors, meta | own
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -200,7 +205,8 @@ class Recording:
         self.restored = True
         self.experiment.trainer.restore(tensors, meta)
         self._saved = self.experiment.trainer.step
-        self._sums, self.seconds = list(meta["sums"]), float(meta["seconds"])
+        batch = self.experiment.configuration.recipe.training.batch_size
+        self._sums, self.seconds = Sums.of(meta["sums"], batch), float(meta["seconds"])
         self._memory = int(meta.get("peak_memory_bytes", 0))
         self._norms = {
             name.removeprefix("snapshot."): value
@@ -246,6 +252,10 @@ class Recording:
         finally:
             experiment.engine.detach()
         return summary
+
+    @property
+    def _shown(self) -> dict[str, str]:
+        return {"headline": self.experiment.engine.task.headline}
 
     @property
     def _go_on(self) -> str:
@@ -300,17 +310,13 @@ class Recording:
     def _record(self, record: StepRecord) -> None:
         values = {
             "loss": record.loss,
-            "accuracy": record.accuracy,
+            **record.metrics,
             "informative": record.informative,
             "learning_rate": record.learning_rate,
         }
         self.writer.scalars("train_step", record.step, record.epoch, values)
-        self.progress.step(dataclasses.asdict(record) | self._firing)
-        self._sums = [
-            self._sums[0] + record.loss,
-            self._sums[1] + record.accuracy,
-            self._sums[2] + 1,
-        ]
+        self.progress.step({**values, "spent": record.spent, **self._shown, **self._firing})
+        self._sums = self._sums.and_of(record)
         if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
             self._snapshot(record.step, self._look())
         if record.last:
@@ -318,14 +324,10 @@ class Recording:
 
     def _end_epoch(self, record: StepRecord) -> None:
         trainer, configuration = self.experiment.trainer, self.experiment.configuration
-        accuracy, loss = evaluate(self.experiment.engine, self.experiment.dataset.evaluated)
-        count = self._sums[2]
-        values = {
-            "train_loss": self._sums[0] / count,
-            "train_accuracy": self._sums[1] / count,
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-        }
+        engine, sums = self.experiment.engine, self._sums
+        values = {"train_loss": sums.loss / sums.steps}
+        values |= prefixed("train", engine.task.figures(sums.totals))
+        values |= prefixed("test", evaluate(engine, self.experiment.dataset.evaluated))
         epoch, recipe = record.epoch + 1, configuration.recipe.training
         epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
         found = self._look()
@@ -338,10 +340,10 @@ class Recording:
         if often or trainer.spent >= trainer.budget:
             self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
-        self._sums = [0.0, 0.0, 0]
+        self._sums = Sums()
         self._commit()
         place = {"epoch": epoch, "step": record.step} | ({"epochs": epochs} if epochs else {})
-        self.progress.epoch(place | values)
+        self.progress.epoch({**place, **values, **self._shown})
 
     def _look(self) -> dict[str, torch.Tensor]:
         """Return the probes' activity in every watched layer; rank 0 does so for all."""
@@ -396,8 +398,9 @@ class Recording:
         experiment, configuration = self.experiment, self.experiment.configuration
         trainer = experiment.trainer
         seconds = self.seconds + time.perf_counter() - self._started
-        train_accuracy, _ = evaluate(experiment.engine, experiment.dataset.train)
-        test_accuracy, test_loss = evaluate(experiment.engine, experiment.dataset.evaluated)
+        train = evaluate(experiment.engine, experiment.dataset.train)
+        test = evaluate(experiment.engine, experiment.dataset.evaluated)
+        task = experiment.engine.task
         costs = {} if ranks.rank() else self._costs()
         evaluated = experiment.dataset.evaluated_on
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
@@ -415,13 +418,14 @@ class Recording:
             "seed": configuration.seed,
             "epochs": trainer.epochs,
             "budget": dict([trainer.recipe.budget]),
-            "train_accuracy": train_accuracy,
-            "test_accuracy": test_accuracy,
-            "test_loss": test_loss,
+            "headline": task.headline,
+            "better": task.better,
+            **prefixed("train", {name: value for name, value in train.items() if name != "loss"}),
+            **prefixed("test", test),
             "frozen_hidden_control": control,
             "silent": self._silent,
             "evaluated_on": evaluated,
-            **({} if unseen is None else {"test": _figures(experiment.engine, unseen)}),
+            **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),
             "seconds": seconds,
             "steps_per_second": trainer.step / seconds,
             "ranks": ranks.size(),
@@ -480,7 +484,7 @@ def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]
 def frozen_hidden(
     configuration: Configuration, dataset: data.Dataset, network: nn.Module | None = None
 ) -> float:
-    """Return the test accuracy of the control: the same run, with only the readout trained.
+    """Return the headline metric of the control: the same run, with only the readout trained.
 
     Args:
         network: a copy of the user's own module from before the training.
@@ -488,15 +492,36 @@ def frozen_hidden(
     experiment = Experiment(configuration, dataset, network, "frozen_hidden")
     for _record in experiment.trainer.steps():
         pass
-    accuracy, _loss = evaluate(experiment.engine, dataset.evaluated)
+    found = evaluate(experiment.engine, dataset.evaluated)
     experiment.engine.detach()
-    return accuracy
+    return found[experiment.engine.task.headline]
 
 
-def _figures(engine: Engine, source: data.Source) -> dict[str, float]:
-    """Return what rows give that nothing was chosen by."""
-    accuracy, loss = evaluate(engine, source)
-    return {"accuracy": accuracy, "loss": loss}
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """What the steps of an epoch have found so far, together."""
+
+    loss: float = 0.0
+    steps: int = 0
+    totals: tasks.Totals = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any] | list[float], batch: int) -> Sums:
+        """Return what a checkpoint kept; one of before other tasks has loss, accuracy and steps."""
+        if isinstance(kept, Mapping):
+            return cls(**kept)
+        loss, accuracy, steps = kept
+        totals = {"accuracy": [[batch * accuracy], [batch * steps]]} if steps else {}
+        return cls(loss, int(steps), totals)
+
+    def and_of(self, record: StepRecord) -> Sums:
+        """Return the sums with another step."""
+        return Sums(self.loss + record.loss, self.steps + 1, added(self.totals, record.totals))
+
+
+def prefixed(split: str, figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures under the names of a split, ``test_accuracy``."""
+    return {f"{split}_{name}": value for name, value in figures.items()}
 
 
 def log_spaced(limit: int) -> set[int]:

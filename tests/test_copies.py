@@ -23,7 +23,7 @@ from biograd.contracts import Objective, Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Backpropagation, WeakGradient, make
-from biograd.estimators.regression import METHODS
+from biograd.estimators.loss_regression import METHODS
 from biograd.networks.copies import SharedRandomness
 from biograd.networks.substrate import TorchSubstrate
 from biograd.randomness import generator

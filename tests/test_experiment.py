@@ -151,7 +151,7 @@ def test_the_file_gives_back_the_trained_network(tmp_path: Path) -> None:
         assert run.summary["test_accuracy"] == summary["test_accuracy"]
         configuration = experiment.Configuration.of(run.config, run.path)
     dataset = data.load(configuration.data, name=configuration.dataset)
-    assert evaluate(engine, dataset.test)[0] == summary["test_accuracy"]
+    assert evaluate(engine, dataset.test)["accuracy"] == summary["test_accuracy"]
     engine.detach()
 
 
@@ -189,9 +189,9 @@ def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
 def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     summary = experiment.execute(request(tmp_path / "a.h5", "ann", "weak", control=True))
     keys = (
-        "schema_version run model dataset estimator decorrelation seed epochs budget "
-        "train_accuracy test_accuracy test_loss frozen_hidden_control silent seconds "
-        "steps_per_second ranks training_seconds forward_passes peak_memory_bytes "
+        "schema_version run model dataset estimator decorrelation seed epochs budget headline "
+        "better train_accuracy test_accuracy test_loss frozen_hidden_control silent "
+        "evaluated_on seconds steps_per_second ranks training_seconds forward_passes peak_memory_bytes "
         "multiply_accumulates synaptic_operations"
     )
     assert " ".join(summary) == keys

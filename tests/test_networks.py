@@ -15,7 +15,7 @@ import biograd
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, WeakGradient, make
-from biograd.estimators.regression import METHODS
+from biograd.estimators.loss_regression import METHODS
 from biograd.networks.rate import ACTIVATIONS
 from biograd.networks.spikes import SURROGATES, Membrane, record, rest, scan, spike, step
 from biograd.networks.spiking import SnnTorchPopulation

@@ -246,7 +246,7 @@ def test_losses_of_later_steps_alone_make_the_estimate_sharper() -> None:
 
 
 def test_ridge_weights_of_bins_are_the_regressions_own() -> None:
-    from biograd.estimators.regression import METHODS, binned
+    from biograd.estimators.loss_regression import METHODS, binned
 
     directions, losses = normal(9, 3, 8, name="u"), normal(10, 3, 2, name="L")
     for method in ("ridge", "baseline", "least_squares", "leave_one_out"):

@@ -203,7 +203,7 @@ def _name(table: dict[str, Any]) -> str:
 def _script(table: dict[str, Any], path: Path, where: Place) -> Answer:
     """Return a script for ``sbatch``, which does what ``biograd run`` does."""
     from biograd import placement, studies
-    from biograd.studies.folder import keep
+    from biograd.studies.study_folder import keep
 
     _module, settings = studies.settle(table, path)
     if settings.tune is not None:

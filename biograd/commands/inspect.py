@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd.commands.layout import columns, costs, percent, size
+from biograd.commands.columns import columns, costs, size
 from biograd.commands.options import Answer, command
+from biograd.metrics import DEFAULT, written
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -80,19 +81,17 @@ def _inspect_set(path: Path) -> Answer:
         {
             "cell": str(cell),
             "seed": int(seed),
-            "test_accuracy": float(accuracy),
+            f"test_{name}": float(value),
             "run": str(file),
             "found": (found.path.parent / str(file)).is_file(),
         }
-        for cell, seed, accuracy, file in zip(
-            *(table.get(key, []) for key in ("cell", "seed", "test_accuracy", "run")), strict=True
-        )
+        for cell, seed, name, value, file in results(table)
     ]
     lines = [
         [
             row["cell"],
             str(row["seed"]),
-            percent(row["test_accuracy"]),
+            *(written(k.removeprefix("test_"), v) for k, v in row.items() if k.startswith("test_")),
             row["run"] if row["found"] else f"{row['run']} (missing)",
         ]
         for row in rows
@@ -101,6 +100,15 @@ def _inspect_set(path: Path) -> Answer:
     text = f"{title}\n\n{columns(lines, ['CELL', 'SEED', 'TEST', 'RUN'])}"
     record = {"set": found.path, "configuration": found.configuration, "runs": rows}
     return Answer(record, text)
+
+
+def results(table: Mapping[str, Any]) -> Iterator[tuple[Any, Any, str, Any, Any]]:
+    """Yield cell, seed, headline metric, its value and file of every run of a set."""
+    count = len(table.get("cell", []))
+    names = [str(name) for name in table.get("headline", [DEFAULT] * count)]
+    for row, name in enumerate(names):
+        cell, seed, value, file = (table[k][row] for k in ("cell", "seed", f"test_{name}", "run"))
+        yield cell, seed, name, value, file
 
 
 def constants(run: Run, entries: Iterable[Entry]) -> list[Learned]:

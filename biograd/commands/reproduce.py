@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import (
     Answer,
     command,
@@ -13,7 +14,6 @@ from biograd.commands.options import (
     own_data_option,
     quiet_option,
 )
-from biograd.commands.progress import Progress
 
 
 @command("reproduce")
@@ -48,7 +48,7 @@ def reproduce(
     """
     from biograd import reproduction
 
-    with Progress(quiet) as progress:
+    with ProgressDisplay(quiet) as progress:
         found = reproduction.reproduce(
             run,
             data=dataset,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, command, own_data_option, quiet_option
-from biograd.commands.progress import Progress
 from biograd.commands.train import summary
 
 
@@ -29,6 +29,6 @@ def resume(run: Path, epochs: int | None, dataset: str | None, quiet: bool) -> A
     """
     from biograd import experiment
 
-    with Progress(quiet) as progress:
+    with ProgressDisplay(quiet) as progress:
         record = experiment.proceed(run, epochs, progress, own=dataset)
     return Answer(record, summary(record))

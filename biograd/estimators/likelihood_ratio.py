@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.contracts import Round, Trace, Visits
 from biograd.errors import CapabilityError, RecipeError
-from biograd.estimators.regression import pairs
+from biograd.estimators.loss_regression import pairs
 from biograd.estimators.weak_gradient import WeakGradient
 from biograd.networks.effective import effective_parameters, respond
 from biograd.networks.network import LAYERS

@@ -34,7 +34,7 @@ from biograd.runs.layout import (
     to_json,
 )
 from biograd.runs.pack import pack_parts
-from biograd.runs.storage import OutputError, Place
+from biograd.runs.storage import OutputError, RunPaths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ class RunWriter:
         commit_bytes: int = COMMIT_BYTES,
     ) -> None:
         """Make the parts folder with its header."""
-        place = Place.of(path)
+        place = RunPaths.of(path)
         check_layers(layers, probe)
         head = header(
             attributes=complete(attributes, config, environment),
@@ -95,7 +95,7 @@ class RunWriter:
         )
         self._start(place, begin(place, head, probe, force), commit_bytes)
 
-    def _start(self, place: Place, lock: storage.Lock, commit_bytes: int) -> None:
+    def _start(self, place: RunPaths, lock: storage.Lock, commit_bytes: int) -> None:
         contents = read_parts(place)
         self._place = place
         self._lock = lock
@@ -115,7 +115,7 @@ class RunWriter:
         Raises:
             RecipeError: a run lies at ``path`` and ``force`` is not set.
         """
-        place = Place.of(path)
+        place = RunPaths.of(path)
         settle(place)
         refuse_existing(place, force)
 
@@ -144,7 +144,7 @@ class RunWriter:
         """
         from biograd.runs.resuming import take_over, unpack
 
-        place = Place.of(path)
+        place = RunPaths.of(path)
         contents = find(place)
         try:
             lock, restored = unpack(contents) if contents.packed else take_over(place)

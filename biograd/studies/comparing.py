@@ -12,7 +12,7 @@ from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
 from biograd.recipes import Table
 from biograd.recipes.dataset import ENDINGS, is_function
-from biograd.studies import Place, Report, Silent, search, set_file
+from biograd.studies import Place, Report, SilentStudy, search, set_file
 from biograd.studies.grid import CONTROL
 from biograd.studies.set_file import RunSet
 
@@ -206,7 +206,7 @@ def compare(
         Placement(workers=workers, folder=place),
         own=own,
     )
-    report = studies.run(table, place / studies.SAVED, where, Silent())
+    report = studies.run(table, place / studies.SAVED, where, SilentStudy())
     if report.failures:
         raise BiogradError(failed(report, place))
     return set_file.load_set(place)

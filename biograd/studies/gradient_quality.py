@@ -18,14 +18,14 @@ from biograd.diagnosis import Diagnosis, probe
 from biograd.experiment import Configuration, Experiment
 from biograd.networks import build
 from biograd.recipes import Count, Table, construct
-from biograd.studies import Place, Progress, Report
+from biograd.studies import Place, Report, StudyProgress
 from biograd.training import placed
 
 Weights = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class QualityCell:
     """One row of the table."""
 
     estimator: str
@@ -49,10 +49,10 @@ class GradientQuality:
     draws: Count = 16
 
 
-def run(settings: GradientQuality, place: Place, progress: Progress) -> Report:
+def run(settings: GradientQuality, place: Place, progress: StudyProgress) -> Report:
     """Compare every cell with back-propagation, before and after the teacher's training."""
     cells = {
-        name: construct(Cell, table, "study", f"cells.{name}")
+        name: construct(QualityCell, table, "study", f"cells.{name}")
         for name, table in settings.cells.items()
     }
     found: dict[str, list[tuple[Diagnosis, Diagnosis]]] = {name: [] for name in cells}
@@ -100,7 +100,7 @@ def _configuration(
 
 
 def _teach(
-    settings: GradientQuality, place: Place, seed: int, progress: Progress
+    settings: GradientQuality, place: Place, seed: int, progress: StudyProgress
 ) -> tuple[Weights, Weights]:
     """Return the weights before and after the teacher's training."""
     configuration = _configuration(settings, place, seed, settings.teacher, ())
@@ -108,7 +108,7 @@ def _teach(
     begin = {name: value.clone() for name, value in made.network.state_dict().items()}
     progress.begin(made.trainer.total, f"{settings.teacher}, seed {seed}")
     for record in made.trainer.steps():
-        progress.step({"loss": record.loss, "accuracy": record.accuracy})
+        progress.step({"loss": record.loss, **record.metrics})
     end = {name: value.clone() for name, value in made.network.state_dict().items()}
     made.engine.detach()
     return begin, end

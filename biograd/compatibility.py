@@ -100,7 +100,7 @@ STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Compatibility:
     """What came out for one rule on one network.
 
     Attributes:
@@ -125,8 +125,8 @@ def columns() -> list[tuple[str, str]]:
 
 
 def fill(
-    rules: Sequence[str] = (), watch: Callable[[Cell], None] = lambda cell: None
-) -> list[Cell]:
+    rules: Sequence[str] = (), watch: Callable[[Compatibility], None] = lambda cell: None
+) -> list[Compatibility]:
     """Try every rule, or those that are named, on every network; return the cells rule by rule.
 
     Args:
@@ -156,14 +156,14 @@ def check(rules: Sequence[str]) -> None:
         ESTIMATORS.find(name, "estimator")
 
 
-def _fill_column(rules: Sequence[str], substrate: str, network: str) -> Iterator[Cell]:
+def _fill_column(rules: Sequence[str], substrate: str, network: str) -> Iterator[Compatibility]:
     """Try the rules on one network, which is given back to each as it was made."""
     recipe = tiny(substrate, network)
     try:
         made = build(recipe, SHAPE, CLASSES)
     except BiogradError as error:
         for rule in rules:
-            yield Cell(rule, substrate, network, "no network", str(error))
+            yield Compatibility(rule, substrate, network, "no network", str(error))
         return
     pristine = copy.deepcopy(made.state_dict())
     for rule in rules:
@@ -172,7 +172,7 @@ def _fill_column(rules: Sequence[str], substrate: str, network: str) -> Iterator
         yield dataclasses.replace(try_out(rule, made, recipe), substrate=substrate, network=network)
 
 
-def try_out(rule: str, network: nn.Module, recipe: ModelRecipe) -> Cell:
+def try_out(rule: str, network: nn.Module, recipe: ModelRecipe) -> Compatibility:
     """Attach a rule to a network and train it until every hidden layer has had credit."""
     try:
         local = None if recipe.local.loss == "off" else LocalLosses(recipe.local.loss)
@@ -182,15 +182,15 @@ def try_out(rule: str, network: nn.Module, recipe: ModelRecipe) -> Cell:
         finally:
             engine.detach()
     except BiogradError as error:
-        return Cell(rule, status="refused", reason=" ".join(str(error).split()))
+        return Compatibility(rule, status="refused", reason=" ".join(str(error).split()))
     except Exception as error:  # whatever it is: a table of what works must show it
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Cell(rule, status="broken", reason=reason)
+        return Compatibility(rule, status="broken", reason=reason)
     idle = [name for name, norm in gradients.items() if not 0 < norm < math.inf]
     if idle:
         reason = f"{', '.join(idle)}: no gradient in {steps} steps"
-        return Cell(rule, status="broken", reason=reason, steps=steps, gradients=gradients)
-    return Cell(rule, steps=steps, gradients=gradients)
+        return Compatibility(rule, status="broken", reason=reason, steps=steps, gradients=gradients)
+    return Compatibility(rule, steps=steps, gradients=gradients)
 
 
 def tiny(substrate: str, network: str) -> ModelRecipe:

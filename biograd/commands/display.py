@@ -8,33 +8,49 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from biograd.commands.layout import duration, percent
+from biograd.commands.columns import duration, percent
+from biograd.metrics import headline, words, written
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 Record = Mapping[str, Any]
 
-FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "loss": ("loss", "{:.4f}".format),
-    "accuracy": ("accuracy", percent),
-    "train_loss": ("loss", "{:.4f}".format),
-    "train_accuracy": ("train", percent),
-    "test_loss": ("test loss", "{:.4f}".format),
-    "test_accuracy": ("test", percent),
+Fields = dict[str, tuple[str, Callable[[float], str]]]
+
+
+def fields(metric: str) -> Fields:
+    """Return what a record may hold, in the order in which it is shown; the rest is passed over.
+
+    Args:
+        metric: the task's headline.
+    """
+    number = partial(written, metric)
+    return {
+        "loss": ("loss", "{:.4f}".format),
+        metric: (words(metric), number),
+        "train_loss": ("loss", "{:.4f}".format),
+        f"train_{metric}": ("train", number),
+        "test_loss": ("test loss", "{:.4f}".format),
+        f"test_{metric}": ("test", number),
+        **OTHERS,
+    }
+
+
+OTHERS: Fields = {
     "spikes_per_neuron": ("spikes/neuron", "{:.2f}".format),
     "silent_fraction": ("silent", percent),
     "steps_per_second": ("", "{:.0f} steps/s".format),
     "seconds": ("", duration),
 }
-"""What a record may hold, in the order in which it is shown; other keys are passed over."""
 REDRAW_SECONDS = 0.1
 
 
-class Progress:
+class ProgressDisplay:
     """Shows the progress of a training.
 
     Why one object: who trains knows neither terminals nor ``--quiet``; it calls :meth:`begin`,
@@ -66,7 +82,7 @@ class Progress:
             self._bar.start()
 
     def step(self, record: Record) -> None:
-        """Count one optimiser step; ``record`` holds what :data:`FIELDS` names.
+        """Count one optimiser step; ``record`` holds what :func:`fields` names.
 
         ``spent`` in it is by how much the bar advances: 1 unless a budget is counted otherwise.
         """
@@ -140,7 +156,7 @@ def describe(record: Record) -> str:
     'loss 0.2500  test 95.0 %'
     """
     parts = []
-    for key, (label, write) in FIELDS.items():
+    for key, (label, write) in fields(headline(record)).items():
         value = record.get(key)
         if value is not None:
             parts.append(f"{label} {write(value)}".strip())

@@ -21,14 +21,14 @@ from biograd.data import Arrays, Batch, Dataset
 from biograd.networks import build
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct
-from biograd.studies import Place, Progress, Report
+from biograd.studies import Place, Report, StudyProgress
 from biograd.tasks.classes import squared_error
 
 BATCH = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class NetworkCell:
     """One network."""
 
     hidden: tuple[Count, ...]
@@ -55,7 +55,7 @@ class BlockCoordinateDescent:
     seed: int = 0
 
 
-def run(settings: BlockCoordinateDescent, place: Place, progress: Progress) -> Report:
+def run(settings: BlockCoordinateDescent, place: Place, progress: StudyProgress) -> Report:
     """Train every network in both ways."""
     recipe = recipes.load_dataset(settings.dataset)
     dataset = data.load(
@@ -67,7 +67,7 @@ def run(settings: BlockCoordinateDescent, place: Place, progress: Progress) -> R
     )
     found: list[dict[str, Any]] = []
     for name, table in settings.cells.items():
-        cell = construct(Cell, table, "study", f"cells.{name}")
+        cell = construct(NetworkCell, table, "study", f"cells.{name}")
         rows = dataset.shown(dataset.train, cell.rows, settings.seed)
         test = dataset.evaluated.take(torch.arange(len(dataset.evaluated)))
         for rule in ("block coordinate descent", "gradient descent"):
@@ -93,7 +93,7 @@ def run(settings: BlockCoordinateDescent, place: Place, progress: Progress) -> R
     return Report(columns, found, [f"one seed, {settings.seed}; squared error"])
 
 
-def _network(settings: BlockCoordinateDescent, cell: Cell, dataset: Dataset) -> nn.Module:
+def _network(settings: BlockCoordinateDescent, cell: NetworkCell, dataset: Dataset) -> nn.Module:
     recipe = recipes.load_model("ann", assignments=[f"network.hidden={list(cell.hidden)}"])
     network = build(recipe, dataset.shape, dataset.task.outputs)
     stream = generator(settings.seed, "weights")
@@ -106,14 +106,18 @@ def _network(settings: BlockCoordinateDescent, cell: Cell, dataset: Dataset) -> 
     return network
 
 
-def _solve(settings: BlockCoordinateDescent, cell: Cell, network: nn.Module, rows: Batch) -> None:
+def _solve(
+    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Batch
+) -> None:
     penalties = Penalties(inertia=settings.inertia)
     descent = BlockCoordinate(network, rows.inputs, rows.targets, penalties)
     for _ in range(cell.sweeps):
         descent.sweep()
 
 
-def _descend(settings: BlockCoordinateDescent, cell: Cell, network: nn.Module, rows: Batch) -> None:
+def _descend(
+    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Batch
+) -> None:
     optimiser = torch.optim.SGD(network.parameters(), lr=settings.rate)
     for epoch in range(cell.sweeps):
         for batch in data.batches(

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 import pytest
 from torch import Tensor
 
-from biograd import matrix
+from biograd import compatibility
 from biograd.__main__ import main
 from biograd.commands.matrix import LABELS, text
+from biograd.compatibility import Compatibility
 from biograd.contracts import Capability, Plan, Round, Trace
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
-from biograd.matrix import Cell
 from biograd.networks import build, substrate
 
 OWN_REASONS = {
@@ -38,24 +38,24 @@ OWN_REASONS = {
 
 @functools.cache
 def capabilities(simulator: str, network: str) -> frozenset[str]:
-    made = build(matrix.tiny(simulator, network), matrix.SHAPE, matrix.CLASSES)
+    made = build(compatibility.tiny(simulator, network), compatibility.SHAPE, compatibility.CLASSES)
     return substrate(made).capabilities
 
 
-def missing(rule: str, cell: Cell) -> set[str]:
+def missing(rule: str, cell: Compatibility) -> set[str]:
     """Return what the rule needs and the substrate of the cell cannot do."""
     return set(ESTIMATORS[rule].needs - capabilities(cell.substrate, cell.network))
 
 
 @pytest.mark.parametrize("rule", ESTIMATORS)
 def test_every_cell_is_what_the_rule_declares(rule: str) -> None:
-    cells = matrix.fill([rule])
-    assert [(cell.substrate, cell.network) for cell in cells] == matrix.columns()
+    cells = compatibility.fill([rule])
+    assert [(cell.substrate, cell.network) for cell in cells] == compatibility.columns()
     for cell in cells:
         assert cell.status != "broken", cell
         assert (cell.status == "works") is (cell.reason == "") and "\n" not in cell.reason
         if cell.status == "no network":
-            alone = cell.network in matrix.BRIAN2_ALONE
+            alone = cell.network in compatibility.BRIAN2_ALONE
             assert cell.reason and (cell.substrate != "torch" or alone)
             continue
         lacking = missing(rule, cell)
@@ -73,21 +73,25 @@ def test_every_cell_is_what_the_rule_declares(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["backprop", "weak", "frozen_hidden"])
 def test_what_works_has_gradients_in_all_its_layers(rule: str) -> None:
-    for cell in matrix.fill([rule]):
+    for cell in compatibility.fill([rule]):
         if cell.status != "works":
             continue
-        made = build(matrix.tiny(cell.substrate, cell.network), matrix.SHAPE, matrix.CLASSES)
+        made = build(
+            compatibility.tiny(cell.substrate, cell.network),
+            compatibility.SHAPE,
+            compatibility.CLASSES,
+        )
         sites = made.sites if ESTIMATORS[rule].learns_hidden else made.sites[-1:]  # type: ignore[index]
         assert list(cell.gradients) == [name for site in sites for name in site.modules]
         assert all(0 < norm < math.inf for norm in cell.gradients.values())
-        assert 1 <= cell.steps <= matrix.STEPS
+        assert 1 <= cell.steps <= compatibility.STEPS
 
 
 def test_all_networks_can_be_had_and_no_rule_works_nowhere() -> None:
-    cells = matrix.fill(["backprop", "weak"])
+    cells = compatibility.fill(["backprop", "weak"])
     built = {(cell.substrate, cell.network) for cell in cells if cell.status != "no network"}
-    assert {network for _, network in built} == set(matrix.NETWORKS) == set(LABELS)
-    assert {name for name, _ in built} == set(matrix.SUBSTRATES)
+    assert {network for _, network in built} == set(compatibility.NETWORKS) == set(LABELS)
+    assert {name for name, _ in built} == set(compatibility.SUBSTRATES)
 
 
 # Rules that do not work ---------------------------------------------------------------------------
@@ -129,7 +133,7 @@ def test_a_rule_that_does_not_work_is_found(
     words: str,
 ) -> None:
     monkeypatch.setitem(ESTIMATORS.own, "odd", rule)
-    cells = [cell for cell in matrix.fill(["odd"]) if cell.status != "no network"]
+    cells = [cell for cell in compatibility.fill(["odd"]) if cell.status != "no network"]
     assert cells and all(cell.status == "broken" and words in cell.reason for cell in cells)
     assert main(["matrix", "--rule", "odd", "--quiet"]) == 3
     printed = capsys.readouterr()
@@ -150,19 +154,19 @@ def test_the_command_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> Non
     assert "RULE needs vjp, which the substrate 'brian2' cannot do" in printed
     assert main(["matrix", "--quiet", "--rule", "backprop", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert len(record["cells"]) == len(matrix.columns())
+    assert len(record["cells"]) == len(compatibility.columns())
     assert {cell["rule"] for cell in record["cells"]} == {"backprop"}
 
 
 def test_the_table_fits_however_many_rules_there_are() -> None:
     cells = [
-        Cell(rule, substrate, network, "refused", f"{rule} does not")
+        Compatibility(rule, substrate, network, "refused", f"{rule} does not")
         if place % 3
-        else Cell(rule, substrate, network)
+        else Compatibility(rule, substrate, network)
         for rule in ESTIMATORS
-        for place, (substrate, network) in enumerate(matrix.columns())
+        for place, (substrate, network) in enumerate(compatibility.columns())
         if network.startswith("spiking")
-        or (substrate == "torch" and network not in matrix.BRIAN2_ALONE)
+        or (substrate == "torch" and network not in compatibility.BRIAN2_ALONE)
     ]
     written = text(cells)
     assert max(map(len, written.splitlines())) <= 100
@@ -171,6 +175,6 @@ def test_the_table_fits_however_many_rules_there_are() -> None:
 
 def test_a_misspelt_rule_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecipeError, match="did you mean 'weak'"):
-        matrix.fill(["waek"])
+        compatibility.fill(["waek"])
     assert main(["matrix", "--rule", "waek"]) == 2  # before it says what it will do
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,7 +1,7 @@
 """Local losses: each is a module that turns a block's activity and the targets into losses.
 
 Activities are ``[rows, *units]`` or, in time, ``[rows, steps, *units]``; losses ``[rows, *cells]``.
-To add one: write a class with the arguments of ``Head``, and name it in ``HEADS``.
+To add one: write a class with the arguments of ``LocalHead``, and name it in ``LOCAL_LOSSES``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from biograd import parallel
 from biograd.local.aggregator import replicated_cross_entropy
-from biograd.local.cells import Cells, by_patches, channel_count
+from biograd.local.partition import Cells, by_patches, channel_count
 from biograd.registry import Registry
 
 
@@ -49,7 +49,7 @@ class Setting:
         return (values / math.sqrt(shape[-1])).to(self.like)
 
 
-class Head(nn.Module):
+class LocalHead(nn.Module):
     """Prepares an activity: averages it over time, normalises its groups."""
 
     def __init__(self, setting: Setting) -> None:
@@ -66,7 +66,7 @@ class Head(nn.Module):
         return functional.layer_norm(grouped, grouped.shape[-1:]).flatten(-2)
 
 
-class CrossEntropy(Head):
+class CrossEntropy(LocalHead):
     """``-log softmax(W h + b)[target]``, with ``h`` the activity averaged over patches."""
 
     def __init__(self, setting: Setting) -> None:
@@ -81,7 +81,7 @@ class CrossEntropy(Head):
         return self.cells.pick(replicated_cross_entropy(grouped, self.weight, self.bias, targets))
 
 
-class Similarity(Head):
+class Similarity(LocalHead):
     """Similarity matching: rows of one class alike, rows of different classes not.
 
     ``L_i = mean over j of (S(A h)_ij - S(y)_ij)^2`` with ``S`` the cosine of centred rows, ``y``
@@ -118,7 +118,7 @@ class Similarity(Head):
         return 2 * losses - parallel.average(losses.detach().mean())
 
 
-class PredSim(Head):
+class PredSim(LocalHead):
     """Prediction and similarity: ``(1 - beta) L_prediction + beta L_similarity``.
 
     Source: Nokland & Eidnes 2019, arXiv 1901.06656.
@@ -134,7 +134,7 @@ class PredSim(Head):
         return (1 - self.beta) * prediction + self.beta * self.similarity(activity, targets)
 
 
-class FixedReadout(Head):
+class FixedReadout(LocalHead):
     """Cross-entropy of a fixed random readout in every time step, averaged over the steps.
 
     ``L = mean over t of -log softmax(G h[t])[target]``; only the units learn, ``G`` does not.
@@ -161,7 +161,7 @@ def _directions(rows: Tensor) -> Tensor:
     return functional.normalize(rows - rows.mean(1, keepdim=True), dim=1)
 
 
-HEADS: Registry[type[Head]] = Registry(
+LOCAL_LOSSES: Registry[type[LocalHead]] = Registry(
     "biograd.local_losses",
     {
         "cross_entropy": CrossEntropy,

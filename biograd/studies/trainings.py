@@ -19,19 +19,20 @@ from typing import Any
 
 from biograd import experiment, placement
 from biograd.errors import BiogradError, RecipeError
+from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
 from biograd.recipes import Table
 from biograd.runs import storage
 from biograd.studies import (
     Key,
     Place,
-    Progress,
     Report,
     Row,
+    StudyProgress,
     comparison,
-    folder,
     outputs,
     search,
+    study_folder,
 )
 from biograd.studies.comparison import Comparison, Summary
 from biograd.studies.design import Trainings, stem
@@ -128,7 +129,7 @@ class Training:
         held = found["configuration"]["data"]["validation"] > 0  # all that older summaries know
         return held or found["summary"].get("evaluated_on") == "validation"
 
-    def run(self, progress: Progress | None = None, shared: bool = False) -> Summary:
+    def run(self, progress: StudyProgress | None = None, shared: bool = False) -> Summary:
         """Return its summary: as it was written before, resumed, or new.
 
         Args:
@@ -148,14 +149,14 @@ class Training:
         return found
 
     def _begun(self) -> bool:
-        place = storage.Place.of(self.path)
+        place = storage.RunPaths.of(self.path)
         return place.file.exists() or place.parts.is_dir()
 
     def _read(self) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
             # what every table needs
-            _ = found["configuration"], float(found["summary"]["test_accuracy"])
+            _ = found["configuration"], figure(found["summary"])
             return found
         except FileNotFoundError:
             return None
@@ -205,7 +206,7 @@ def planned(settings: Trainings, place: Place) -> list[Training]:
     return [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
 
 
-def run(settings: Trainings, place: Place, progress: Progress) -> Report:
+def run(settings: Trainings, place: Place, progress: StudyProgress) -> Report:
     """Train every cell with every seed and return the table.
 
     Raises:
@@ -215,23 +216,23 @@ def run(settings: Trainings, place: Place, progress: Progress) -> Report:
     if place.task is not None:
         only = [_only(trainings, place.task, settings)]
         return _run(settings, only, place, progress)
-    folder.check(settings.table(), place.folder)
-    with folder.owned(place.folder):
+    study_folder.check(settings.table(), place.folder)
+    with study_folder.owned(place.folder):
         return _run(settings, trainings, place, progress)
 
 
 def _run(
-    settings: Trainings, trainings: list[Training], place: Place, progress: Progress
+    settings: Trainings, trainings: list[Training], place: Place, progress: StudyProgress
 ) -> Report:
     cells = list({one.cell.name: one.cell for one in trainings}.values())
     failures, tuning = list[Failure](), list[Row]()
     if settings.tune is not None:
         settings.tune.check()
-        folder.keep(settings.table(), place.folder)
+        study_folder.keep(settings.table(), place.folder)
         trainings, failures, tuning = _tune(settings.tune, trainings, progress)
     lost, todo = _divide(trainings)
     if place.task is None:
-        folder.keep(settings.table(), place.folder)
+        study_folder.keep(settings.table(), place.folder)
     known = {one.key: summary for one in trainings if (summary := one.known())}
     progress.trainings([one.key for one in trainings], known)
     failures += lost + _train(todo, progress)
@@ -248,8 +249,8 @@ def _run(
     compared = Comparison(cells, seeds, found, baseline, settings.error, split)
     report = comparison.report(compared, failures, tuning)
     if place.task is None:
-        with storage.writing(place.folder, folder.AGAIN):
-            outputs.write(report, settings.table(), files, place.folder, settings.error)
+        with storage.writing(place.folder, study_folder.AGAIN):
+            outputs.write(report, settings.table(), files, place.folder, compared.shown)
     return report
 
 
@@ -262,7 +263,7 @@ def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Trai
 
 
 def _tune(
-    settings: Search, trainings: Sequence[Training], progress: Progress
+    settings: Search, trainings: Sequence[Training], progress: StudyProgress
 ) -> tuple[list[Training], list[Failure], list[Row]]:
     """Search for every cell; return the trainings with what was found, failures, and a table."""
     if any("dataset.validation=" in text for one in trainings for text in one.asks):
@@ -298,7 +299,11 @@ def _tune(
             table = json.loads(_notes_of_search(begun).read_text(encoding="utf-8"))
             chosen = dict(text.split("=", 1) for text in table["assignments"])
             rows.append(
-                {"cell": cell, "trials": table["trials"], "held_out_accuracy": table["accuracy"]}
+                {
+                    "cell": cell,
+                    "trials": table["trials"],
+                    f"held_out_{table['metric']}": table["value"],
+                }
                 | chosen
             )
             found = tuple(table["assignments"])
@@ -354,7 +359,7 @@ def _mistake(training: Training) -> str:
     return ""
 
 
-def _train(todo: Sequence[Training], progress: Progress) -> list[Failure]:
+def _train(todo: Sequence[Training], progress: StudyProgress) -> list[Failure]:
     """Do the trainings, here or in processes of their own, and return those that failed."""
     by_name = {training.name: training for training in todo}
 
