@@ -19,8 +19,9 @@ from biograd import data, decorrelation, estimators, local, networks, ranks, tas
 from biograd.configuration import Configuration
 from biograd.costs import operations, peak_memory
 from biograd.diagnosis import Diagnosis, Reference, probe
+from biograd.encoding import check_duration
 from biograd.engine import attach
-from biograd.errors import BiogradError
+from biograd.errors import BiogradError, RecipeError
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.runs.layout import Probe
@@ -77,9 +78,10 @@ class Experiment:
         built = networks.build(
             network if network is not None else recipe,
             dataset.shape,
-            dataset.classes,
+            dataset.task.outputs,
             configuration.seed,
         )
+        check_time(built, dataset)
         self.network = built.to(configuration.device)
         self.engine = attach(
             self.network,
@@ -108,27 +110,45 @@ class Experiment:
         reference: Reference = "auto",
         thorough: bool = True,
     ) -> Diagnosis:
-        """Return how good the gradient estimate is now, on training data balanced by class.
+        """Return how good the gradient estimate is now, on training data by turns.
 
         Args:
             thorough: also try noise of other sizes, and a step of the optimiser at the full
                 learning rate (a schedule may have ended at zero).
         """
-        split = self.dataset.train
-        index = data.class_balanced(split, examples, seed=0)
-        inputs, targets = placed(self.network, split.inputs[index], split.targets[index])
+        batch = self.dataset.shown(self.dataset.train, examples)
+        inputs, targets = placed(self.network, batch.inputs, batch.targets)
         self.network.train()
         with _full_rate(self.trainer) as optimiser:
             return probe(
                 self.engine,
                 inputs,
                 targets,
-                index,
+                batch.index,
                 draws=draws,
                 reference=reference,
                 optimiser=optimiser if thorough else None,
                 neighbours=thorough,
             )
+
+
+def check_time(network: nn.Module, dataset: data.Dataset) -> None:
+    """Refuse data with a time axis for a network of biograd that would flatten or cut it.
+
+    Raises:
+        RecipeError: the network has no time, or its encoding gives the data one.
+        DataError: a trial of the data is longer than one of the network.
+    """
+    if not dataset.train.timed or not isinstance(network, networks.Network):
+        return
+    where = f"{dataset.name}: the data have a time axis"
+    encoding = network.encoding
+    if encoding is None:
+        raise RecipeError(f"{where}, the network has none: take a spiking or a recurrent one")
+    if not encoding.timed:
+        kind = encoding.recipe.kind
+        raise RecipeError(f"{where}, encoding.kind = {kind!r} gives them one: set it to 'given'")
+    check_duration(dataset.steps, encoding.steps, encoding.dt_ms)
 
 
 @contextmanager
@@ -307,7 +327,7 @@ class Recording:
         engine, sums = self.experiment.engine, self._sums
         values = {"train_loss": sums.loss / sums.steps}
         values |= prefixed("train", engine.task.figures(sums.totals))
-        values |= prefixed("test", evaluate(engine, self.experiment.dataset.test))
+        values |= prefixed("test", evaluate(engine, self.experiment.dataset.evaluated))
         epoch, recipe = record.epoch + 1, configuration.recipe.training
         epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
         found = self._look()
@@ -330,7 +350,7 @@ class Recording:
         if ranks.rank():
             return {}
         experiment = self.experiment
-        inputs = experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
+        inputs = experiment.dataset.evaluated.take(torch.as_tensor(self.probe.index)).inputs
         return activity(experiment.network, inputs, experiment.watched)
 
     def _snapshot(self, step: int, found: Mapping[str, torch.Tensor]) -> None:
@@ -379,9 +399,11 @@ class Recording:
         trainer = experiment.trainer
         seconds = self.seconds + time.perf_counter() - self._started
         train = evaluate(experiment.engine, experiment.dataset.train)
-        test = evaluate(experiment.engine, experiment.dataset.test)
+        test = evaluate(experiment.engine, experiment.dataset.evaluated)
         task = experiment.engine.task
         costs = {} if ranks.rank() else self._costs()
+        evaluated = experiment.dataset.evaluated_on
+        unseen = experiment.dataset.open_test() if evaluated == "validation" else None
         control = None
         if configuration.control and (self.pristine or not configuration.module):
             self.progress.note("training the control: frozen hidden layers")
@@ -402,6 +424,8 @@ class Recording:
             **prefixed("test", test),
             "frozen_hidden_control": control,
             "silent": self._silent,
+            "evaluated_on": evaluated,
+            **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),
             "seconds": seconds,
             "steps_per_second": trainer.step / seconds,
             "ranks": ranks.size(),
@@ -411,7 +435,7 @@ class Recording:
     def _costs(self) -> dict[str, Any]:
         """Return what the training took, and what an example takes when it is done."""
         trainer, network = self.experiment.trainer, self.experiment.network
-        inputs = self.experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
+        inputs = self.experiment.dataset.evaluated.take(torch.as_tensor(self.probe.index)).inputs
         found = operations(network, placed(network, inputs, inputs)[0])
         return {
             "training_seconds": trainer.seconds,
@@ -468,7 +492,7 @@ def frozen_hidden(
     experiment = Experiment(configuration, dataset, network, "frozen_hidden")
     for _record in experiment.trainer.steps():
         pass
-    found = evaluate(experiment.engine, dataset.test)
+    found = evaluate(experiment.engine, dataset.evaluated)
     experiment.engine.detach()
     return found[experiment.engine.task.headline]
 

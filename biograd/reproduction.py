@@ -26,7 +26,7 @@ from torch import nn
 
 from biograd.configuration import Configuration
 from biograd.errors import RecipeError
-from biograd.experiment import begin, go_on, need_module
+from biograd.experiment import begin, go_on, need_data, need_module
 from biograd.metrics import DEFAULT, headline, is_share, words, written
 from biograd.progress import Progress, Silent
 from biograd.recording import Interrupted
@@ -220,6 +220,7 @@ def reproduce(
     path: str | Path,
     network: nn.Module | None = None,
     *,
+    data: Any = None,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     offline: bool | None = None,
@@ -235,6 +236,8 @@ def reproduce(
         path: of a run file, or of its parts.
         network: your own module as it was before the training, if the run trained one; it is
             trained.
+        data: your own data, if the run learned from any that are in no file; or where its files
+            are now.
         out: where to keep the repeated run; None: it is deleted.
         data_dir: of the data; None: as the run had it.
         offline: do not download; None: as the run had it.
@@ -250,6 +253,10 @@ def reproduce(
         run = stack.enter_context(open_run(path))
         configuration = _configuration(run, data_dir, offline)
         need_module(configuration, network, run.path, "reproduce")
+        need_data(configuration, data, run.path, "reproduce")
+        if not run.attributes["dataset_sha256"]:
+            raise RecipeError(f"{run.path}: its data do not repeat, nor does the run")
+        configuration = configuration.given(data)
         step = int(run.checkpoint()[1]["step"])
         if out is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="biograd-"))
@@ -259,7 +266,7 @@ def reproduce(
             if target.exists() or RunPaths.of(out).parts.exists():
                 raise RecipeError(f"{target}: exists; give another --out")
         try:
-            _repeat(run, configuration, target, step, shown, network)
+            _repeat(run, configuration, target, step, shown, network, data)
         except Interrupted as error:
             if out is not None:
                 raise
@@ -303,6 +310,7 @@ def _repeat(
     step: int,
     progress: Progress,
     network: nn.Module | None,
+    own: Any,
 ) -> None:
     """Train as the run did, with every budget that it had, up to ``step``."""
     last = None if run.status == "completed" else step
@@ -317,9 +325,9 @@ def _repeat(
         ),
     )
     ends = [*(stage.steps for stage in stages), last]
-    begin(first, target, progress, network, like=run).run(ends[0])
+    begin(first, target, progress, network, own=own, like=run).run(ends[0])
     for epochs, end in zip(budgets[1:], ends[1:], strict=True):
-        go_on(target, epochs, progress, network).run(end)
+        go_on(target, epochs, progress, network, own).run(end)
 
 
 def _notes(run: Run, configuration: Configuration, step: int) -> tuple[str, ...]:

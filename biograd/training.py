@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd import parallel, ranks, tasks
-from biograd.data import Split, batches
+from biograd.data import Batch, Source, batches
 from biograd.engine import Engine
 from biograd.errors import BiogradError
 from biograd.randomness import generator
@@ -97,12 +97,12 @@ def make_optimiser(recipe: TrainingRecipe, parameters: Iterator[nn.Parameter]) -
 
 
 class Trainer:
-    """Trains an engine's network on a split and can stop and go on at every step.
+    """Trains an engine's network on a source and can stop and go on at every step.
 
     Args:
         engine: the attached network.
         recipe: optimiser and budget.
-        split: the examples to learn from.
+        source: the examples to learn from.
         seed: of the order of the examples.
 
     Attributes:
@@ -115,11 +115,11 @@ class Trainer:
         CapabilityError, RecipeError: see ``Engine.prepare`` and ``Engine.check_ranks``.
     """
 
-    def __init__(self, engine: Engine, recipe: TrainingRecipe, split: Split, seed: int) -> None:
-        self.engine, self.recipe, self.split, self.seed = engine, recipe, split, seed
+    def __init__(self, engine: Engine, recipe: TrainingRecipe, source: Source, seed: int) -> None:
+        self.engine, self.recipe, self.source, self.seed = engine, recipe, source, seed
         self.step, self.passes, self.seconds = 0, 0, 0.0
-        self.per_epoch = max(1, len(split.inputs) // recipe.batch_size)
-        self.drop_last = len(split.inputs) >= recipe.batch_size
+        self.per_epoch = max(1, len(source) // recipe.batch_size)
+        self.drop_last = len(source) >= recipe.batch_size
         self.asked: list[int] = []
         if ranks.size() > 1:
             engine.check_ranks()
@@ -154,8 +154,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Show the engine the first batch: it makes what it learns, and refuses what cannot be."""
         self.engine.network.train()
-        stream = generator(self.seed, "order", 0)
-        batch = next(batches(self.split, self.recipe.batch_size, stream, self.drop_last))
+        batch = next(self._order(0))
         self.engine.prepare(*placed(self.engine.network, batch.inputs, batch.targets))
 
     def steps(self) -> Iterator[StepRecord]:
@@ -166,11 +165,16 @@ class Trainer:
         """
         while self.spent < self.budget:
             epoch, done = divmod(self.step, self.per_epoch)
-            stream = generator(self.seed, "order", epoch)
-            order = batches(self.split, self.recipe.batch_size, stream, self.drop_last)
-            for place, batch in enumerate(order):
-                if place >= done and self.spent < self.budget:
-                    yield self._train(batch.inputs, batch.targets, batch.index, epoch)
+            for batch in self._order(epoch, done):
+                yield self._train(batch.inputs, batch.targets, batch.index, epoch)
+                if self.spent >= self.budget:
+                    break
+
+    def _order(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, which follow from seed and epoch alone."""
+        size, key = self.recipe.batch_size, (self.seed, epoch)
+        order = generator(self.seed, "order", epoch)
+        return batches(self.source, size, order, self.drop_last, skip=skip, key=key)
 
     def _train(self, inputs: Tensor, targets: Tensor, index: Tensor, epoch: int) -> StepRecord:
         started, before = time.perf_counter(), self.spent
@@ -291,7 +295,7 @@ def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, split: Split, batch_size: int = 256) -> dict[str, float]:
+def evaluate(engine: Engine, split: Source, batch_size: int = 256) -> dict[str, float]:
     """Return the task's metrics and the mean ``loss`` of a split, in evaluation mode.
 
     Ranks divide the batches; all of them must ask.

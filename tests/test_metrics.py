@@ -10,9 +10,9 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 import biograd
-from biograd.commands.progress import describe
+from biograd.commands.display import describe
 from biograd.commands.train import summary as told
-from biograd.data import Split
+from biograd.data.arrays import Arrays
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.metrics import Shown, figure, headline, is_share, written
@@ -23,14 +23,14 @@ from biograd.tasks import Classes, Regression, Task, learned
 from biograd.training import StepRecord, Trainer, evaluate
 
 
-def split(rows: int = 53) -> Split:
+def split(rows: int = 53) -> Arrays:
     stream = torch.Generator().manual_seed(0)
     inputs = torch.randn(rows, 5, generator=stream)
     targets = 3 + inputs[:, 0] - 2 * inputs[:, 1] + 0.1 * torch.randn(rows, generator=stream)
-    return Split(inputs, targets)
+    return Arrays(inputs, targets)
 
 
-def trainer(task: Task, outputs: int, given: Split, **settings: object) -> Trainer:
+def trainer(task: Task, outputs: int, given: Arrays, **settings: object) -> Trainer:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, outputs))
     engine = attach(network, biograd.Backpropagation(), task=task)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import biograd
 from biograd import LocalLosses, parallel, ranks
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.decorrelation import Decorrelation
 from biograd.decorrelation_rules import RULES
 from biograd.engine import attach
@@ -68,7 +68,7 @@ class Case:
             momentum=0.9,
             learning_rate=0.05,
         )
-        return Trainer(engine, recipe, Split(*batch(STEPS * self.rows)), seed=5)
+        return Trainer(engine, recipe, Arrays(*batch(STEPS * self.rows)), seed=5)
 
     def found(self, between: Callable[[Trainer], None] = lambda _: None) -> dict[str, Tensor]:
         """Return all that a training leaves: parameters, state, figures, results.

@@ -95,6 +95,12 @@ def _json_option() -> click.Option:
 
 
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+own_data_option = click.option(
+    "--dataset",
+    metavar="FILE|FUNCTION",
+    help="Data of your own, if the run learned from any that no file brings back: "
+    "package.module:function; or where their file is now.",
+)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -110,6 +110,7 @@ def place(
     data_dir: Path | None,
     offline: bool,
     task: int | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Place:
     """Return where a study runs, from the options of the console."""
     from biograd.placement import Placement
@@ -118,7 +119,7 @@ def place(
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
     placement = Placement(engine, workers or os.cpu_count() or 1, address, job, folder)
-    return Place(folder, data_dir, offline, placement, task)
+    return Place(folder, data_dir, offline, placement, task, own or {})
 
 
 def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Answer:

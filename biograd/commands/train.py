@@ -25,10 +25,16 @@ from biograd.metrics import headline, words, written
 )
 @click.option(
     "--dataset",
-    metavar="NAME|FILE",
+    metavar="NAME|FILE|FUNCTION",
     default="digits",
     show_default=True,
-    help="A shipped dataset, or a TOML file.",
+    help="A shipped dataset, a TOML file, or your own: FILE.npz, FILE.h5, a folder, "
+    "package.module:function.",
+)
+@click.option(
+    "--task",
+    metavar="NAME",
+    help="What the targets ask for: classes, regression, ...  [default: what they tell]",
 )
 @click.option("--estimator", metavar="NAME", help="How gradients are estimated.  [default: model]")
 @click.option(
@@ -86,11 +92,12 @@ def train(*, quiet: bool, **choices: Any) -> Answer:
     batch.
     """
     recipes.read(choices["model"], "models")  # a misspelt name should not wait for torch
-    recipes.read(choices["dataset"], "datasets")
+    recipes.dataset_table(choices["dataset"])
     from biograd import experiment
 
     with ProgressDisplay(quiet) as progress:
-        record = experiment.execute(experiment.Request(**choices), progress)
+        asked = experiment.asked(choices.pop("dataset"))
+        record = experiment.execute(experiment.Request(**asked, **choices), progress)
     return Answer(record, summary(record))
 
 

@@ -22,7 +22,15 @@ from biograd.recipes.checking import (
     construct,
     validate,
 )
-from biograd.recipes.dataset import DataFile, DatasetRecipe, load_dataset
+from biograd.recipes.dataset import (
+    FUNCTION,
+    OWN,
+    DataFile,
+    DatasetRecipe,
+    dataset_table,
+    load_dataset,
+    title,
+)
 from biograd.recipes.encodings import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.model import ModelRecipe, load_model
@@ -56,4 +64,8 @@ __all__ = [
     "DataFile",
     "DatasetRecipe",
     "load_dataset",
+    "dataset_table",
+    "FUNCTION",
+    "OWN",
+    "title",
 ]

@@ -83,6 +83,7 @@ class Place:
         offline: do not download.
         placement: who runs the trainings, and how many at a time.
         task: the number of the only training that is to be done; None: all of them.
+        own: data that are in no file, by the name that the study has for them; never written.
     """
 
     folder: Path
@@ -90,6 +91,21 @@ class Place:
     offline: bool = False
     placement: Placement = dataclasses.field(default_factory=Placement)
     task: int | None = None
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def data(self, name: str) -> Any:
+        """Return the user's own data that a study calls ``name``; None: it is no name of such.
+
+        Raises:
+            RecipeError: they are not here.
+        """
+        known = name.startswith(recipes.OWN) or recipes.FUNCTION.fullmatch(name)
+        if known and name not in self.own:
+            raise RecipeError(
+                f"study: {recipes.title(name)}: data of yours, which no file brings back: give "
+                "them to biograd.compare(data=...), or --dataset package.module:function"
+            )
+        return self.own.get(name)
 
 
 @dataclasses.dataclass(frozen=True)

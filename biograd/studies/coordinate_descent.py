@@ -17,7 +17,7 @@ from torch import nn
 
 from biograd import data, recipes
 from biograd.block_coordinate import BlockCoordinate, Penalties
-from biograd.data import Dataset, Split
+from biograd.data import Arrays, Batch, Dataset
 from biograd.networks import build
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct
@@ -68,8 +68,8 @@ def run(settings: BlockCoordinateDescent, place: Place, progress: StudyProgress)
     found: list[dict[str, Any]] = []
     for name, table in settings.cells.items():
         cell = construct(NetworkCell, table, "study", f"cells.{name}")
-        chosen = data.class_balanced(dataset.train, cell.rows, seed=settings.seed)
-        rows = dataset.train.rows(chosen)
+        rows = dataset.shown(dataset.train, cell.rows, settings.seed)
+        test = dataset.evaluated.take(torch.arange(len(dataset.evaluated)))
         for rule in ("block coordinate descent", "gradient descent"):
             progress.note(f"{name}, {rule}")
             network, begin = _network(settings, cell, dataset), time.process_time()
@@ -78,7 +78,7 @@ def run(settings: BlockCoordinateDescent, place: Place, progress: StudyProgress)
             else:
                 _descend(settings, cell, network, rows)
             row: dict[str, Any] = {"cell": name, "rule": rule}
-            row["test"], row["train"] = _accuracy(network, dataset.test), _accuracy(network, rows)
+            row["test"], row["train"] = _accuracy(network, test), _accuracy(network, rows)
             if rule.startswith("block") and cell.published is not None:
                 row["published"] = cell.published
             found.append(row | {"seconds": time.process_time() - begin})
@@ -95,7 +95,7 @@ def run(settings: BlockCoordinateDescent, place: Place, progress: StudyProgress)
 
 def _network(settings: BlockCoordinateDescent, cell: NetworkCell, dataset: Dataset) -> nn.Module:
     recipe = recipes.load_model("ann", assignments=[f"network.hidden={list(cell.hidden)}"])
-    network = build(recipe, dataset.shape, dataset.classes)
+    network = build(recipe, dataset.shape, dataset.task.outputs)
     stream = generator(settings.seed, "weights")
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -107,7 +107,7 @@ def _network(settings: BlockCoordinateDescent, cell: NetworkCell, dataset: Datas
 
 
 def _solve(
-    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Split
+    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Batch
 ) -> None:
     penalties = Penalties(inertia=settings.inertia)
     descent = BlockCoordinate(network, rows.inputs, rows.targets, penalties)
@@ -116,17 +116,19 @@ def _solve(
 
 
 def _descend(
-    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Split
+    settings: BlockCoordinateDescent, cell: NetworkCell, network: nn.Module, rows: Batch
 ) -> None:
     optimiser = torch.optim.SGD(network.parameters(), lr=settings.rate)
     for epoch in range(cell.sweeps):
-        for batch in data.batches(rows, BATCH, generator(settings.seed, "order", epoch)):
+        for batch in data.batches(
+            Arrays(rows.inputs, rows.targets), BATCH, generator(settings.seed, "order", epoch)
+        ):
             optimiser.zero_grad()
             squared_error(network(batch.inputs), batch.targets).mean().backward()
             optimiser.step()
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, split: Split) -> float:
+def _accuracy(network: nn.Module, split: Batch) -> float:
     """Return the share of right answers in per cent."""
     return 100 * float((network(split.inputs).argmax(1) == split.targets).float().mean())

@@ -61,7 +61,7 @@ def run(settings: GradientQuality, place: Place, progress: StudyProgress) -> Rep
         for name, cell in cells.items():
             progress.note(f"{name}, seed {seed}")
             configuration = _configuration(settings, place, seed, cell.estimator, cell.set)
-            dataset = _dataset(configuration, place)
+            dataset = configuration.read()
             both = [_compare(settings, configuration, dataset, w) for w in (begin, end)]
             found[name].append((both[0], both[1]))
     rows = [{"cell": name, **_row(pairs)} for name, pairs in found.items()]
@@ -99,22 +99,12 @@ def _configuration(
     )
 
 
-def _dataset(configuration: Configuration, place: Place) -> data.Dataset:
-    return data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=place.data_dir,
-        offline=place.offline,
-        seed=configuration.seed,
-    )
-
-
 def _teach(
     settings: GradientQuality, place: Place, seed: int, progress: StudyProgress
 ) -> tuple[Weights, Weights]:
     """Return the weights before and after the teacher's training."""
     configuration = _configuration(settings, place, seed, settings.teacher, ())
-    made = Experiment(configuration, _dataset(configuration, place))
+    made = Experiment(configuration, configuration.read())
     begin = {name: value.clone() for name, value in made.network.state_dict().items()}
     progress.begin(made.trainer.total, f"{settings.teacher}, seed {seed}")
     for record in made.trainer.steps():
@@ -130,11 +120,11 @@ def _compare(
     dataset: data.Dataset,
     weights: Weights,
 ) -> Diagnosis:
-    network = build(configuration.recipe, dataset.shape, dataset.classes, configuration.seed)
+    network = build(configuration.recipe, dataset.shape, dataset.task.outputs, configuration.seed)
     network.load_state_dict(weights)  # first: the noise is scaled by the currents that it finds
     made = Experiment(configuration, dataset, network)
-    rows = slice(0, settings.examples)
-    inputs, targets = placed(made.network, dataset.train.inputs[rows], dataset.train.targets[rows])
+    batch = dataset.train.take(torch.arange(min(settings.examples, len(dataset.train))))
+    inputs, targets = placed(made.network, batch.inputs, batch.targets)
     made.network.train()
     index = torch.arange(len(inputs))
     found = probe(made.engine, inputs, targets, index, draws=settings.draws, neighbours=False)

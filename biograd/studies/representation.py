@@ -126,27 +126,22 @@ def _trained(
             offline=place.offline,
         )
     )
-    dataset = data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=place.data_dir,
-        offline=place.offline,
-        seed=seed,
-    )
+    dataset = configuration.read()
     made = Experiment(configuration, dataset)
     progress.begin(made.trainer.total, f"{cell.estimator}, seed {seed}")
     for record in made.trainer.steps():
         progress.step({"loss": record.loss, **record.metrics})
-    accuracy = 100 * evaluate(made.engine, dataset.test)["accuracy"]
+    accuracy = 100 * evaluate(made.engine, dataset.evaluated)["accuracy"]
     layers = _measure(settings, made, dataset.train)
     made.engine.detach()
     return accuracy, layers
 
 
-def _measure(settings: Representations, made: Experiment, split: data.Split) -> dict[str, Block]:
+def _measure(settings: Representations, made: Experiment, split: data.Source) -> dict[str, Block]:
     """Measure every block on examples of the training split that no probe has learned from."""
-    count = min(settings.probe_examples, len(split.inputs) // 2)
-    inputs, labels = split.inputs[: 2 * count], split.targets[: 2 * count]
+    count = min(settings.probe_examples, len(split) // 2)
+    batch = split.take(torch.arange(2 * count))
+    inputs, labels = batch.inputs, batch.targets
     found = activity(made.network, inputs, made.watched)
     sorted_points = labels[count:].argsort(stable=True)
     chosen = sorted_points[torch.linspace(0, count - 1, min(settings.points, count)).round().long()]

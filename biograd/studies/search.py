@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from biograd import data, experiment
+from biograd import experiment
 from biograd.configuration import Configuration
+from biograd.data import Dataset
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.experiment import Experiment, Request
 from biograd.metrics import DEFAULT, is_share
@@ -269,10 +270,10 @@ def _judged(
         assignments=(*request.assignments, *assignments, held_out),
     )
     configuration = experiment.configure(trial)
-    task = trial_data(configuration).task
+    task = trial_data(configuration, trial.own).task
     metric = task.headline, task.better
     try:
-        value = validate(configuration)
+        value = validate(configuration, trial.own)
     except RecipeError:
         raise
     except BiogradError:  # the loss is not finite
@@ -280,36 +281,30 @@ def _judged(
     return metric, value if task.better == "higher" else -value
 
 
-def validate(configuration: Configuration) -> float:
+def validate(configuration: Configuration, own: Any = None) -> float:
     """Train without a run file and return the headline metric on the held-out part.
 
     Raises:
         BiogradError: nothing is held out: the metric would be that of the test split.
     """
-    dataset = trial_data(configuration)
+    dataset = trial_data(configuration, own)
     trained = Experiment(configuration, dataset)
     try:
         for _record in trained.trainer.steps():
             pass
-        found = evaluate(trained.engine, dataset.test)
+        found = evaluate(trained.engine, dataset.evaluated)
     finally:
         trained.engine.detach()
     return found[dataset.task.headline]
 
 
-def trial_data(configuration: Configuration) -> data.Dataset:
+def trial_data(configuration: Configuration, own: Any = None) -> Dataset:
     """Return the data of a trial, some of them held out.
 
     Raises:
         BiogradError: nothing is held out.
     """
-    dataset = data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=None if configuration.data_dir is None else Path(configuration.data_dir),
-        offline=configuration.offline,
-        seed=configuration.seed,
-    )
+    dataset = configuration.read(own)
     if dataset.evaluated_on != "validation":
         raise BiogradError(
             f"{configuration.dataset}: a search must not look at the test split: set "

@@ -85,6 +85,8 @@ class Training:
         return experiment.Request(
             model=self.cell.model,
             dataset=self.cell.dataset,
+            own=self.place.data(self.cell.dataset),
+            repeatable=True,
             estimator=self.cell.estimator,
             seed=self.seed,
             out=self.path,
@@ -122,7 +124,10 @@ class Training:
     def held_out(self) -> bool:
         """Whether it was judged on a held-out part of the training data, not on the test split."""
         found = self._read()
-        return found is not None and found["configuration"]["data"]["validation"] > 0
+        if found is None:
+            return False
+        held = found["configuration"]["data"]["validation"] > 0  # all that older summaries know
+        return held or found["summary"].get("evaluated_on") == "validation"
 
     def run(self, progress: StudyProgress | None = None, shared: bool = False) -> Summary:
         """Return its summary: as it was written before, resumed, or new.
@@ -134,7 +139,8 @@ class Training:
         if known is not None:
             return known
         if self._begun():
-            found = experiment.proceed(self.path, progress=progress)
+            own = self.place.data(self.cell.dataset)
+            found = experiment.proceed(self.path, progress=progress, own=own)
         else:
             found = experiment.execute(self.request(), progress)
         if shared:
@@ -160,7 +166,10 @@ class Training:
 
 def _same(known: Table, asked: Table, where: Path) -> None:
     # what an older version did not know yet has its default
-    if _plain(experiment.Configuration.of(known, where)) != asked:
+    before = _plain(experiment.Configuration.of(known, where))
+    if "name" not in asked["data"]["task"]:  # a run notes the task that its targets asked for
+        before["data"]["task"].pop("name", None)
+    if before != asked:
         raise RecipeError(
             f"{where}: was made with other settings: give another folder, or delete the file"
         )
