@@ -20,6 +20,7 @@ from torch import nn
 
 from biograd import data, experiment
 from biograd.__main__ import main
+from biograd.data import SOURCES
 from biograd.errors import BiogradError, DataError, RecipeError, RunFileError
 from biograd.estimators import ESTIMATORS
 from biograd.experiment import Interrupted, Request
@@ -315,10 +316,8 @@ def test_cuda_without_a_device_is_refused() -> None:
 
 
 def poisoned(monkeypatch: Any, spoil: Any) -> None:
-    from biograd.data import digits
-
-    read = digits.read
-    monkeypatch.setattr(digits, "read", lambda request: spoil(read(request)))
+    read = SOURCES["digits"]
+    monkeypatch.setitem(SOURCES.own, "digits", lambda request: spoil(read(request)))
 
 
 @pytest.mark.parametrize("what", ["nan", "label"])
@@ -326,7 +325,7 @@ def test_data_that_cannot_be_learned_from_are_refused(
     tmp_path: Path, monkeypatch: Any, what: str
 ) -> None:
     def spoil(loaded: Any) -> Any:
-        train, _test = loaded
+        train = loaded.sources["train"]
         if what == "nan":
             train.inputs[7] = float("nan")
         else:
