@@ -6,22 +6,23 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from biograd.checking import construct
-from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, Block, Projection
 from biograd.encoding import Encoding
 from biograd.encoding import build as build_encoding
 from biograd.errors import CapabilityError, RecipeError
 from biograd.interchange.cells import SAME, Array, milliseconds, neuron_of, settled
 from biograd.interchange.nodes import SIGNS
-from biograd.interchange.parse import Found, Parser, Way, plain
+from biograd.interchange.parse import Parser
+from biograd.interchange.parts import Found, Way, plain
 from biograd.interchange.readouts import READS, Origin, weighing
+from biograd.networks import Circuit
 from biograd.networks.grids import Convolution, Pooling
 from biograd.networks.normalisation import Dropout
 from biograd.networks.projections import Masked, OneToOne
@@ -150,9 +151,7 @@ class _Builder:
             return self.parsed.shape
         return self.parsed.populations[source].shape
 
-    def _pooled(
-        self, one: Way, shape: tuple[int, ...]
-    ) -> tuple[Pooling | None, tuple[int, ...]]:
+    def _pooled(self, one: Way, shape: tuple[int, ...]) -> tuple[Pooling | None, tuple[int, ...]]:
         """Return what reduces the source's grid, and the shape behind it."""
         if not one.pool:
             return None, shape
@@ -173,7 +172,8 @@ class _Builder:
             return OneToOne(math.prod(shape)).double()
         node, kind = self.parsed.nodes[one.weight], self.parsed.kind(one.weight)
         notes = self.parsed.noted(one.weight)
-        weight = np.asarray(node.scale).reshape(-1, 1) if kind == "Scale" else np.asarray(node.weight)
+        weight = np.asarray(node.scale if kind == "Scale" else node.weight)
+        weight = weight.reshape(-1, 1) if kind == "Scale" else weight
         self.types.add(weight.dtype)
         bias = np.asarray(node.bias) if hasattr(node, "bias") else None
         if kind == "Conv2d":
@@ -270,7 +270,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
     """Return the numbers of outputs and inputs of a layer."""
     if isinstance(layer, Convolution):
         return math.prod(layer.target_shape), math.prod(layer.shape)
-    outputs, inputs = layer.weight.shape  # type: ignore[misc, union-attr]
+    outputs, inputs = layer.weight.shape  # type: ignore[misc]
     return outputs, outputs if isinstance(layer, OneToOne) else inputs
 
 

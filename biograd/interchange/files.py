@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from biograd.errors import RecipeError
 from biograd.checking import Positive, validate
-from biograd.circuit.circuit import Circuit
-from biograd.interchange.build import Choices, Simulator, build, step_length
+from biograd.errors import RecipeError
+from biograd.interchange.build import Choices, build, step_length
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser
 from biograd.interchange.readouts import Read
+from biograd.networks import Circuit
 from biograd.recipes import EncodingRecipe
 from biograd.runs import storage
 from biograd.runs.reader import Run
+from biograd.simulators.population import Simulator
 
 SUBTRACTS = ("loop", "node")
 READS = ("mean", "sum", "last", "steps")
