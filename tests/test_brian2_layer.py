@@ -12,20 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from networks_for_tests import batch, gradients
+from networks_for_tests import batch, gradients, scan
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.circuit.readouts import KINDS, Readout
 from biograd.contracts import Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError
 from biograd.estimators import Estimator, make
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.readouts import KINDS, Readout
-from biograd.networks.spikes import Membrane, scan
-from biograd.recipes import NeuronRecipe, PopulationRecipe
+from biograd.neurons import Leaky
+from biograd.recipes import PopulationRecipe
 
 STEPS = 20
 LEAKY = PopulationRecipe(
@@ -74,11 +74,10 @@ def drive(rows: int = 8) -> Tensor:
 
 
 def test_it_is_the_leaky_neuron_that_torch_integrates() -> None:
-    """Spikes and surrogate gradient of ``networks.spikes``, whose reset is held constant too."""
-    membrane = Membrane.of(NeuronRecipe(resistance=8.0, reset="zero"), 1.0)
+    """Spikes and surrogate gradient of ``neurons.leaky_scan``, whose reset is held constant too."""
     current = drive().unsqueeze(1).requires_grad_()
     weights = torch.randn(8, STEPS, 5, generator=torch.Generator().manual_seed(2)).double()
-    expected = scan(membrane, current, STEPS)
+    expected = scan(Leaky(resistance=8.0, reset="zero"), current, STEPS)
     (truth,) = torch.autograd.grad((expected * weights).sum(), current)
     found = layer()(current)
     assert torch.equal(found, expected) and 0 < found.mean() < 1

@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 import biograd
 from biograd import experiment
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne, Sparse
 from biograd.costs import Operations, count, operations, peak_memory
 from biograd.networks import Network
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.projections import Masked, OneToOne, Sparse
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     PopulationRecipe,
     ProjectionRecipe,
 )
@@ -235,7 +234,7 @@ def test_the_readout_counts_the_spikes_that_it_reads() -> None:
     inputs, _ = batch(6)
     counts = {}
     for readout in ("membrane", "rate", "first_spike"):
-        network = spiking(neuron={"readout": readout})
+        network = spiking(network={"readout": readout})
         counts[readout] = operations(network, inputs).synaptic_operations
         spikes = network.activity(inputs)["blocks.1.activity"].double()
     assert counts["membrane"] == counts["rate"]
@@ -248,9 +247,7 @@ def test_event_driven_spikes_count_alike() -> None:
     inputs, _ = batch(6)
     kinds = [({"kind": "current", "gain": 2.0}, 6 * 5), ({"kind": "latency"}, 0)]
     for encoding, mac in kinds:
-        network = spiking(
-            neuron={"method": "event", "synaptic_time_constant_ms": 5.0}, encoding=encoding
-        )
+        network = spiking(neuron={"kind": "event_driven"}, encoding=encoding)
         found = operations(network, inputs)
         times = list(network.spike_times(inputs).values())  # type: ignore[operator]
         counts = [t.isfinite().sum(-1).double().mean(0) for t in times]
@@ -270,8 +267,12 @@ def circuit(output: str = "spikes") -> Network:
         "method": "exact",
     }
     recipe = ModelRecipe(
-        network=NetworkRecipe(substrate="brian2", kind="circuit", dtype="float64"),
-        neuron=NeuronRecipe(readout="rate" if output == "spikes" else "potential"),
+        network=NetworkRecipe(
+            substrate="brian2",
+            kind="circuit",
+            dtype="float64",
+            readout="rate" if output == "spikes" else "potential",
+        ),
         populations={
             "first": PopulationRecipe(units=6, **cell),
             "second": PopulationRecipe(units=4, output=output, **cell),
@@ -283,7 +284,7 @@ def circuit(output: str = "spikes") -> Network:
         },
         encoding=EncodingRecipe(duration_ms=20.0, gain=2.0),
     )
-    from biograd.networks.import_brian2 import import_brian2
+    from biograd.brian.import_brian2 import import_brian2
 
     import_brian2().prefs.codegen.target = "numpy"
     return biograd.build(recipe, 5, 3)  # type: ignore[return-value]

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 import biograd
 from biograd.contracts import Plan, Round, Trace
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import (
@@ -127,7 +127,7 @@ def test_symmetric_feedback_through_spikes_and_time(substrate: str, recurrent: b
 
 def test_symmetric_feedback_through_exact_spike_times() -> None:
     def engine(estimator: Estimator) -> Engine:
-        neuron = {"method": "event", "synaptic_time_constant_ms": 4.0, "resistance": 20.0}
+        neuron = {"kind": "event_driven", "synaptic_time_constant_ms": 4.0, "resistance": 20.0}
         network = spiking("torch", neuron=neuron, encoding={"kind": "latency"})
         with torch.no_grad():
             for parameter in network.parameters():
@@ -768,7 +768,7 @@ def test_feedback_follows_the_seed_and_survives_a_checkpoint(name: str) -> None:
 @pytest.mark.parametrize("name", [*FEEDBACK, *BROADCAST])
 def test_a_restored_trainer_goes_on_as_if_it_had_not_stopped(name: str) -> None:
     inputs, targets = batch(64)
-    split = Split(inputs, targets)
+    split = Arrays(inputs, targets)
     recipe = TrainingRecipe(epochs=2, batch_size=16)
 
     def trainer(seed: int) -> Trainer:

@@ -21,22 +21,22 @@ from torch import Tensor, nn
 
 import biograd
 from biograd.__main__ import main
+from biograd.brian.import_brian2 import import_brian2
 from biograd.checking import construct
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.grids import Convolution
+from biograd.circuit.projections import Masked
+from biograd.circuit.readouts import Readout
 from biograd.engine import attach
 from biograd.errors import CapabilityError, MissingExtraError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.interchange import export_nir, import_nir, to_nir
 from biograd.interchange.cells import Cell, milliseconds
 from biograd.interchange.readouts import Origin, weighing
-from biograd.networks import Circuit
-from biograd.networks.grids import Convolution
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.network import Network
-from biograd.networks.projections import Masked
-from biograd.networks.readouts import Readout
 from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe
+from biograd.substrate.network import Network
 
 nir = pytest.importorskip("nir")
 STEPS, CLASSES = 20, 3

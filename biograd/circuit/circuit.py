@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +13,7 @@ from biograd.circuit.stepping import Stepped, Together, added
 from biograd.contracts import Site
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
-from biograd.networks.network import Network
+from biograd.substrate.network import Network
 from biograd.threads import Turn
 
 
@@ -91,6 +90,8 @@ class Circuit(Network):
         CapabilityError: a port that receives nothing.
     """
 
+    _layers: dict[str, nn.Module]
+
     def __init__(
         self,
         parts: Sequence[Block | Projection],
@@ -164,6 +165,12 @@ class Circuit(Network):
         Args:
             encoded: ``[rows, steps or 1, units]``; without time ``[rows, ...]``.
         """
+        layers = {
+            one.path: self.get_submodule(one.path)
+            for one in self.graph.projections
+            if one.layer is not None
+        }
+        self.__dict__["_layers"] = layers  # of now: they may have been replaced
         course: dict[str, Tensor] = {INPUT: encoded}
         for group in self.graph.groups:
             if group[0] in self.graph.together:
@@ -180,7 +187,7 @@ class Circuit(Network):
             activity = one.before(activity)
         if one.layer is None:
             return activity
-        found: Tensor = self.get_submodule(one.path)(activity)
+        found: Tensor = self._layers[one.path](activity)
         return found
 
     def _arriving(
@@ -203,7 +210,7 @@ class Circuit(Network):
         loops = [p for p in self.graph.projections if p.source == one.path == p.target]
         skips = self._arriving(one.path, SKIP, course, ())
         current = currents if len(one.ports) > 1 else currents[one.ports[0]]
-        recurrent = self.get_submodule(loops[0].path) if loops else None
+        recurrent = self._layers[loops[0].path] if loops else None
         whole: Tensor = module(current, recurrent, skips)
         return whole
 

@@ -12,7 +12,7 @@ from biograd.circuit.graph import SKIP, Graph, Projection
 from biograd.contracts import Transport
 from biograd.credit_paths import State, join, mapped, starts
 from biograd.errors import CapabilityError
-from biograd.networks.normalisation import Dropout
+from biograd.substrate.normalisation import Dropout
 
 Carried = Callable[[Projection, Tensor], Tensor]
 """What a projection makes of its source's activity."""
@@ -98,6 +98,10 @@ class Together:
         self.graph, self.group, self.modules = graph, group, modules
         self.cells = {name: _stepped(module) for name, module in modules.items()}
         self.driven, self.carried = driven, carried
+        self.into = {
+            name: {port: graph.into(name, port) for port in (*graph.blocks[name].ports, SKIP)}
+            for name in group
+        }
         first = next(iter(driven.values()))
         self.silent = {n: first.new_zeros(len(first), self.cells[n].layer.units) for n in group}
         self.seen: dict[str, list[Tensor]] = {name: [] for name in group}
@@ -125,19 +129,18 @@ class Together:
 
     def _step(self, name: str, index: int) -> None:
         currents = {
-            port: added([self._arriving(one, index) for one in self.graph.into(name, port)])
-            for port in self.graph.blocks[name].ports
+            port: added([self._arriving(one, index) for one in into])
+            for port, into in self.into[name].items()
+            if port != SKIP
         }
-        skips = [self._arriving(one, index) for one in self.graph.into(name, SKIP)]
         module = self.modules[name]
-        own: list[Tensor] = []
         if isinstance(module, Stepped):
             self.seen[name].append(module(currents))
             assert module.passed is not None
-            own.append(module.passed)
+            self.own[name].append(module.passed)
         else:
-            self.seen[name].append(module(currents, None, skips, own))
-        self.own[name] += own
+            skips = [self._arriving(one, index) for one in self.into[name][SKIP]]
+            self.seen[name].append(module(currents, None, skips, self.own[name]))
 
     def _arriving(self, one: Projection, index: int) -> Tensor:
         """Return what a projection brings in a step."""
@@ -171,5 +174,3 @@ def _sum(*parts: Tensor) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total
-
-

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.populations import make_population, normalised, reading
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.normalisation import Dropout
 from biograd.neurons import Rate
 from biograd.recipes import ModelRecipe, NetworkRecipe
+from biograd.substrate.normalisation import Dropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -95,7 +95,9 @@ class Layers:
         lies = len(shape) == 3 and (encoding is None or encoding.units == math.prod(shape))
         if self.network.channels and not lies:
             raise RecipeError(f"network.channels: convolutions need data (C, H, W), not {shape}")
-        self.place = _Place(INPUT, units, shape if lies else None, len(shape) > 1 and not self.labels)
+        self.place = _Place(
+            INPUT, units, shape if lies else None, len(shape) > 1 and not self.labels
+        )
 
     def circuit(self) -> Circuit:
         """Return the network."""
@@ -116,9 +118,7 @@ class Layers:
         if before is not None:
             filtered = before if filtered is None else nn.Sequential(before, filtered)
         simulator = self.network.substrate
-        return Circuit(
-            self.parts, readout, self.encoding, filtered, behind, simulator=simulator
-        )
+        return Circuit(self.parts, readout, self.encoding, filtered, behind, simulator=simulator)
 
     def _before(self, pooling: int, dense: bool) -> nn.Module | None:
         """Return what is done to the source's activity, and note how it then lies."""
@@ -216,7 +216,7 @@ class Layers:
 
     def _normalised(self, width: int, grid: tuple[int, ...] | None) -> dict[str, nn.Module]:
         kind = self.network.normalisation
-        if kind in ("none", "length"):
+        if kind == "none" or kind == "length":
             return {}
         if self.encoding is not None:
             shape = (width,) if grid is None else grid
@@ -246,9 +246,11 @@ TAKES = {
     "local_mixer": set(),
 }
 """Keys of ``[network]`` that each kind of network takes, beside kind, gain and dtype."""
-NOUNS = {"rate": "a rate network", "spiking": "a spiking network", "local_mixer": "a LocalMixer"} | {
-    "circuit": "a circuit, which is made of [populations] and [projections]"
-}
+NOUNS = {
+    "rate": "a rate network",
+    "spiking": "a spiking network",
+    "local_mixer": "a LocalMixer",
+} | {"circuit": "a circuit, which is made of [populations] and [projections]"}
 
 
 def check_keys(network: NetworkRecipe) -> None:

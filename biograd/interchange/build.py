@@ -13,7 +13,11 @@ import torch
 from torch import nn
 
 from biograd.checking import construct
+from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.encoding import build as build_encoding
 from biograd.errors import CapabilityError, RecipeError
@@ -22,13 +26,9 @@ from biograd.interchange.nodes import SIGNS
 from biograd.interchange.parse import Parser
 from biograd.interchange.parts import Found, Way, plain
 from biograd.interchange.readouts import READS, Origin, weighing
-from biograd.networks import Circuit
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.normalisation import Dropout
-from biograd.networks.projections import Masked, OneToOne
-from biograd.networks.readouts import LeakyReadout, Readout
 from biograd.recipes import EncodingRecipe, PopulationRecipe
 from biograd.simulators.population import Population, Simulator
+from biograd.substrate.normalisation import Dropout
 
 
 @dataclasses.dataclass(frozen=True)

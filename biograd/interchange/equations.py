@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
 from biograd.errors import CapabilityError
 from biograd.interchange.cells import SAME, Array, Cell, in_milliseconds
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
 
 EXACT = ("", "exact", "linear")
 """Methods that solve a linear equation exactly."""

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from biograd.checking import Positive, validate
+from biograd.circuit.circuit import Circuit
 from biograd.errors import RecipeError
 from biograd.interchange.build import Choices, build, step_length
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser
 from biograd.interchange.readouts import Read
-from biograd.networks import Circuit
 from biograd.recipes import EncodingRecipe
 from biograd.runs import storage
 from biograd.runs.reader import Run

@@ -13,16 +13,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from biograd import __version__
+from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne, Sparse
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.errors import CapabilityError, MissingExtraError
 from biograd.interchange.cells import Array, Cell
 from biograd.interchange.populations import array, cell_of
 from biograd.interchange.readouts import READS, Read, origin_of, weighing
-from biograd.networks import Circuit
-from biograd.networks.effective import effective_parameters
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.projections import Masked, OneToOne, Sparse
-from biograd.networks.readouts import LeakyReadout, Readout
+from biograd.substrate.effective import effective_parameters
 
 Subtract = Literal["loop", "node"]
 """How a spike that takes from the potential is written."""

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from biograd.brian.layer import Brian2Layer
 from biograd.circuit.graph import Block
 from biograd.errors import CapabilityError
 from biograd.interchange.cells import Array, Cell
 from biograd.interchange.equations import of_equations
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.normalisation import Dropout
 from biograd.simulators.population import Population
+from biograd.substrate.normalisation import Dropout
 
 
 def cell_of(one: Block) -> tuple[Cell, dict[str, Any]]:

@@ -49,7 +49,7 @@ def weighing(left: float | None, how: Read, steps: int) -> tuple[float, float]:
 
     With ``x[t] = W s[t] + b`` read over T steps, through a leaky integrator of resistance r whose
     decay in a step is k, or not (r = 1), the output is ``(r / R) W sum_t c[t] s[t] + r m b`` with
-    the weights c of ``networks.readouts``:
+    the weights c of ``circuit.readouts``:
 
     ===================  ====================  ==========================  ===============
     integrator, read     readout               R                           m

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from biograd.credit_paths import differentiated, starts
 from biograd.neurons.leaky import Leaky
+from biograd.neurons.scan import Course
 from biograd.neurons.surrogate import Derivative
 
 
@@ -68,6 +69,7 @@ class _Course:
     steps: int
     window: int | None
     derivative: Derivative
+    given: Course | None = None
 
     def backward(self, credit: Tensor, spikes: Tensor) -> Tensor:
         """Return ``dL/dI`` for ``dL/dv``, both without what comes from later steps."""
@@ -108,8 +110,12 @@ class _Course:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, course: _Course) -> Tensor:
-        spikes, potentials = record(course.neuron, course.c, current, course.steps, potentials=True)
-        assert potentials is not None
+        if course.given is not None:
+            spikes, potentials = course.given.passed.clone(), course.given.states[1].clone()
+        else:
+            neuron, c = course.neuron, course.c
+            spikes, found = record(neuron, c, current, course.steps, potentials=True)
+            potentials = cast(Tensor, found)
         slopes = course.derivative(potentials.sub_(course.c.threshold))
         ctx.save_for_backward(spikes, slopes)
         ctx.save_for_forward(spikes, slopes)
@@ -136,6 +142,7 @@ def leaky_scan(
     steps: int,
     window: int | None = None,
     derivative: Derivative | None = None,
+    given: Course | None = None,
 ) -> Tensor:
     """Return the spikes ``[rows, steps, *U]`` of a population, fused over time.
 
@@ -144,8 +151,9 @@ def leaky_scan(
         current: ``[rows, steps, *U]``, or ``[rows, 1, *U]`` for a constant current.
         window: number of steps after which credit through time is cut; None: never.
         derivative: stands in for the neuron's surrogate.
+        given: the course, if another simulator has run it.
     """
     if differentiated(current):
-        course = _Course(neuron, c, steps, window, derivative or neuron.derivative)
+        course = _Course(neuron, c, steps, window, derivative or neuron.derivative, given)
         return cast(Tensor, _Scan.apply(current, course))
     return record(neuron, c, current.detach(), steps)[0]

@@ -70,7 +70,7 @@ class Neuron:
     """What a recipe calls it, as in the registry."""
 
     ports: ClassVar[tuple[str, ...]] = ("I",)
-    """What receives a current: a receptor, a compartment; the first is meant where none is named."""
+    """What receives a current (a receptor, a compartment); the first, where none is named."""
     spiking: ClassVar[bool] = True
     """Whether it passes on spikes, where ``passed > 0``, or ``passed`` itself."""
 
@@ -135,7 +135,8 @@ class Neuron:
             CapabilityError: snnTorch has no such neuron.
         """
         raise CapabilityError(
-            f"{self.noun}: snnTorch has no such neuron: take network.substrate = 'torch' or 'brian2'"
+            f"{self.noun}: snnTorch has no such neuron: take network.substrate = 'torch' or "
+            "'brian2'"
         )
 
     def nir(self, p: Any) -> Mapping[str, Any]:

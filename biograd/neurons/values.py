@@ -115,5 +115,3 @@ def start(low: float, high: float) -> float:
 def value(factor: Tensor, initial: float | Tensor, low: float, high: float) -> Tensor:
     """Return a learned value within its bounds: ``initial low (high / low)**sigmoid(factor)``."""
     return initial * low * (high / low) ** torch.sigmoid(factor)
-
-

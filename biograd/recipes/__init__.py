@@ -5,12 +5,6 @@ Every key has a type, most a range; an unknown key, a wrong type or a value out 
 refused with the file, the key and the nearest valid word.
 """
 
-from biograd.recipes.architecture import (
-    MixerRecipe,
-    NetworkRecipe,
-    PopulationRecipe,
-    ProjectionRecipe,
-)
 from biograd.checking import (
     Count,
     Fraction,
@@ -21,7 +15,21 @@ from biograd.checking import (
     construct,
     validate,
 )
-from biograd.recipes.dataset import DataFile, DatasetRecipe, load_dataset
+from biograd.recipes.architecture import (
+    MixerRecipe,
+    NetworkRecipe,
+    PopulationRecipe,
+    ProjectionRecipe,
+)
+from biograd.recipes.dataset import (
+    FUNCTION,
+    OWN,
+    DataFile,
+    DatasetRecipe,
+    dataset_table,
+    load_dataset,
+    title,
+)
 from biograd.recipes.encodings import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.model import ModelRecipe, load_model
@@ -54,4 +62,8 @@ __all__ = [
     "DataFile",
     "DatasetRecipe",
     "load_dataset",
+    "dataset_table",
+    "FUNCTION",
+    "OWN",
+    "title",
 ]

@@ -14,11 +14,11 @@ from torch.autograd import forward_ad
 
 from biograd.credit_paths import State, differentiated, join, ways
 from biograd.errors import CapabilityError
-from biograd.neurons import leaky_scan
+from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
-from biograd.neurons.scan import Trial, coefficients, scan, simulate
+from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.values import check_trainable, spread, start, value
-from biograd.simulators.stepped import SteppedPopulation
 from biograd.threads import Turn
 
 Simulator = Literal["torch", "snntorch", "brian2"]
@@ -66,10 +66,7 @@ class Population(SteppedPopulation):
         for name, values in found.items():
             self.register_buffer(f"values_{name}", values, persistent=False)
         self.factors = nn.ParameterDict(
-            {
-                name: torch.full((units,), start(*ends))  # type: ignore[call-arg]
-                for name, ends in neuron.trainable.items()
-            }
+            {name: torch.full((units,), start(*ends)) for name, ends in neuron.trainable.items()}
         )
         self._turn = Turn()
         self._foreign: Any = None
@@ -146,47 +143,42 @@ class Population(SteppedPopulation):
         asked = [*both[0][0].values(), *learned.values()]
         if not any(differentiated(values) for values in asked):
             return self._without_graph(both[0][0], c)
-        if leaky_scan.serves(self.neuron, c) and self.simulator == "torch":
-            return join(
-                [
-                    leaky_scan.leaky_scan(
-                        self.neuron,  # type: ignore[arg-type]
-                        c,
-                        drives["I"],
-                        self.steps,
-                        window,
-                        self.transport.derivative,
-                    )
-                    for place, (drives, window) in enumerate(both)
-                    if not place or any(differentiated(v) for v in drives.values())
-                ]
-            )
-        k = coefficients(self.neuron, c)
-        moved = any(forward_ad.unpack_dual(v).tangent is not None for v in learned.values())
-        if k is None or moved:
-            return self._many_ports(into)
-        return self._scanned(both, c, k, learned)
-
-    def _scanned(self, both: Any, c: Any, k: Any, learned: Mapping[str, Tensor]) -> Tensor:
         given = None
+        k = None if leaky_scan.serves(self.neuron, c) else coefficients(self.neuron, c)
+        moved = any(forward_ad.unpack_dual(v).tangent is not None for v in learned.values())
+        if moved or (k is None and not leaky_scan.serves(self.neuron, c)):
+            return self._many_ports(into)
         if self.simulator == "brian2":
             given = self.foreign().run(both[0][0], c, states=True)
-        found = []
-        for place, (drives, window) in enumerate(both):
-            if place and not any(differentiated(values) for values in drives.values()):
-                continue
-            trial = Trial(
-                self.neuron,
-                self.dt_ms,
-                self.steps,
-                {name: self._initial(name) for name in self.differing},
-                tuple(learned),
-                window,
-                self.transport.derivative,
-                given,
+        return join(
+            [
+                self._scanned(drives, window, c, k, learned, given)
+                for place, (drives, window) in enumerate(both)
+                if not place or any(differentiated(values) for values in drives.values())
+            ]
+        )
+
+    def _scanned(
+        self,
+        drives: Mapping[str, Tensor],
+        window: int | None,
+        c: Any,
+        k: Coefficients | None,
+        learned: Mapping[str, Tensor],
+        given: Course | None,
+    ) -> Tensor:
+        """Return what is passed on, along one way; ``k`` is None for plain leaky neurons."""
+        other = self.transport.derivative
+        if k is None:
+            assert isinstance(self.neuron, Leaky)
+            return leaky_scan.leaky_scan(
+                self.neuron, c, drives["I"], self.steps, window, other, given
             )
-            found.append(scan(trial, k, drives, *learned.values()))
-        return join(found)
+        values = {name: self._initial(name) for name in self.differing}
+        trial = Trial(
+            self.neuron, self.dt_ms, self.steps, values, tuple(learned), window, other, given
+        )
+        return scan(trial, k, drives, *learned.values())
 
     def _without_graph(self, into: Mapping[str, Tensor], c: Any) -> Tensor:
         into = {port: values.detach() for port, values in into.items()}
@@ -289,9 +281,8 @@ class Population(SteppedPopulation):
         if first:
             self.__dict__["_seen"] = self.foreign().step(into, out)
         states, passed = self._seen
-        ways = [_with_way(v, way) for v, way in zip(states, new, strict=True)]
-        return ways, _with_way(passed, out)
-
+        found = [_with_way(a, way) for a, way in zip(states, tuple(new), strict=True)]
+        return found, _with_way(passed, out)
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""

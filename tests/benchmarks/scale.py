@@ -38,14 +38,14 @@ from torch import Tensor
 
 import biograd
 from biograd import parallel, ranks
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.networks import build
+from biograd.neurons import Leaky
 from biograd.parallel import Share
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     TrainingRecipe,
 )
 from biograd.training import Trainer
@@ -75,7 +75,7 @@ def engine(case: Case) -> biograd.Engine:
             hidden=case.hidden,
             gain=1.5,
         ),
-        neuron=NeuronRecipe(resistance=8.0),
+        neuron=Leaky(resistance=8.0),
         encoding=EncodingRecipe(duration_ms=float(case.steps), gain=0.5),
     )
     torch.manual_seed(0)
@@ -445,7 +445,7 @@ class Seen:
 
 
 def _watch(case: Case, steps: int) -> Seen:
-    split = Split(*batch(case, (steps + 2) * case.batch))
+    split = Arrays(*batch(case, (steps + 2) * case.batch))
     recipe = TrainingRecipe(epochs=1, batch_size=case.batch, learning_rate=1e-3)
     trainer = Trainer(engine(case), recipe, split, seed=0)
     seen = Seen(math.inf, math.inf, 0)
