@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import itertools
 import json
@@ -32,7 +33,7 @@ from biograd.estimators import ESTIMATORS, make
 from biograd.interchange import export_nir, import_nir, to_nir
 from biograd.interchange.cells import Cell, milliseconds
 from biograd.interchange.readouts import Origin, weighing
-from biograd.neurons import Leaky, LeakyIntegrator
+from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe
 from biograd.substrate.network import Network
@@ -54,7 +55,7 @@ def numpy_target() -> Iterator[None]:
 # Networks -----------------------------------------------------------------------------------------
 
 
-def built(inputs: Any = 5, **tables: Mapping[str, Any]) -> Network:
+def built(inputs: Any = 5, timed: bool = False, **tables: Mapping[str, Any]) -> Network:
     """Return a network in float64 whose biases are drawn, too."""
     circuit = tables.get("network", {}).get("kind") == "circuit"
     populations = tables.get("populations", {"only": tables.get("population", {})}).values()
@@ -65,7 +66,7 @@ def built(inputs: Any = 5, **tables: Mapping[str, Any]) -> Network:
     }
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values}
-    made = biograd.build(construct(ModelRecipe, table, "test"), inputs, CLASSES)
+    made = biograd.build(construct(ModelRecipe, table, "test"), inputs, CLASSES, timed=timed)
     stream = generator(0, "test biases")
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -159,9 +160,55 @@ def grid() -> Network:
     )
 
 
+def named() -> Network:
+    """Named neurons, constants of each neuron's own, some of them learned, sparse connections."""
+    mixed = {"time_constant_ms": "uniform(5, 20)", "trainable": {"threshold": [0.7, 1.5]}}
+    filtered = {"resistance": 20.0, "synaptic_time_constant_ms": [2.0, 3.0, 4.0, 5.0]}
+    graded = {"kind": "integrator", "synaptic_time_constant_ms": 3.0}
+    return circuit(
+        {
+            "a": {"units": 6, "neuron": {"resistance": 12.0, "reset": "zero", **mixed}},
+            "b": {"units": 5, "neuron": {"trainable": {"resistance": [0.5, 2]}, **graded}},
+            "c": {"units": 4, "neuron": filtered},
+        },
+        {
+            "into": to("input", "a", kind="sparse", density=0.6),
+            "a_b": to("a", "b", kind="sparse", density=0.5, sign="excitatory", bias=False),
+            "b_c": to("b", "c"),
+            "c_a": to("c", "a", delay_ms=2.0, sign="inhibitory"),
+            "input_c": to("input", "c"),
+        },
+        network={"substrate": "torch"},
+    )
+
+
+def images_of_layers() -> Network:
+    """Convolutions, windows that are summed, dense layers that feed back to themselves."""
+    shape = {"channels": [2], "hidden": [6], "pooling": 2, "pool": "sum", "stride": 1}
+    return built((1, 6, 6), network=shape)
+
+
+def windows() -> Network:
+    """Means of windows, another padding."""
+    kernel = {"kind": "convolution", "channels": 2, "stride": 1, "padding": "valid"}
+    return circuit(
+        {"a": {"units": 32}, "b": {"units": 5}},
+        {
+            "into": to("input", "a", **kernel),
+            "a_b": to("a", "b", pooling=2),
+            "input_b": to("input", "b", pooling=3, pool="sum"),
+        },
+        (1, 6, 6),
+        network={"substrate": "torch"},
+    )
+
+
 CIRCUITS: dict[str, Callable[[], Network]] = {
     "loops": loops,
     "grid": grid,
+    "named": named,
+    "layers": images_of_layers,
+    "windows": windows,
     "lif": own(LIF),
     "volts": own(VOLTS),
     "takes": own(TAKES),
@@ -438,6 +485,43 @@ def test_what_was_learned_by_every_neuron_is_noted() -> None:
     assert node.metadata["learned"] == "tau [0.5, 2]"
     assert node.tau.min() > 0.004 and node.tau.max() < 0.016 and len(set(node.tau)) == 6
     assert np.allclose(node.v_leak, -0.068) and np.allclose(node.r, 0.1)
+
+
+@pytest.mark.parametrize("tau", [20.0, 3.0])
+def test_outputs_in_every_step_are_read(tau: float, tmp_path: Path) -> None:
+    network = built(timed=True, network={"readout_time_constant_ms": tau, "recurrent": True})
+    inputs = data(network)
+    reader = Simulator(export_nir(network, tmp_path / "out.nir"))
+    assert reader.read == "steps"
+    again = import_nir(tmp_path / "out.nir")
+    assert network(inputs).shape == (8, STEPS, CLASSES)
+    assert differences(network, reader, inputs)[0] == 0
+    assert differences(network, reader, inputs)[2] < 1e-12
+    assert torch.equal(network(inputs), again(inputs))
+    reader.nodes["readout_leak"]["tau"] *= 1.01
+    assert differences(network, reader, inputs)[2] > 1e-6
+
+
+def test_dropout_comes_back() -> None:
+    network = built(network={"dropout": 0.3})
+    again = import_nir(to_nir(network))
+    drops = [one.after["dropout"].p for one in again.graph.blocks.values()]
+    assert drops == [0.3, 0.3]
+    inputs = data(network)
+    assert not torch.equal(network(inputs), network(inputs))
+    assert torch.equal(network.eval()(inputs), again.eval()(inputs))
+
+
+def test_named_neurons_come_back_as_they_are() -> None:
+    again = import_nir(to_nir(named()))
+    one, two, three = neurons(again)
+    assert (type(one), type(two), type(three)) == (Leaky, LeakyIntegrator, Leaky)
+    assert len(set(one.time_constant_ms)) == 6 and (one.reset, one.resistance) == ("zero", 12.0)
+    assert three.synaptic_time_constant_ms == (2.0, 3.0, 4.0, 5.0)
+    for simulator in ("torch", "brian2"):
+        again = import_nir(to_nir(named()), substrate=simulator)  # type: ignore[arg-type]
+        inputs = data(again)
+        assert (again(inputs) - named()(inputs)).abs().max() < 1e-11
 
 
 def test_decorrelation_is_folded() -> None:
@@ -799,6 +883,31 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "event": (lambda: biograd.build("event", 5, 3), "EventNetwork: NIR describes populations"),
     "module": (lambda: nn.Linear(5, 3), "Linear: NIR describes populations in time"),
     "first_spike": (stack(readout="first_spike"), "network.readout = 'first_spike': NIR cannot"),
+    "adaptive": (stack(kind="adaptive_threshold"), "blocks.0: AdaptiveThreshold: NIR has no node"),
+    "current": (stack(kind="adaptive_current"), "blocks.0: AdaptiveCurrent: NIR has no node"),
+    "alpha": (stack(kind="alpha"), "blocks.0: AlphaSynapse: NIR has no node"),
+    "recurrent rate": (
+        lambda: biograd.build("ann_recurrent", (4, 5), 3), "blocks.0: Rate: NIR has no node"
+    ),
+    "waits": (stack(refractory_ms=2.0), "blocks.0: neuron.refractory_ms: NIR's neurons are never"),
+    "residual": (
+        lambda: built(network={"hidden": [5], "residual": True}),
+        "blocks.0.skip: NIR has no skip past neurons",
+    ),
+    "norm": (
+        lambda: built(network={"normalisation": "batch"}),
+        "blocks.0: NIR has no node for a TimeNormalisation",
+    ),
+    "maximum": (
+        lambda: built((1, 6, 6), network={"channels": [2], "pooling": 2, "pool": "max"}),
+        "blocks.1.synapse: NIR has no node for Pooling",
+    ),
+    "line": (
+        lambda: circuit(
+            {"a": {"units": 12}}, {"x": to("input", "a", kind="convolution", channels=2)}, (1, 12)
+        ),
+        "x: NIR has no node for a layer",
+    ),
     "adex": (population(**ADEX), r"blocks.0: .*2 differential equations \(v, w\)"),
     "refractory": (population(refractory="2*ms"), r"refractoriness \(refractory = '2\*ms'\)"),
     "noise": (
@@ -882,6 +991,65 @@ def test_what_nir_cannot_express_is_refused_by_name(case: str, tmp_path: Path) -
     with pytest.raises(CapabilityError, match=words) as refused:
         export_nir(network(), tmp_path / "out.nir")
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+CHANGED: dict[str, Any] = {
+    "time_constant_ms": 12.0,
+    "synaptic_time_constant_ms": 3.0,
+    "resistance": 9.0,
+    "threshold": 1.2,
+    "reset": "zero",
+    "refractory_ms": 2.0,
+    "surrogate": "arctan",
+    "slope": 4.0,
+    "trainable": {"time_constant_ms": [0.5, 2.0]},
+}
+
+
+def said(kind: str, **fields: Any) -> str:
+    """Return what the nodes of two populations say."""
+    made = to_nir(built(neuron={"kind": kind, "resistance": 8.0, **fields}))
+    return str({name: (node.to_dict(), node.metadata) for name, node in made.nodes.items()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (kind, field.name)
+        for kind, neuron in NEURONS.items()
+        for field in dataclasses.fields(neuron)
+        if field.name != "kind"
+    ],
+)
+def test_every_field_changes_the_nodes_or_is_refused(kind: str, field: str) -> None:
+    if vars(NEURONS[kind]).get("nir") is Neuron.nir:
+        with pytest.raises(CapabilityError, match=f"{NEURONS[kind].__name__}: NIR has no node"):
+            NEURONS[kind]().nir(None)
+        return
+    try:
+        assert said(kind, **{field: CHANGED[field]}) != said(kind)
+    except CapabilityError as error:
+        assert field in str(error)
+    assert said(kind) == said(kind)
+
+
+def test_no_neuron_inherits_a_form() -> None:
+    """What a class adds would be lost; a form of its own is written."""
+
+    class More(Leaky):
+        more: float = 1.0
+
+    class Own(Leaky):
+        def nir(self, p: Any) -> Mapping[str, Any]:
+            return {**Leaky.nir(self, p), "rest": 0.25}
+
+    network = stack()()
+    one, two = (block.cells for block in network.graph.blocks.values())  # type: ignore[union-attr, operator]
+    one.neuron = More()
+    with pytest.raises(CapabilityError, match=r"blocks.0: More: NIR has no node"):
+        to_nir(network)
+    one.neuron = two.neuron = Own()
+    assert (to_nir(network).nodes["blocks_0"].v_leak == 0.25).all()
 
 
 def changed(make_graph: Callable[[], Graph], change: Callable[[Graph], Any]) -> Callable[[], Graph]:

@@ -23,7 +23,8 @@ from biograd.encoding import build as build_encoding
 from biograd.errors import CapabilityError, RecipeError
 from biograd.interchange.cells import SAME, Array, milliseconds, neuron_of, settled
 from biograd.interchange.nodes import SIGNS
-from biograd.interchange.parse import Found, Parser, Way, plain
+from biograd.interchange.parse import Parser
+from biograd.interchange.parts import Found, Way, plain
 from biograd.interchange.readouts import READS, Origin, weighing
 from biograd.recipes import EncodingRecipe, PopulationRecipe
 from biograd.simulators.population import Population, Simulator
@@ -171,9 +172,8 @@ class _Builder:
             return OneToOne(math.prod(shape)).double()
         node, kind = self.parsed.nodes[one.weight], self.parsed.kind(one.weight)
         notes = self.parsed.noted(one.weight)
-        weight = (
-            np.asarray(node.scale).reshape(-1, 1) if kind == "Scale" else np.asarray(node.weight)
-        )
+        weight = np.asarray(node.scale if kind == "Scale" else node.weight)
+        weight = weight.reshape(-1, 1) if kind == "Scale" else weight
         self.types.add(weight.dtype)
         bias = np.asarray(node.bias) if hasattr(node, "bias") else None
         if kind == "Conv2d":
@@ -270,7 +270,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
     """Return the numbers of outputs and inputs of a layer."""
     if isinstance(layer, Convolution):
         return math.prod(layer.target_shape), math.prod(layer.shape)
-    outputs, inputs = layer.weight.shape  # type: ignore[misc, union-attr]
+    outputs, inputs = layer.weight.shape  # type: ignore[misc]
     return outputs, outputs if isinstance(layer, OneToOne) else inputs
 
 

@@ -141,7 +141,7 @@ def neuron_of(cell: Cell, notes: Mapping[str, Any], where: str) -> Neuron:
     """
     known = {key: notes[key] for key in ("surrogate", "slope") if key in notes}
     spike = construct(Leaky, known, where, "surrogate and slope")
-    noted = {"surrogate": spike.surrogate, "slope": spike.slope}
+    noted: dict[str, Any] = {"surrogate": spike.surrogate, "slope": spike.slope}
     drive = cell.resistance * cell.weight
     own = dataclasses.replace(cell.each(settled), **noted)
     if cell.time_constant_ms is None or np.any(cell.rest) or np.any(drive <= 0):
@@ -156,8 +156,7 @@ def neuron_of(cell: Cell, notes: Mapping[str, Any], where: str) -> Neuron:
     zero = cell.taken is None and cell.reset is not None and not np.any(cell.reset)
     if np.any(cell.threshold <= 0) or not (zero or cell.takes_threshold()):
         return own
-    reset: Any = "zero" if zero else "subtract"
-    return Leaky(**values, threshold=own.threshold, reset=reset, **noted)
+    return Leaky(**values, **noted, threshold=own.threshold, reset="zero" if zero else "subtract")
 
 
 def settled(values: Any) -> float | tuple[float, ...]:

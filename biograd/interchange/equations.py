@@ -85,9 +85,8 @@ class _Algebra:
         """Return the name of the potential."""
         names = sorted(self.model.equations.diff_eq_names)
         if len(names) != 1:
-            raise self.refuse(
-                f"{len(names)} differential equations ({', '.join(names) or 'none'}); a node has one"
-            )
+            listed = ", ".join(names) or "none"
+            raise self.refuse(f"{len(names)} differential equations ({listed}); a node has one")
         return names[0]
 
     def _linear(self) -> Cell:

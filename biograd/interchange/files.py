@@ -12,13 +12,14 @@ from torch import nn
 from biograd.checking import Positive, validate
 from biograd.circuit.circuit import Circuit
 from biograd.errors import RecipeError
-from biograd.interchange.build import Choices, Simulator, build, step_length
+from biograd.interchange.build import Choices, build, step_length
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser
 from biograd.interchange.readouts import Read
 from biograd.recipes import EncodingRecipe
 from biograd.runs import storage
 from biograd.runs.reader import Run
+from biograd.simulators.population import Simulator
 
 SUBTRACTS = ("loop", "node")
 READS = ("mean", "sum", "last", "steps")

@@ -6,15 +6,13 @@ import dataclasses
 import importlib
 import json
 import math
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from biograd import __version__
-from biograd.brian.layer import Brian2Layer
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
 from biograd.circuit.grids import Convolution, Pooling
@@ -22,11 +20,9 @@ from biograd.circuit.projections import Masked, OneToOne, Sparse
 from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.errors import CapabilityError, MissingExtraError
 from biograd.interchange.cells import Array, Cell
-from biograd.interchange.equations import of_equations
+from biograd.interchange.populations import array, cell_of
 from biograd.interchange.readouts import READS, Read, origin_of, weighing
-from biograd.simulators.population import Population
 from biograd.substrate.effective import effective_parameters
-from biograd.substrate.normalisation import Dropout
 
 Subtract = Literal["loop", "node"]
 """How a spike that takes from the potential is written."""
@@ -65,41 +61,6 @@ def graph(network: nn.Module, subtract: Subtract = "loop") -> Any:
     return writer.nir.NIRGraph(
         nodes=writer.nodes, edges=writer.edges, metadata=notes, type_check=True
     )
-
-
-def cell_of(one: Block) -> tuple[Cell, dict[str, Any]]:
-    """Return the neurons of a population, and what is noted of them.
-
-    Raises:
-        CapabilityError: NIR has no node for them; the message says what is in the way.
-    """
-    cells, name = one.cells, one.path.removeprefix("cells.")
-    for part in (*one.before.values(), *one.after.values()):
-        if not isinstance(part, Dropout):  # which acts in training alone
-            raise CapabilityError(f"{name}: NIR has no node for {type(part).__name__}")
-    try:
-        if isinstance(cells, Brian2Layer):
-            spike, trains, cell = cells, cells.model.recipe.trainable, of_equations(cells)
-        elif isinstance(cells, Population):
-            spike, trains, cell = cells.neuron, cells.neuron.trainable, _named(cells)
-        else:
-            raise CapabilityError(f"NIR has no node for {type(cells).__name__}")
-    except CapabilityError as error:
-        text = str(error).removeprefix("population: ")
-        raise CapabilityError(text if text.startswith("pop") else f"{name}: {text}") from error
-    notes = {key: getattr(spike, key) for key in ("surrogate", "slope") if cell.spiking}
-    if trains:
-        ends = [f"{key} [{low:g}, {high:g}]" for key, (low, high) in trains.items()]
-        notes["learned"] = ", ".join(ends)
-    return cell, notes | {key: part.p for key, part in one.after.items()}  # type: ignore[misc]
-
-
-def _named(cells: Population) -> Cell:
-    """Return the form that a neuron gives itself in NIR."""
-    neuron = cells.neuron
-    fields = {field.name: getattr(neuron, field.name) for field in dataclasses.fields(neuron)}
-    values = {name: array(values).astype(float) for name, values in cells.values().items()}
-    return Cell(**neuron.nir(SimpleNamespace(**fields | values)))
 
 
 class _Writer:
@@ -392,8 +353,8 @@ def _dense(layer: nn.Module, path: str) -> tuple[Array, Array | None, Array | No
         return _signed(layer) * mask, _optional(layer.bias), mask
     if type(layer) is not nn.Linear:
         raise CapabilityError(f"{path}: NIR has no node for a layer {layer}")
-    weight, bias = effective_parameters(layer)
-    return array(weight), _optional(bias), None
+    own, bias = effective_parameters(layer)
+    return array(own), _optional(bias), None
 
 
 def _signed(layer: Masked | Sparse | OneToOne) -> Array:
@@ -404,9 +365,3 @@ def _signed(layer: Masked | Sparse | OneToOne) -> Array:
 
 def _optional(values: Tensor | None) -> Array | None:
     return None if values is None else array(values)
-
-
-def array(values: Tensor) -> Array:
-    """Return a tensor as an array of its type."""
-    with torch.no_grad():
-        return np.array(values.detach().cpu().numpy())

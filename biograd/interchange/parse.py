@@ -15,6 +15,7 @@ from torch import nn
 from biograd.circuit.graph import INPUT
 from biograd.errors import CapabilityError, RecipeError
 from biograd.interchange.cells import Array, Cell, in_milliseconds, milliseconds, settled
+from biograd.interchange.parts import Found, Way, flat, plain
 from biograd.interchange.readouts import Read
 
 SPIKING = ("LIF", "IF", "CubaLIF")
@@ -23,78 +24,6 @@ WEIGHTS = ("Affine", "Linear", "Scale", "Conv2d")
 POOLS = ("AvgPool2d", "SumPool2d")
 PASSING = ("Flatten", "Delay", *POOLS)
 KNOWN = ("Input", "Output", "Threshold", *SPIKING, *GRADED, *WEIGHTS, *PASSING)
-
-
-@dataclasses.dataclass
-class Found:
-    """The nodes that make a population: where it receives, where it sends, what it is.
-
-    Attributes:
-        path: of its module.
-        shape: in which its neurons lie.
-        main: node of the neurons.
-        loop: node by which a spike inhibits its own neuron.
-    """
-
-    path: str
-    entry: str
-    exit: str
-    cell: Cell
-    shape: tuple[int, ...]
-    main: str
-    loop: str = ""
-
-    @property
-    def units(self) -> int:
-        """The number of neurons."""
-        return int(np.prod(self.shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """Nodes from the input or a population to a population or the output.
-
-    Attributes:
-        path: of the module with the weights.
-        weight: their node; "": there is none.
-        pool: node that reduces the grid first; "": there is none.
-        delay_ms: beside the step that a loop takes.
-    """
-
-    path: str
-    source: str
-    target: str
-    weight: str = ""
-    pool: str = ""
-    delay_ms: float = 0.0
-
-
-def flat(graph: Any, prefix: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return nodes and edges, those of graphs within the graph put in their place."""
-    nodes, edges = {}, [(prefix + a, prefix + b) for a, b in graph.edges]
-    for name, node in graph.nodes.items():
-        if type(node).__name__ != "NIRGraph":
-            nodes[prefix + name] = node
-            continue
-        own = f"{prefix}{name}"
-        inner, ways = flat(node, f"{own}.")
-        ends: dict[str, list[str]] = {"Input": [], "Output": []}
-        for at, one in inner.items():
-            if type(one).__name__ in ends and at.removeprefix(f"{own}.") in node.nodes:
-                ends[type(one).__name__].append(at)
-        if len(ends["Input"]) != 1 or len(ends["Output"]) != 1:
-            raise CapabilityError(f"node {own!r}: a graph with several inputs or outputs")
-        start, stop = ends["Input"][0], ends["Output"][0]
-        first = [b for a, b in ways if a == start]
-        last = [a for a, b in ways if b == stop]
-        nodes |= {at: one for at, one in inner.items() if at not in (start, stop)}
-        edges = [
-            (a, b)
-            for one, two in edges
-            for a in (last if one == own else [one])
-            for b in (first if two == own else [two])
-        ] + [(a, b) for a, b in ways if start not in (a, b) and stop not in (a, b)]
-    return nodes, edges
 
 
 class Parser:
@@ -138,9 +67,8 @@ class Parser:
                     f"{', '.join(KNOWN)})"
                 )
         self.names = {"input": self._only("Input"), "output": self._only("Output")}
-        self.shape = tuple(
-            int(n) for n in np.ravel(self.nodes[self.names["input"]].input_type["input"])
-        )
+        given = self.nodes[self.names["input"]].input_type["input"]
+        self.shape = tuple(int(size) for size in np.ravel(given))
         self.taken = {f"cells.{name}" for name in (INPUT, "readout")}
         self._find(read or self.notes.get("read"))
 
@@ -157,10 +85,9 @@ class Parser:
             raise CapabilityError(
                 "read = 'last': what is read last must be a leaky integrator of weighted spikes"
             )
-        sources = {self.names["input"]: INPUT} | {
-            one.exit: one.path for one in self.entries.values()
-        }
-        self.ways, last = [], list[Way]()
+        sources = {one.exit: one.path for one in self.entries.values()}
+        sources = {self.names["input"]: INPUT} | sources
+        self.ways, last = list[Way](), list[Way]()
         for place, source in sources.items():
             for way in self._from(place):
                 target = self.entries.get(way[-1])
@@ -265,7 +192,9 @@ class Parser:
             keys |= {"rest": "v_leak", "weight": "w_in"}
         if kind in SPIKING:
             keys |= {"threshold": "v_threshold", "reset": "v_reset"}
-        values = {own: self._values(name, key, int(np.prod(shape))) for own, key in keys.items()}
+        values: dict[str, Any] = {
+            own: self._values(name, key, int(np.prod(shape))) for own, key in keys.items()
+        }
         for own in values.keys() & {"time_constant_ms", "synaptic_time_constant_ms"}:
             if (values[own] <= 0).any():
                 raise RecipeError(f"node {name!r}: {keys[own]} must be above zero")
@@ -431,10 +360,3 @@ class Parser:
 def _waits(path: str, left: Sequence[str], ways: Sequence[Way]) -> bool:
     """Return whether a population receives something from another that has not had its turn."""
     return any(one.target == path and one.source in left and one.source != path for one in ways)
-
-
-def plain(value: Any) -> Any:
-    """Return a note as text, number or array."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.item() if isinstance(value, np.generic) else value
