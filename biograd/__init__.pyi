@@ -36,6 +36,7 @@ from biograd.estimators import UnitwiseGradient as UnitwiseGradient
 from biograd.estimators import WeakGradient as WeakGradient
 from biograd.estimators import WeightMirror as WeightMirror
 from biograd.estimators import WeightPerturbation as WeightPerturbation
+from biograd.experiment import diagnose as diagnose
 from biograd.experiment import load as load
 from biograd.experiment import resume as resume
 from biograd.experiment import train as train

@@ -25,11 +25,6 @@ class Request:
 
     model: str | nn.Module = "spiking"
     dataset: str = "digits"
-    own: Any = None
-    """Own data in place of ``dataset``: arrays, Datasets, or typed text that names code."""
-    task: str | Mapping[str, Any] | None = None
-    repeatable: bool = False
-    """Refuse data that do not repeat."""
     estimator: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -41,6 +36,11 @@ class Request:
     data_dir: Path | None = None
     offline: bool = False
     control: bool = False
+    own: Any = None
+    """Own data in place of ``dataset``: arrays, Datasets, or typed text that names code."""
+    task: str | Mapping[str, Any] | None = None
+    repeatable: bool = False
+    """Refuse data that do not repeat."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_interrupted_it_goes_on_as_if_it_had_not_been(
     search.run(settings(5), REQUEST, tmp_path / "whole.journal")
     validate, calls = search.validate, []
 
-    def dying(configuration: Any) -> float:
+    def dying(configuration: Any, own: Any = None) -> float:
         calls.append(configuration)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -127,18 +127,17 @@ def test_another_search_is_not_mixed_in(tmp_path: Path) -> None:
 def test_the_test_split_has_no_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other labels in the test split, the search finds the same, digit for digit."""
     honest = search.run(settings(2), REQUEST, tmp_path / "honest.journal")
-    from biograd.data import digits
-
-    read, seen = digits.read, []
+    read, seen = data.SOURCES["digits"], []
 
     def poisoned(request: Any) -> Any:
-        train, test = read(request)
+        parts = read(request)
+        test = parts.sources["test"]
         seen.append(len(test.targets))
         test.targets[:] = torch.arange(len(test.targets)) % 10
         test.inputs.mul_(torch.rand(test.inputs.shape))
-        return train, test
+        return parts
 
-    monkeypatch.setattr(digits, "read", poisoned)
+    monkeypatch.setitem(data.SOURCES.own, "digits", poisoned)
     again = search.run(settings(2), REQUEST, tmp_path / "poisoned.journal")
     assert seen and again == honest
     # a search that looked would have noticed

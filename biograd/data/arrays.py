@@ -87,7 +87,8 @@ def tensor(values: Any, where: str) -> Tensor:
         array = array.astype(np.int64)
     if array.dtype == np.float16:
         array = array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
 
 
 def as_inputs(values: Any, where: str) -> Tensor:

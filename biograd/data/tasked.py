@@ -14,6 +14,7 @@ from biograd.data.arrays import Arrays, missing
 from biograd.data.dataset import finite
 from biograd.data.request import Parts
 from biograd.data.source import FIXED, Batch, Key, Source, many, streams
+from biograd.data.stream import FIRST
 from biograd.recipes import DatasetRecipe
 from biograd.tasks import TASKS, Task, Weighted, infer, make
 
@@ -26,7 +27,8 @@ def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]
         RecipeError: no such task, or a setting that it does not have.
     """
     train = parts.sources["train"]
-    first = train.take(torch.arange(1))
+    many = train.targets is None  # then the first ones tell
+    first = train.take(torch.arange(min(len(train), FIRST if many else 1)))
     targets = first.targets if train.targets is None else train.targets
     settings: dict[str, Any] = dict(recipe.task)
     classes = recipe.classes or parts.classes
