@@ -108,7 +108,7 @@ class Engine:
         if task is not None and loss is not None:
             raise CapabilityError("attach: a task has its own loss: give task or loss, not both")
         self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
-        self.objective = Objective(self.task.by_step)
+        self.objective = Objective(self.task.by_step, vectors=self.task.vectors)
         self.timed, self.differentiable = self.task.timed, self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
@@ -432,7 +432,7 @@ class Engine:
             self.local.choose(round.blocks, getattr(self.network, "ends", ()))
             self.local.build(trace, round, trace.outputs.shape[-1])
             self.local.to(device)
-            self.objective = self.local.objective(self.objective.loss)
+            self.objective = self.local.objective(self.objective)
             trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
             self._structure = self._find_structure(trace, round)
         round = self._round(encoded, targets, None, generator(self.seed, "build", device=device))
