@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from biograd.data import layout
+from biograd.data import files, hdf5, layout, npz
 from biograd.data.arrays import Arrays, as_inputs, as_targets
 from biograd.data.choosing import SPLITS
 from biograd.data.items import Items
@@ -154,12 +154,14 @@ def _by_split(given: Mapping[str, Any], request: Request, where: str) -> Parts:
 def _file(given: str | Path, request: Request) -> Parts:
     import dataclasses
 
-    from biograd.data import SOURCES
-
     _name, keys = of_path(str(given))
     recipe = dataclasses.replace(request.recipe, paths={}, **keys)
     typed = str(given) if keys["source"] == "python" else None
-    return SOURCES[keys["source"]](dataclasses.replace(request, recipe=recipe, given=typed))
+    return FILES[keys["source"]](dataclasses.replace(request, recipe=recipe, given=typed))
+
+
+FILES = {"npz": npz.read, "hdf5": hdf5.read, "folder": files.read, "python": function}
+"""What text may name: a file, a folder or a function."""
 
 
 def _column(values: Any, where: str) -> Any:
