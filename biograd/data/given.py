@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from biograd.data import layout
+from biograd.data import files, hdf5, layout, npz
 from biograd.data.arrays import Arrays, as_inputs, as_targets
 from biograd.data.choosing import SPLITS
 from biograd.data.items import Items
@@ -152,14 +153,12 @@ def _by_split(given: Mapping[str, Any], request: Request, where: str) -> Parts:
 
 
 def _file(given: str | Path, request: Request) -> Parts:
-    import dataclasses
-
-    from biograd.data import SOURCES
-
-    _name, keys = of_path(str(given))
+    """Return the sources of a file, a folder or a function that stands for a split."""
+    readers = {"npz": npz.read, "hdf5": hdf5.read, "folder": files.read, "python": function}
+    keys = of_path(str(given))[1]
     recipe = dataclasses.replace(request.recipe, paths={}, **keys)
-    typed = str(given) if keys["source"] == "python" else None
-    return SOURCES[keys["source"]](dataclasses.replace(request, recipe=recipe, given=typed))
+    whole = dataclasses.replace(request, recipe=recipe, given=given)
+    return readers[keys["source"]](whole)
 
 
 def _column(values: Any, where: str) -> Any:
