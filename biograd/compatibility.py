@@ -241,7 +241,7 @@ def _norm(layer: nn.Module) -> float:
 @contextmanager
 def _brian2_on_numpy() -> Iterator[None]:
     """Let Brian2 run without compiling: for tiny networks the compiler takes longest."""
-    from biograd.networks.import_brian2 import import_brian2
+    from biograd.brian.import_brian2 import import_brian2
 
     codegen = import_brian2().prefs.codegen
     kept = codegen.target

@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from biograd.recipes import Count
+from biograd.checking import Count
 
 Capability = Literal[
     "loss",
@@ -69,6 +69,8 @@ class Site:
             which has no activity of its own; it stands before that site.  None: its own block.
         inner: those of its layers that the block's own activity feeds (recurrent ones); None: all
             but the first.
+        population: dotted name of the module that holds the neurons' states, where more follows
+            them in the block (dropout, a skip); None: ``activity``.
     """
 
     name: str
@@ -78,6 +80,12 @@ class Site:
     current: str | None = None
     block: str | None = None
     inner: tuple[str, ...] | None = None
+    population: str | None = None
+
+    @property
+    def neurons(self) -> str | None:
+        """Dotted name of the module that holds the neurons' states."""
+        return self.population or self.activity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,10 @@ Both are a proxy for energy, ``E ~ e_sop synaptic operations + e_mac multiply-ac
 doi:10.1109/ISSCC.2014.6757323).  They say nothing of the neurons' own updates, of biases and
 normalisation, of the encoding, and of moving weights in memory, which often costs most.
 
+A pooling costs an addition, or a comparison, for each value that arrives in a window: a synaptic
+operation if it is a spike, else a multiply-accumulate.  Means and sums of spikes are analogue
+values for the layer behind, maxima are spikes.
+
 Why operations and not spikes: a spike costs as many additions as it has synapses.
 """
 
@@ -27,12 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biograd.networks.effective import effective_parameters, respond
-from biograd.networks.event_driven import EventNetwork
-from biograd.networks.network import LAYERS, Network, SynapticLayer
-from biograd.networks.readouts import Readout
-from biograd.networks.spiking import SteppedPopulation
+from biograd.circuit.grids import Pooling
+from biograd.circuit.readouts import Readout
+from biograd.events.event_network import EventNetwork
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.randomness import generator
+from biograd.simulators.population import Population
+from biograd.substrate.effective import effective_parameters, respond
+from biograd.substrate.network import LAYERS, Network, SynapticLayer
 
 
 @dataclasses.dataclass
@@ -76,6 +82,7 @@ class _Meter:
         self.network, self.rows, self.found = network, rows, Operations()
         self.spiking = any(map(_fires, network.modules()))
         self.read_out: tuple[Tensor, Tensor] | None = None
+        self.graded: Tensor | None = None
 
     def read(self, inputs: Tensor) -> Operations:
         """Run the network on ``inputs`` and return what was counted."""
@@ -83,6 +90,8 @@ class _Meter:
         for name, part in self.network.named_modules():
             if isinstance(part, (*LAYERS, SynapticLayer)):
                 handles.append(part.register_forward_hook(self._layer(name)))
+            elif isinstance(part, Pooling):
+                handles.append(part.register_forward_hook(self._pooling))
             elif isinstance(part, Readout):
                 handles.append(part.register_forward_hook(self._readout))
         try:
@@ -100,9 +109,18 @@ class _Meter:
                 values, spikes = self.read_out[1], True
             if isinstance(self.network, Network):
                 spikes = self.network.spikes_into(name)
+            spikes = spikes and values is not self.graded
             count(self.found, layer, values, self.rows, spikes)
 
         return look
+
+    def _pooling(self, pooling: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Count what arrives in the windows of a pooling, and note what it makes of spikes."""
+        assert isinstance(pooling, Pooling)
+        (values,), spikes = inputs, self._binary(inputs[0])
+        windows = Pooling(pooling.shape, pooling.kernel, pooling.stride, "sum")
+        _add(self.found, windows(values if spikes else torch.ones_like(values)), self.rows, spikes)
+        self.graded = None if pooling.keeps_spikes else output
 
     def _readout(self, readout: nn.Module, inputs: Any, output: Tensor) -> None:
         """Note how many spikes a readout saw of each unit."""
@@ -129,7 +147,12 @@ def count(found: Operations, layer: nn.Module, values: Tensor, rows: int, spikes
     weight, _ = effective_parameters(layer)
     there = (weight != 0).float()
     values = values.float() if spikes else torch.ones_like(values, dtype=torch.float32)
-    total = float(_response(layer, there, values).double().abs().sum()) / rows
+    _add(found, _response(layer, there, values), rows, spikes)
+
+
+def _add(found: Operations, response: Tensor, rows: int, spikes: bool) -> None:
+    """Add the operations of all rows, ``[rows, ...]``, to those for one example."""
+    total = float(response.double().abs().sum()) / rows
     if spikes:
         found.synaptic_operations = (found.synaptic_operations or 0.0) + total
     else:
@@ -163,6 +186,8 @@ def _fires(part: nn.Module) -> bool:
     snntorch = sys.modules.get("snntorch")
     if snntorch is not None and isinstance(part, snntorch.SpikingNeuron):
         return True
+    if isinstance(part, Population):
+        return part.neuron.spiking
     model = getattr(part, "model", None)  # of a population of Brian2's
     output = "spikes" if model is None else model.recipe.output
     return isinstance(part, SteppedPopulation) and bool(output == "spikes")

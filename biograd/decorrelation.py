@@ -27,7 +27,6 @@ from biograd import parallel
 from biograd.contracts import Substrate
 from biograd.decorrelation_rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
-from biograd.networks.network import LAYERS, Network
 from biograd.recipes import (
     DecorrelationRecipe,
     Fraction,
@@ -36,6 +35,7 @@ from biograd.recipes import (
     construct,
     validate,
 )
+from biograd.substrate.network import LAYERS, Network
 
 MOST_PASSES = 64
 """Inputs of so many passes are kept for an update; without updates, older ones are dropped."""
@@ -99,8 +99,8 @@ class Decorrelation(nn.Module):
             layer = substrate.module.get_submodule(name)
             if not isinstance(layer, LAYERS) or isinstance(layer, nn.Conv3d):
                 raise CapabilityError(
-                    f"decorrelation cannot act on {name} ({type(layer).__name__}): "
-                    "only on Linear, Conv1d and Conv2d"
+                    f"decorrelation cannot act on {name} ({type(layer).__name__}): only on Linear, "
+                    "Conv1d and Conv2d: give a rate for each of those, rate = {layer: rate}"
                 )
             if not isinstance(layer, nn.Linear) and (
                 layer.padding_mode != "zeros" or isinstance(layer.padding, str)

@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import parallel, structure, tasks
+from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
-from biograd.networks.network import LAYERS
 from biograd.randomness import generator
+from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
@@ -200,8 +201,12 @@ class Engine:
                 )
 
     def _decorrelated(self) -> tuple[str, ...]:
+        """Return the layers whose input is to be decorrelated; a sparse one, unless rates are
+        given by layer, to be refused: its input would need a dense matrix."""
+        whole = self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping)
+        kinds = (*LAYERS, Sparse) if whole else LAYERS
         layers = [name for site in self.substrate.sites for name in site.modules]
-        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), LAYERS))
+        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), kinds))
 
     @property
     def hidden(self) -> tuple[str, ...]:

@@ -330,7 +330,7 @@ def activity(network: nn.Module, inputs: Tensor, names: tuple[str, ...]) -> dict
     ``[B, units]`` for a rate layer (images flattened, steps averaged), ``[B, steps, units]`` for
     spikes.
     """
-    from biograd.networks.network import Network, recorded
+    from biograd.substrate.network import Network, recorded
 
     training = network.training
     network.eval()

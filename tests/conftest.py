@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import biograd.networks  # noqa: F401 (parts of circuits still lie there)
+
 # Before torch or matplotlib is imported: small problems are faster on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")

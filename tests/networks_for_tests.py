@@ -17,13 +17,15 @@ import biograd
 from biograd.contracts import Plan, Round, Trace
 from biograd.engine import Engine
 from biograd.estimators import ESTIMATORS, Estimator
-from biograd.networks import Network
+from biograd.networks import Circuit, Network
+from biograd.neurons import NEURONS, Leaky, leaky_scan
+from biograd.neurons.neuron import constants_of
+from biograd.neurons.surrogate import Derivative
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     PopulationRecipe,
 )
 
@@ -165,9 +167,10 @@ def spiking(
 ) -> Network:
     """Return a spiking network in float64 that spikes often; biases are drawn, too."""
     if substrate == "brian2":
-        from biograd.networks.import_brian2 import import_brian2
+        from biograd.brian.import_brian2 import import_brian2
 
         import_brian2().prefs.codegen.target = "numpy"  # no compiler, no cold start
+    given = {"resistance": 8.0} | dict(neuron or {})
     recipe = ModelRecipe(
         network=NetworkRecipe(
             substrate=substrate,
@@ -175,7 +178,7 @@ def spiking(
             dtype="float64",
             **{"hidden": (5, 4), "gain": 2.0} | dict(network or {}),
         ),
-        neuron=NeuronRecipe(**{"resistance": 8.0} | dict(neuron or {})),
+        neuron=NEURONS[given.pop("kind", "leaky")](**given),
         encoding=EncodingRecipe(**{"duration_ms": 20.0} | dict(encoding or {})),
     )
     made = biograd.build(recipe, inputs, CLASSES)
@@ -189,9 +192,53 @@ def spiking(
     return made  # type: ignore[return-value]
 
 
+def scan(
+    neuron: Leaky,
+    current: Tensor,
+    steps: int,
+    window: int | None = None,
+    derivative: Derivative | None = None,
+    dt_ms: float = 1.0,
+) -> Tensor:
+    """Return the spikes of a leaky population without synapses, fused over time."""
+    c = constants_of(neuron, dt_ms, {})
+    return leaky_scan.leaky_scan(neuron, c, current, steps, window, derivative)
+
+
+def record(neuron: Leaky, current: Tensor, steps: int, dt_ms: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return spikes and potentials of a leaky population without synapses."""
+    c = constants_of(neuron, dt_ms, {})
+    spikes, potentials = leaky_scan.record(neuron, c, current, steps, potentials=True)
+    assert potentials is not None
+    return spikes, potentials
+
+
+def integrate_and_fire(neuron: Leaky, dt_ms: float) -> tuple[PopulationRecipe, dict[str, float]]:
+    """Return a leaky neuron as Brian2 text that is written by hand, and its constants."""
+    c = constants_of(neuron, dt_ms, {})
+    filtered = "g = alpha * g + (1 - alpha) * I" if c.alpha else "g = I"
+    recipe = PopulationRecipe(
+        equations="v : 1\ng : 1\nI : 1",
+        threshold="v > threshold",
+        reset="v = 0" if neuron.reset == "zero" else "v -= threshold / beta",
+        update=f"{filtered}\nv = beta * v + gain * g",
+    )
+    return recipe, vars(c)
+
+
+def looped(network: Circuit) -> bool:
+    """Return whether some of a circuit's populations are stepped together."""
+    return bool(network.graph.together)
+
+
+def order(network: Circuit) -> tuple[str, ...]:
+    """Return the names of a circuit's populations in the order of a step."""
+    return tuple(one.site for one in network.graph.blocks.values())
+
+
 def opaque() -> Network:
     """Return a Brian2 network whose threshold has no distance: no derivative can be had."""
-    from biograd.networks.import_brian2 import import_brian2
+    from biograd.brian.import_brian2 import import_brian2
 
     import_brian2().prefs.codegen.target = "numpy"
     network = {"substrate": "brian2", "kind": "spiking", "hidden": (5, 4), "dtype": "float64"}

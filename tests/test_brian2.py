@@ -15,23 +15,24 @@ from networks_for_tests import (
     batch,
     check_equal,
     gradients,
+    integrate_and_fire,
     kept_gradients,
     opaque,
+    record,
     spiking,
 )
 from torch import Tensor
 
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.contracts import Objective, Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, WeakGradient, make
-from biograd.networks.brian import KEPT
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.neuron_model import NeuronModel, integrate_and_fire
-from biograd.networks.simulation import Simulation
-from biograd.networks.spikes import Membrane, record
+from biograd.neurons import Leaky
 from biograd.randomness import generator
-from biograd.recipes import NeuronRecipe
+from biograd.simulators.brian2_group import KEPT
 
 
 class GivenCredit(Estimator):
@@ -120,9 +121,9 @@ def test_credit_in_bins_is_the_same_on_every_substrate(time_bin: int | None) -> 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("strength", [1.02, 1.7, 6.0])
 def test_spike_times_of_a_constant_current(reset: Any, strength: float) -> None:
-    neuron = NeuronRecipe(reset=reset, resistance=2.0)
+    neuron = Leaky(reset=reset, resistance=2.0)
     import_brian2().prefs.codegen.target = "numpy"
-    recipe, constants = integrate_and_fire(Membrane.of(neuron, 0.1))
+    recipe, constants = integrate_and_fire(neuron, 0.1)
     simulation = Simulation(NeuronModel(recipe, 0.1, constants=constants), 1, 1)
     train, _ = simulation.run(np.full((1, 1, 1), strength / 2), 800)
     times = np.flatnonzero(train)
@@ -136,9 +137,8 @@ def test_an_independent_brian2_model_spikes_at_the_same_steps() -> None:
     """Brian2's own exact integration of ``tau dv/dt = R I - v``, run by ``Network.run``."""
     b2 = import_brian2()
     b2.prefs.codegen.target = "numpy"
-    membrane = Membrane.of(NeuronRecipe(resistance=3.0, reset="zero"), 1.0)
     current = torch.rand(50, 1, 1, generator=generator(0), dtype=torch.float64)
-    expected, _ = record(membrane, current, 200)
+    expected, _ = record(Leaky(resistance=3.0, reset="zero"), current, 200)
     clock = b2.Clock(dt=1 * b2.ms)
     group = b2.NeuronGroup(
         50,
@@ -207,7 +207,7 @@ def test_only_a_few_simulations_are_kept() -> None:
     for rows in (1, 2, 3, 4, 5, 2, 6):
         network(batch(rows)[0])
     for block in network.blocks:
-        kept = block["activity"]._simulations
+        kept = block["activity"].foreign()._simulations
         assert len(kept) == KEPT and 2 in kept and 6 in kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,20 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from networks_for_tests import batch, gradients
+from networks_for_tests import batch, gradients, scan
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.circuit.readouts import KINDS, Readout
 from biograd.contracts import Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError
 from biograd.estimators import Estimator, make
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.readouts import KINDS, Readout
-from biograd.networks.spikes import Membrane, scan
-from biograd.recipes import NeuronRecipe, PopulationRecipe
+from biograd.neurons import Leaky
+from biograd.recipes import PopulationRecipe
 
 STEPS = 20
 LEAKY = PopulationRecipe(
@@ -73,11 +74,10 @@ def drive(rows: int = 8) -> Tensor:
 
 
 def test_it_is_the_leaky_neuron_that_torch_integrates() -> None:
-    """Spikes and surrogate gradient of ``networks.spikes``, whose reset is held constant too."""
-    membrane = Membrane.of(NeuronRecipe(resistance=8.0, reset="zero"), 1.0)
+    """Spikes and surrogate gradient of ``neurons.leaky_scan``, whose reset is held constant too."""
     current = drive().unsqueeze(1).requires_grad_()
     weights = torch.randn(8, STEPS, 5, generator=torch.Generator().manual_seed(2)).double()
-    expected = scan(membrane, current, STEPS)
+    expected = scan(Leaky(resistance=8.0, reset="zero"), current, STEPS)
     (truth,) = torch.autograd.grad((expected * weights).sum(), current)
     found = layer()(current)
     assert torch.equal(found, expected) and 0 < found.mean() < 1
@@ -135,6 +135,27 @@ def test_a_simulation_that_blows_up_says_so() -> None:
     with pytest.raises(BiogradError, match="v of 40 of 40 neurons is not finite") as caught:
         layer(recipe)(10 * drive() + 1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        LEAKY,
+        OPAQUE,
+        PopulationRecipe(
+            equations="v : 1\nI : 1", threshold="v > 1", reset="v = 0", update="v = 0.9*v + I"
+        ),
+    ],
+    ids=["replayed", "forward only", "discrete"],
+)
+def test_a_current_that_is_not_finite_is_not_taken_for_silence(recipe: PopulationRecipe) -> None:
+    """``NaN > 1`` is false: the neuron would never spike again, and the loss stay finite."""
+    current, recurrent = drive(), nn.Linear(5, 5, dtype=torch.float64)
+    layer(recipe)(current.unsqueeze(1), recurrent)
+    current[3, 2] = math.nan
+    for options in ((), (recurrent,)):
+        with pytest.raises(BiogradError, match=r"population: \w of \d of 40 .*not finite"):
+            layer(recipe)(current.unsqueeze(1), *options)
 
 
 def test_threads_take_turns() -> None:

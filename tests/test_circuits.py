@@ -7,37 +7,39 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from networks_for_tests import Gradients, batch, gradients, linear_loss
+from networks_for_tests import Gradients, batch, gradients, linear_loss, looped, order
 from torch import Tensor, nn
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.graph import INPUT
+from biograd.circuit.grids import Convolution
+from biograd.circuit.projections import Masked
 from biograd.contracts import Objective, Plan
 from biograd.decorrelation import Decorrelation
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Backpropagation, make
 from biograd.local import LocalLosses
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.circuit import INPUT, Circuit
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.projections import Convolution, Masked
-from biograd.networks.spiking import SpikingNetwork
+from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     PopulationRecipe,
     ProjectionRecipe,
     construct,
     load_model,
 )
+from biograd.simulators.population import Population
 from biograd.training import activity
 
 CLASSES = 3
@@ -121,17 +123,20 @@ def synapses(source: str, target: str, variable: str = "g", **settings: Any) -> 
 # Plain Brian2 -------------------------------------------------------------------------------------
 
 
-def in_plain_brian2(network: Circuit, inputs: Tensor) -> dict[str, np.ndarray]:
+def in_plain_brian2(
+    network: Circuit, inputs: Tensor, lags: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, np.ndarray]:
     """Return the spikes ``[rows, steps, units]`` of NeuronGroups and Synapses, by Network.run.
 
     Only equations, weights, delays and the current of the stimulus are taken from the circuit.
+    ``lags`` are added to the delays.
     """
     b2 = import_brian2()
     assert network.encoding is not None
     rows, steps, dt = len(inputs), network.steps, network.encoding.dt_ms * b2.ms
     encoded = network.encode(inputs, generator(0, "forward"))
     groups, parts = {}, []
-    for name in network.order:
+    for name in order(network):
         layer = network.layer(name)
         recipe = layer.model.recipe
         options = {"refractory": 2 * b2.ms} if recipe.refractory else {}
@@ -145,32 +150,33 @@ def in_plain_brian2(network: Circuit, inputs: Tensor) -> dict[str, np.ndarray]:
             dt=dt,
             **options,
         )
-    for one in network.wiring:
-        layer = network.projections[one.name]
-        units = network.layer(one.target).units
+    for one in network.graph.projections:
+        layer, lag = network.get_submodule(one.path), one.lag + lags.get(one.path, 0)
+        source, target = (name.removeprefix("cells.") for name in (one.source, one.target))
+        units = network.layer(target).units
         if one.source == INPUT:
             with torch.no_grad():
                 current = layer(encoded).expand(-1, steps, -1)
             course = current.transpose(0, 1).reshape(steps, rows * units).numpy()
             stimulus = b2.TimedArray(course, dt=dt)
-            groups[one.target].run_regularly(f"{one.variable} = stimulus(t, i)", dt=dt)
-            groups[one.target].namespace["stimulus"] = stimulus
+            groups[target].run_regularly(f"{one.port} = stimulus(t, i)", dt=dt)
+            groups[target].namespace["stimulus"] = stimulus
             continue
-        count = network.layer(one.source).units
+        count = network.layer(source).units
         with torch.no_grad():
             weights = layer(torch.eye(count, dtype=torch.float64)).T.numpy()
         made = b2.Synapses(
-            groups[one.source],
-            groups[one.target],
+            groups[source],
+            groups[target],
             "w : 1",
-            on_pre=f"{one.variable}_post += w",
-            delay=(one.lag - 1) * dt,
+            on_pre=f"{one.port}_post += w",
+            delay=(lag - 1) * dt,
             dt=dt,
         )
-        target, source = np.nonzero(weights)
+        onto, fro = np.nonzero(weights)
         start = np.arange(rows)[:, None]
-        made.connect(i=(start * count + source).ravel(), j=(start * units + target).ravel())
-        made.w = np.tile(weights[target, source], rows)
+        made.connect(i=(start * count + fro).ravel(), j=(start * units + onto).ravel())
+        made.w = np.tile(weights[onto, fro], rows)
         parts.append(made)
     monitors = {name: b2.SpikeMonitor(group) for name, group in groups.items()}
     b2.Network(*groups.values(), *parts, *monitors.values()).run(steps * dt, namespace={})
@@ -234,7 +240,7 @@ def test_spikes_of_plain_brian2_synapses(name: str, kind: str) -> None:
         encoding={"kind": kind, "duration_ms": 200.0},
         network={"gain": 1.0},
     )
-    assert network.looped is (name != "forward")
+    assert looped(network) is (name != "forward")
     assert_like_plain_brian2(network, batch(10, features=20)[0], 100_000)
 
 
@@ -263,10 +269,8 @@ def test_a_small_difference_is_noticed(change: str) -> None:
     inputs = batch(10, features=20)[0]
     expected = in_plain_brian2(network, inputs)["e"]
     if change == "lag":
-        network.wiring = tuple(
-            type(one)(one.name, one.source, one.target, one.variable, one.lag + (one.lag == 2))
-            for one in network.wiring
-        )
+        late = {one.path: 1 for one in network.graph.projections if one.lag == 2}
+        expected = in_plain_brian2(network, inputs, late)["e"]
     elif change == "weight":
         with torch.no_grad():
             network.projections["e_e"].weight.mul_(1.01)
@@ -318,15 +322,15 @@ def as_built(make: Callable[..., tuple[Any, ...]], *key: Any) -> tuple[Any, ...]
     return networks
 
 
-def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[SpikingNetwork, Circuit]:
-    """Return a stack of layers as a SpikingNetwork and as a circuit with the same weights."""
+def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[Circuit, Circuit]:
+    """Return a stack of layers by ``hidden`` and by ``populations`` with the same weights."""
     encoding = {"kind": "poisson", "gain": 2.0, "duration_ms": 20.0}
     stack = biograd.build(
         ModelRecipe(
             network=NetworkRecipe(
                 "brian2", "spiking", hidden, recurrent=recurrent, gain=2.0, dtype="float64"
             ),
-            neuron=NeuronRecipe(resistance=8.0),
+            neuron=Leaky(resistance=8.0),
             encoding=EncodingRecipe(**encoding),  # type: ignore[arg-type]
         ),
         6,
@@ -340,7 +344,7 @@ def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[SpikingNet
             projections[f"in_{name}"] = to(name, name, bias=False)
     populations = {name: {"units": units} for name, units in zip(names, hidden, strict=True)}
     made = circuit(populations, projections, encoding=encoding)
-    assert isinstance(stack, SpikingNetwork) and made.looped is recurrent
+    assert isinstance(stack, Circuit) and looped(made) is recurrent and not looped(stack)
     with torch.no_grad():
         for one, other in zip(made.parameters(), stack.parameters(), strict=True):
             other.copy_(one)
@@ -397,7 +401,7 @@ def descend(engine: Engine, inputs: Tensor, targets: Tensor, steps: int = 3) -> 
 )
 @pytest.mark.parametrize("rule", RULES)
 def test_the_gradient_estimates_of_a_stack(rule: str, recurrent: bool, beside: str) -> None:
-    """Same seed, three steps: population by population and step by step, as a SpikingNetwork."""
+    """Same seed, three steps: population by population and step by step, as layers."""
     name, settings = RULES[rule]
     if beside == "local losses" and name in ("synthetic_gradient", "eprop"):
         pytest.skip("leaves blocks with a local loss alone")
@@ -477,7 +481,7 @@ def both_ways(kind: str) -> tuple[Circuit, Circuit]:
     forward = circuit(populations, FORWARD, encoding=encoding)
     loop = FORWARD | {"loop": to("c", "c", variable="I", bias=False)}
     stepped = circuit(populations, loop, encoding=encoding)
-    assert stepped.looped and not forward.looped
+    assert looped(stepped) and not looped(forward)
     with torch.no_grad():
         stepped.projections["loop"].weight.zero_()
     assert stepped.load_state_dict(_stepped(forward), strict=False).unexpected_keys == []
@@ -609,10 +613,10 @@ def test_the_gradient_of_smooth_neurons_is_that_of_finite_differences(
     network = circuit(
         {"a": {"units": 5, **RATE}, "b": {"units": 4, **RATE}, "c": {"units": 3, **DRIVEN}},
         projections,
-        neuron={"readout": "potential"},
+        network={"readout": "potential"},
         encoding={"kind": "poisson"},
     )
-    assert network.looped is loop and not network.spiking
+    assert looped(network) is loop and not network.spiking
     inputs, targets = batch()
     found = gradients(
         attach(network, Backpropagation(window=window), loss=linear_loss), inputs, targets
@@ -656,7 +660,7 @@ def test_constants_of_neurons_learn_in_a_circuit(stepwise: bool) -> None:
     projections = {"into": to("input", "a")} | (
         {"a_a": to("a", "a", bias=False)} if stepwise else {}
     )
-    network = circuit({"a": recipe}, projections, neuron={"readout": "potential"})
+    network = circuit({"a": recipe}, projections, network={"readout": "potential"})
     inputs, targets = batch()
     engine = attach(network, make("backprop"), loss=linear_loss)
     (name,) = [name for name in dict(network.named_parameters()) if "factors" in name]
@@ -796,7 +800,7 @@ def test_smooth_local_credit_of_two_currents_is_exact() -> None:
     network = circuit(
         {"a": {"units": 4, **RATE, "equations": "dx/dt = (I + g - x) / (5*ms) : 1\nI : 1\ng : 1"}},
         {"to_a": to("input", "a"), "onto_a": to("input", "a", variable="g", bias=False)},
-        neuron={"readout": "potential"},
+        network={"readout": "potential"},
     )
     inputs, targets = batch()
     rule = make("gain", {"sigma": 1e-3, "ridge": 0.0, "copies": 4001})
@@ -892,7 +896,9 @@ def test_all_readouts(readout: str, stepwise: bool) -> None:
         {"a_a": to("a", "a", bias=False)} if stepwise else {}
     )
     network = circuit(
-        {"a": {"units": 5, **(RATE if smooth else PLAIN)}}, projections, neuron={"readout": readout}
+        {"a": {"units": 5, **(RATE if smooth else PLAIN)}},
+        projections,
+        network={"readout": readout},
     )
     inputs, _ = batch()
     train = network.activity(inputs)["cells.a"]
@@ -977,7 +983,7 @@ def test_the_shipped_circuit_trains_and_is_recorded(tmp_path: Path) -> None:
     spikes = {name: run.spikes(name) for name in run.layers}
     assert set(spikes) == {"cells.excitatory", "cells.inhibitory"}
     network, engine = biograd.trained(run)
-    assert isinstance(network, Circuit) and network.looped
+    assert isinstance(network, Circuit) and looped(network)
     assert [site.name for site in network.sites] == [
         "inhibitory",
         "excitatory.g",
@@ -1025,7 +1031,7 @@ def test_nothing_of_a_trial_is_held() -> None:
 
 def test_neurons_without_equations_are_those_of_the_recipe() -> None:
     layer = twins(False)[1].layer("p0")
-    assert isinstance(layer, Brian2Layer) and layer.model.namespace["threshold"] == 1.0
+    assert isinstance(layer, Population) and layer.neuron == Leaky(resistance=8.0)
 
 
 # Recipes that do not hold together ----------------------------------------------------------------
@@ -1064,7 +1070,7 @@ INTO = to("input", "a")
         ({"a": A}, {"x": {**INTO, "delay_ms": 20}}, "delay_ms = 20: nothing would arrive"),
         ({"a": A}, {"x": {**INTO, "delay_ms": -1}}, "delay_ms = -1.0: must be >= 0"),
         ({"a": A}, {"x": {**INTO, "density": 0}}, "density = 0.0: must be > 0"),
-        ({"a": A}, {"x": {**INTO, "kind": "sparse"}}, "kind = 'sparse'"),
+        ({"a": A}, {"x": {**INTO, "kind": "spars"}}, "kind = 'spars'"),
         ({"a": A}, {"x": {**INTO, "kind": "convolution"}}, "of 'input' lie in no grid"),
         ({"a": A}, {"x": {"source": "input"}}, "missing key projections.x.target"),
         ({"a": {"units": 5, "threshold": "v > 1"}}, {"x": INTO}, "populations.a.equations: miss"),
@@ -1109,7 +1115,7 @@ def test_a_recipe_that_does_not_hold_together(
         ("network.activation=tanh", r"network\.activation: has no effect on a circuit"),
         ("population.threshold='v > 1'", r"\[population\]: a circuit has \[populations\.NAME\]"),
         ("neuron.threshold=2.0", r"neuron\.threshold = 2\.0: .* write it into \[populations\], or"),
-        ("neuron.method=event", r"neuron\.method = 'event'"),
+        ("neuron.kind=event_driven", r"neuron\.kind = 'event_driven'"),
     ],
 )
 def test_what_says_nothing_of_a_circuit_is_refused(key: str, words: str) -> None:
@@ -1128,8 +1134,8 @@ def test_a_convolution_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("substrate", ["torch", "snntorch"])
-def test_circuits_are_simulated_by_brian2(substrate: str) -> None:
-    with pytest.raises(RecipeError, match=r"needs network.substrate = 'brian2'"):
+def test_equations_are_simulated_by_brian2(substrate: str) -> None:
+    with pytest.raises(RecipeError, match=r"populations\.a\.equations: need network\.substrate"):
         circuit({"a": A}, {"into": INTO}, network={"substrate": substrate})
 
 

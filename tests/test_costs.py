@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 import biograd
 from biograd import experiment
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne, Sparse
 from biograd.costs import Operations, count, operations, peak_memory
 from biograd.networks import Network
-from biograd.networks.projections import Convolution, Masked, OneToOne
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     PopulationRecipe,
     ProjectionRecipe,
 )
@@ -120,6 +120,43 @@ def test_projections_count_what_exists() -> None:
         assert synaptic(layer, torch.tensor([[1.0, 1, 1]])) == 3
         assert synaptic(layer, torch.tensor([[0.0, 1, 2]])) == 2
     assert synaptic(OneToOne(4), torch.tensor([[1.0, 1, 0, 3]])) == 5
+    some = Sparse(3, 2, torch.tensor([[0, 0], [0, 2], [1, 0]]), sign="inhibitory")
+    some.weight.data = torch.tensor([1.0, 0.0, -2.0])  # fan-out 2, 0, 0
+    assert synaptic(some, torch.tensor([[1.0, 1, 2]])) == 2
+    assert synaptic(some, torch.tensor([[[1.0, 1, 1], [1, 0, 0]]])) == 4
+    assert analogue(some, torch.zeros(1, 3)) == 2
+
+
+class Pooled(nn.Module):
+    """Spikes of a population in a grid of 3 x 3, a pooling, a layer."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.population = spiking("torch").get_submodule("blocks.0.activity")  # they fire
+        self.pooling = Pooling((1, 3, 3), 2, 1, kind)
+        self.readout = nn.Linear(4, 5, bias=False)
+        nn.init.ones_(self.readout.weight)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return self.readout(self.pooling(spikes))  # type: ignore[no-any-return]
+
+
+def test_a_pooling_costs_what_arrives_in_its_windows() -> None:
+    """Windows of 2 x 2, each step apart: a corner lies in one of them, the centre in four."""
+    spikes = torch.zeros(1, 2, 9)
+    spikes[0, 0, [0, 4]] = 1  # first step: a corner, the centre
+    spikes[0, 1, [1]] = 1  # second step: the middle of an edge
+    arrived = (1 + 4) + 2
+    found = operations(Pooled("max"), spikes)
+    assert found.synaptic_operations == arrived + (4 + 2) * 5  # 4, then 2 windows with a spike
+    assert found.multiply_accumulates == 0
+    for kind in ("average", "sum"):
+        found = operations(Pooled(kind), spikes)
+        assert found.synaptic_operations == arrived
+        assert found.multiply_accumulates == 2 * 4 * 5  # analogue values, zero or not
+    found = operations(Pooled("max"), spikes + 0.5)
+    assert found.synaptic_operations is None
+    assert found.multiply_accumulates == 2 * 4 * 4 + 2 * 4 * 5
 
 
 def test_a_parametrised_weight_counts_as_it_acts() -> None:
@@ -197,7 +234,7 @@ def test_the_readout_counts_the_spikes_that_it_reads() -> None:
     inputs, _ = batch(6)
     counts = {}
     for readout in ("membrane", "rate", "first_spike"):
-        network = spiking(neuron={"readout": readout})
+        network = spiking(network={"readout": readout})
         counts[readout] = operations(network, inputs).synaptic_operations
         spikes = network.activity(inputs)["blocks.1.activity"].double()
     assert counts["membrane"] == counts["rate"]
@@ -210,9 +247,7 @@ def test_event_driven_spikes_count_alike() -> None:
     inputs, _ = batch(6)
     kinds = [({"kind": "current", "gain": 2.0}, 6 * 5), ({"kind": "latency"}, 0)]
     for encoding, mac in kinds:
-        network = spiking(
-            neuron={"method": "event", "synaptic_time_constant_ms": 5.0}, encoding=encoding
-        )
+        network = spiking(neuron={"kind": "event_driven"}, encoding=encoding)
         found = operations(network, inputs)
         times = list(network.spike_times(inputs).values())  # type: ignore[operator]
         counts = [t.isfinite().sum(-1).double().mean(0) for t in times]
@@ -232,8 +267,12 @@ def circuit(output: str = "spikes") -> Network:
         "method": "exact",
     }
     recipe = ModelRecipe(
-        network=NetworkRecipe(substrate="brian2", kind="circuit", dtype="float64"),
-        neuron=NeuronRecipe(readout="rate" if output == "spikes" else "potential"),
+        network=NetworkRecipe(
+            substrate="brian2",
+            kind="circuit",
+            dtype="float64",
+            readout="rate" if output == "spikes" else "potential",
+        ),
         populations={
             "first": PopulationRecipe(units=6, **cell),
             "second": PopulationRecipe(units=4, output=output, **cell),
@@ -245,7 +284,7 @@ def circuit(output: str = "spikes") -> Network:
         },
         encoding=EncodingRecipe(duration_ms=20.0, gain=2.0),
     )
-    from biograd.networks.import_brian2 import import_brian2
+    from biograd.brian.import_brian2 import import_brian2
 
     import_brian2().prefs.codegen.target = "numpy"
     return biograd.build(recipe, 5, 3)  # type: ignore[return-value]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ import snntorch
 import torch
 from torch import Tensor
 
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.spikes import Membrane, record
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.neurons import Leaky
+from biograd.neurons.leaky_scan import record
 from biograd.randomness import generator
 from biograd.recipes import PopulationRecipe
 
@@ -109,9 +111,8 @@ def by_snntorch(row: Row, drive: Tensor) -> Tensor:
 
 
 def by_torch(row: Row, drive: Tensor) -> Tensor:
-    resistance = row.input_scale / (1 - row.beta)
-    membrane = Membrane(row.beta, 0.0, resistance, 1.0, row.torch_reset, "fast_sigmoid", 10.0)
-    return record(membrane, drive, STEPS)[0]
+    c = SimpleNamespace(alpha=0.0, beta=row.beta, gain=row.input_scale, threshold=1.0)
+    return record(Leaky(reset=row.torch_reset), c, drive, STEPS)[0]
 
 
 def differences(first: Tensor, second: Tensor) -> int:

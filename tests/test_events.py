@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -20,6 +21,7 @@ from networks_for_tests import (
     check_one_over_b,
     check_silent_copies,
     gradients,
+    record,
 )
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -32,11 +34,11 @@ from biograd.decorrelation import Decorrelation
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
+from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
 from biograd.networks import EventNetwork
-from biograd.networks.events import EventMembrane, arrivals, divided, respond
-from biograd.networks.spikes import Membrane, record
+from biograd.neurons import EventDriven, Leaky
 from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
 from biograd.tasks.classes import cross_entropy
 
 Array = NDArray[np.float64]
@@ -176,16 +178,14 @@ def test_it_is_the_limit_of_short_steps(name: str) -> None:
     times, (weight, bias) = inputs(rows=2, most=1), layer(0.5)
     errors = []
     for dt in (0.04, 0.01):
-        neuron = NeuronRecipe(
-            time_constant_ms=tau, synaptic_time_constant_ms=synaptic, resistance=1.6
-        )
+        neuron = Leaky(time_constant_ms=tau, synaptic_time_constant_ms=synaptic, resistance=1.6)
         steps = round(TRIAL / dt)
         # a spike of one step shall bring its whole weight, whatever the length of the step
         spikes = torch.zeros(2, steps + 1, 5, dtype=torch.float64)
         spikes.scatter_(1, (times.mT / dt).long().clamp(max=steps), 1)
         share = 1 - math.exp(-dt / synaptic)
         current = spikes[:, :steps] @ weight.T / share + bias
-        stepped, _ = record(Membrane.of(neuron, dt), current, steps)
+        stepped, _ = record(neuron, current, steps, dt)
         exact = answer(MEMBRANES[name], times, weight, bias)
         counts = (exact < TRIAL - 1).sum(-1)
         assert counts.sum() > 5
@@ -384,11 +384,11 @@ def test_forward_and_backward_derivatives_are_transposed(name: str) -> None:
 def recipe(**changes: Any) -> ModelRecipe:
     """Return the recipe of a small event-driven network in double precision."""
     network = {"hidden": (5, 4), "kind": "spiking", "dtype": "float64", "gain": 2.0}
-    neuron = {"method": "event", "synaptic_time_constant_ms": 4.0, "resistance": 4.0}
+    neuron = {"synaptic_time_constant_ms": 4.0, "resistance": 4.0}
     encoding = {"kind": "latency", "duration_ms": 20.0}
     return ModelRecipe(
         network=NetworkRecipe(**network | changes.get("network", {})),  # type: ignore[arg-type]
-        neuron=NeuronRecipe(**neuron | changes.get("neuron", {})),  # type: ignore[arg-type]
+        neuron=EventDriven(**neuron | changes.get("neuron", {})),  # type: ignore[arg-type]
         encoding=EncodingRecipe(**encoding | changes.get("encoding", {})),  # type: ignore[arg-type]
     )
 
@@ -452,7 +452,8 @@ def test_poisson_spikes_come_where_their_steps_begin() -> None:
 
 def test_the_readout_is_the_limit_of_the_stepped_one() -> None:
     network = build()
-    stepped = biograd.build(recipe(neuron={"method": "step"}, encoding={"dt_ms": 0.01}), 6, CLASSES)
+    given = recipe(encoding={"dt_ms": 0.01})
+    stepped = biograd.build(dataclasses.replace(given, neuron=Leaky()), 6, CLASSES)
     weights = stepped.filtered.get_buffer("weights")
     times = torch.arange(0, 20, 0.01, dtype=torch.float64)
     found = network.filtered(times.view(-1, 1, 1)).squeeze(1)
@@ -646,10 +647,15 @@ def test_single_precision_is_close_to_double() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"network": {"recurrent": True}}, "network.recurrent"),
-    ({"network": {"substrate": "snntorch"}}, "neuron.method = 'event'"),
-    ({"network": {"substrate": "brian2"}}, "neuron.method = 'event'"),
-    ({"network": {"kind": "rate"}}, "neuron.method = 'event'"),
-    ({"neuron": {"readout": "rate"}}, "neuron.readout"),
+    ({"network": {"substrate": "snntorch"}}, "neuron.kind = 'event_driven'"),
+    ({"network": {"substrate": "brian2"}}, "neuron.kind = 'event_driven'"),
+    ({"network": {"kind": "rate"}}, "[neuron]: has no effect on network.kind = 'rate'"),
+    ({"network": {"kind": "rate", "recurrent": True}}, "[neuron]: has no effect"),
+    ({"network": {"channels": (4,)}}, "network.channels"),
+    ({"network": {"residual": True}}, "network.residual"),
+    ({"network": {"dropout": 0.5}}, "network.dropout"),
+    ({"network": {"normalisation": "batch"}}, "network.normalisation"),
+    ({"network": {"readout": "rate"}}, "network.readout"),
     ({"neuron": {"synaptic_time_constant_ms": 0.0}}, "neuron.synaptic_time_constant_ms = 0"),
     ({"neuron": {"synaptic_time_constant_ms": 10.0}}, "differs from neuron.time_constant_ms"),
     ({"neuron": {"synaptic_time_constant_ms": 0.01}}, "encoding.duration_ms = 20"),

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import biograd
-from biograd.networks import SpikingNetwork
+from biograd.networks import Circuit
 from biograd.recipes import load_model
 
 Array = NDArray[np.float64]
@@ -134,7 +134,7 @@ def test_eprop_is_that_of_biograd(eprop: ModuleType, kind: str) -> None:
     """The torch network of the shipped recipe, with one hidden layer, and the `eprop` rule."""
     settings = ("network.hidden=[30]", "network.dtype=float64", f"encoding.kind={kind}")
     network = biograd.build(load_model("spiking", assignments=settings), inputs=64, classes=10)
-    assert isinstance(network, SpikingNetwork)
+    assert isinstance(network, Circuit)
     engine = biograd.attach(network, biograd.EligibilityPropagation())
     learner = eprop.EProp(seed=2, rate=1.0)
     image, label = torch.from_numpy(trains(1, 64)).clamp(max=1), torch.tensor([4])

@@ -127,7 +127,7 @@ def test_symmetric_feedback_through_spikes_and_time(substrate: str, recurrent: b
 
 def test_symmetric_feedback_through_exact_spike_times() -> None:
     def engine(estimator: Estimator) -> Engine:
-        neuron = {"method": "event", "synaptic_time_constant_ms": 4.0, "resistance": 20.0}
+        neuron = {"kind": "event_driven", "synaptic_time_constant_ms": 4.0, "resistance": 20.0}
         network = spiking("torch", neuron=neuron, encoding={"kind": "latency"})
         with torch.no_grad():
             for parameter in network.parameters():

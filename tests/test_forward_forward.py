@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import biograd
+from biograd.circuit.sugar import LengthNormalisation
 from biograd.contracts import Plan
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ForwardForward
-from biograd.networks.rate import LengthNormalisation
 from biograd.randomness import generator
 from biograd.recipes import ModelRecipe, NetworkRecipe
 
@@ -65,7 +65,7 @@ def written_out(network: nn.Module, inputs: Tensor, targets: Tensor) -> Gradient
             values = (activity / lengths).detach()
     hidden = inputs
     for block in network.blocks:
-        hidden = block(hidden)
+        hidden = block(block.synapse(hidden))
     functional.cross_entropy(network.readout(hidden.detach()), targets).backward()
     return kept_gradients(network)
 

@@ -32,10 +32,10 @@ from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, make
 from biograd.estimators.gain import MeasuredGain, balanced
-from biograd.networks.spikes import Membrane
-from biograd.networks.spiking import Population
+from biograd.neurons import EventDriven
 from biograd.randomness import generator
-from biograd.recipes import ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.recipes import ModelRecipe, NetworkRecipe
+from biograd.simulators.population import Population
 
 NORMALISED = [
     Site("0", ("0",), (False,), current="1"),
@@ -261,7 +261,7 @@ class NumpyPopulation(nn.Module):
 
     forward_only = "its neurons are written in NumPy"
 
-    def __init__(self, membrane: Membrane, steps: int) -> None:
+    def __init__(self, membrane: Any, steps: int) -> None:
         super().__init__()
         self.membrane, self.steps = membrane, steps
 
@@ -368,7 +368,7 @@ def test_the_gradient_of_the_readout_is_exact(substrate: str) -> None:
 
 
 def test_neurons_that_nobody_can_differentiate() -> None:
-    network = replaced(lambda old: NumpyPopulation(old.membrane, old.steps))
+    network = replaced(lambda old: NumpyPopulation(old.constants(), old.steps))
     with pytest.raises(CapabilityError, match=r"cannot do .*: its neurons are written in NumPy"):
         attach(network, make("backprop"))
     for settings in ({}, {"time_bin": 5}):
@@ -460,7 +460,7 @@ def test_pooled_activity_is_refused_until_the_neurons_are_named() -> None:
 def test_an_event_driven_network_is_refused() -> None:
     recipe = ModelRecipe(
         network=NetworkRecipe(kind="spiking"),
-        neuron=NeuronRecipe(method="event", reset="zero", synaptic_time_constant_ms=5.0),
+        neuron=EventDriven(reset="zero"),
     )
     with pytest.raises(CapabilityError, match="an event-driven block passes on lists"):
         attach(biograd.build(recipe, 6, CLASSES), make("gain"))(*batch())

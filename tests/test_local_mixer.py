@@ -12,16 +12,16 @@ from torch.nn import functional
 
 import biograd
 from biograd import recipes
+from biograd.circuit.local_mixer import GroupLinear, TokenMixing
 from biograd.contracts import Plan
 from biograd.data import Arrays
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.local import LocalLosses
 from biograd.networks import LocalMixer
-from biograd.networks.effective import through
-from biograd.networks.local_mixer import GroupLinear, TokenMixing
 from biograd.randomness import generator
 from biograd.recipes import MixerRecipe, ModelRecipe, NetworkRecipe, TrainingRecipe
+from biograd.substrate.effective import through
 from biograd.training import Trainer
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)

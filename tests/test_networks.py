@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 import torch
-from networks_for_tests import batch, check_equal, drawn, gradients, spiking
+from networks_for_tests import batch, check_equal, drawn, gradients, record, scan, spiking
 from torch import Tensor, nn
 
 import biograd
+from biograd.circuit.sugar import ACTIVATIONS
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, WeakGradient, make
 from biograd.estimators.loss_regression import METHODS
-from biograd.networks.rate import ACTIVATIONS
-from biograd.networks.spikes import SURROGATES, Membrane, record, rest, scan, spike, step
-from biograd.networks.spiking import SnnTorchPopulation
+from biograd.neurons import Leaky
+from biograd.neurons.neuron import constants_of, step
+from biograd.neurons.surrogate import SURROGATES, spike
 from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
+from biograd.simulators.population import Population
 from biograd.tasks.classes import LOSSES
 
 INTEGRALS = {
@@ -29,7 +32,7 @@ INTEGRALS = {
     "gaussian": lambda u, k: math.sqrt(math.pi / 2) / k * torch.erf(k * u / math.sqrt(2)),
 }
 MEMBRANES = {
-    f"{reset}{' filtered' if synaptic else ''}": NeuronRecipe(
+    f"{reset}{' filtered' if synaptic else ''}": Leaky(
         reset=reset, synaptic_time_constant_ms=synaptic, resistance=2.0
     )  # type: ignore[arg-type]
     for reset in ("subtract", "zero")
@@ -42,15 +45,15 @@ def currents(rows: int = 3, steps: int = 40, units: int = 5, seed: int = 0) -> T
     return (1.0 + 2.0 * draw).requires_grad_()
 
 
-def membrane(neuron: NeuronRecipe, surrogate: str = "fast_sigmoid") -> Membrane:
-    return Membrane.of(NeuronRecipe(**(vars(neuron) | {"surrogate": surrogate, "slope": 3.0})), 1.0)
+def membrane(neuron: Leaky, surrogate: str = "fast_sigmoid") -> Leaky:
+    return dataclasses.replace(neuron, surrogate=surrogate, slope=3.0)
 
 
-def stepped(constants: Membrane, current: Tensor, steps: int) -> Tensor:
-    current = current.expand(-1, steps, -1)
-    state, train = rest(current[:, 0]), []
+def stepped(neuron: Leaky, current: Tensor, steps: int) -> Tensor:
+    current, c = current.expand(-1, steps, -1), constants_of(neuron, 1.0, {})
+    state, spikes, train = neuron.begin(current[:, 0]), torch.zeros_like(current[:, 0]), []
     for index in range(steps):
-        state, spikes = step(constants, state, current[:, index])
+        state, spikes = step(neuron, c, state, spikes, {"I": current[:, index]})
         train.append(spikes)
     return torch.stack(train, 1)
 
@@ -84,12 +87,12 @@ def test_spikes_keep_the_dtype(dtype: torch.dtype) -> None:
 def test_fused_scan_steps_and_snntorch_have_one_gradient(
     name: str, surrogate: str, constant: bool
 ) -> None:
-    constants = membrane(MEMBRANES[name], surrogate)
+    neuron = membrane(MEMBRANES[name], surrogate)
     current = currents(steps=1 if constant else 40)
     weights = torch.randn(3, 40, 5, generator=generator(1), dtype=torch.float64)
-    ways = [scan(constants, current, 40), stepped(constants, current, 40)]
-    if not (constants.alpha and constants.reset == "zero"):  # Synaptic also resets its current
-        ways.append(SnnTorchPopulation(constants, 40, None)(current))
+    ways = [scan(neuron, current, 40), stepped(neuron, current, 40)]
+    if name != "zero filtered":  # Synaptic also resets its current
+        ways.append(Population(neuron, 5, 40, 1.0, "snntorch")(current))
     found = [torch.autograd.grad((train * weights).sum(), current)[0] for train in ways]
     for train, gradient in zip(ways, found, strict=True):
         assert torch.equal(train, ways[0]) and 20 < train.sum() < train.numel()
@@ -101,10 +104,8 @@ def test_fused_scan_steps_and_snntorch_have_one_gradient(
 def test_spike_times_of_a_constant_current(name: str, strength: float) -> None:
     """First spike in the step that holds ``t = -tau ln(1 - threshold / (R I))``."""
     neuron = MEMBRANES[name]
-    constants = Membrane.of(neuron, 0.1)
     current = torch.full((1, 1, 1), strength / neuron.resistance, dtype=torch.float64)
-    spikes, potentials = record(constants, current, 2000, potentials=True)
-    assert potentials is not None
+    spikes, potentials = record(neuron, current, 2000, dt_ms=0.1)
     times = spikes.flatten().nonzero().flatten()
     wait = math.ceil(-neuron.time_constant_ms * math.log(1 - 1 / strength) / 0.1)
     assert times[0].item() == wait - 1
@@ -116,9 +117,9 @@ def test_spike_times_of_a_constant_current(name: str, strength: float) -> None:
 
 
 def test_no_spike_below_threshold() -> None:
-    neuron = NeuronRecipe(resistance=2.0)
+    neuron = Leaky(resistance=2.0)
     current = torch.full((1, 1, 4), 0.5, dtype=torch.float64, requires_grad=True)
-    spikes = scan(Membrane.of(neuron, 1.0), current, 300)
+    spikes = scan(neuron, current, 300)
     assert not spikes.any()
     (gradient,) = torch.autograd.grad(spikes.sum(), current)
     assert gradient.isfinite().all() and (gradient > 0).all()
@@ -171,7 +172,6 @@ def test_rate_networks(activation: str, normalisation: str, channels: tuple[int,
         ({"substrate": "brian2"}, {}, "runs on 'torch'"),
         ({"kind": "spiking", "channels": (4,)}, {}, "network.channels"),
         ({"channels": (4,)}, {}, "network.channels"),
-        ({"kind": "spiking", "dropout": 0.1}, {}, "network.dropout"),
         ({"kind": "spiking", "activation": "tanh"}, {}, "network.activation: has no effect"),
         ({"hidden": (10**12,)}, {}, "too large for this machine's memory"),
         (
@@ -183,7 +183,7 @@ def test_rate_networks(activation: str, normalisation: str, channels: tuple[int,
 )
 def test_parts_that_do_not_fit(network: dict[str, Any], neuron: dict[str, Any], words: str) -> None:
     recipe = ModelRecipe(
-        network=NetworkRecipe(**network), neuron=NeuronRecipe(**neuron), encoding=EncodingRecipe()
+        network=NetworkRecipe(**network), neuron=Leaky(**neuron), encoding=EncodingRecipe()
     )
     with pytest.raises(RecipeError, match=words):
         biograd.build(recipe, 6, 3)

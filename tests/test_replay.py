@@ -8,6 +8,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from biograd.brian.import_brian2 import import_brian2
 from biograd.errors import CapabilityError
-from biograd.networks.expressions import Graph
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.operations import FUNCTIONS_OF_ONE, exprel
-from biograd.networks.replay import Record, check, replay
-from biograd.networks.spikes import SURROGATES, Membrane, scan, spike
-from biograd.networks.transpile import NeuronStep, translate
+from biograd.neurons.leaky import Leaky
+from biograd.neurons.leaky_scan import leaky_scan
+from biograd.neurons.surrogate import SURROGATES, spike
+from biograd.translation.expressions import Graph
+from biograd.translation.linearisation import Record
+from biograd.translation.operations import FUNCTIONS_OF_ONE, exprel
+from biograd.translation.replay import check, replay
+from biograd.translation.transpile import NeuronStep, translate
 
 Array = NDArray[Any]
 b2 = import_brian2()
@@ -372,19 +376,19 @@ def test_a_threshold_at_equality_spikes() -> None:
 # Derivatives: against numpy, against torch's own, against the fused scan.
 
 
-def leaky(x: dict[str, Array], s: Array, z: Array) -> dict[str, Array]:
+def leaky(x: dict[str, Array], s: Array, fired: Array, z: Array) -> dict[str, Array]:
     decay = math.exp(-0.1)
     v = np.where(s, 0, x["v"])
     return {"v": z + (v - z) * decay}
 
 
-def adaptive(x: dict[str, Array], s: Array, z: Array) -> dict[str, Array]:
-    v, a = np.where(s, 0, x["v"]), np.where(s, x["a"] + 0.2, x["a"])
+def adaptive(x: dict[str, Array], s: Array, fired: Array, z: Array) -> dict[str, Array]:
+    v, a = np.where(s, 0, x["v"]), x["a"] + 0.2 * fired
     return {"v": z + (v - z) * math.exp(-0.1), "a": a * math.exp(-1 / 80)}
 
 
-def adex(x: dict[str, Array], s: Array, z: Array) -> dict[str, Array]:
-    v, w = np.where(s, -70.6e-3, x["v"]), np.where(s, x["w"] + 40e-12, x["w"])
+def adex(x: dict[str, Array], s: Array, fired: Array, z: Array) -> dict[str, Array]:
+    v, w = np.where(s, -70.6e-3, x["v"]), x["w"] + 40e-12 * fired
     rise = 30e-9 * (-70.6e-3 - v) + 30e-9 * 2e-3 * np.exp((v + 50.4e-3) / 2e-3) - w + z * 500e-12
     return {
         "v": v + 1e-4 * rise / 281e-12,
@@ -392,8 +396,8 @@ def adex(x: dict[str, Array], s: Array, z: Array) -> dict[str, Array]:
     }
 
 
-def izhikevich(x: dict[str, Array], s: Array, z: Array) -> dict[str, Array]:
-    v, u = np.where(s, -65e-3, x["v"]), np.where(s, x["u"] + 8, x["u"])
+def izhikevich(x: dict[str, Array], s: Array, fired: Array, z: Array) -> dict[str, Array]:
+    v, u = np.where(s, -65e-3, x["v"]), x["u"] + 8 * fired
 
     def slope(v: Array, u: Array) -> tuple[Array, Array]:
         return 0.04e6 * v**2 + 5e3 * v + 140 - u + z, 20 * (200 * v - u)
@@ -414,7 +418,7 @@ def izhikevich(x: dict[str, Array], s: Array, z: Array) -> dict[str, Array]:
 class Adjoint:
     """The credit of a current by numpy, with derivatives of one step by a complex step."""
 
-    advance: Callable[[dict[str, Array], Array, Array], dict[str, Array]]
+    advance: Callable[[dict[str, Array], Array, Array, Array], dict[str, Array]]
     distance: Callable[[dict[str, Array]], Array]
 
     def __call__(
@@ -425,6 +429,7 @@ class Adjoint:
         spikes, z = record.spikes.numpy(), current.transpose(0, 1).numpy()
         gradient, result = given.transpose(0, 1).numpy(), np.empty(spikes.shape)
         carry = {name: np.zeros(spikes.shape[1:]) for name in states}
+        echo = np.zeros(spikes.shape[1:])
         for t in reversed(range(len(spikes))):
             x = {name: value[t] for name, value in states.items()}
             past = {name: states[name][t - 1] if t else start[name] for name in states}
@@ -434,14 +439,17 @@ class Adjoint:
             for name in states:
                 bent = {**x, name: x[name] + 1e-30j}
                 seen = np.imag(self.distance(bent)) / 1e-30
-                credit[name] = carry[name] + gradient[t] * slope / model.scale * seen
-            moved = self.advance(past, fired, z[t] + 1e-30j)
+                credit[name] = carry[name] + (gradient[t] + echo) * slope / model.scale * seen
+            moved = self.advance(past, fired, fired, z[t] + 1e-30j)
             result[t] = sum(credit[name] * np.imag(moved[name]) / 1e-30 for name in states)
             for old in states:
-                moved = self.advance({**past, old: past[old] + 1e-30j}, fired, z[t])
+                moved = self.advance({**past, old: past[old] + 1e-30j}, fired, fired, z[t])
                 carry[old] = sum(credit[new] * np.imag(moved[new]) / 1e-30 for new in states)
+            moved = self.advance(past, fired, fired + 1e-30j, z[t])
+            echo = sum(credit[new] * np.imag(moved[new]) / 1e-30 for new in states)
             if window and t % window == 0:
                 carry = {name: np.zeros_like(value) for name, value in carry.items()}
+                echo = np.zeros_like(echo)
         return torch.from_numpy(result).transpose(0, 1)
 
 
@@ -475,11 +483,12 @@ def test_gradient_is_the_adjoint_written_by_hand(name: str, window: int | None) 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
 def test_leaky_neurons_have_the_gradient_of_the_fused_scan(reset: str, window: int | None) -> None:
     beta = math.exp(-0.1)
-    membrane = Membrane(beta, 0.0, 1.0, 1.0, reset, "fast_sigmoid", 4.0)  # type: ignore[arg-type]
+    constants = SimpleNamespace(alpha=0.0, beta=beta, gain=1 - beta, threshold=1.0)
+    neuron = Leaky(reset=reset)  # type: ignore[arg-type]
     text = "v = 0" if reset == "zero" else f"v -= {1 / beta!r}"
     model = dataclasses.replace(MODELS["leaky, exact"], reset=text)
     current = drive(model, 4, 100, 10).requires_grad_()
-    out = scan(membrane, current, 100, window)
+    out = leaky_scan(neuron, constants, current, 100, window, surrogate)
     (expected,) = torch.autograd.grad(out, current, cotangent(out))
     record = simulate(model, current.detach())
     again = replay(model.step, record, {"I": current}, {}, surrogate, window)
@@ -505,7 +514,7 @@ def stepped(model: Model, record: Record, current: Tensor, given: Mapping[str, T
         train = spike(crossing.distance / model.scale, derivative=surrogate)
         train = train if crossing.allowed is None else train * crossing.allowed
         outputs.append(train if model.output == "spikes" else values[model.output])
-        spikes = record.spikes[t]
+        spikes = record.spikes[t] + (train - train.detach())
         # rounding of many steps must not add up: go on from what was recorded
         values = {name: record.states[name][t] + (v - v.detach()) for name, v in values.items()}
     return torch.stack(outputs, 1)

@@ -126,7 +126,7 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> None:
             one.copy_(values)
         return Done()
 
-    monkeypatch.setattr(ranks, "_world", ranks.World(0, 2, None))
+    monkeypatch.setattr(ranks.HERE, "world", ranks.World(0, 2, None))
     monkeypatch.setattr(distributed, "all_reduce", lambda values, async_op: Done())
     monkeypatch.setattr(distributed, "broadcast", lambda values, source, async_op: Done())
     monkeypatch.setattr(distributed, "all_gather", gather)

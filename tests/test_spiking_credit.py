@@ -10,30 +10,41 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from networks_for_tests import Gradients, batch, build, check_equal, gradients, opaque, spiking
+from networks_for_tests import (
+    Gradients,
+    batch,
+    build,
+    check_equal,
+    gradients,
+    opaque,
+    scan,
+    spiking,
+)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import biograd
 from biograd.contracts import Objective, Plan, Round, Trace, Transport
+from biograd.credit_paths import split
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, make
 from biograd.estimators.eprop import EligibilityPropagation
 from biograd.estimators.unitwise import UnitwiseGradient, measured_slope
 from biograd.networks import Network
-from biograd.networks.paths import split
-from biograd.networks.rate import RecurrentPopulation
-from biograd.networks.spikes import Membrane, scan, spike
-from biograd.networks.spiking import Population, SnnTorchPopulation, SteppedPopulation
+from biograd.neurons import Leaky, Neuron, Rate
+from biograd.neurons.stepped import SteppedPopulation
+from biograd.neurons.surrogate import spike
 from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
+from biograd.simulators.population import Population
 from biograd.tasks.classes import LOSSES
 from biograd.training import activity
 
@@ -54,16 +65,13 @@ SIMULATED = [
 TIMED = [*SIMULATED, ("rate", "tanh")]
 
 
-def membrane(neuron: str) -> Membrane:
-    return Membrane.of(NeuronRecipe(**({"resistance": 3.0} | NEURONS[neuron])), 1.0)
+def leaky(neuron: str) -> Leaky:
+    return Leaky(**({"resistance": 3.0} | NEURONS[neuron]))
 
 
 def population(simulator: str, neuron: str, recurrent: bool = False) -> nn.Module:
-    if simulator == "rate":
-        return RecurrentPopulation(nn.Tanh(), STEPS)
-    if simulator == "torch":
-        return Population(membrane(neuron), STEPS)
-    return SnnTorchPopulation(membrane(neuron), STEPS, 5 if recurrent else None)
+    kind: Neuron = Rate(neuron) if simulator == "rate" else leaky(neuron)  # type: ignore[arg-type]
+    return Population(kind, 5, STEPS, 1.0, "torch" if simulator == "rate" else simulator)  # type: ignore[arg-type]
 
 
 def loop() -> nn.Linear:
@@ -254,7 +262,7 @@ def test_another_derivative_takes_the_surrogate_s_place(
     """A Gaussian one, against the population whose own surrogate it is."""
     part, layer = population(simulator, neuron, recurrent), loop()
     twin = copy.deepcopy(part)
-    twin.membrane = dataclasses.replace(part.membrane, surrogate="gaussian", slope=2.0)
+    twin.neuron = dataclasses.replace(part.neuron, surrogate="gaussian", slope=2.0)
     part.transport = Transport(derivative=lambda u: torch.exp(-2 * u.square()))
     arguments = (layer,) if recurrent else ()
     found = []
@@ -393,7 +401,7 @@ def traced(network: nn.Module, plan: Plan) -> Trace:
 class Block:
     """One block of a spiking network and its trial, simulated in numpy step by step."""
 
-    membrane: Membrane
+    membrane: Any
     weight: Array
     bias: Array
     back: Array | None
@@ -486,7 +494,7 @@ class ByHand:
             values = {name: p.detach().numpy() for name, p in module.named_parameters()}
             part = module["activity"]
             block = Block(
-                part.membrane,
+                SimpleNamespace(**vars(part.neuron) | vars(part.constants())),
                 values["synapse.weight"],
                 values["synapse.bias"],
                 values.get("recurrent.weight"),
@@ -576,7 +584,7 @@ def test_traces_without_one_of_their_parts_are_noticed(missing: str) -> None:
     )
     (block,) = hand.blocks
     if missing == "filter":
-        block.membrane = dataclasses.replace(block.membrane, alpha=0.0)
+        block.membrane.alpha = 0.0
     else:
         block.spikes = np.zeros_like(block.spikes)
     with pytest.raises(AssertionError, match="weight"):
@@ -644,8 +652,8 @@ def test_the_share_of_a_step_is_its_weight_in_the_readout(kind: str) -> None:
     recipe = {"kind": "spiking", "hidden": (6,)}
     network = biograd.build(
         ModelRecipe(
-            network=NetworkRecipe(**recipe),  # type: ignore[arg-type]
-            neuron=NeuronRecipe(readout=kind, resistance=3.0),  # type: ignore[arg-type]
+            network=NetworkRecipe(**recipe, readout=kind),  # type: ignore[arg-type]
+            neuron=Leaky(resistance=3.0),
             encoding=EncodingRecipe(duration_ms=12.0),
         ),
         inputs=4,
@@ -873,9 +881,9 @@ def test_unitwise_noise_comes_from_the_engine_s_own_stream() -> None:
 
 def test_slopes_are_measured_once_for_every_derivative_of_a_pass() -> None:
     """A gradient that is taken twice from one pass is the same; the clean spikes see no noise."""
-    constants, stream = membrane("subtract"), generator(0)
+    neuron, stream = leaky("subtract"), generator(0)
     at = currents().requires_grad_()
-    train = scan(constants, at, STEPS, derivative=lambda u: measured_slope(u, 0.3, 4, stream))
+    train = scan(neuron, at, STEPS, derivative=lambda u: measured_slope(u, 0.3, 4, stream))
     first, again = (torch.autograd.grad(train.sum(), at, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, again) and first.any()
-    assert torch.equal(train, scan(constants, currents(), STEPS))
+    assert torch.equal(train, scan(neuron, currents(), STEPS))

@@ -12,18 +12,26 @@ import numpy as np
 import pytest
 import snntorch
 import torch
-from networks_for_tests import SUBSTRATES, Gradients, batch, gradients, spiking
+from networks_for_tests import (
+    SUBSTRATES,
+    Gradients,
+    batch,
+    gradients,
+    integrate_and_fire,
+    record,
+    spiking,
+)
 from torch import Tensor
 
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.decorrelation import Decorrelation
 from biograd.engine import Engine, attach
 from biograd.estimators import ESTIMATORS, make
 from biograd.networks import Network
-from biograd.networks.neuron_model import NeuronModel, integrate_and_fire
-from biograd.networks.simulation import Simulation
-from biograd.networks.spikes import Membrane, record
+from biograd.neurons import Leaky
+from biograd.neurons.neuron import constants_of
 from biograd.randomness import generator
-from biograd.recipes import NeuronRecipe
 
 NEURONS: dict[str, dict[str, Any]] = {
     "subtract": {},
@@ -130,17 +138,15 @@ def test_another_time_constant_is_noticed() -> None:
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 def test_the_same_potentials(reset: Any, synaptic: float) -> None:
     """One population driven by noise; snnTorch's neuron is stepped here by hand."""
-    membrane = Membrane.of(
-        NeuronRecipe(reset=reset, synaptic_time_constant_ms=synaptic, resistance=3.0), 1.0
-    )
+    given = Leaky(reset=reset, synaptic_time_constant_ms=synaptic, resistance=3.0)
+    membrane = constants_of(given, 1.0, {})
     current = 0.5 + 1.5 * torch.randn(20, 300, 10, generator=generator(0), dtype=torch.float64)
-    spikes, potentials = record(membrane, current, 300, potentials=True)
+    spikes, potentials = record(given, current, 300)
     assert 0.02 < spikes.mean() < 0.5
-    recipe, constants = integrate_and_fire(membrane)
+    recipe, constants = integrate_and_fire(given, 1.0)
     simulation = Simulation(NeuronModel(recipe, 1.0, constants=constants), 20, 10)
     brian, kept = simulation.run(current.numpy().swapaxes(0, 1), 300, keep=["v"])
     assert np.array_equal(brian.swapaxes(0, 1), spikes.numpy())
-    assert potentials is not None
     error = np.abs(kept["v"].swapaxes(0, 1) - potentials.numpy()).max()
     assert error < 1e-10
     if synaptic:

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 import biograd
-from biograd.contracts import Plan, Site
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.readouts import LeakyReadout
+from biograd.circuit.sugar import Layers
+from biograd.contracts import Plan
 from biograd.encoding import Encoding
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator, make
-from biograd.networks.network import initialise
-from biograd.networks.readouts import LeakyReadout
-from biograd.networks.spiking import SpikingNetwork
+from biograd.neurons import Leaky
 from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, NetworkRecipe, NeuronRecipe
+from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
+from biograd.substrate.network import initialise
 from biograd.tasks import Classes, Regression, TimeSeries
 
 STEPS, INPUTS, UNITS, OUTPUTS, ROWS = 12, 5, 7, 2, 4
@@ -35,27 +37,21 @@ class Given(Encoding):
         return inputs
 
 
-class TimedSpiking(SpikingNetwork):
-    """Recurrent spiking neurons whose readout answers in every step."""
-
-    def __init__(
-        self,
-        steps: int = STEPS,
-        units: int = UNITS,
-        dt_ms: float = 1.0,
-        inputs: int = INPUTS,
-        outputs: int = OUTPUTS,
-    ) -> None:
-        neuron = NeuronRecipe(resistance=12.0, time_constant_ms=30.0, slope=3.0)
-        recipe = NetworkRecipe(kind="spiking", hidden=(units,), recurrent=True)
-        super().__init__(recipe, neuron, Given(steps, inputs, dt_ms), outputs)
-        self.sites = (*self.sites[:-1], Site("readout", ("readout",), (True,)))
-        self.trace = LeakyReadout(dt_ms, 30.0)
-
-    def simulate(self, encoded: Tensor) -> Tensor:
-        (block,) = self.blocks
-        course = block["activity"](block["synapse"](encoded), block["recurrent"])
-        return self.trace(self.readout(course))
+def timed_spiking(
+    steps: int = STEPS,
+    units: int = UNITS,
+    dt_ms: float = 1.0,
+    inputs: int = INPUTS,
+    outputs: int = OUTPUTS,
+) -> Circuit:
+    """Return recurrent spiking neurons whose readout answers in every step."""
+    recipe = ModelRecipe(
+        network=NetworkRecipe(
+            kind="spiking", hidden=(units,), recurrent=True, readout_time_constant_ms=30.0
+        ),
+        neuron=Leaky(resistance=12.0, time_constant_ms=30.0, slope=3.0),
+    )
+    return Layers(recipe, (inputs,), Given(steps, inputs, dt_ms), outputs, timed=True).circuit()
 
 
 class Plain(nn.Module):
@@ -81,8 +77,8 @@ def data() -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-def spiking() -> TimedSpiking:
-    network = TimedSpiking().double()
+def spiking() -> Circuit:
+    network = timed_spiking().double()
     initialise(network, 0, 1.0, "readout")
     return network
 
@@ -189,9 +185,9 @@ def test_the_leaky_readout_is_its_equation() -> None:
     for step, found in zip(current.unbind(1), module(current).unbind(1), strict=True):
         state = decay * state + (1 - decay) * step
         assert torch.allclose(found, state, rtol=1e-12)
-    assert LeakyReadout.of(NeuronRecipe(readout_time_constant_ms=10.0), 2.0).decay == decay
+    assert LeakyReadout.of(NetworkRecipe(readout_time_constant_ms=10.0), 2.0).decay == decay
     with pytest.raises(RecipeError, match="readout = 'first_spike': one value of a trial"):
-        LeakyReadout.of(NeuronRecipe(readout="first_spike"), 1.0)
+        LeakyReadout.of(NetworkRecipe(readout="first_spike"), 1.0)
 
 
 # Noise in bins ------------------------------------------------------------------------------------
@@ -313,7 +309,7 @@ def pattern(seed: int, steps: int = 100) -> tuple[Tensor, Tensor]:
 def error(rule: Estimator, seed: int, steps: int, rate: float) -> float:
     """Return the mean squared error relative to the target's variance after training."""
     inputs, targets = pattern(seed)
-    network = TimedSpiking(100, 100, 10.0, 4 * INPUTS, 1)
+    network = timed_spiking(100, 100, 10.0, 4 * INPUTS, 1)
     initialise(network, seed, 1.0, "readout")
     engine = attach(network, rule, task=TimeSeries(1), seed=seed)
     engine.prepare(inputs, targets)

@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks_for_tests import batch, gradients
+from networks_for_tests import batch, gradients, looped, order
 from torch import Tensor, nn
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.projections import Masked
 from biograd.engine import attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
-from biograd.networks.circuit import Circuit
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.projections import Masked
-from biograd.networks.reading import equations_text
-from biograd.networks.wrapping import wrap
+from biograd.neurons import Leaky
 from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, NeuronRecipe
+from biograd.recipes import EncodingRecipe
+from biograd.wrapping.groups import equations_text
+from biograd.wrapping.wrap import wrap
 
 CLASSES = 3
 Original = tuple[Any, dict[str, Any]]
@@ -241,7 +242,7 @@ def test_a_wrapped_network_spikes_as_it_did(name: str) -> None:
     """0 differences of more than 100,000 entries, recurrent or not."""
     into = NETWORKS[name][1]
     circuit, original = wrapped(name, 300 if name in ("balanced", "layered") else 600)
-    assert circuit.looped is (name != "layered")
+    assert looped(circuit) is (name != "layered")
     inputs, _ = batch(6)
     drive = set_current(circuit, original, into)
     assert assert_like_original(circuit, original, drive, inputs) >= 100_000
@@ -295,7 +296,7 @@ def test_the_data_replace_a_group_that_only_spikes() -> None:
         classes=CLASSES,
         encoding=EncodingRecipe(kind="poisson", duration_ms=400.0, max_rate_hz=300.0),
     )
-    assert not circuit.looped and set(circuit.projections) == {"one", "two", "on"}
+    assert not looped(circuit) and set(circuit.projections) == {"one", "two", "on"}
     assert [site.name for site in circuit.sites] == ["first", "last", "readout"]
 
     def drive(_row: int, encoded: Tensor) -> None:
@@ -325,9 +326,9 @@ def _poisson() -> EncodingRecipe:
 
 def _effective(circuit: Circuit, name: str) -> Tensor:
     """Return what a spike of each source adds to each target, in SI units."""
-    (one,) = [one for one in circuit.wiring if one.name == name]
+    (one,) = [one for one in circuit.graph.projections if one.path == f"projections.{name}"]
     layer = circuit.projections[name]
-    scale = circuit.layer(one.target).model.scales[one.variable]
+    scale = circuit.layer(one.target.removeprefix("cells.")).model.scales[one.port]
     with torch.no_grad():
         units = layer.weight.shape[1]
         return scale * layer(torch.eye(units, dtype=torch.float64)).T
@@ -340,7 +341,7 @@ def test_weights_are_those_of_the_synapses_to_the_last_bit() -> None:
     circuit, (network, _) = wrapped("balanced", 20)
     names = ["stimulus", "ei", "ie", "ee_1", "ee_2", "ee_3", "ii"]
     assert sorted(circuit.projections) == sorted(names)
-    assert {one.name: one.lag for one in circuit.wiring} == {
+    assert {one.path.split(".")[1]: one.lag for one in circuit.graph.projections} == {
         "stimulus": 0,
         "ei": 2,
         "ie": 1,
@@ -372,7 +373,7 @@ def test_several_synapses_of_a_pair_are_one_weight() -> None:
     np.add.at(expected, (twice.j[:], twice.i[:]), np.asarray(twice.w[:]))
     assert np.allclose(_effective(circuit, "twice").numpy(), expected, rtol=1e-15, atol=0)
     assert type(circuit.projections["dense"]) is nn.Linear
-    assert circuit.order == ("neurongroup", "second", "third")
+    assert order(circuit) == ("neurongroup", "second", "third")
 
 
 def test_groups_of_one_network_keep_their_own_values() -> None:
@@ -434,7 +435,7 @@ def test_the_seed_draws_what_the_network_does_not_have() -> None:
         assert torch.equal(value, same[name])
         drawn = name in ("projections.stimulus.weight", "readout.weight")
         assert torch.equal(value, other[name]) is not drawn
-    assert made[0].order == ("e", "i") and list(made[0].projections) == list(made[1].projections)
+    assert order(made[0]) == ("e", "i") and list(made[0].projections) == list(made[1].projections)
     assert made[0].steps == 20 and made[0].encoding.dt_ms == 1.0
 
 
@@ -562,7 +563,7 @@ def test_a_variable_can_be_read() -> None:
         "third",
         inputs=6,
         classes=3,
-        neuron=NeuronRecipe(readout="potential"),
+        readout="potential",
         populations={"third": {"output": "v"}},
     )
     inputs, _ = batch()
@@ -617,7 +618,7 @@ def test_objects_that_cannot_be_wrapped() -> None:
     refused("a schedule of its own", network)
     # monitors only look on
     watched = b2.Network(group, b2.SpikeMonitor(group), b2.StateMonitor(group, "v", record=True))
-    assert wrap(watched, ("a", "I"), "a", inputs=6, classes=3).order == ("a",)
+    assert order(wrap(watched, ("a", "I"), "a", inputs=6, classes=3)) == ("a",)
 
 
 @pytest.mark.parametrize(
@@ -645,8 +646,8 @@ def test_objects_that_cannot_be_wrapped() -> None:
         ({"output": ["a"]}, r"wrap: output = \['a'\]: must be text"),
         ({"input": ("a", ["I"])}, r"write \(group, variable\)"),
         ({"encoding": {"dt_ms": 1.0}}, "wrap: encoding = .*: must be an EncodingRecipe"),
-        ({"neuron": "lif"}, "wrap: neuron = 'lif': must be a NeuronRecipe"),
-        ({"neuron": NeuronRecipe(threshold=2.0)}, r"neuron\.threshold = 2\.0: .* into the groups"),
+        ({"neuron": "lif"}, "wrap: neuron = 'lif': must be a spiking neuron"),
+        ({"neuron": Leaky(threshold=2.0)}, r"neuron\.threshold = 2\.0: .* into the groups"),
     ],
 )
 def test_settings_that_do_not_fit(settings: Any, words: str) -> None:
@@ -661,7 +662,8 @@ def test_what_does_nothing_in_a_group_stays() -> None:
         "a",
         inputs=np.int64(6),
         classes=np.int64(3),
-        neuron=NeuronRecipe(readout="potential", slope=5.0),
+        neuron=Leaky(slope=5.0),
+        readout="potential",
         populations={"a": {"output": "v"}},
         namespace={"unused": 3.0},
     )

@@ -15,7 +15,7 @@ from biograd.metrics import DEFAULT, written
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from biograd.networks.learned import Learned
+    from biograd.brian.learned import Learned
     from biograd.runs.reader import Entry, Run
 
 HEADER = {
@@ -119,7 +119,7 @@ def constants(run: Run, entries: Iterable[Entry]) -> list[Learned]:
     recipe = run.config.get("recipe")
     if not factors or recipe is None or not run.checkpoints:
         return []
-    from biograd.networks.learned import in_units
+    from biograd.brian.learned import in_units
     from biograd.recipes import ModelRecipe, construct
 
     tensors, _meta = run.checkpoint()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from biograd.contracts import Plan, Round, Trace, Transport
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
+from biograd.substrate.network import SynapticLayer
 
 
 class Buffers(nn.Module):
@@ -105,7 +106,7 @@ def weight_of(name: str, round: Round) -> nn.Parameter:
     """
     layer = round.layers[name]
     weight = layer._parameters.get("weight")
-    if weight is None or weight.dim() < 2:
+    if weight is None or (weight.dim() < 2 and not isinstance(layer, SynapticLayer)):
         raise CapabilityError(
             f"{name} ({type(layer).__name__}) has no weight matrix for which feedback could stand "
             "in: give the names of linear or convolutional layers, attach(..., sites=[...])"

@@ -44,7 +44,7 @@ class SignSymmetry(Feedback):
 
     def make(self, name: str, weight: Tensor, round: Round) -> None:
         """Note how large the weight is now; draw the fixed magnitudes."""
-        size = torch.full_like(weight[:1, :1].flatten()[0], self.scale * size_of(weight))
+        size = torch.full_like(weight.flatten()[0], self.scale * size_of(weight))
         drawn = normal(weight.shape, round).abs() if self.magnitudes == "fixed" else 1
         self.sizes[name] = size * drawn
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from biograd.contracts import Round, Trace
 from biograd.estimators.feedback import Buffers, Feedback, key, normal, size_of
-from biograd.networks.effective import respond
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
+from biograd.substrate.effective import respond
 
 
 class WeightMirror(Feedback):
@@ -126,7 +126,7 @@ def mirrored(layer: nn.Module, weight: Tensor, noise: Tensor) -> Tensor:
         noise: white, of unit variance, ``[samples, ...]``.
     """
     with torch.enable_grad():
-        mirror = torch.zeros_like(weight).requires_grad_()
+        mirror = torch.ones_like(weight).requires_grad_()  # |W| has no slope at zero
         response, answer = respond(layer, mirror, noise), respond(layer, weight, noise)
         (correlation,) = torch.autograd.grad(response, mirror, answer)
         # an input of ones counts the products in each entry: fewer where a patch leaves the image

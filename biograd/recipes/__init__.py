@@ -5,14 +5,7 @@ Every key has a type, most a range; an unknown key, a wrong type or a value out 
 refused with the file, the key and the nearest valid word.
 """
 
-from biograd.recipes.architecture import (
-    MixerRecipe,
-    NetworkRecipe,
-    NeuronRecipe,
-    PopulationRecipe,
-    ProjectionRecipe,
-)
-from biograd.recipes.checking import (
+from biograd.checking import (
     Count,
     Fraction,
     NotNegative,
@@ -21,6 +14,12 @@ from biograd.recipes.checking import (
     Table,
     construct,
     validate,
+)
+from biograd.recipes.architecture import (
+    MixerRecipe,
+    NetworkRecipe,
+    PopulationRecipe,
+    ProjectionRecipe,
 )
 from biograd.recipes.dataset import (
     FUNCTION,
@@ -52,7 +51,6 @@ __all__ = [
     "override",
     "NetworkRecipe",
     "MixerRecipe",
-    "NeuronRecipe",
     "PopulationRecipe",
     "ProjectionRecipe",
     "EncodingRecipe",

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from biograd.recipes.checking import Count, NotNegative, Positive, Range
+from biograd.checking import Choice, Count, NotNegative, Positive, Range
+from biograd.neurons import NEURONS, Neuron
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +18,23 @@ class NetworkRecipe:
     kind: Literal["rate", "spiking", "circuit", "local_mixer"] = "rate"
     hidden: tuple[Count, ...] = (30, 30)
     channels: tuple[Count, ...] = ()
-    """Channels of 3x3 convolutions of stride 2 before the dense layers (rate networks only)."""
+    """Channels of convolutions before the dense layers."""
+    kernel: Count = 3
+    """Size of a convolution's kernel along each side; as much is padded as keeps the size."""
+    stride: Count = 2
+    """Of the convolutions."""
+    pooling: Count = 1
+    """Size of the windows by which the grid behind every convolution is reduced; 1: none."""
+    pool: Literal["average", "max", "sum"] = "average"
+    """What a window becomes."""
     recurrent: bool = False
     residual: bool = False
-    """A skip past every dense block whose width is that of its input (rate networks only)."""
+    """A skip past the neurons of every dense block whose width is that of its input."""
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = "relu"
+    """Of rate units."""
     normalisation: Literal["none", "batch", "layer", "length"] = "none"
-    """Of a block's current; ``length`` divides its activity by the root of its mean square."""
+    """Of a block's current: over the batch (in time over batch and time, tdBN) or over the layer;
+    ``length`` divides its activity by the root of its mean square (only without time)."""
     label_inputs: bool = False
     """One more input for each class in front of the data, neutral but for rules that show labels
     to the network (dense rate networks only)."""
@@ -31,6 +42,12 @@ class NetworkRecipe:
     gain: Positive = 1.0
     """Factor on the standard deviation of the initial hidden weights."""
     dtype: Literal["float32", "float64"] = "float32"
+    readout: str = "membrane"
+    """What is read of the last population of a spiking network: spikes through a leaky integrator
+    (``membrane``), their number (``rate``), their number by an exponential filter
+    (``filtered_rate``), how early the first comes (``first_spike``), or the mean of what is passed
+    on (``potential``).  A task in time reads every step through a leaky integrator."""
+    readout_time_constant_ms: Positive = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,25 +62,8 @@ class MixerRecipe:
     """Groups of channels in the grouped layers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class NeuronRecipe:
-    """A leaky integrate-and-fire population: tau dv/dt = R I - v, spike at v > threshold."""
-
-    time_constant_ms: Positive = 10.0
-    synaptic_time_constant_ms: NotNegative = 0.0
-    """Zero: the current reaches the membrane unfiltered."""
-    resistance: Positive = 1.0
-    threshold: Positive = 1.0
-    reset: Literal["zero", "subtract"] = "subtract"
-    method: Literal["step", "event"] = "step"
-    """``event``: spike times in continuous time with their exact derivatives (torch only)."""
-    surrogate: Literal["fast_sigmoid", "arctan", "gaussian"] = "fast_sigmoid"
-    slope: Positive = 10.0
-    readout: Literal["membrane", "rate", "filtered_rate", "first_spike", "potential"] = "membrane"
-    """What is read of the last population: spikes through a leaky integrator, their number, their
-    number by an exponential filter, how early the first comes, or the mean of its output
-    variable."""
-    readout_time_constant_ms: Positive = 20.0
+NeuronRecipe = Annotated[Neuron, Choice(NEURONS, "leaky")]
+"""A table whose ``kind`` is one of ``NEURONS``; without one, a leaky integrate-and-fire neuron."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,14 @@ class PopulationRecipe:
 
     units: Annotated[int, Range(0)] = 0
     """Neurons of a population of a circuit; elsewhere ``network.hidden`` says it."""
+    neuron: NeuronRecipe | None = None
+    """Of a circuit's population; missing: that of ``[neuron]``."""
+    normalisation: Literal["none", "batch", "layer"] = "none"
+    """Of its current: over batch and time (tdBN), or over the layer (without equations)."""
+    dropout: Annotated[float, Range(0, 0.95)] = 0.0
+    """Of what it passes on (without equations)."""
     equations: str = ""
-    """Brian2 equations; empty: the integrate-and-fire neurons of ``[neuron]``."""
+    """Brian2 equations; empty: the neurons are named."""
     threshold: str = ""
     """Condition of a spike; empty: the population has none."""
     reset: str = ""
@@ -120,17 +126,23 @@ class ProjectionRecipe:
     """``input``, or the name of a population."""
     target: str
     variable: str = ""
-    """The target's input variable; empty: its ``input``."""
-    kind: Literal["dense", "masked", "convolution"] = "dense"
+    """The target's port or input variable; empty: its first."""
+    kind: Literal["dense", "masked", "sparse", "convolution", "one_to_one", "skip"] = "dense"
+    """``skip``: what the source passes on is added, as it is, behind the target's neurons."""
     sign: Literal["both", "excitatory", "inhibitory"] = "both"
     """Of the weights; other than ``both``: the sign stays, whatever is learned (not of a
     convolution)."""
     density: Annotated[float, Range(0, 1, above=True)] = 0.1
-    """``masked``: the share of connections that exist, drawn with the weights' seed."""
+    """``masked``, ``sparse``: the share of connections that exist, drawn with the weights' seed;
+    ``sparse`` stores those alone."""
     channels: Count = 8
     """``convolution``: of the target, whose units are its channels x height x width."""
     kernel: Count = 3
     stride: Count = 2
+    padding: Literal["same", "valid"] | Annotated[int, Range(0)] = "same"
+    pooling: Count = 1
+    """Size of the windows by which the source's grid is reduced first; 1: none."""
+    pool: Literal["average", "max", "sum"] = "average"
     delay_ms: NotNegative = 0.0
     """Beyond the step that every connection takes by its place."""
     bias: bool = True

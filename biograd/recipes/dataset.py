@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+from biograd.checking import Count, NotNegative, Range, Table, construct
 from biograd.errors import RecipeError
-from biograd.recipes.checking import Count, NotNegative, Range, Table, construct
 from biograd.recipes.toml import names, override, read
 
 

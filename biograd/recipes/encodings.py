@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from biograd.recipes.checking import Positive, Table
+from biograd.checking import Positive, Table
 
 
 @dataclasses.dataclass(frozen=True)

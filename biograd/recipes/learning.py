@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from biograd.recipes.checking import Count, Fraction, NotNegative, Positive, Range
+from biograd.checking import Count, Fraction, NotNegative, Positive, Range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from biograd.checking import Table, construct, convert
 from biograd.errors import RecipeError
+from biograd.neurons import Leaky
 from biograd.recipes.architecture import (
     MixerRecipe,
     NetworkRecipe,
@@ -15,10 +17,12 @@ from biograd.recipes.architecture import (
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.recipes.checking import Table, construct, convert
 from biograd.recipes.encodings import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.toml import merge, override, read
+
+MOVED = {"readout", "readout_time_constant_ms", "method"}
+"""Keys of ``[neuron]`` in recipes and run files of earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,7 @@ class ModelRecipe:
     estimator: str = "backprop"
     network: NetworkRecipe = dataclasses.field(default_factory=NetworkRecipe)
     mixer: MixerRecipe = dataclasses.field(default_factory=MixerRecipe)
-    neuron: NeuronRecipe = dataclasses.field(default_factory=NeuronRecipe)
+    neuron: NeuronRecipe = dataclasses.field(default_factory=Leaky)
     population: PopulationRecipe = dataclasses.field(default_factory=PopulationRecipe)
     populations: Mapping[str, PopulationRecipe] = dataclasses.field(default_factory=dict)
     """Of a circuit, by name, in the order in which a step runs through them; the readout listens
@@ -43,6 +47,21 @@ class ModelRecipe:
     """Settings by estimator name: ``[estimators.weak] copies = 17``."""
     dataset: Table = dataclasses.field(default_factory=dict)
     """Overrides by dataset name: ``[dataset.mnist.network] hidden = [128, 128]``."""
+
+    @staticmethod
+    def earlier(table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a table as today's: ``[neuron]`` once held what is read, and ``method``."""
+        neuron = table.get("neuron")
+        if not isinstance(neuron, Mapping) or not MOVED & set(neuron):
+            return table
+        rest = {key: value for key, value in neuron.items() if key not in MOVED}
+        if neuron.get("method") == "event":
+            of_steps = {"surrogate": "fast_sigmoid", "slope": 10.0}
+            rest = {k: v for k, v in rest.items() if v != of_steps.get(k)}
+            rest["kind"] = "event_driven"
+        read = {k: v for k, v in neuron.items() if k in MOVED - {"method"}}
+        network = table.get("network", {})
+        return {**table, "neuron": rest, "network": {**read, **network}}
 
 
 def load_model(

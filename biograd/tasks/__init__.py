@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from biograd.checking import construct
 from biograd.errors import CapabilityError, DataError, RecipeError, nearest
-from biograd.recipes import construct
 from biograd.registry import Registry
 from biograd.tasks.classes import LOSSES, Classes
 from biograd.tasks.heads import Head, Heads

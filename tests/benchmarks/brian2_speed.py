@@ -30,23 +30,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
 from biograd.networks import build
-from biograd.networks.brian import Brian2Layer, leaky_integrate_and_fire
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.spikes import Membrane, record
-from biograd.networks.spiking import SnnTorchPopulation
+from biograd.neurons import Leaky
+from biograd.neurons.neuron import constants_of
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     PopulationRecipe,
 )
+from biograd.simulators.population import Population, Simulator
 
 Work = Callable[[], object]
 INPUTS, HIDDEN, OUTPUTS, STEPS = 64, 100, 10, 100
 EQUATIONS = "dv/dt = -v / (10*ms) : 1"
-LEAKY = Membrane.of(NeuronRecipe(resistance=8.0), 1.0)
+LEAKY = Leaky(resistance=8.0)
+CONSTANTS = constants_of(LEAKY, 1.0, {})
+RECIPE = PopulationRecipe(
+    equations="dv/dt = (I - v) / (10*ms) : 1\nI : 1",
+    threshold="v > 1",
+    reset="v = 0",
+    method="exact",
+)
 
 
 def shortest(works: Sequence[Work], rounds: int) -> list[float]:
@@ -200,9 +207,7 @@ def fixed() -> None:
     for rows in (1, 32):
         current = torch.rand(rows, 1, 100)
         drive = current.numpy().swapaxes(0, 1)
-        layers = [
-            leaky_integrate_and_fire(LEAKY, 100, steps, 1.0, "population") for steps in (5, 25)
-        ]
+        layers = [Brian2Layer(RECIPE, 100, steps, 1.0) for steps in (5, 25)]
         with torch.no_grad():
             for layer in layers:
                 layer(current)
@@ -238,7 +243,7 @@ def engine(substrate: str, estimator: str, hidden: tuple[int, ...], steps: int) 
     """Return a spiking network on a substrate, with its estimator."""
     recipe = ModelRecipe(
         network=NetworkRecipe(substrate=substrate, kind="spiking", hidden=hidden, gain=1.5),  # type: ignore[arg-type]
-        neuron=NeuronRecipe(resistance=8.0),
+        neuron=LEAKY,
         encoding=EncodingRecipe(duration_ms=float(steps), gain=0.5),
     )
     made: Any = biograd.Backpropagation() if estimator == "backprop" else biograd.WeakGradient(17)
@@ -275,11 +280,11 @@ def gradients() -> None:
 def by_hand(current: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
     """Return the spikes ``[steps, rows, units]`` of the same neurons in a loop of NumPy."""
     potential = np.zeros(current.shape)
-    drive, train = LEAKY.gain * current, np.empty((steps, *current.shape), np.float32)
+    drive, train = CONSTANTS.gain * current, np.empty((steps, *current.shape), np.float32)
     for index in range(steps):
         if index:
             potential -= train[index - 1]
-        potential *= LEAKY.beta
+        potential *= CONSTANTS.beta
         potential += drive
         np.greater(potential, 1.0, out=train[index])
     return train
@@ -291,14 +296,14 @@ def forward() -> None:
     print("|---|---|---|---|---|")
     for rows in (32, 128, 512):
         current = 0.3 * torch.rand(rows, 1, 100)
-        layer = leaky_integrate_and_fire(LEAKY, 100, 50, 1.0, "population")
-        snn = SnnTorchPopulation(LEAKY, 50, None)
+        simulators: tuple[Simulator, ...] = ("brian2", "torch", "snntorch")
+        brian, own, snn = (Population(LEAKY, 100, 50, 1.0, name) for name in simulators)
         with torch.no_grad():
             times = shortest(
                 [
-                    partial(layer, current),
+                    partial(brian, current),
                     partial(by_hand, current[:, 0].numpy(), 50),
-                    partial(record, LEAKY, current, 50),
+                    partial(own, current),
                     partial(snn, current),
                 ],
                 10,
@@ -309,13 +314,7 @@ def forward() -> None:
 
 def details() -> None:
     """Print what the check of the result costs, and what collecting garbage does."""
-    recipe = PopulationRecipe(
-        equations="dv/dt = (I - v) / (10*ms) : 1\nI : 1",
-        threshold="v > 1",
-        reset="v = 0",
-        method="exact",
-    )
-    layer = Brian2Layer(recipe, 100, 50, 1.0)
+    layer = Brian2Layer(RECIPE, 100, 50, 1.0)
     print("\n| work | ms |")
     print("|---|---|")
     for rows in (32, 512):

@@ -40,12 +40,12 @@ import biograd
 from biograd import parallel, ranks
 from biograd.data import Arrays
 from biograd.networks import build
+from biograd.neurons import Leaky
 from biograd.parallel import Share
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,
     NetworkRecipe,
-    NeuronRecipe,
     TrainingRecipe,
 )
 from biograd.training import Trainer
@@ -75,7 +75,7 @@ def engine(case: Case) -> biograd.Engine:
             hidden=case.hidden,
             gain=1.5,
         ),
-        neuron=NeuronRecipe(resistance=8.0),
+        neuron=Leaky(resistance=8.0),
         encoding=EncodingRecipe(duration_ms=float(case.steps), gain=0.5),
     )
     torch.manual_seed(0)

@@ -17,7 +17,8 @@ import biograd
 from biograd.contracts import Objective, Plan
 from biograd.engine import Engine
 from biograd.networks import build, substrate
-from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe
+from biograd.neurons import Leaky
+from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
 from biograd.tasks.classes import cross_entropy
 
 
@@ -35,7 +36,7 @@ def network(name: str) -> torch.nn.Module:
     """Return the same spiking network on one of the substrates."""
     recipe = ModelRecipe(
         network=NetworkRecipe(substrate=name, kind="spiking", hidden=(100, 100), gain=1.5),  # type: ignore[arg-type]
-        neuron=NeuronRecipe(resistance=8.0),
+        neuron=Leaky(resistance=8.0),
         encoding=EncodingRecipe(duration_ms=20.0, gain=0.5),
     )
     return build(recipe, 64, 10)

@@ -1,0 +1,149 @@
+"""Brian2, imported late (it takes a second) and quietly."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import stat
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+
+log = logging.getLogger(__name__)
+NO_NEWS = ("resolution_conflict", "failed_compile_test", "codegen_fallback")
+"""What Brian2 warns of and is no news: recipes are checked, and the rest is said in one line."""
+_heard: ContextVar[list[logging.LogRecord] | None] = ContextVar("heard", default=None)
+
+
+@functools.cache
+def import_brian2() -> ModuleType:
+    """Return Brian2, without the deprecation warnings of its own dependencies.
+
+    It also says which integration method it chose, and that a group was thrown away, when a model
+    is only checked; neither is news to the user of a population.  And it would ask for a report of
+    every error that ends a script, as if that were its own.
+    """
+    hook = None if "brian2" in sys.modules else sys.excepthook
+    plots = logging.getLogger("matplotlib")  # Brian2 imports it, and it wants a folder for itself
+    level = plots.level
+    plots.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import brian2
+    plots.setLevel(level)
+    sys.excepthook = hook or sys.excepthook
+    for name in ("method_choice", "unused_brian_object"):
+        brian2.BrianLogger.suppress_name(name)
+    brian2.BrianLogger.console_handler.addFilter(_heed)
+    return brian2
+
+
+def _heed(record: logging.LogRecord) -> bool:
+    """Return whether Brian2 shows a record on the terminal: not while somebody listens."""
+    heard = _heard.get()
+    if heard is not None:
+        heard.append(record)
+    return heard is None
+
+
+@contextmanager
+def listening() -> Iterator[list[logging.LogRecord]]:
+    """Collect what Brian2 says meanwhile in this thread; it is not shown."""
+    import_brian2()
+    heard: list[logging.LogRecord] = []
+    token = _heard.set(heard)
+    try:
+        yield heard
+    finally:
+        _heard.reset(token)
+
+
+@contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Turn what Brian2 warns of into one line each, said once.
+
+    Args:
+        where: what it is about, for the line.
+    """
+    with listening() as heard:
+        yield
+    for record in heard:
+        if record.levelno >= logging.WARNING and not record.name.endswith(NO_NEWS):
+            _warn(f"{where}: Brian2 says: {' '.join(record.getMessage().split())}")
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    log.warning(line)
+
+
+def choose_target() -> None:
+    """Let Brian2 choose how its code runs; where it cannot compile, one line says so, once."""
+    if import_brian2().prefs.codegen.target == "auto":
+        _compiles()
+
+
+@functools.cache
+def _compiles() -> bool:
+    from brian2.devices.device import auto_target
+
+    folder, other = _cache()
+    with listening():  # ten lines, if there is no compiler
+        compiles: bool = auto_target().class_name != "numpy"
+    if compiles and folder != other:
+        log.warning(
+            f"{folder} cannot be written: Brian2 keeps its compiled code in {other} (set "
+            "CYTHON_CACHE_DIR to choose)"
+        )
+    elif not other:
+        log.warning(
+            f"{folder} cannot be written: Brian2's populations run on NumPy, which is slower: set "
+            "CYTHON_CACHE_DIR to a folder for compiled code"
+        )
+    elif not compiles:
+        log.warning(
+            "Brian2 finds no C++ compiler that works: its populations run on NumPy, which is "
+            "slower (see `biograd doctor`)"
+        )
+    return compiles
+
+
+def _cache() -> tuple[str, str]:
+    """Return where Brian2 would keep compiled code, and where it does; "": nowhere."""
+    from brian2.codegen.runtime.cython_rt.extension_manager import get_cython_cache_dir
+
+    folder = os.path.expanduser(get_cython_cache_dir() or "")
+    if not folder or _writable(folder):  # without a folder there is no Cython
+        return folder, folder or "."
+    try:
+        other = _temporary()
+    except OSError:
+        return folder, ""
+    import_brian2().prefs.codegen.runtime.cython.cache_dir = other
+    return folder, other
+
+
+def _writable(folder: str) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _temporary() -> str:
+    """Return a folder for temporary files that nobody else can write to: code is loaded of it."""
+    own = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"biograd-brian2-{own}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == own and not found.st_mode & 0o022:
+        return str(folder)
+    return tempfile.mkdtemp(prefix="biograd-brian2-")

@@ -1,0 +1,114 @@
+"""The neurons of a recipe on its simulator, and what is read of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from biograd.circuit.readouts import LeakyReadout, Readout
+from biograd.encoding import Encoding
+from biograd.errors import RecipeError
+from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
+from biograd.recipes import ModelRecipe, PopulationRecipe
+from biograd.simulators.population import Population
+from biograd.substrate.normalisation import TimeNormalisation
+
+
+class LastStep(nn.Module):
+    """What a population passes on in the last step."""
+
+    def forward(self, course: Tensor) -> Tensor:
+        """Return ``[rows, units]`` of ``[rows, steps, units]``."""
+        return course[:, -1]
+
+
+def normalised(
+    kind: Literal["batch", "layer"], shape: tuple[int, ...], neuron: Neuron, steps: int
+) -> TimeNormalisation:
+    """Return the normalisation of a population's current; its gain starts at the threshold."""
+    threshold = getattr(neuron, "threshold", 1.0)
+    start = threshold if isinstance(threshold, float) else 1.0
+    return TimeNormalisation(shape, kind, threshold=start, steps=steps)
+
+
+def make_population(
+    neuron: Neuron,
+    given: PopulationRecipe | None,
+    units: int,
+    encoding: Encoding,
+    simulator: Any,
+    stream: str,
+    where: str,
+    own: Neuron,
+    ports: tuple[str, ...] = (),
+) -> tuple[nn.Module, bool]:
+    """Return the neurons of a population, and whether they pass on spikes.
+
+    Args:
+        neuron: their kind, where ``given`` has no equations.
+        given: equations for Brian2.
+        stream: what tells their random numbers from those of other populations.
+        where: opens every message about equations or fields.
+        own: the neuron of the recipe: of it, the surrogate at the threshold of equations.
+        ports: input variables of the equations; empty: that of the recipe.
+
+    Raises:
+        RecipeError: equations elsewhere than in Brian2, or neurons in continuous time.
+    """
+    if given is not None and given.equations:
+        return _equations(given, units, encoding, simulator, stream, where, own, ports)
+    if isinstance(neuron, EventDriven):
+        raise RecipeError(
+            "neuron.kind = 'event_driven': needs network.kind = 'spiking', network.substrate = "
+            "'torch', and none of network.channels, recurrent, residual, dropout, normalisation"
+        )
+    made = Population(
+        neuron, units, encoding.steps, encoding.dt_ms, simulator, where, stream=stream
+    )
+    return made, neuron.spiking
+
+
+def _equations(
+    given: PopulationRecipe,
+    units: int,
+    encoding: Encoding,
+    simulator: str,
+    stream: str,
+    where: str,
+    own: Neuron,
+    ports: tuple[str, ...],
+) -> tuple[nn.Module, bool]:
+    if simulator != "brian2":
+        raise RecipeError(
+            f"{where}.equations: need network.substrate = 'brian2', not {simulator!r}"
+        )
+    from biograd.brian.layer import Brian2Layer
+    from biograd.brian.neuron_model import Details
+
+    surrogate = own if isinstance(own, Spiking) else Leaky()
+    where = "population" if where == "neuron" else where
+    layer = Brian2Layer(
+        given,
+        units,
+        encoding.steps,
+        encoding.dt_ms,
+        surrogate.surrogate,
+        surrogate.slope,
+        where,
+        details=Details(ports=ports, stream="" if stream == where else stream),
+    )
+    return layer, given.output == "spikes"
+
+
+def reading(
+    recipe: ModelRecipe, encoding: Encoding, timed: bool
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """Return what stands before the readout, and behind it if it reads every step."""
+    network = recipe.network
+    rate = network.kind == "rate"
+    if timed:
+        return None, nn.Identity() if rate else LeakyReadout.of(network, encoding.dt_ms)
+    if rate:
+        return LastStep(), None
+    return Readout.of(network, encoding.steps, encoding.dt_ms), None

@@ -1,0 +1,1 @@
+"""Simulators: who computes the course of a population."""

@@ -1,0 +1,310 @@
+"""A population of one kind of neuron on a simulator: where the two meet.
+
+A simulator gives states and spikes; the way back is the neuron's, whoever simulates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from biograd.credit_paths import State, differentiated, join, ways
+from biograd.errors import CapabilityError
+from biograd.neurons import Leaky, leaky_scan
+from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
+from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
+from biograd.neurons.stepped import SteppedPopulation
+from biograd.neurons.values import check_trainable, spread, start, value
+from biograd.threads import Turn
+
+Simulator = Literal["torch", "snntorch", "brian2"]
+
+
+class Population(SteppedPopulation):
+    """Neurons of one kind, as a layer of a torch network.
+
+    A current ``[rows, units]``, the same in every step, or ``[rows, steps, units]`` becomes what
+    the neurons pass on, ``[rows, steps, units]``; by port if the neuron has several.
+
+    Args:
+        neuron: their kind.
+        units: number of them.
+        steps: number of time steps of a trial.
+        dt_ms: length of a step in milliseconds.
+        simulator: who computes the course: "torch", "snntorch" or "brian2".
+        where: opens every message.
+        stream: what tells its draws from those of other populations.
+
+    Attributes:
+        factors: what is learned of each field in ``neuron.trainable``, ``[units]``.
+
+    Raises:
+        CapabilityError: the simulator has no such neuron.
+        RecipeError: values that do not fit the number of neurons, or cannot be learned.
+    """
+
+    _now: Any
+    _seen: tuple[list[Tensor], Tensor]
+
+    def __init__(
+        self,
+        neuron: Neuron,
+        units: int,
+        steps: int,
+        dt_ms: float,
+        simulator: Simulator = "torch",
+        where: str = "neuron",
+        stream: str = "",
+    ) -> None:
+        super().__init__(steps)
+        check_trainable(neuron, where)
+        self.neuron, self.units, self.dt_ms = neuron, units, dt_ms
+        self.simulator, self.where = simulator, where
+        self.variables = len(neuron.variables) + neuron.spiking
+        self.differing = tuple(found := spread(neuron, units, where, stream or where))
+        for name, values in found.items():
+            self.register_buffer(f"values_{name}", values, persistent=False)
+        self.factors = nn.ParameterDict(
+            {name: torch.full((units,), start(*ends)) for name, ends in neuron.trainable.items()}
+        )
+        self._turn = Turn()
+        self._foreign: Any = None
+        if simulator != "torch":
+            self.foreign()  # what it cannot do is refused here, not in the first pass
+
+    def foreign(self) -> Any:
+        """Return the simulator's own form of the population; None: torch is the simulator."""
+        if self._foreign is None and self.simulator == "snntorch":
+            self._foreign = self.neuron.snntorch(self.constants(), self._derivative)
+        elif self._foreign is None and self.simulator == "brian2":
+            from biograd.simulators.brian2_group import Brian2Group
+
+            self._foreign = Brian2Group(
+                self.neuron, self.units, self.steps, self.dt_ms, self.constants(), self.where
+            )
+        return self._foreign
+
+    def _derivative(self, distance: Tensor) -> Tensor:
+        return (self.transport.derivative or self.neuron.derivative)(distance)
+
+    def _initial(self, name: str) -> Any:
+        if name in self.differing:
+            return self.get_buffer(f"values_{name}")
+        return getattr(self.neuron, name)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return the learned fields, each ``[units]``, in the recipe's units."""
+        return {
+            name: value(self.factors[name], self._initial(name), *self.neuron.trainable[name])
+            for name in self.factors
+        }
+
+    def values(self) -> dict[str, Tensor]:
+        """Return the fields that differ between neurons, each ``[units]``."""
+        return {name: self._initial(name) for name in self.differing} | self.learned()
+
+    def constants(self) -> Any:
+        """Return the constants of a step: numbers, or ``[units]``."""
+        return constants_of(self.neuron, self.dt_ms, self.values())
+
+    def forward(
+        self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None = None
+    ) -> Tensor:
+        """Return what the neurons pass on, ``[rows, steps, units]``.
+
+        Args:
+            current: ``[rows, steps or 1, units]``, or ``[rows, units]``; by port if there are
+                several.
+            recurrent: maps what they passed on in the step before to an additional current.
+        """
+        with self._turn:  # a prepared simulation holds one trial
+            into = {
+                port: values.unsqueeze(1) if values.dim() == 2 else values
+                for port, values in self.by_port(current).items()
+            }
+            if recurrent is not None or self.transport.slots or self.simulator == "snntorch":
+                return self._by_steps(into, recurrent)
+            return self._whole(into)
+
+    def _by_steps(self, into: Mapping[str, Tensor], recurrent: nn.Module | None) -> Tensor:
+        if len(into) > 1:
+            raise CapabilityError(
+                f"{self.where} has several ports: no states can be handed from window to window"
+            )
+        try:
+            return super().forward(next(iter(into.values())), recurrent)
+        finally:
+            self.end()
+
+    def _whole(self, into: Mapping[str, Tensor]) -> Tensor:
+        both, c = self.ways(into), self.constants()
+        learned = self.learned()
+        asked = [*both[0][0].values(), *learned.values()]
+        if not any(differentiated(values) for values in asked):
+            return self._without_graph(both[0][0], c)
+        given = None
+        k = None if leaky_scan.serves(self.neuron, c) else coefficients(self.neuron, c)
+        moved = any(forward_ad.unpack_dual(v).tangent is not None for v in learned.values())
+        if moved or (k is None and not leaky_scan.serves(self.neuron, c)):
+            return self._many_ports(into)
+        if self.simulator == "brian2":
+            given = self.foreign().run(both[0][0], c, states=True)
+        return join(
+            [
+                self._scanned(drives, window, c, k, learned, given)
+                for place, (drives, window) in enumerate(both)
+                if not place or any(differentiated(values) for values in drives.values())
+            ]
+        )
+
+    def _scanned(
+        self,
+        drives: Mapping[str, Tensor],
+        window: int | None,
+        c: Any,
+        k: Coefficients | None,
+        learned: Mapping[str, Tensor],
+        given: Course | None,
+    ) -> Tensor:
+        """Return what is passed on, along one way; ``k`` is None for plain leaky neurons."""
+        other = self.transport.derivative
+        if k is None:
+            assert isinstance(self.neuron, Leaky)
+            return leaky_scan.leaky_scan(
+                self.neuron, c, drives["I"], self.steps, window, other, given
+            )
+        values = {name: self._initial(name) for name in self.differing}
+        trial = Trial(
+            self.neuron, self.dt_ms, self.steps, values, tuple(learned), window, other, given
+        )
+        return scan(trial, k, drives, *learned.values())
+
+    def _without_graph(self, into: Mapping[str, Tensor], c: Any) -> Tensor:
+        into = {port: values.detach() for port, values in into.items()}
+        if self.simulator == "brian2":
+            return self.foreign().run(into, c, states=False).passed
+        if leaky_scan.serves(self.neuron, c):
+            return leaky_scan.record(self.neuron, c, into["I"], self.steps)[0]  # type: ignore[arg-type]
+        with torch.no_grad():
+            return simulate(self.neuron, c, into, self.steps, states=False).passed
+
+    def _many_ports(self, into: Mapping[str, Tensor]) -> Tensor:
+        """Take the trial step by step, with the graph of every step."""
+        if len(into) == 1:
+            return self._by_steps(into, None)
+        like = next(iter(into.values()))
+        both = self.ways(into)
+        courses = [
+            ({p: v.expand(-1, self.steps, -1).unbind(1) for p, v in drives.items()}, window)
+            for drives, window in both
+        ]
+        states, train = [self.begin(like)] * len(both), []
+        for index in range(self.steps):
+            found = []
+            for place, (course, window) in enumerate(courses):
+                state = states[place]
+                if self._cuts(index, window):
+                    state = tuple(values.detach() for values in state)
+                drives = {port: values[index] for port, values in course.items()}
+                states[place], passed = self.advance(state, drives, None, not place)
+                found.append(passed)
+            train.append(join(found))
+        self.end()
+        return torch.stack(train, 1)
+
+    def by_port(self, current: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a current for each port."""
+        return {self.neuron.ports[0]: current} if isinstance(current, Tensor) else current
+
+    def ways(self, currents: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], int | None]]:
+        """Return the one or two ways through the currents of all ports."""
+        found = {port: ways(values, self.transport) for port, values in currents.items()}
+        windows = [window for _, window in next(iter(found.values()))]
+        return [
+            ({port: parts[place][0] for port, parts in found.items()}, window)
+            for place, window in enumerate(windows)
+        ]
+
+    def begin(self, current: Tensor) -> State:
+        """Return the state in which a trial begins.
+
+        Args:
+            current: ``[rows, steps or 1, units]``; of it, shape and dtype.
+        """
+        self.__dict__["_now"] = self.constants()
+        like = current[:, 0]
+        if self.simulator == "brian2":
+            self.foreign().begin(len(like), self._now)
+        x = tuple(self.neuron.begin(like))
+        return (*x, torch.zeros_like(like)) if self.neuron.spiking else x
+
+    def end(self) -> None:
+        """Forget the constants of a trial, which hold its graph."""
+        self.__dict__.pop("_now", None)
+
+    def passed(self, state: State) -> Tensor:
+        """Return what the neurons passed on in a state, ``[rows, units]``."""
+        if self.neuron.spiking:
+            return state[-1]
+        x = state_of(self.neuron.variables)(*state)
+        found: Tensor = self.neuron.passed(x, self._now, Functions)
+        return found
+
+    def advance(
+        self,
+        state: State,
+        current: Tensor | Mapping[str, Tensor],
+        fed: Tensor | None,
+        first: bool,
+    ) -> tuple[State, Tensor]:
+        """Return the state after one step and what is passed on (see ``SteppedPopulation``)."""
+        into = dict(self.by_port(current))
+        if fed is not None:
+            port = self.neuron.ports[0]
+            into[port] = into[port] + fed
+        spiking = self.neuron.spiking
+        x = state_of(self.neuron.variables)(*(state[:-1] if spiking else state))
+        last = self.passed(state)
+        if self.simulator == "snntorch":
+            new, out = self.foreign()(x, last, into[self.neuron.ports[0]], self._now)
+        else:
+            new, out = step(self.neuron, self._now, x, last, into, self.transport.derivative)
+        if self.simulator == "brian2":
+            new, out = self._as_brian2(new, out, into, first)
+        return ((*new, out) if spiking else tuple(new)), out
+
+    def _as_brian2(
+        self, new: State, out: Tensor, into: Mapping[str, Tensor], first: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return Brian2's values with the neuron's way back; it takes the step once."""
+        if first:
+            self.__dict__["_seen"] = self.foreign().step(into, out)
+        states, passed = self._seen
+        found = [_with_way(a, way) for a, way in zip(states, tuple(new), strict=True)]
+        return found, _with_way(passed, out)
+
+    def extra_repr(self) -> str:
+        """Return what the population is for ``print``."""
+        return f"{self.neuron}, {self.units}, steps={self.steps}, simulator={self.simulator!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but what a trial holds; a copy makes its simulator's form anew."""
+        state = dict(self.__dict__)
+        for name in ("_now", "_seen", "shared"):
+            state.pop(name, None)
+        return state | {"_foreign": None}
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        """Drop what earlier versions kept of snnTorch's cell: constants of the recipe."""
+        for name in [key for key in state if key.startswith(f"{prefix}neuron.")]:
+            del state[name]
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _with_way(values: Tensor, way: Tensor) -> Tensor:
+    """Return ``values`` with the way back of ``way``, which is the same up to rounding."""
+    return values + (way - way.detach()) if differentiated(way) else values
