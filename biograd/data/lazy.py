@@ -1,4 +1,4 @@
-"""Rows of inputs that stay in their file until a batch asks for them."""
+"""Rows of a file that is larger than memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError
 
 
-class Stored(Protocol):
-    """Rows in a file."""
+class Column(Protocol):
+    """An array in a file: gives rows for a slice, or for sorted numbers without repetition."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
-    def __len__(self) -> int:
-        """Return how many there are."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Any) -> Any:
-        """Read some."""
+    def __getitem__(self, rows: Any) -> Any: ...
 
 
 class LazyRows:
@@ -28,7 +27,7 @@ class LazyRows:
 
     def __init__(
         self,
-        inputs: Stored,
+        inputs: Column,
         targets: Tensor,
         timed: bool,
         weight: Tensor | None,
