@@ -80,6 +80,7 @@ class Experiment:
             dataset.shape,
             dataset.task.outputs,
             configuration.seed,
+            dataset.task.timed,
         )
         check_time(built, dataset)
         self.network = built.to(configuration.device)
@@ -148,7 +149,7 @@ def check_time(network: nn.Module, dataset: data.Dataset) -> None:
     if not encoding.timed:
         kind = encoding.recipe.kind
         raise RecipeError(f"{where}, encoding.kind = {kind!r} gives them one: set it to 'given'")
-    check_duration(dataset.steps, encoding.steps, encoding.dt_ms)
+    check_duration(dataset.steps, encoding.steps, encoding.dt_ms, dataset.task.timed)
 
 
 @contextmanager
@@ -401,6 +402,8 @@ class Recording:
         train = evaluate(experiment.engine, experiment.dataset.train)
         test = evaluate(experiment.engine, experiment.dataset.evaluated)
         task = experiment.engine.task
+        if task.headline != "loss":
+            del train["loss"]
         costs = {} if ranks.rank() else self._costs()
         evaluated = experiment.dataset.evaluated_on
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
@@ -420,7 +423,7 @@ class Recording:
             "budget": dict([trainer.recipe.budget]),
             "headline": task.headline,
             "better": task.better,
-            **prefixed("train", {name: value for name, value in train.items() if name != "loss"}),
+            **prefixed("train", train),
             **prefixed("test", test),
             "frozen_hidden_control": control,
             "silent": self._silent,
