@@ -1,4 +1,4 @@
-"""Rows of a file that is larger than memory."""
+"""Rows of inputs that stay in their file until a batch asks for them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError
 
 
-class Column(Protocol):
-    """An array in a file: gives rows for a slice, or for sorted numbers without repetition."""
+class Stored(Protocol):
+    """Rows in a file."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    shape: tuple[int, ...]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return how many there are."""
 
-    def __getitem__(self, rows: Any) -> Any: ...
+    def __getitem__(self, rows: Any) -> Any:
+        """Read some."""
 
 
 class LazyRows:
@@ -27,7 +28,7 @@ class LazyRows:
 
     def __init__(
         self,
-        inputs: Column,
+        inputs: Stored,
         targets: Tensor,
         timed: bool,
         weight: Tensor | None,
