@@ -445,7 +445,7 @@ def test_ctrl_c_while_the_results_are_measured_can_be_resumed(
 
     path = tmp_path / "a.h5"
     with monkeypatch.context() as patched:
-        patched.setattr("biograd.recording.frozen_hidden", stop)
+        patched.setattr("biograd.recording.recorder.frozen_hidden", stop)
         with pytest.raises(Interrupted, match="biograd resume") as caught:
             experiment.execute(request(path, "ann", "weak", control=True))
     assert caught.value.exit_code == 130
