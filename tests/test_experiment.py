@@ -191,7 +191,8 @@ def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     keys = (
         "schema_version run model dataset estimator decorrelation seed epochs budget headline "
         "better train_accuracy test_accuracy test_loss frozen_hidden_control silent "
-        "evaluated_on seconds steps_per_second ranks training_seconds forward_passes peak_memory_bytes "
+        "evaluated_on seconds steps_per_second ranks training_seconds forward_passes "
+        "peak_memory_bytes "
         "multiply_accumulates synaptic_operations"
     )
     assert " ".join(summary) == keys

@@ -15,7 +15,9 @@ from biograd.neurons.neuron import Neuron
 from biograd.neurons.values import spread, value
 from biograd.recipes import ModelRecipe
 
-FACTORS = re.compile(r"(blocks\.\d+\.activity|cells\.(\w+?)(?:\.activity)?(?:\.layer)?)\.factors\.(\w+)")
+FACTORS = re.compile(
+    r"(blocks\.\d+\.activity|cells\.(\w+?)(?:\.activity)?(?:\.layer)?)\.factors\.(\w+)"
+)
 """Name of a population's parameter in the network of a recipe."""
 
 
