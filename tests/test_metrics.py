@@ -18,7 +18,7 @@ from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.metrics import Shown, figure, headline, is_share, written
 from biograd.recipes import TrainingRecipe
-from biograd.recording import Sums, prefixed
+from biograd.recording import EpochSums, prefixed
 from biograd.studies.writing import write_cell
 from biograd.tasks import Classes, Regression, Task, learned
 from biograd.training import StepRecord, Trainer, evaluate
@@ -58,7 +58,7 @@ def test_an_epoch_pools_what_its_steps_have_counted() -> None:
     given = split(50)
     one = trainer(Regression(1), 1, given, epochs=1, learning_rate=1e-9)
     again = trainer(Regression(1), 1, given, epochs=1, learning_rate=1e-9)
-    sums = Sums()
+    sums = EpochSums()
     seen: list[Tensor] = []
     for record in one.steps():
         sums = sums.and_of(record)
@@ -71,13 +71,13 @@ def test_an_epoch_pools_what_its_steps_have_counted() -> None:
 
 
 def test_sums_of_checkpoints_from_before_there_were_tasks_go_on() -> None:
-    old = Sums.of([6.0, 2.4, 3], 10)
+    old = EpochSums.of([6.0, 2.4, 3], 10)
     assert old.totals == {"accuracy": [[24.0], [30.0]]} and old.steps == 3
     record = StepRecord(4, 0, 1.0, {}, 1.0, 0.1, False, 1.0, 0, {"accuracy": [[8.0], [10.0]]})
     assert Classes(3).figures(old.and_of(record).totals)["accuracy"] == 0.8
-    assert Sums.of([0.0, 0.0, 0], 10) == Sums()
+    assert EpochSums.of([0.0, 0.0, 0], 10) == EpochSums()
     kept = {"loss": 1.0, "steps": 1, "totals": {"accuracy": [[8.0], [10.0]]}}
-    assert Sums.of(kept, 10) == Sums(1.0, 1, {"accuracy": [[8.0], [10.0]]})
+    assert EpochSums.of(kept, 10) == EpochSums(1.0, 1, {"accuracy": [[8.0], [10.0]]})
 
 
 def test_a_summary_of_before_means_the_accuracy() -> None:
