@@ -36,9 +36,9 @@ from biograd.networks.event_driven import EventNetwork
 from biograd.networks.grids import Pooling
 from biograd.networks.network import LAYERS, Network, SynapticLayer
 from biograd.networks.readouts import Readout
+from biograd.randomness import generator
 from biograd.simulators.population import Population
 from biograd.simulators.stepped import SteppedPopulation
-from biograd.randomness import generator
 
 
 @dataclasses.dataclass

@@ -48,7 +48,9 @@ def timed(
     network = NetworkRecipe(
         kind="spiking", hidden=(units,), recurrent=True, readout_time_constant_ms=30.0
     )
-    recipe = ModelRecipe(network=network, neuron=Leaky(30.0, resistance=12.0, slope=3.0))
+    recipe = ModelRecipe(
+        network=network, neuron=Leaky(time_constant_ms=30.0, resistance=12.0, slope=3.0)
+    )
     given = Given(steps, inputs, dt_ms)
     return Layers(recipe, given.shape, given, outputs, timed=True).circuit()
 

@@ -15,8 +15,8 @@ from biograd.circuit.populations import make_population, normalised, reading
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError, nearest
 from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.projections import connect
 from biograd.networks.normalisation import Dropout
+from biograd.networks.projections import connect
 from biograd.neurons import Neuron
 from biograd.recipes import ModelRecipe, PopulationRecipe, ProjectionRecipe
 

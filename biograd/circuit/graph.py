@@ -112,7 +112,9 @@ class Graph:
         groups: list[list[str]] = []
         for name in self.order:
             if not any(name in group for group in groups):
-                both = [n for n in self.order if n == name or (n in reach[name] and name in reach[n])]
+                both = [
+                    n for n in self.order if n == name or (n in reach[name] and name in reach[n])
+                ]
                 groups.append(both)
         ordered: list[list[str]] = []
         while groups:

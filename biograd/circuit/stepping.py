@@ -174,5 +174,3 @@ def _sum(*parts: Tensor) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total
-
-

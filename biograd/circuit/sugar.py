@@ -95,7 +95,9 @@ class Layers:
         lies = len(shape) == 3 and (encoding is None or encoding.units == math.prod(shape))
         if self.network.channels and not lies:
             raise RecipeError(f"network.channels: convolutions need data (C, H, W), not {shape}")
-        self.place = _Place(INPUT, units, shape if lies else None, len(shape) > 1 and not self.labels)
+        self.place = _Place(
+            INPUT, units, shape if lies else None, len(shape) > 1 and not self.labels
+        )
 
     def circuit(self) -> Circuit:
         """Return the network."""
@@ -116,9 +118,7 @@ class Layers:
         if before is not None:
             filtered = before if filtered is None else nn.Sequential(before, filtered)
         simulator = self.network.substrate
-        return Circuit(
-            self.parts, readout, self.encoding, filtered, behind, simulator=simulator
-        )
+        return Circuit(self.parts, readout, self.encoding, filtered, behind, simulator=simulator)
 
     def _before(self, pooling: int, dense: bool) -> nn.Module | None:
         """Return what is done to the source's activity, and note how it then lies."""
@@ -246,9 +246,11 @@ TAKES = {
     "local_mixer": set(),
 }
 """Keys of ``[network]`` that each kind of network takes, beside kind, gain and dtype."""
-NOUNS = {"rate": "a rate network", "spiking": "a spiking network", "local_mixer": "a LocalMixer"} | {
-    "circuit": "a circuit, which is made of [populations] and [projections]"
-}
+NOUNS = {
+    "rate": "a rate network",
+    "spiking": "a spiking network",
+    "local_mixer": "a LocalMixer",
+} | {"circuit": "a circuit, which is made of [populations] and [projections]"}
 
 
 def check_keys(network: NetworkRecipe) -> None:

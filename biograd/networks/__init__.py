@@ -51,6 +51,8 @@ SIZES = {
     "spiking": "network.hidden",
 }
 """Keys that make a network large, by its kind."""
+
+
 def build(
     model: str | Path | ModelRecipe | nn.Module,
     inputs: Count | Sequence[Count],
@@ -99,9 +101,7 @@ def _in_memory(kind: str) -> Iterator[None]:
         ) from error
 
 
-def _assemble(
-    recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool
-) -> Network:
+def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool) -> Network:
     network = recipe.network
     static = network.kind == "local_mixer" or (network.kind == "rate" and not network.recurrent)
     _check(recipe, static)
@@ -147,7 +147,9 @@ def _check(recipe: ModelRecipe, static: bool) -> None:
     if circuit and recipe.populations and not named:
         check_no_constants(neuron, "[populations]")
     if network.kind in ("rate", "local_mixer") and neuron != Leaky():
-        raise RecipeError(f"[neuron]: has no effect on network.kind = {network.kind!r}: take it out")
+        raise RecipeError(
+            f"[neuron]: has no effect on network.kind = {network.kind!r}: take it out"
+        )
     if static and recipe.encoding != EncodingRecipe():
         raise RecipeError("[encoding]: has no effect on a network without time: take it out")
 

@@ -20,8 +20,8 @@ from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
 from biograd.networks.brian import without_derivative
 from biograd.networks.copies import SharedRandomness
 from biograd.networks.import_brian2 import import_brian2, one_line
-from biograd.threads import Turn
 from biograd.recipes import Positive, validate
+from biograd.threads import Turn
 
 STATE = "biograd_begin"
 

@@ -214,14 +214,16 @@ def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> No
     for key in ("recurrent", "channels", "residual", "dropout", "normalisation"):
         if getattr(recipe, key) != getattr(NetworkRecipe, key):
             raise RecipeError(f"network.{key}: exact spike times need dense feed-forward layers")
+    if neuron.reset != "subtract":
+        raise RecipeError(f"neuron.reset = {neuron.reset!r}: exact spike times need 'subtract'")
     if recipe.substrate != "torch":
         raise RecipeError("neuron.kind = 'event_driven': needs network.substrate = 'torch'")
     if neuron.trainable:
         raise RecipeError("neuron.trainable: constants of event-driven neurons are not learned")
     if recipe.readout != "membrane":
         raise RecipeError(
-            f"network.readout = {recipe.readout!r}: spike counts have no derivative by spike times; "
-            "use 'membrane'"
+            f"network.readout = {recipe.readout!r}: spike counts have no derivative by spike "
+            "times; use 'membrane'"
         )
     shortest = min(neuron.time_constant_ms, neuron.synaptic_time_constant_ms)
     longest = 0.9 * math.log(torch.finfo(getattr(torch, recipe.dtype)).max) * shortest

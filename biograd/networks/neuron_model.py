@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.networks.import_brian2 import import_brian2, one_line
-from biograd.threads import Turn
 from biograd.networks.neuron_checks import NOISE, Checks, brief, check_names
 from biograd.networks.quantities import distribution, quantity
 from biograd.randomness import generator
 from biograd.recipes import PopulationRecipe, construct
+from biograd.threads import Turn
 
 Array = NDArray[np.float64]
 WIDEST, LONGEST_REFRACTORY = 1e9, 1e6

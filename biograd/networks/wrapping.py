@@ -218,9 +218,7 @@ class _Plan:
             layer = nn.Linear(self.encoding.units, units) if way is None else _layer_of(way)
             parts.append(_placed(one, layer))
         readout, out = nn.Linear(cells[self.output].units, classes), f"cells.{self.output}"
-        made = Circuit(
-            parts, readout, self.encoding, filtered, output=out, simulator="brian2"
-        )
+        made = Circuit(parts, readout, self.encoding, filtered, output=out, simulator="brian2")
         initialise(made, seed, 1.0, "readout")
         made.double()
         with torch.no_grad():

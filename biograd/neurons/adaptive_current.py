@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from biograd.checking import NotNegative
 from biograd.neurons.neuron import PerNeuron, PerNeuronOrZero, Spiking, State
 
 

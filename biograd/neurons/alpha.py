@@ -47,5 +47,3 @@ class AlphaSynapse(Leaky):
         return c.alpha * x.g + (1 - c.alpha) * x.h
 
     snntorch = Neuron.snntorch  # what Leaky builds would lose the rise; snnTorch's Alpha is another
-
-

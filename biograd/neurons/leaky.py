@@ -104,15 +104,14 @@ class Leaky(Spiking):
             )
         if self.reset == "zero" and filtered:
             raise CapabilityError(
-                "neuron.reset = 'zero' with a synaptic filter: snnTorch's Synaptic also resets the "
-                "synaptic current; use reset = 'subtract' or network.substrate = 'torch'"
+                "neuron.reset = 'zero' with neuron.synaptic_time_constant_ms: snnTorch's Synaptic "
+                "also resets the synaptic current; use reset = 'subtract' or network.substrate = "
+                "'torch'"
             )
         names = ("beta", "threshold", *(("alpha",) if filtered else ()))
         one = torch.ones((), dtype=torch.float64)  # a number would become float32
         make = snntorch.Synaptic if filtered else snntorch.Leaky
-        cell: Any = make(
-            **dict.fromkeys(names, one), reset_mechanism=self.reset, spike_grad=fire
-        )
+        cell: Any = make(**dict.fromkeys(names, one), reset_mechanism=self.reset, spike_grad=fire)
         instances = snntorch.SpikingNeuron.instances  # a list that would keep it alive
         instances[:] = [other for other in instances if other is not cell]
 
@@ -126,7 +125,9 @@ class Leaky(Spiking):
             for name in ("mem", "syn", "spk"):
                 if name in cell._buffers:
                     cell._buffers[name] = torch.zeros(0)
-            return x._replace(**dict(zip(("g", "v") if filtered else ("v",), new, strict=True))), found
+            return x._replace(
+                **dict(zip(("g", "v") if filtered else ("v",), new, strict=True))
+            ), found
 
         return step
 

@@ -35,9 +35,7 @@ class Rate(Neuron):
     def advance(self, x: State, fired: Any, held: Any, into: Any, c: Any, f: Any) -> State:
         """Return the state after a step."""
         value = getattr(f, self.activation)(into.I)
-        return x._replace(
-            h=c.keep * x.h + (1 - c.keep) * value if self.time_constant_ms else value
-        )
+        return x._replace(h=c.keep * x.h + (1 - c.keep) * value if self.time_constant_ms else value)
 
     def passed(self, x: State, c: Any, f: Any) -> Any:
         """Return the rate."""

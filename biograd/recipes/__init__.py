@@ -5,12 +5,6 @@ Every key has a type, most a range; an unknown key, a wrong type or a value out 
 refused with the file, the key and the nearest valid word.
 """
 
-from biograd.recipes.architecture import (
-    MixerRecipe,
-    NetworkRecipe,
-    PopulationRecipe,
-    ProjectionRecipe,
-)
 from biograd.checking import (
     Count,
     Fraction,
@@ -20,6 +14,12 @@ from biograd.checking import (
     Table,
     construct,
     validate,
+)
+from biograd.recipes.architecture import (
+    MixerRecipe,
+    NetworkRecipe,
+    PopulationRecipe,
+    ProjectionRecipe,
 )
 from biograd.recipes.dataset import DataFile, DatasetRecipe, load_dataset
 from biograd.recipes.encodings import EncodingRecipe

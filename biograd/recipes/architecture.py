@@ -65,6 +65,7 @@ class MixerRecipe:
 NeuronRecipe = Annotated[Neuron, Choice(NEURONS, "leaky")]
 """A table whose ``kind`` is one of ``NEURONS``; without one, a leaky integrate-and-fire neuron."""
 
+
 @dataclasses.dataclass(frozen=True)
 class PopulationRecipe:
     """A population given by Brian2 equations (``network.substrate = "brian2"``).

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from biograd.checking import Table, construct, convert
 from biograd.errors import RecipeError
+from biograd.neurons import Leaky
 from biograd.recipes.architecture import (
     MixerRecipe,
     NetworkRecipe,
@@ -15,12 +17,9 @@ from biograd.recipes.architecture import (
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.checking import Table, construct, convert
-from biograd.neurons import Leaky
 from biograd.recipes.encodings import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.toml import merge, override, read
-
 
 MOVED = {"readout", "readout_time_constant_ms", "method"}
 """Keys of ``[neuron]`` in recipes and run files of earlier versions."""

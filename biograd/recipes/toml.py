@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from biograd.errors import RecipeError, nearest
 from biograd.checking import Table
+from biograd.errors import RecipeError, nearest
 
 
 def shipped(folder: Literal["models", "datasets", "cli"]) -> Path:

@@ -14,12 +14,11 @@ from biograd.networks.neuron_model import Details, NeuronModel
 from biograd.networks.simulation import Simulation
 from biograd.neurons.neuron import Neuron
 from biograd.neurons.scan import Course
-from biograd.neurons.symbols import SPIKED, write
+from biograd.neurons.symbols import OUTPUT, SPIKED, write
 from biograd.recipes import PopulationRecipe
 
 KEPT = 4
 """Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
-OUTPUT = "passed_on"
 
 
 class Brian2Group:

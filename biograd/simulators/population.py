@@ -17,7 +17,7 @@ from biograd.errors import CapabilityError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
 from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
-from biograd.neurons.values import check_trainable, spread, start, value
+from biograd.neurons.values import bounded, check_trainable, spread
 from biograd.simulators.stepped import SteppedPopulation
 from biograd.threads import Turn
 
@@ -65,12 +65,7 @@ class Population(SteppedPopulation):
         self.differing = tuple(found := spread(neuron, units, where, stream or where))
         for name, values in found.items():
             self.register_buffer(f"values_{name}", values, persistent=False)
-        self.factors = nn.ParameterDict(
-            {
-                name: torch.full((units,), start(*ends))  # type: ignore[call-arg]
-                for name, ends in neuron.trainable.items()
-            }
-        )
+        self.factors = nn.ParameterDict({name: torch.zeros(units) for name in neuron.trainable})
         self._turn = Turn()
         self._foreign: Any = None
         if simulator != "torch":
@@ -99,7 +94,7 @@ class Population(SteppedPopulation):
     def learned(self) -> dict[str, Tensor]:
         """Return the learned fields, each ``[units]``, in the recipe's units."""
         return {
-            name: value(self.factors[name], self._initial(name), *self.neuron.trainable[name])
+            name: bounded(self.factors[name], self._initial(name), *self.neuron.trainable[name])
             for name in self.factors
         }
 
@@ -286,7 +281,6 @@ class Population(SteppedPopulation):
         states, passed = self._seen
         ways = [_with_way(v, way) for v, way in zip(states, new, strict=True)]
         return ways, _with_way(passed, out)
-
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""
