@@ -1,6 +1,9 @@
 """The public names, each with its home: the one place that states them."""
 
 from biograd.block_coordinate import BlockCoordinate as BlockCoordinate
+from biograd.brian.box import Brian2Box as Brian2Box
+from biograd.brian.layer import Brian2Layer as Brian2Layer
+from biograd.circuit.readouts import Readout as Readout
 from biograd.contracts import Site as Site
 from biograd.decorrelation import Decorrelation as Decorrelation
 from biograd.diagnosis import probe as probe
@@ -36,6 +39,7 @@ from biograd.estimators import UnitwiseGradient as UnitwiseGradient
 from biograd.estimators import WeakGradient as WeakGradient
 from biograd.estimators import WeightMirror as WeightMirror
 from biograd.estimators import WeightPerturbation as WeightPerturbation
+from biograd.experiment import diagnose as diagnose
 from biograd.experiment import load as load
 from biograd.experiment import resume as resume
 from biograd.experiment import train as train
@@ -44,14 +48,11 @@ from biograd.interchange import export_nir as export_nir
 from biograd.interchange import import_nir as import_nir
 from biograd.local import LocalLosses as LocalLosses
 from biograd.networks import build as build
-from biograd.networks.box import Brian2Box as Brian2Box
-from biograd.networks.brian import Brian2Layer as Brian2Layer
-from biograd.networks.readouts import Readout as Readout
-from biograd.networks.wrapping import wrap as wrap
 from biograd.recipes import PopulationRecipe as PopulationRecipe
 from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata
 from biograd.studies.comparing import compare as compare
 from biograd.studies.set_file import load_set as load_set
+from biograd.wrapping.wrap import wrap as wrap
 
 __version__: str

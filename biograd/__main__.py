@@ -20,7 +20,7 @@ import click
 
 from biograd import ranks
 from biograd.commands import console
-from biograd.commands.options import Settings
+from biograd.commands.options import ConsoleSettings
 from biograd.errors import BiogradError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -33,7 +33,7 @@ class Terminated(SystemExit):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the console and return its exit code."""
-    settings = Settings()
+    settings = ConsoleSettings()
     try:
         with _terminable():
             result = console.main(

@@ -27,9 +27,9 @@ from torch.nn import functional
 
 from biograd.contracts import Objective, Plan
 from biograd.errors import CapabilityError
-from biograd.networks.substrate import TorchSubstrate
 from biograd.randomness import generator
 from biograd.recipes import Positive, validate
+from biograd.substrate.torch_substrate import TorchSubstrate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,10 @@ import torch
 from torch import nn
 
 from biograd import decorrelation, estimators, local, recipes
+from biograd.data import Dataset
+from biograd.data import load as load_data
+from biograd.data.given import named
+from biograd.encoding import ENCODINGS
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 
@@ -32,6 +36,11 @@ class Request:
     data_dir: Path | None = None
     offline: bool = False
     control: bool = False
+    own: Any = None
+    """Own data in place of ``dataset``: arrays, Datasets, or typed text that names code."""
+    task: str | Mapping[str, Any] | None = None
+    repeatable: bool = False
+    """Refuse data that do not repeat."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +87,41 @@ class Configuration:
             stages=(*self.stages, *([Stage(before.epochs, step)] if changed else [])),
         )
 
+    def given(self, own: Any) -> Configuration:
+        """Return the configuration of the same run on data that are given anew."""
+        if own is None:
+            return self
+        _title, table = named(own)
+        place = {"path": "", "paths": {}, **table}
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, **place))
+
+    def read(self, own: Any = None) -> Dataset:
+        """Return the data, complete and checked.
+
+        Args:
+            own: the user's own, which no file can bring back.
+
+        Raises:
+            RecipeError, DataError: see ``data.load``.
+        """
+        encoding = self.recipe.encoding
+        kind = ENCODINGS.find(encoding.kind, f"{self.model}: encoding.kind")
+        return load_data(
+            self.data,
+            name=self.dataset,
+            data_dir=None if self.data_dir is None else Path(self.data_dir),
+            offline=self.offline,
+            seed=self.seed,
+            own=own,
+            timed=kind.timed,
+            dt_ms=encoding.dt_ms,
+        )
+
+    def settled(self, dataset: Dataset) -> Configuration:
+        """Return the configuration with the name of the task that the data set."""
+        task = {**self.data.task, "name": dataset.task_name}
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, task=task))
+
     def table(self) -> dict[str, Any]:
         """Return the configuration as a table that ``of`` reads."""
         return dataclasses.asdict(self)
@@ -105,12 +149,11 @@ def configure(request: Request) -> Configuration:
     """
     to_data = [a.removeprefix("dataset.") for a in request.assignments if a.startswith("dataset.")]
     to_model = [a for a in request.assignments if not a.startswith("dataset.")]
-    dataset = recipes.load_dataset(request.dataset, to_data)
+    name, dataset = _dataset(request, to_data)
     budget = {"epochs": request.epochs, "batch_size": request.batch_size}
     over: dict[str, Any] = {"training": {k: v for k, v in budget.items() if v is not None}}
     if request.estimator is not None:
         over["estimator"] = request.estimator
-    name = Path(request.dataset).stem
     if isinstance(request.model, nn.Module):
         table = recipes.override(recipes.merge({}, over), to_model)
         recipe = recipes.construct(ModelRecipe, table, "--set")
@@ -138,6 +181,18 @@ def configure(request: Request) -> Configuration:
         control=request.control,
         module=isinstance(request.model, nn.Module),
     )
+
+
+def _dataset(request: Request, assignments: list[str]) -> tuple[str, DatasetRecipe]:
+    """Return what the data are called, and their recipe."""
+    task = {"name": request.task} if isinstance(request.task, str) else dict(request.task or {})
+    if request.own is None:
+        title = recipes.dataset_table(request.dataset)[2]
+        recipe = recipes.load_dataset(request.dataset, assignments)
+    else:
+        title, table = named(request.own)
+        recipe = recipes.construct(DatasetRecipe, recipes.override(table, assignments), "data")
+    return title, dataclasses.replace(recipe, task={**recipe.task, **task})
 
 
 def _check_budget(request: Request, assignments: list[str], recipe: ModelRecipe) -> None:

@@ -31,14 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biograd.networks.effective import effective_parameters, respond
-from biograd.networks.event_driven import EventNetwork
-from biograd.networks.grids import Pooling
-from biograd.networks.network import LAYERS, Network, SynapticLayer
-from biograd.networks.readouts import Readout
+from biograd.circuit.grids import Pooling
+from biograd.circuit.readouts import Readout
+from biograd.events.event_network import EventNetwork
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.randomness import generator
 from biograd.simulators.population import Population
-from biograd.simulators.stepped import SteppedPopulation
+from biograd.substrate.effective import effective_parameters, respond
+from biograd.substrate.network import LAYERS, Network, SynapticLayer
 
 
 @dataclasses.dataclass

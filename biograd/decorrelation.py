@@ -27,7 +27,6 @@ from biograd import parallel
 from biograd.contracts import Substrate
 from biograd.decorrelation_rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
-from biograd.networks.network import LAYERS, Network
 from biograd.recipes import (
     DecorrelationRecipe,
     Fraction,
@@ -36,6 +35,7 @@ from biograd.recipes import (
     construct,
     validate,
 )
+from biograd.substrate.network import LAYERS, Network
 
 MOST_PASSES = 64
 """Inputs of so many passes are kept for an update; without updates, older ones are dropped."""

@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import parallel, structure, tasks
+from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
-from biograd.networks.network import LAYERS
-from biograd.networks.projections import Sparse
 from biograd.randomness import generator
+from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
@@ -523,7 +523,8 @@ class Engine:
         if self._last is None:
             return
         traces, round = self._last
-        seen = [name for name in self.scales if name in traces[0].sites]
+        known = traces[0].sites  # in their order, which is that of every rank
+        seen = [s.name for s in self.substrate.sites if s.name in self.scales and s.name in known]
         for name, new in _scales(traces[0], seen).items():
             self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
         if self.decorrelate is not None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+WIDTH = 300
+"""Characters of a text that a message shows."""
+
 
 class BiogradError(Exception):
     """Something failed while running; the message says what, where and what to do."""
@@ -55,3 +58,9 @@ def nearest(word: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}(known: {', '.join(words)})"
+
+
+def brief(text: str) -> str:
+    """Return the beginning of a text, in one line."""
+    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

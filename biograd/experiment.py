@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from biograd import data, ranks
+from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, Request, check_device, configure
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
@@ -79,7 +79,15 @@ def _execute(request: Request, progress: Progress) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
     network = request.model if isinstance(request.model, nn.Module) else None
-    return begin(configuration, path, progress, network, force=request.force).run()
+    return begin(
+        configuration,
+        path,
+        progress,
+        network,
+        own=request.own,
+        force=request.force,
+        repeatable=request.repeatable,
+    ).run()
 
 
 def begin(
@@ -88,14 +96,18 @@ def begin(
     progress: Progress,
     network: nn.Module | None = None,
     *,
+    own: Any = None,
     force: bool = False,
     like: Run | None = None,
+    repeatable: bool = False,
 ) -> Recording:
     """Return a run that is ready for its first step, its file begun.
 
     Args:
         network: the user's own module, if the run trains one.
+        own: the user's own data, if they are not in a file.
         force: replace an existing run.
+        repeatable: refuse data that do not repeat.
         like: a run that learned from the same data; None: whatever they are.
 
     Raises:
@@ -105,8 +117,18 @@ def begin(
     ranks.own_device(configuration.device)
     if not ranks.rank():
         RunWriter.check(path, force=force)
-    known = (like.attributes["dataset_sha256"], like.path) if like else ()
-    dataset = _load(configuration, *known)
+    known = (like.attributes["dataset_sha256"], like.path) if like else ("", "")
+    dataset = _load(configuration, own, *known)
+    if repeatable and not dataset.digest:
+        raise DataError(f"{configuration.dataset}: the data do not repeat: nothing can be compared")
+    if configuration.control and not dataset.task.differentiable:
+        raise RecipeError(
+            f"--control: the control trains the readout by the gradient of the loss, and "
+            f"{type(dataset.task).__name__} has none: leave it out"
+        )
+    configuration = configuration.settled(dataset)
+    for note in dataset.notes:
+        progress.note(note)
     pristine = deepcopy(network) if configuration.control else None
     experiment = Experiment(configuration, dataset, network)
     probe = make_probe(dataset)
@@ -128,32 +150,30 @@ def begin(
     return recording
 
 
-def _load(configuration: Configuration, digest: str = "", path: object = "") -> data.Dataset:
+def _load(
+    configuration: Configuration, own: Any = None, digest: str = "", path: object = ""
+) -> data.Dataset:
     """Return the data, which must be those of ``digest``, which the run ``path`` had, if given."""
     check_device(configuration.device, "the run was on cuda")
-    folder = None if configuration.data_dir is None else Path(configuration.data_dir)
     with ranks.first_of_machine():
-        dataset = data.load(
-            configuration.data,
-            name=configuration.dataset,
-            data_dir=folder,
-            offline=configuration.offline,
-            seed=configuration.seed,
-        )
-    if digest and dataset.sha256 != digest:
+        dataset = configuration.read(own)
+    if digest and dataset.digest != digest:
+        now = f"{dataset.digest[:12]}…" if dataset.digest else "of no digest"
         raise DataError(
             f"{path}: the run learned from other {configuration.dataset} data (SHA-256 "
-            f"{digest[:12]}…, now {dataset.sha256[:12]}…): give back the data of then"
+            f"{digest[:12]}…, now {now}): give back the data of then"
         )
     return dataset
 
 
 def make_probe(dataset: data.Dataset) -> Probe:
-    """Return the fixed stimuli of all snapshots: class-balanced, from the evaluated split."""
-    index = data.class_balanced(dataset.test, PROBES, seed=0)
-    return Probe(
-        index=index.numpy(), label=dataset.test.targets[index].numpy(), split=dataset.evaluated_on
-    )
+    """Return the fixed stimuli of all snapshots: the evaluated split, its groups in turn."""
+    source = dataset.evaluated
+    index = dataset.probes(source, PROBES)
+    targets = source.take(index).targets if source.targets is None else source.targets[index]
+    strata = dataset.task.strata(targets)
+    label = torch.zeros(len(index), dtype=torch.int64) if strata is None else strata
+    return Probe(index=index.numpy(), label=label.cpu().numpy(), split=dataset.evaluated_on)
 
 
 def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str, Any]:
@@ -162,15 +182,17 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
         "seed": configuration.seed,
         "device": configuration.device,
         "dataset": configuration.dataset,
-        "dataset_sha256": dataset.sha256,
+        "dataset_sha256": dataset.digest,
         "rule": configuration.estimator,
         "model": configuration.model,
+        "headline": dataset.task.headline,
+        "better": dataset.task.better,
         "model_kind": "snn" if kind in ("spiking", "circuit") else "ann",
     }
 
 
 def _layers(experiment: Experiment, dataset: data.Dataset, probe: Probe) -> dict[str, LayerInfo]:
-    inputs = dataset.test.inputs[torch.as_tensor(probe.index[:2])]
+    inputs = dataset.evaluated.take(torch.as_tensor(probe.index[:2])).inputs
     found = activity(experiment.network, inputs, experiment.watched)
     spiking = getattr(experiment.network, "spiking", False)
     encoding = getattr(experiment.network, "encoding", None)
@@ -197,18 +219,20 @@ def proceed(
     epochs: int | None = None,
     progress: Progress | None = None,
     network: nn.Module | None = None,
+    own: Any = None,
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
     Args:
         network: the user's own module, if the run trained one; its weights are replaced.
+        own: the user's own data, if no file can bring them back.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together():
-        summary = go_on(path, epochs, _shown(progress), network).run()
+        summary = go_on(path, epochs, _shown(progress), network, own).run()
         ranks.after_first()
     return summary
 
@@ -222,7 +246,11 @@ def _known(path: Path) -> bytes:
 
 
 def go_on(
-    path: Path, epochs: int | None, progress: Progress, network: nn.Module | None = None
+    path: Path,
+    epochs: int | None,
+    progress: Progress,
+    network: nn.Module | None = None,
+    own: Any = None,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
     table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
@@ -233,8 +261,10 @@ def go_on(
             progress.note("the learning rate now follows the schedule of the longer run")
         configuration = configuration.longer(epochs, step)
     need_module(configuration, network, path)
+    need_data(configuration, own, path)
+    configuration = configuration.given(own)
     ranks.own_device(configuration.device)
-    dataset = _load(configuration, digest, path)
+    dataset = _load(configuration, own, digest, path)
     experiment = Experiment(configuration, dataset, network)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
@@ -280,8 +310,9 @@ def _taken_over(
 
 def train(
     model: str | nn.Module = "spiking",
-    dataset: str = "digits",
+    data: Any = "digits",
     *,
+    task: str | Mapping[str, Any] | None = None,
     estimator: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -298,7 +329,11 @@ def train(
 
     Args:
         model: a shipped name, a path to a TOML file, or a module of yours.
-        dataset: a shipped name or a path to a TOML file.
+        data: a shipped name, a path (TOML, ``.npz``, HDF5, a folder), ``package.module:function``,
+            or data of yours: ``(inputs, targets)``, a mapping of arrays, a torch Dataset or
+            DataLoader, a function of seed and epoch, or any of these by split.
+        task: what the targets ask for, a name or a table with ``name`` and settings; by default
+            what they tell themselves.
         estimator: how it learns; the recipe's own by default.
         path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
         settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
@@ -309,7 +344,8 @@ def train(
     """
     request = Request(
         model=model,
-        dataset=dataset,
+        **asked(data),
+        task=task,
         estimator=estimator,
         epochs=epochs,
         batch_size=batch_size,
@@ -323,6 +359,27 @@ def train(
         control=control,
     )
     return open_run(Path(execute(request)["run"]))
+
+
+def asked(given: Any) -> dict[str, Any]:
+    """Return what a request says of data: the name of a dataset, or the user's own."""
+    if isinstance(given, str | Path) and not recipes.FUNCTION.fullmatch(str(given)):
+        return {"dataset": str(given)}
+    return {"own": given}
+
+
+def need_data(configuration: Configuration, own: Any, path: object, call: str = "resume") -> None:
+    """Refuse to go on without the user's own data where no file can bring them back.
+
+    Args:
+        call: the function of ``biograd`` that takes them.
+    """
+    if configuration.data.source in data.ASKED and own is None:
+        raise RecipeError(
+            f"{path}: the run learned from data of yours ({configuration.dataset}), which no file "
+            f"brings back: give them to biograd.{call}(path, data=...), or name the function that "
+            "returns them, --dataset package.module:function"
+        )
 
 
 def need_module(
@@ -340,16 +397,23 @@ def need_module(
         )
 
 
-def resume(path: str | Path, epochs: int | None = None, network: nn.Module | None = None) -> Run:
+def resume(
+    path: str | Path,
+    epochs: int | None = None,
+    network: nn.Module | None = None,
+    data: Any = None,
+) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
     Args:
         network: your own module, if the run trained one; its weights are replaced.
+        data: your own data, if the run learned from arrays, Datasets or a function; or where its
+            files are now.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
     """
-    return open_run(Path(proceed(Path(path), epochs, network=network)["run"]))
+    return open_run(Path(proceed(Path(path), epochs, network=network, own=data)["run"]))
 
 
 def load(path: str | Path) -> Run:
@@ -361,22 +425,30 @@ def load(path: str | Path) -> Run:
     return open_run(Path(path))
 
 
-def trained(run: Run, network: nn.Module | None = None) -> tuple[nn.Module, Engine]:
+def trained(
+    run: Run, network: nn.Module | None = None, data: Any = None
+) -> tuple[nn.Module, Engine]:
     """Return the network of a run as it was at the last checkpoint, and its engine.
 
     Args:
         network: your own module, if the run trained one; its weights are replaced.
+        data: your own data, if the run learned from any that are in no file.
     """
-    experiment = _restored(run, network)
+    experiment = _restored(run, network, data, "trained")
     return experiment.network, experiment.engine
 
 
-def _restored(run: Run, network: nn.Module | None = None, step: int | None = None) -> Experiment:
+def _restored(
+    run: Run, network: nn.Module | None, own: Any, call: str, step: int | None = None
+) -> Experiment:
     """Return the experiment of a run at a checkpoint, the last one if ``step`` is None."""
     configuration = Configuration.of(run.config, run.path)
-    need_module(configuration, network, run.path)
+    need_module(configuration, network, run.path, call)
+    need_data(configuration, own, run.path, call)
+    configuration = configuration.given(own)
     state = None if step == 0 else run.checkpoint(step)  # the beginning follows from the seed
-    experiment = Experiment(configuration, _load(configuration), network)
+    known = run.attributes["dataset_sha256"]
+    experiment = Experiment(configuration, _load(configuration, own, known, run.path), network)
     if state is not None:
         experiment.trainer.restore(*state)
     return experiment
@@ -386,6 +458,7 @@ def diagnose(
     run: Run,
     network: nn.Module | None = None,
     *,
+    data: Any = None,
     step: int | None = None,
     examples: int = 64,
     draws: int = 16,
@@ -395,15 +468,16 @@ def diagnose(
 
     Args:
         network: your own module, if the run trained one; its weights are replaced.
+        data: your own data, if the run learned from any that are in no file.
         step: of a checkpoint; 0: before the training; None: the last one.
-        examples: of the training data, balanced between the classes.
+        examples: of the training data, the groups of the task in turn.
         draws: how often the gradient is estimated.
         reference: see ``diagnosis.probe``.
 
     Raises:
         RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
     """
-    experiment = _restored(run, network, step)
+    experiment = _restored(run, network, data, "diagnose", step)
     try:
         return experiment.diagnose(examples, draws=draws, reference=reference)
     finally:

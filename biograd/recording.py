@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from biograd import data, decorrelation, estimators, local, networks, ranks
+from biograd import data, decorrelation, estimators, local, networks, ranks, tasks
 from biograd.configuration import Configuration
 from biograd.costs import operations, peak_memory
 from biograd.diagnosis import Diagnosis, Reference, probe
+from biograd.encoding import check_duration
 from biograd.engine import attach
-from biograd.errors import BiogradError
+from biograd.errors import BiogradError, RecipeError
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
+from biograd.tasks import added
 from biograd.training import StepRecord, Trainer, activity, evaluate, placed
 
 
@@ -76,16 +78,17 @@ class Experiment:
         built = networks.build(
             network if network is not None else recipe,
             dataset.shape,
-            dataset.classes,
+            dataset.task.outputs,
             configuration.seed,
         )
+        check_time(built, dataset)
         self.network = built.to(configuration.device)
         self.engine = attach(
             self.network,
             estimators.make(name, settings, configuration.model),
             decorrelation.make(recipe.decorrelation, configuration.model),
             local.make(recipe.local, configuration.model),
-            loss=recipe.training.loss,
+            task=tasks.learned(dataset.task, recipe.training.loss),
             seed=configuration.seed,
         )
         try:
@@ -107,27 +110,45 @@ class Experiment:
         reference: Reference = "auto",
         thorough: bool = True,
     ) -> Diagnosis:
-        """Return how good the gradient estimate is now, on training data balanced by class.
+        """Return how good the gradient estimate is now, on training data by turns.
 
         Args:
             thorough: also try noise of other sizes, and a step of the optimiser at the full
                 learning rate (a schedule may have ended at zero).
         """
-        split = self.dataset.train
-        index = data.class_balanced(split, examples, seed=0)
-        inputs, targets = placed(self.network, split.inputs[index], split.targets[index])
+        batch = self.dataset.shown(self.dataset.train, examples)
+        inputs, targets = placed(self.network, batch.inputs, batch.targets)
         self.network.train()
         with _full_rate(self.trainer) as optimiser:
             return probe(
                 self.engine,
                 inputs,
                 targets,
-                index,
+                batch.index,
                 draws=draws,
                 reference=reference,
                 optimiser=optimiser if thorough else None,
                 neighbours=thorough,
             )
+
+
+def check_time(network: nn.Module, dataset: data.Dataset) -> None:
+    """Refuse data with a time axis for a network of biograd that would flatten or cut it.
+
+    Raises:
+        RecipeError: the network has no time, or its encoding gives the data one.
+        DataError: a trial of the data is longer than one of the network.
+    """
+    if not dataset.train.timed or not isinstance(network, networks.Network):
+        return
+    where = f"{dataset.name}: the data have a time axis"
+    encoding = network.encoding
+    if encoding is None:
+        raise RecipeError(f"{where}, the network has none: take a spiking or a recurrent one")
+    if not encoding.timed:
+        kind = encoding.recipe.kind
+        raise RecipeError(f"{where}, encoding.kind = {kind!r} gives them one: set it to 'given'")
+    check_duration(dataset.steps, encoding.steps, encoding.dt_ms)
 
 
 @contextmanager
@@ -160,7 +181,7 @@ class Recording:
         self._firing: dict[str, float] = {}
         self.seconds = 0.0
         self._started = time.perf_counter()
-        self._sums = [0.0, 0.0, 0]
+        self._sums = Sums()
         self._silent: dict[str, float] = {}
         self._memory = 0
         self._saved: int | None = None
@@ -172,7 +193,11 @@ class Recording:
         tensors |= {f"snapshot.{name}": value for name, value in self._norms.items()}
         elapsed = self.seconds + time.perf_counter() - self._started
         self._memory = max(self._memory, peak_memory() or 0)
-        own = {"sums": self._sums, "seconds": elapsed, "peak_memory_bytes": self._memory}
+        own = {
+            "sums": dataclasses.asdict(self._sums),
+            "seconds": elapsed,
+            "peak_memory_bytes": self._memory,
+        }
         return tensors, meta | own
 
     def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -180,7 +205,8 @@ class Recording:
         self.restored = True
         self.experiment.trainer.restore(tensors, meta)
         self._saved = self.experiment.trainer.step
-        self._sums, self.seconds = list(meta["sums"]), float(meta["seconds"])
+        batch = self.experiment.configuration.recipe.training.batch_size
+        self._sums, self.seconds = Sums.of(meta["sums"], batch), float(meta["seconds"])
         self._memory = int(meta.get("peak_memory_bytes", 0))
         self._norms = {
             name.removeprefix("snapshot."): value
@@ -226,6 +252,10 @@ class Recording:
         finally:
             experiment.engine.detach()
         return summary
+
+    @property
+    def _shown(self) -> dict[str, str]:
+        return {"headline": self.experiment.engine.task.headline}
 
     @property
     def _go_on(self) -> str:
@@ -280,17 +310,13 @@ class Recording:
     def _record(self, record: StepRecord) -> None:
         values = {
             "loss": record.loss,
-            "accuracy": record.accuracy,
+            **record.metrics,
             "informative": record.informative,
             "learning_rate": record.learning_rate,
         }
         self.writer.scalars("train_step", record.step, record.epoch, values)
-        self.progress.step(dataclasses.asdict(record) | self._firing)
-        self._sums = [
-            self._sums[0] + record.loss,
-            self._sums[1] + record.accuracy,
-            self._sums[2] + 1,
-        ]
+        self.progress.step({**values, "spent": record.spent, **self._shown, **self._firing})
+        self._sums = self._sums.and_of(record)
         if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
             self._snapshot(record.step, self._look())
         if record.last:
@@ -298,14 +324,10 @@ class Recording:
 
     def _end_epoch(self, record: StepRecord) -> None:
         trainer, configuration = self.experiment.trainer, self.experiment.configuration
-        accuracy, loss = evaluate(self.experiment.engine, self.experiment.dataset.test)
-        count = self._sums[2]
-        values = {
-            "train_loss": self._sums[0] / count,
-            "train_accuracy": self._sums[1] / count,
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-        }
+        engine, sums = self.experiment.engine, self._sums
+        values = {"train_loss": sums.loss / sums.steps}
+        values |= prefixed("train", engine.task.figures(sums.totals))
+        values |= prefixed("test", evaluate(engine, self.experiment.dataset.evaluated))
         epoch, recipe = record.epoch + 1, configuration.recipe.training
         epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
         found = self._look()
@@ -318,17 +340,17 @@ class Recording:
         if often or trainer.spent >= trainer.budget:
             self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
-        self._sums = [0.0, 0.0, 0]
+        self._sums = Sums()
         self._commit()
         place = {"epoch": epoch, "step": record.step} | ({"epochs": epochs} if epochs else {})
-        self.progress.epoch(place | values)
+        self.progress.epoch({**place, **values, **self._shown})
 
     def _look(self) -> dict[str, torch.Tensor]:
         """Return the probes' activity in every watched layer; rank 0 does so for all."""
         if ranks.rank():
             return {}
         experiment = self.experiment
-        inputs = experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
+        inputs = experiment.dataset.evaluated.take(torch.as_tensor(self.probe.index)).inputs
         return activity(experiment.network, inputs, experiment.watched)
 
     def _snapshot(self, step: int, found: Mapping[str, torch.Tensor]) -> None:
@@ -376,9 +398,12 @@ class Recording:
         experiment, configuration = self.experiment, self.experiment.configuration
         trainer = experiment.trainer
         seconds = self.seconds + time.perf_counter() - self._started
-        train_accuracy, _ = evaluate(experiment.engine, experiment.dataset.train)
-        test_accuracy, test_loss = evaluate(experiment.engine, experiment.dataset.test)
+        train = evaluate(experiment.engine, experiment.dataset.train)
+        test = evaluate(experiment.engine, experiment.dataset.evaluated)
+        task = experiment.engine.task
         costs = {} if ranks.rank() else self._costs()
+        evaluated = experiment.dataset.evaluated_on
+        unseen = experiment.dataset.open_test() if evaluated == "validation" else None
         control = None
         if configuration.control and (self.pristine or not configuration.module):
             self.progress.note("training the control: frozen hidden layers")
@@ -393,11 +418,14 @@ class Recording:
             "seed": configuration.seed,
             "epochs": trainer.epochs,
             "budget": dict([trainer.recipe.budget]),
-            "train_accuracy": train_accuracy,
-            "test_accuracy": test_accuracy,
-            "test_loss": test_loss,
+            "headline": task.headline,
+            "better": task.better,
+            **prefixed("train", {name: value for name, value in train.items() if name != "loss"}),
+            **prefixed("test", test),
             "frozen_hidden_control": control,
             "silent": self._silent,
+            "evaluated_on": evaluated,
+            **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),
             "seconds": seconds,
             "steps_per_second": trainer.step / seconds,
             "ranks": ranks.size(),
@@ -407,7 +435,7 @@ class Recording:
     def _costs(self) -> dict[str, Any]:
         """Return what the training took, and what an example takes when it is done."""
         trainer, network = self.experiment.trainer, self.experiment.network
-        inputs = self.experiment.dataset.test.inputs[torch.as_tensor(self.probe.index)]
+        inputs = self.experiment.dataset.evaluated.take(torch.as_tensor(self.probe.index)).inputs
         found = operations(network, placed(network, inputs, inputs)[0])
         return {
             "training_seconds": trainer.seconds,
@@ -456,7 +484,7 @@ def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]
 def frozen_hidden(
     configuration: Configuration, dataset: data.Dataset, network: nn.Module | None = None
 ) -> float:
-    """Return the test accuracy of the control: the same run, with only the readout trained.
+    """Return the headline metric of the control: the same run, with only the readout trained.
 
     Args:
         network: a copy of the user's own module from before the training.
@@ -464,9 +492,36 @@ def frozen_hidden(
     experiment = Experiment(configuration, dataset, network, "frozen_hidden")
     for _record in experiment.trainer.steps():
         pass
-    accuracy, _loss = evaluate(experiment.engine, dataset.test)
+    found = evaluate(experiment.engine, dataset.evaluated)
     experiment.engine.detach()
-    return accuracy
+    return found[experiment.engine.task.headline]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """What the steps of an epoch have found so far, together."""
+
+    loss: float = 0.0
+    steps: int = 0
+    totals: tasks.Totals = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any] | list[float], batch: int) -> Sums:
+        """Return what a checkpoint kept; one of before other tasks has loss, accuracy and steps."""
+        if isinstance(kept, Mapping):
+            return cls(**kept)
+        loss, accuracy, steps = kept
+        totals = {"accuracy": [[batch * accuracy], [batch * steps]]} if steps else {}
+        return cls(loss, int(steps), totals)
+
+    def and_of(self, record: StepRecord) -> Sums:
+        """Return the sums with another step."""
+        return Sums(self.loss + record.loss, self.steps + 1, added(self.totals, record.totals))
+
+
+def prefixed(split: str, figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures under the names of a split, ``test_accuracy``."""
+    return {f"{split}_{name}": value for name, value in figures.items()}
 
 
 def log_spaced(limit: int) -> set[int]:

@@ -26,13 +26,14 @@ from torch import nn
 
 from biograd.configuration import Configuration
 from biograd.errors import RecipeError
-from biograd.experiment import begin, go_on, need_module
+from biograd.experiment import begin, go_on, need_data, need_module
+from biograd.metrics import DEFAULT, headline, is_share, words, written
 from biograd.progress import Progress, Silent
 from biograd.recording import Interrupted
 from biograd.runs.environment import environment
 from biograd.runs.layout import Array
 from biograd.runs.reader import Run, open_run
-from biograd.runs.storage import Place
+from biograd.runs.storage import RunPaths
 
 Kind = Literal["tensors", "metrics", "snapshots", "spikes"]
 Verdict = Literal["bits", "numbers", "neither"]
@@ -54,15 +55,16 @@ class Limits:
         parameters: largest difference within a tensor of the network at the end, by its largest
             value; None: not judged.
         losses: the same of every loss, step by step and epoch by epoch.
-        test_accuracy: difference of the shares (0..1) at the end.
+        result: difference of the task's headline metric on the evaluated split at the end: of
+            shares (0..1) as it is, of others by their size.
     """
 
     parameters: float | None = 0.01
     losses: float = 0.01
-    test_accuracy: float = 0.01
+    result: float = 0.01
 
 
-RATE, SPIKING = Limits(), Limits(parameters=None, losses=0.2, test_accuracy=0.02)
+RATE, SPIKING = Limits(), Limits(parameters=None, losses=0.2, result=0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,9 @@ class Reproduction:
         step: up to which the run was repeated.
         compared: how many tensors, rows of metrics, snapshots and spikes.
         differences: what does not agree bit for bit.
-        numbers: largest differences of ``parameters`` and ``losses`` and that of
-            ``test_accuracy`` (see ``Limits``), and both accuracies.
+        numbers: largest differences of ``parameters`` and ``losses`` and that of the ``result``
+            (see ``Limits``), and both results.
+        metric: the task's headline.
         changes: what differs in the environment.
         notes: what else there is to say, a sentence each.
     """
@@ -125,6 +128,7 @@ class Reproduction:
     changes: tuple[Change, ...]
     device: str
     notes: tuple[str, ...] = ()
+    metric: str = DEFAULT
 
     @property
     def within(self) -> bool:
@@ -200,10 +204,12 @@ def _numbers(found: Reproduction) -> str:
     for name, limit in dataclasses.asdict(found.limits).items():
         if name not in found.numbers:
             continue
-        if name == "test_accuracy":
-            now, then = found.numbers["test_accuracy_now"], found.numbers["test_accuracy_then"]
-            allowed = f"within {100 * limit:g} is enough"
-            parts.append(f"test accuracy {100 * now:.1f} %, was {100 * then:.1f} % ({allowed})")
+        if name == "result":
+            now, then = (
+                written(found.metric, found.numbers[key]) for key in ("result_now", "result_then")
+            )
+            allowed = f"within {100 * limit:g}{'' if is_share(found.metric) else ' %'} is enough"
+            parts.append(f"test {words(found.metric)} {now}, was {then} ({allowed})")
         else:
             allowed = "not judged" if limit is None else f"{100 * limit:g} is enough"
             parts.append(f"{name} within {100 * found.numbers[name]:.2g} % ({allowed})")
@@ -214,6 +220,7 @@ def reproduce(
     path: str | Path,
     network: nn.Module | None = None,
     *,
+    data: Any = None,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     offline: bool | None = None,
@@ -229,6 +236,8 @@ def reproduce(
         path: of a run file, or of its parts.
         network: your own module as it was before the training, if the run trained one; it is
             trained.
+        data: your own data, if the run learned from any that are in no file; or where its files
+            are now.
         out: where to keep the repeated run; None: it is deleted.
         data_dir: of the data; None: as the run had it.
         offline: do not download; None: as the run had it.
@@ -244,16 +253,20 @@ def reproduce(
         run = stack.enter_context(open_run(path))
         configuration = _configuration(run, data_dir, offline)
         need_module(configuration, network, run.path, "reproduce")
+        need_data(configuration, data, run.path, "reproduce")
+        if not run.attributes["dataset_sha256"]:
+            raise RecipeError(f"{run.path}: its data do not repeat, nor does the run")
+        configuration = configuration.given(data)
         step = int(run.checkpoint()[1]["step"])
         if out is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="biograd-"))
             target = Path(folder) / "repeated.h5"
         else:
-            target = Place.of(out).file
-            if target.exists() or Place.of(out).parts.exists():
+            target = RunPaths.of(out).file
+            if target.exists() or RunPaths.of(out).parts.exists():
                 raise RecipeError(f"{target}: exists; give another --out")
         try:
-            _repeat(run, configuration, target, step, shown, network)
+            _repeat(run, configuration, target, step, shown, network, data)
         except Interrupted as error:
             if out is not None:
                 raise
@@ -297,6 +310,7 @@ def _repeat(
     step: int,
     progress: Progress,
     network: nn.Module | None,
+    own: Any,
 ) -> None:
     """Train as the run did, with every budget that it had, up to ``step``."""
     last = None if run.status == "completed" else step
@@ -311,9 +325,9 @@ def _repeat(
         ),
     )
     ends = [*(stage.steps for stage in stages), last]
-    begin(first, target, progress, network, like=run).run(ends[0])
+    begin(first, target, progress, network, own=own, like=run).run(ends[0])
     for epochs, end in zip(budgets[1:], ends[1:], strict=True):
-        go_on(target, epochs, progress, network).run(end)
+        go_on(target, epochs, progress, network, own).run(end)
 
 
 def _notes(run: Run, configuration: Configuration, step: int) -> tuple[str, ...]:
@@ -415,10 +429,11 @@ def _compared(run: Run, repeated: Run, step: int, device: str) -> Reproduction:
         step=step,
         compared=_counts(then),
         differences=differences,
-        numbers=_sizes(then, now),
+        numbers=_sizes(then, now, headline(run.attributes)),
         limits=SPIKING if spiking else RATE,
         changes=tuple(_changes(run, device)),
         device=device,
+        metric=headline(run.attributes),
     )
 
 
@@ -472,7 +487,7 @@ def size(a: Array, b: Array) -> float:
     return largest / scale if scale > 0 and math.isfinite(largest) else math.inf
 
 
-def _sizes(then: Mapping[str, Part], now: Mapping[str, Part]) -> dict[str, float]:
+def _sizes(then: Mapping[str, Part], now: Mapping[str, Part], metric: str) -> dict[str, float]:
     """Return the largest differences of what is judged."""
 
     def largest(names: list[str]) -> float:
@@ -488,11 +503,12 @@ def _sizes(then: Mapping[str, Part], now: Mapping[str, Part]) -> dict[str, float
             [n for n, p in then.items() if p.kind == "metrics" and n.endswith("loss")]
         ),
     }
-    accuracies = [parts.get("epoch/test_accuracy") for parts in (then, now)]
-    if all(part is not None and len(part.values) for part in accuracies):
-        before, after = (float(part.values[-1]) for part in accuracies if part is not None)
-        found |= {"test_accuracy": abs(after - before)}
-        found |= {"test_accuracy_then": before, "test_accuracy_now": after}
+    results = [parts.get(f"epoch/test_{metric}") for parts in (then, now)]
+    if all(part is not None and len(part.values) for part in results):
+        before, after = (float(part.values[-1]) for part in results if part is not None)
+        scale = 1.0 if is_share(metric) else max(abs(before), 1e-12)
+        found |= {"result": abs(after - before) / scale}
+        found |= {"result_then": before, "result_now": after}
     return found
 
 

@@ -16,20 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel, ranks
-from biograd.data import Split, batches
+from biograd import parallel, ranks, tasks
+from biograd.data import Batch, Source, batches
 from biograd.engine import Engine
 from biograd.errors import BiogradError
 from biograd.randomness import generator
 from biograd.recipes import TrainingRecipe
+from biograd.tasks import added, flat, folded, summed
 
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What one step found: clean loss and accuracy of its batch.
+    """What one step found: clean loss and metrics of its batch.
 
     Attributes:
         step: number of steps done, 1 after the first.
+        metrics: of the task, by name.
+        totals: what the metrics of several steps together follow from.
         informative: share of the noisy copies whose loss differs from the clean one.
         last: whether the step ends its epoch, or the training.
         spent: of the budget, in its own unit (steps, forward passes or seconds).
@@ -39,12 +42,13 @@ class StepRecord:
     step: int
     epoch: int
     loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
     informative: float
     learning_rate: float
     last: bool
     spent: float
     stop: int = 0
+    totals: tasks.Totals = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class StepFigures:
     """What one step found on one rank, or on all together."""
 
     loss: float
-    accuracy: float
+    totals: tasks.Totals
     informative: float
     seconds: float
     stop: int = 0
@@ -68,13 +72,14 @@ class StepFigures:
         if ranks.size() == 1:
             return self
         noisy = own.weight * copies
-        means = [own.weight * self.loss, own.weight * self.accuracy, noisy * self.informative]
-        rows = ranks.table([*means, noisy, self.seconds, float(asked[0] if asked else 0)])
-        columns = list(zip(*rows, strict=True))
-        loss, accuracy, informed, noisy = (math.fsum(column) for column in columns[:4])
-        seconds, stop = max(columns[4]), int(max(columns[5]))
+        means = [own.weight * self.loss, noisy * self.informative, noisy]
+        last = [self.seconds, float(asked[0] if asked else 0)]
+        columns = list(zip(*ranks.table([*means, *last, *flat(self.totals)]), strict=True))
+        loss, informed, noisy = (math.fsum(column) for column in columns[:3])
+        seconds, stop = max(columns[3]), int(max(columns[4]))
+        totals = folded([math.fsum(column) for column in columns[5:]], self.totals)
         informative = informed / noisy if noisy else 1.0
-        return StepFigures(loss, accuracy, informative, seconds, stop)
+        return StepFigures(loss, totals, informative, seconds, stop)
 
 
 def make_optimiser(recipe: TrainingRecipe, parameters: Iterator[nn.Parameter]) -> Any:
@@ -92,12 +97,12 @@ def make_optimiser(recipe: TrainingRecipe, parameters: Iterator[nn.Parameter]) -
 
 
 class Trainer:
-    """Trains an engine's network on a split and can stop and go on at every step.
+    """Trains an engine's network on a source and can stop and go on at every step.
 
     Args:
         engine: the attached network.
         recipe: optimiser and budget.
-        split: the examples to learn from.
+        source: the examples to learn from.
         seed: of the order of the examples.
 
     Attributes:
@@ -110,11 +115,11 @@ class Trainer:
         CapabilityError, RecipeError: see ``Engine.prepare`` and ``Engine.check_ranks``.
     """
 
-    def __init__(self, engine: Engine, recipe: TrainingRecipe, split: Split, seed: int) -> None:
-        self.engine, self.recipe, self.split, self.seed = engine, recipe, split, seed
+    def __init__(self, engine: Engine, recipe: TrainingRecipe, source: Source, seed: int) -> None:
+        self.engine, self.recipe, self.source, self.seed = engine, recipe, source, seed
         self.step, self.passes, self.seconds = 0, 0, 0.0
-        self.per_epoch = max(1, len(split.inputs) // recipe.batch_size)
-        self.drop_last = len(split.inputs) >= recipe.batch_size
+        self.per_epoch = max(1, len(source) // recipe.batch_size)
+        self.drop_last = len(source) >= recipe.batch_size
         self.asked: list[int] = []
         if ranks.size() > 1:
             engine.check_ranks()
@@ -149,8 +154,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Show the engine the first batch: it makes what it learns, and refuses what cannot be."""
         self.engine.network.train()
-        stream = generator(self.seed, "order", 0)
-        batch = next(batches(self.split, self.recipe.batch_size, stream, self.drop_last))
+        batch = next(self._order(0))
         self.engine.prepare(*placed(self.engine.network, batch.inputs, batch.targets))
 
     def steps(self) -> Iterator[StepRecord]:
@@ -161,11 +165,16 @@ class Trainer:
         """
         while self.spent < self.budget:
             epoch, done = divmod(self.step, self.per_epoch)
-            stream = generator(self.seed, "order", epoch)
-            order = batches(self.split, self.recipe.batch_size, stream, self.drop_last)
-            for place, batch in enumerate(order):
-                if place >= done and self.spent < self.budget:
-                    yield self._train(batch.inputs, batch.targets, batch.index, epoch)
+            for batch in self._order(epoch, done):
+                yield self._train(batch.inputs, batch.targets, batch.index, epoch)
+                if self.spent >= self.budget:
+                    break
+
+    def _order(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, which follow from seed and epoch alone."""
+        size, key = self.recipe.batch_size, (self.seed, epoch)
+        order = generator(self.seed, "order", epoch)
+        return batches(self.source, size, order, self.drop_last, skip=skip, key=key)
 
     def _train(self, inputs: Tensor, targets: Tensor, index: Tensor, epoch: int) -> StepRecord:
         started, before = time.perf_counter(), self.spent
@@ -183,17 +192,25 @@ class Trainer:
             self.engine.update(pace=rate / self.recipe.learning_rate)
         self.step += 1
         self.passes += result.passes * len(targets)
-        accuracy = float((result.outputs.argmax(1) == given[1]).float().mean())
-        found = StepFigures(loss, accuracy, result.informative, time.perf_counter() - started)
+        task = self.engine.task
+        totals = summed(task.metrics(result.outputs, given[1]))
+        found = StepFigures(loss, totals, result.informative, time.perf_counter() - started)
         found = found.together(own, len(result.losses) - 1, self.asked)
         self.seconds += found.seconds
         last = self.step % self.per_epoch == 0 or self.spent >= self.budget
         if last and ranks.size() > 1:
             self._check_agreement()
-        spent = self.spent - before
-        loss, accuracy, informative = found.loss, found.accuracy, found.informative
         return StepRecord(
-            self.step, epoch, loss, accuracy, informative, rate, last, spent, found.stop
+            self.step,
+            epoch,
+            found.loss,
+            task.figures(found.totals),
+            found.informative,
+            rate,
+            last,
+            self.spent - before,
+            found.stop,
+            found.totals,
         )
 
     def _check_agreement(self) -> None:
@@ -278,26 +295,32 @@ def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, split: Split, batch_size: int = 256) -> tuple[float, float]:
-    """Return the accuracy (0..1) and the mean loss of a split, in evaluation mode.
+def evaluate(engine: Engine, split: Source, batch_size: int = 256) -> dict[str, float]:
+    """Return the task's metrics and the mean ``loss`` of a split, in evaluation mode.
 
     Ranks divide the batches; all of them must ask.
     """
-    network = engine.network
+    network, task = engine.network, engine.task
     training = network.training
     network.eval()
-    correct, total = 0.0, 0.0
+    totals: tasks.Totals = {}
     for batch in batches(split, batch_size, None, drop_last=False):
         with parallel.sharing(parallel.share(len(batch.targets))) as own:
-            if not own.weight:
-                continue
-            inputs, targets = placed(network, batch.inputs[own.rows], batch.targets[own.rows])
+            rows = own.rows if own.weight else slice(0, 1)  # every rank must know the metrics
+            inputs, targets = placed(network, batch.inputs[rows], batch.targets[rows])
             outputs = network(inputs)
-            correct += float((outputs.argmax(1) == targets).sum())
-            total += float(engine.task.losses(outputs, targets).sum())
+            losses = task.losses(outputs, targets)
+            found = summed(
+                {"loss": (losses, torch.ones_like(losses)), **task.metrics(outputs, targets)}
+            )
+            if not own.weight:
+                found = folded([0.0] * len(flat(found)), found)
+            totals = added(totals, found)
     network.train(training)
-    correct, total = (sum(column) for column in zip(*ranks.table([correct, total]), strict=True))
-    return correct / len(split.inputs), total / len(split.inputs)
+    sums = [sum(column) for column in zip(*ranks.table(flat(totals)), strict=True)]
+    totals = folded(sums, totals)
+    (loss,), (count,) = totals.pop("loss")
+    return {**task.figures(totals), "loss": loss / count}
 
 
 @torch.no_grad()
@@ -307,7 +330,7 @@ def activity(network: nn.Module, inputs: Tensor, names: tuple[str, ...]) -> dict
     ``[B, units]`` for a rate layer (images flattened, steps averaged), ``[B, steps, units]`` for
     spikes.
     """
-    from biograd.networks.network import Network, recorded
+    from biograd.substrate.network import Network, recorded
 
     training = network.training
     network.eval()

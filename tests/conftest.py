@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+import biograd.networks  # noqa: F401 (parts of circuits still lie there)
+
 # Before torch or matplotlib is imported: small problems are faster on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 for variable in [name for name in os.environ if name.startswith("BIOGRAD_")]:
     if variable != "BIOGRAD_TEST_DATA":
         del os.environ[variable]
-
-import biograd.networks  # noqa: E402, F401 (first: parts of circuits still lie there)
 
 ROOT = Path(__file__).parent.parent
 collect_ignore = ["plugin"]

@@ -167,7 +167,7 @@ def spiking(
 ) -> Network:
     """Return a spiking network in float64 that spikes often; biases are drawn, too."""
     if substrate == "brian2":
-        from biograd.networks.import_brian2 import import_brian2
+        from biograd.brian.import_brian2 import import_brian2
 
         import_brian2().prefs.codegen.target = "numpy"  # no compiler, no cold start
     given = {"resistance": 8.0} | dict(neuron or {})
@@ -238,7 +238,7 @@ def order(network: Circuit) -> tuple[str, ...]:
 
 def opaque() -> Network:
     """Return a Brian2 network whose threshold has no distance: no derivative can be had."""
-    from biograd.networks.import_brian2 import import_brian2
+    from biograd.brian.import_brian2 import import_brian2
 
     import_brian2().prefs.codegen.target = "numpy"
     network = {"substrate": "brian2", "kind": "spiking", "hidden": (5, 4), "dtype": "float64"}

@@ -41,6 +41,8 @@ class Simulator:
     def output(self, course: Array) -> Array:
         """Return what is read of the output of a trial."""
         values = np.array(self.run(course)["output"])
+        if self.read == "steps":
+            return values
         if self.read == "last":
             return values[-1]
         return values.sum(0) if self.read == "sum" else values.mean(0)
@@ -91,6 +93,8 @@ class Simulator:
             return (x > node["threshold"]).astype(float)
         if kind == "Flatten":
             return x.reshape(-1)
+        if kind in ("SumPool2d", "AvgPool2d"):
+            return pooled(x, node["kernel_size"], node["stride"], kind == "AvgPool2d")
         if kind == "Delay":
             past = self.states[name].setdefault("past", [])
             past.append(x)
@@ -134,6 +138,15 @@ def convolved(x: Array, weight: Array, stride: int, padding: int) -> Array:
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding)))
     patches = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
     return np.einsum("oikl,ihwkl->ohw", weight, patches[:, ::stride, ::stride])
+
+
+def pooled(x: Array, size: Array, stride: Array, mean: bool) -> Array:
+    """Return the sum or mean of windows of a grid, written out."""
+    (high, wide), (down, along) = size.astype(int), stride.astype(int)
+    rows = range(0, x.shape[1] - high + 1, down)
+    columns = range(0, x.shape[2] - wide + 1, along)
+    sums = [[x[:, i : i + high, j : j + wide].sum((1, 2)) for j in columns] for i in rows]
+    return np.moveaxis(np.array(sums), 2, 0) / (high * wide if mean else 1)
 
 
 def _members(group: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import biograd
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, nearest
 from biograd.estimators import ESTIMATORS, make
-from biograd.runs.buffer import Record
+from biograd.runs.buffer import LayerRecord
 
 BUILT = [name for name, kind in ESTIMATORS.items() if kind.builds]
 INPUTS, TARGETS, ROWS = torch.linspace(-1, 1, 48).view(8, 6), torch.arange(8) % 3, torch.arange(8)
@@ -81,7 +81,7 @@ def test_the_hint_of_an_empty_list_is_a_sentence() -> None:
 
 
 def test_statistics_of_a_diverged_network_warn_of_nothing() -> None:
-    found = Record(np.array([[np.inf, 1.0], [-np.inf, 3.0]], dtype=np.float32)).statistics()
+    found = LayerRecord(np.array([[np.inf, 1.0], [-np.inf, 3.0]], dtype=np.float32)).statistics()
     assert np.isnan(found["std"][0]) and found["std"][1] == 1.0
 
 

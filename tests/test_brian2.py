@@ -23,13 +23,13 @@ from networks_for_tests import (
 )
 from torch import Tensor
 
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.contracts import Objective, Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, WeakGradient, make
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.neuron_model import NeuronModel
-from biograd.networks.simulation import Simulation
 from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.simulators.brian2_group import KEPT

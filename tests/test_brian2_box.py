@@ -11,12 +11,12 @@ import torch
 from networks_for_tests import batch
 from torch import Tensor, nn
 
+from biograd.brian.box import Brian2Box
+from biograd.brian.import_brian2 import import_brian2
 from biograd.contracts import Plan
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import make
-from biograd.networks.box import Brian2Box
-from biograd.networks.import_brian2 import import_brian2
 
 b2 = import_brian2()
 

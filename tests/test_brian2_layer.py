@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.circuit.readouts import KINDS, Readout
 from biograd.contracts import Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError
 from biograd.estimators import Estimator, make
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.readouts import KINDS, Readout
 from biograd.neurons import Leaky
 from biograd.recipes import PopulationRecipe
 

@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import biograd
+from biograd.brian import import_brian2 as importing
+from biograd.brian.import_brian2 import choose_target, import_brian2
+from biograd.brian.layer import Brian2Layer
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.commands import doctor
 from biograd.engine import attach
 from biograd.errors import BiogradError
 from biograd.estimators import WeakGradient
-from biograd.networks import import_brian2 as importing
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import choose_target, import_brian2
-from biograd.networks.neuron_model import NeuronModel
-from biograd.networks.simulation import Simulation
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, PopulationRecipe
 
 NOISY = PopulationRecipe(
@@ -196,7 +196,7 @@ def test_the_doctor_says_whether_brian2_compiles(
 SCRIPT = """
 import json, sys
 from test_brian2_processes import spikes
-from biograd.networks.import_brian2 import import_brian2
+from biograd.brian.import_brian2 import import_brian2
 import_brian2().prefs.codegen.target = "auto"
 assert sys.excepthook is sys.__excepthook__  # an error of this script is none of Brian2's
 safe = import_brian2().prefs.codegen.runtime.cython.multiprocess_safe

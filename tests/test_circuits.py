@@ -17,17 +17,17 @@ from networks_for_tests import Gradients, batch, gradients, linear_loss, looped,
 from torch import Tensor, nn
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT
+from biograd.circuit.grids import Convolution
+from biograd.circuit.projections import Masked
 from biograd.contracts import Objective, Plan
 from biograd.decorrelation import Decorrelation
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Backpropagation, make
 from biograd.local import LocalLosses
-from biograd.networks.grids import Convolution
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.projections import Masked
 from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import (

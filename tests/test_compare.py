@@ -19,7 +19,17 @@ from biograd import recipes, studies
 from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
-from biograd.studies import Place, Report, Silent, comparing, folder, page, picture, set_file
+from biograd.metrics import Shown
+from biograd.studies import (
+    Place,
+    Report,
+    SilentStudy,
+    comparing,
+    page,
+    picture,
+    set_file,
+    study_folder,
+)
 from biograd.studies.comparison import Comparison, report
 from biograd.studies.design import Trainings
 from biograd.studies.grid import Cell, Grid, expand
@@ -359,7 +369,7 @@ def test_pictures_are_made_and_repeat(done: Path) -> None:
     once, again = (
         dict(picture.files(drawn))
         for _ in range(2)
-        if (drawn := picture.draw(found.rows, found.tables["runs"], curves, "error"))
+        if (drawn := picture.draw(found.rows, found.tables["runs"], curves, Shown(error=True)))
     )
     assert once == again
     assert picture.draw([{"cell": "a", "n": 0}], [], [], "accuracy") is None
@@ -369,7 +379,7 @@ def test_pictures_are_made_and_repeat(done: Path) -> None:
 
 
 def conduct(folder: Path, table: dict[str, Any]) -> Report:
-    return studies.run(table, folder / studies.SAVED, Place(folder), Silent())
+    return studies.run(table, folder / studies.SAVED, Place(folder), SilentStudy())
 
 
 STUDY: dict[str, Any] = {
@@ -452,17 +462,17 @@ TABLE: dict[str, Any] = {
     ],
 )
 def test_a_folder_keeps_its_study(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    folder.keep({"kind": "training", **TABLE}, tmp_path)
+    study_folder.keep({"kind": "training", **TABLE}, tmp_path)
     before = (tmp_path / studies.SAVED).read_text()
     with pytest.raises(RecipeError, match="holds another study") as found:
         conduct(tmp_path, {**TABLE, **change})
     assert words in str(found.value)
     assert (tmp_path / studies.SAVED).read_text() == before
-    folder.check({**TABLE, "seeds": [0, 1], "baseline": "frozen hidden"}, tmp_path)  # goes on
+    study_folder.check({**TABLE, "seeds": [0, 1], "baseline": "frozen hidden"}, tmp_path)  # goes on
 
 
 def test_a_printed_script_keeps_the_study_too(tmp_path: Path) -> None:
-    folder.keep({"kind": "training", **TABLE}, tmp_path)
+    study_folder.keep({"kind": "training", **TABLE}, tmp_path)
     found = invoke("compare", "--models", "ann", "--print-sbatch", "--out", tmp_path)
     assert isinstance(found.exception, RecipeError) and "another study" in str(found.exception)
 
@@ -483,7 +493,7 @@ def test_damaged_and_lost_files_are_named(text: str, tmp_path: Path) -> None:
 
 def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
     with (
-        folder.owned(tmp_path),
+        study_folder.owned(tmp_path),
         pytest.raises(RecipeError, match="another process works in this folder"),
     ):
         conduct(tmp_path, TABLE)

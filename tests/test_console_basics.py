@@ -21,9 +21,9 @@ import biograd
 from biograd import __version__, commands, errors
 from biograd.__main__ import main
 from biograd.commands import COMMANDS, console, doctor, manual, options
-from biograd.commands.layout import columns
+from biograd.commands.columns import columns
+from biograd.commands.display import ProgressDisplay, describe
 from biograd.commands.options import Answer
-from biograd.commands.progress import Progress, describe
 from biograd.commands.train import summary
 from biograd.errors import BiogradError
 
@@ -111,8 +111,8 @@ def test_the_manual_is_not_stale(root: Path) -> None:
     assert written == manual.text(), "run python -m biograd.commands.manual"
 
 
-def test_the_table_of_estimators_in_the_readme_is_not_stale(root: Path) -> None:
-    written = (root / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_estimators_is_not_stale(root: Path) -> None:
+    written = (root / "docs" / "rules.md").read_text(encoding="utf-8")
     assert written == manual.with_estimators(written), "run python -m biograd.commands.manual"
 
 
@@ -492,7 +492,7 @@ def test_what_is_no_run_file_is_refused(
 
 def test_progress_away_from_a_terminal_is_one_line_for_each_epoch() -> None:
     stream = io.StringIO()
-    with Progress(stream=stream) as progress:
+    with ProgressDisplay(stream=stream) as progress:
         progress.begin(20, "rate on digits")
         for epoch in (1, 2):
             progress.step({"loss": 1.0})
@@ -513,7 +513,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
     stream = Terminal()
-    with Progress(stream=stream) as progress:
+    with ProgressDisplay(stream=stream) as progress:
         progress.begin(3, "rate on digits")
         for _ in range(3):
             progress.step({"loss": 1.0, "accuracy": 0.5})
@@ -527,9 +527,9 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_speed_is_that_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.0, 2.0, 2.0, 6.0, 6.0])
-    monkeypatch.setattr("biograd.commands.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("biograd.commands.display.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
-    progress = Progress(stream=stream)
+    progress = ProgressDisplay(stream=stream)
     progress.begin(8, "title")
     for epoch in (1, 2):
         for _ in range(4):
@@ -540,7 +540,7 @@ def test_the_speed_is_that_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_quiet_is_quiet(stream: io.StringIO) -> None:
-    with Progress(quiet=True, stream=stream) as progress:
+    with ProgressDisplay(quiet=True, stream=stream) as progress:
         progress.begin(3, "title")
         progress.step({"loss": 1.0})
         progress.epoch({"epoch": 1})
@@ -550,7 +550,7 @@ def test_quiet_is_quiet(stream: io.StringIO) -> None:
 
 
 def test_the_terminal_is_given_back_when_a_training_fails() -> None:
-    progress = Progress(stream=Terminal())
+    progress = ProgressDisplay(stream=Terminal())
     with pytest.raises(ValueError, match="odd"), progress:
         progress.begin(3, "title")
         raise ValueError("odd")
@@ -558,7 +558,7 @@ def test_the_terminal_is_given_back_when_a_training_fails() -> None:
 
 
 def test_counting_a_step_costs_little() -> None:
-    progress = Progress(stream=Terminal())
+    progress = ProgressDisplay(stream=Terminal())
     with progress:
         progress.begin(2000, "title")
         begin = time.perf_counter()
@@ -591,6 +591,6 @@ def test_columns_wrap_the_last_one() -> None:
 
 
 def test_the_registry_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = commands.Entry("biograd.commands.doctor:no_such", "Never.")
+    entry = commands.Listing("biograd.commands.doctor:no_such", "Never.")
     monkeypatch.setitem(COMMANDS, "doctor", entry)
     assert main(["doctor"]) == 1

@@ -23,10 +23,10 @@ from biograd.contracts import Objective, Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Backpropagation, WeakGradient, make
-from biograd.estimators.regression import METHODS
-from biograd.networks.copies import SharedRandomness
-from biograd.networks.substrate import TorchSubstrate
+from biograd.estimators.loss_regression import METHODS
 from biograd.randomness import generator
+from biograd.substrate.copies import SharedRandomness
+from biograd.substrate.torch_substrate import TorchSubstrate
 
 NETWORKS = sorted(PLAIN | RANDOM)
 

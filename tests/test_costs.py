@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import biograd
 from biograd import experiment
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne, Sparse
 from biograd.costs import Operations, count, operations, peak_memory
 from biograd.networks import Network
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.projections import Masked, OneToOne, Sparse
 from biograd.randomness import generator
 from biograd.recipes import (
     EncodingRecipe,
@@ -284,7 +284,7 @@ def circuit(output: str = "spikes") -> Network:
         },
         encoding=EncodingRecipe(duration_ms=20.0, gain=2.0),
     )
-    from biograd.networks.import_brian2 import import_brian2
+    from biograd.brian.import_brian2 import import_brian2
 
     import_brian2().prefs.codegen.target = "numpy"
     return biograd.build(recipe, 5, 3)  # type: ignore[return-value]

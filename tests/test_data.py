@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from data_paths import shared_data
 from pictures import Files, message, pack, pictures
 
 from biograd import data
-from biograd.data import SOURCES, Dataset, Split, batches, class_balanced, idx
+from biograd.data import Arrays, Dataset, batches, by_turns, idx
 from biograd.data import random_manifolds as manifolds
 from biograd.data import yin_yang as disc
-from biograd.data.splits import digest, stratified
+from biograd.data.choosing import stratified
+from biograd.data.dataset import digest
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DatasetRecipe
+from biograd.tasks import Classes
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -42,12 +43,11 @@ def minimal(source: str, tmp_path: Path) -> tuple[DatasetRecipe, Path | None]:
     return DatasetRecipe(source, **small.get(source, {})), None  # type: ignore[arg-type]
 
 
-def test_sources_are_those_of_the_recipe() -> None:
-    hint = typing.get_type_hints(DatasetRecipe)["source"]
-    assert set(typing.get_args(hint)) == set(SOURCES) != set()
+OURS = ("digits", "idx", "yin_yang", "random_manifolds")
+"""The sources that ship with biograd; those of one's own data are in ``test_own_data``."""
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", OURS)
 def test_source(source: str, tmp_path: Path) -> None:
     recipe, folder = minimal(source, tmp_path)
     before = torch.get_rng_state()
@@ -57,22 +57,22 @@ def test_source(source: str, tmp_path: Path) -> None:
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], legacy)  # type: ignore[index]
-    assert first.sha256 == second.sha256 and first.evaluated_on == "test"
+    assert first.digest == second.digest and first.evaluated_on == "test"
     for split in (first.train, first.test):
         assert split.inputs.dtype == torch.float32 and split.targets.dtype == torch.int64
         assert split.inputs.shape == (len(split), *first.shape)
         assert 0 <= split.inputs.min() < split.inputs.max() <= 1
-        assert set(split.targets.tolist()) == set(range(first.classes))
+        assert set(split.targets.tolist()) == set(range(first.task.outputs))
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", OURS)
 def test_source_refuses_an_unknown_setting(source: str) -> None:
     recipe = DatasetRecipe(source, shape=(5,), settings={"smoothnes": 1})  # type: ignore[arg-type]
     text = message(RecipeError, lambda: data.load(recipe, name="mine"))
     assert "dataset mine" in text and "settings.smoothnes" in text
 
 
-@pytest.mark.parametrize("source", sorted(set(SOURCES) - {"idx"}))
+@pytest.mark.parametrize("source", sorted({*OURS} - {"idx"}))
 def test_source_without_files_refuses_them(source: str) -> None:
     recipe = DatasetRecipe(source, shape=(5,), urls=("http://x",))  # type: ignore[arg-type]
     assert "urls" in message(RecipeError, lambda: data.load(recipe, name="mine"))
@@ -176,7 +176,7 @@ def test_manifolds_grow_rougher_with_less_smoothness() -> None:
 
 def test_manifolds_follow_the_runs_seed_only_without_their_own() -> None:
     def digest(run: int, **settings: Any) -> str:
-        return data.load(manifold_recipe(**settings), name="manifolds", seed=run).sha256
+        return data.load(manifold_recipe(**settings), name="manifolds", seed=run).digest
 
     assert digest(0) != digest(1)
     assert digest(0, seed=5) == digest(1, seed=5) != digest(0, seed=6)
@@ -246,8 +246,12 @@ def with_content(key: str, values: np.ndarray) -> Files:
 @pytest.mark.parametrize(
     ("key", "values", "expected"),
     [
-        ("train_labels", np.full(40, 4, np.uint8), "train split, row 0: label 4 is outside 0..3"),
-        ("test_labels", np.arange(40).astype(np.uint8), "test split, row 4: label 4 is outside"),
+        ("train_labels", np.full(40, 4, np.uint8), "train split, row 0: class 4, known are 0 to 3"),
+        (
+            "test_labels",
+            np.arange(40).astype(np.uint8),
+            "test split, row 4: class 4, known are 0 to 3",
+        ),
         ("train_labels", np.zeros(39, np.uint8), "train split holds 40 inputs, 39 labels"),
         ("test_labels", np.zeros((40, 1), np.uint8), "labels must have 1 axis, found 2"),
         ("train_images", np.zeros((40, 4, 4), np.uint8), "shape [4, 4], the recipe says [1, 3, 3]"),
@@ -285,23 +289,23 @@ def test_idx_file_table(change: dict[str, Any], expected: str) -> None:
 # Splits
 
 
-def split(rows: int = 20, classes: int = 4) -> Split:
+def split(rows: int = 20, classes: int = 4) -> Arrays:
     inputs = torch.rand(rows, 2, generator=stream())
-    return Split(inputs, torch.arange(rows) % classes)
+    return Arrays(inputs, torch.arange(rows) % classes)
 
 
-def spoiled(value: float) -> Split:
+def spoiled(value: float) -> Arrays:
     good = split()
     inputs = good.inputs.clone()
     inputs[7, 1] = value
-    return Split(inputs, good.targets)
+    return Arrays(inputs, good.targets)
 
 
-def relabelled(label: int) -> Split:
+def relabelled(label: int) -> Arrays:
     good = split()
     targets = good.targets.clone()
     targets[3] = label
-    return Split(good.inputs, targets)
+    return Arrays(good.inputs, targets)
 
 
 @pytest.mark.parametrize(
@@ -309,38 +313,39 @@ def relabelled(label: int) -> Split:
     [
         (spoiled(math.nan), "row 7: an input is NaN or infinite"),
         (spoiled(-math.inf), "row 7: an input is NaN or infinite"),
-        (relabelled(4), "row 3: label 4 is outside 0..3"),
-        (relabelled(-1), "row 3: label -1 is outside 0..3"),
-        (Split(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), "holds no rows"),
-        (Split(split().inputs, split(19).targets), "holds 20 inputs, 19 labels"),
-        (Split(split().inputs[:, :1], split().targets), "shape [1], the recipe says [2]"),
-        (Split(split().inputs.double(), split().targets), "float32 and int64"),
-        (Split(split().inputs, split().targets.int()), "float32 and int64"),
+        (relabelled(4), "row 3: class 4, known are 0 to 3"),
+        (relabelled(-1), "row 3: class -1, known are 0 to 3"),
+        (Arrays(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), "holds no rows"),
+        (Arrays(split().inputs, split(19).targets), "holds 20 inputs, 19 labels"),
+        (Arrays(split().inputs[:, :1], split().targets), "shape [1], the recipe says [2]"),
+        (Arrays(split().inputs.long(), split().targets), "must be floating-point numbers"),
+        (Arrays(split().inputs, split().targets.int()), "the task needs int64"),
     ],
 )
 @pytest.mark.parametrize("place", ["train", "test", "validation"])
-def test_validate_refuses(broken: Split, expected: str, place: str) -> None:
-    train, test = (broken, split()) if place == "train" else (split(), broken)
-    evaluated_on: Any = "test" if place == "train" else place
-    dataset = Dataset("mine", (2,), 4, train, test, "", evaluated_on)
+def test_validate_refuses(broken: Arrays, expected: str, place: str) -> None:
+    if broken.shape == (1,) and place == "train":
+        pytest.skip("the shape is that of the training rows")
+    sources = {"train": split(), "test": split(), place: broken}
+    dataset = Dataset("mine", Classes(4), **sources)
     text = message(DataError, dataset.validate)
     assert text.startswith(f"mine: {place} split") and expected in text
 
 
 def test_validate_passes_what_is_right() -> None:
-    Dataset("mine", (2,), 4, split(), split(), "").validate()
+    Dataset("mine", Classes(4), split(), split()).validate()
 
 
 def test_digest_sees_every_value_and_the_shape() -> None:
     plain = split()
-    reshaped = Split(plain.inputs.reshape(10, 4), plain.targets)
-    swapped = Split(plain.inputs.flip(0), plain.targets)
+    reshaped = Arrays(plain.inputs.reshape(10, 4), plain.targets)
+    swapped = Arrays(plain.inputs.flip(0), plain.targets)
     found = {digest(each) for each in (plain, relabelled(0), spoiled(0), reshaped, swapped)}
     assert len(found) == 5
     assert digest(plain) == digest(split())
 
 
-def rows_of(part: Split) -> list[tuple[float, ...]]:
+def rows_of(part: Arrays) -> list[tuple[float, ...]]:
     columns = torch.cat([part.inputs.flatten(1), part.targets.unsqueeze(1)], 1)
     return sorted(map(tuple, columns.tolist()))
 
@@ -350,19 +355,19 @@ def test_validation_divides_the_training_split() -> None:
     held = data.load(DatasetRecipe("digits", validation=0.2), name="digits", seed=0)
     again = data.load(DatasetRecipe("digits", validation=0.2), name="digits", seed=1)
     assert (full.evaluated_on, held.evaluated_on) == ("test", "validation")
-    assert held.sha256 == again.sha256 != full.sha256
-    assert (len(held.train), len(held.test)) == (1437 - 287, 287)
-    assert sorted(rows_of(held.train) + rows_of(held.test)) == rows_of(full.train)
-    assert not set(rows_of(held.test)) & set(rows_of(full.test))
+    assert held.digest == again.digest != full.digest
+    assert (len(held.train), len(held.evaluated)) == (1437 - 287, 287)
+    assert sorted(rows_of(held.train) + rows_of(held.evaluated)) == rows_of(full.train)
+    assert not set(rows_of(held.evaluated)) & set(rows_of(full.test))
     expected = full.train.targets.bincount() * 287 / 1437
-    assert ((held.test.targets.bincount() - expected).abs() < 1).all()
+    assert ((held.evaluated.targets.bincount() - expected).abs() < 1).all()
 
 
 def test_validation_never_looks_at_the_test_split(tmp_path: Path) -> None:
     content = {**pictures(), "test_labels": pack(np.full(40, 99, np.uint8))}
     folder = Files(content).write(tmp_path / "own")
     assert Files(content, validation=0.25).load(folder).evaluated_on == "validation"
-    assert "label 99" in message(DataError, lambda: Files(content).load(folder))
+    assert "class 99" in message(DataError, lambda: Files(content).load(folder))
 
 
 @pytest.mark.parametrize("share", [0.001, 0.9999])
@@ -376,8 +381,11 @@ def test_shortened_splits_keep_the_classes_in_proportion() -> None:
     full = data.load(DatasetRecipe("digits", validation=0.2), name="digits")
     recipe = DatasetRecipe("digits", validation=0.2, training_examples=300, test_examples=50)
     short = data.load(recipe, name="digits", seed=0)
-    assert short.sha256 == data.load(recipe, name="digits", seed=1).sha256 != full.sha256
-    for part, whole, count in ((short.train, full.train, 300), (short.test, full.test, 50)):
+    assert short.digest == data.load(recipe, name="digits", seed=1).digest != full.digest
+    for part, whole, count in (
+        (short.train, full.train, 300),
+        (short.evaluated, full.evaluated, 50),
+    ):
         assert len(part) == count
         assert set(rows_of(part)) < set(rows_of(whole))
         expected = whole.targets.bincount() * count / len(whole)
@@ -387,7 +395,7 @@ def test_shortened_splits_keep_the_classes_in_proportion() -> None:
 def test_validation_rows_do_not_depend_on_the_number_of_training_examples() -> None:
     full = data.load(DatasetRecipe("digits", validation=0.2), name="digits")
     short = data.load(DatasetRecipe("digits", validation=0.2, training_examples=9), name="digits")
-    assert rows_of(short.test) == rows_of(full.test)
+    assert rows_of(short.evaluated) == rows_of(full.evaluated)
     assert len(short.train) == 9
 
 
@@ -453,14 +461,19 @@ def test_batches_refuse(size: int, drop_last: bool, expected: str) -> None:
     assert expected in text
 
 
-def test_class_balanced_takes_turns() -> None:
+def test_strata_take_turns() -> None:
     targets = torch.tensor([0] * 50 + [1] * 5 + [2] * 45)
-    uneven = Split(torch.zeros(100, 1), targets)
-    index = class_balanced(uneven, 12, seed=0)
+    index = by_turns(targets, 100, 12, seed=0)
     assert len(set(index.tolist())) == 12
     assert targets[index].bincount().tolist() == [4, 4, 4]
     assert targets[index[:6]].bincount().tolist() == [2, 2, 2]
-    assert targets[class_balanced(uneven, 25, 0)].bincount().tolist() == [10, 5, 10]
-    assert class_balanced(uneven, 1000, 0).sort()[0].tolist() == list(range(100))
-    assert torch.equal(index, class_balanced(uneven, 12, 0))
-    assert not torch.equal(index, class_balanced(uneven, 12, 1))
+    assert targets[by_turns(targets, 100, 25, 0)].bincount().tolist() == [10, 5, 10]
+    assert by_turns(targets, 100, 1000, 0).sort()[0].tolist() == list(range(100))
+    assert torch.equal(index, by_turns(targets, 100, 12, 0))
+    assert not torch.equal(index, by_turns(targets, 100, 12, 1))
+
+
+def test_turns_of_no_strata_are_drawn_by_seed() -> None:
+    index = by_turns(None, 100, 12, seed=0)
+    assert len(set(index.tolist())) == 12 and torch.equal(index, by_turns(None, 100, 12, 0))
+    assert not torch.equal(index, by_turns(None, 100, 12, 1))

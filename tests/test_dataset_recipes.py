@@ -73,7 +73,7 @@ def test_readme_names_the_recipe_and_its_rows(name: str) -> None:
 def test_recipe_loads(name: str) -> None:
     recipe = recipes.load_dataset(name)
     loaded = data.load(recipe, name=name, data_dir=folder_of(name), offline=True)
-    assert (loaded.shape, loaded.classes) == (recipe.shape, recipe.classes)
+    assert (loaded.shape, loaded.task.outputs) == (recipe.shape, recipe.classes)
     assert (len(loaded.train), len(loaded.test)) == ROWS[name]
     assert loaded.evaluated_on == "test"
     for split in (loaded.train, loaded.test):
@@ -81,7 +81,7 @@ def test_recipe_loads(name: str) -> None:
         counts = split.targets.bincount(minlength=recipe.classes)
         assert counts.min() > 0.85 * len(split) / recipe.classes
     if name in ARRAYS:
-        assert loaded.sha256 == ARRAYS[name]
+        assert loaded.digest == ARRAYS[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,8 +91,8 @@ def test_data_are_the_same_for_every_run(name: str) -> None:
         data.load(recipe, name=name, data_dir=folder_of(name), offline=True, seed=seed)
         for seed in (0, 1)
     )
-    assert first.sha256 == second.sha256 and first.evaluated_on == "validation"
-    assert len(first.train) + len(first.test) == ROWS[name][0]
+    assert first.digest == second.digest and first.evaluated_on == "validation"
+    assert len(first.train) + len(first.evaluated) == ROWS[name][0]
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)

@@ -31,8 +31,8 @@ from biograd.engine import Engine, attach
 from biograd.errors import BiogradError, CapabilityError, DataError
 from biograd.estimators import Decoupling, Estimator, PredictiveCoding, make, target_store
 from biograd.estimators.target_store import TargetStore, mapped
-from biograd.networks.substrate import TorchSubstrate
 from biograd.randomness import generator
+from biograd.substrate.torch_substrate import TorchSubstrate
 from biograd.tasks.classes import cross_entropy, squared_error
 
 Losses = {"cross_entropy": cross_entropy, "squared_error": squared_error}

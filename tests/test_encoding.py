@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from biograd.encoding import ENCODINGS, Delta, Encoding, Latency, build
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import EncodingRecipe
 
+STATIC = [kind for kind in ENCODINGS if not ENCODINGS[kind].timed]
 IMAGE = (2, 4, 3)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -32,16 +32,11 @@ def images(batch: int = 5, shape: tuple[int, ...] = IMAGE) -> Tensor:
     return torch.rand(batch, *shape, generator=stream(9))
 
 
-def test_encodings_are_those_of_the_recipe() -> None:
-    hint = typing.get_type_hints(EncodingRecipe)["kind"]
-    assert set(typing.get_args(hint)) == set(ENCODINGS) != set()
-
-
 # What every encoding keeps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("kind", STATIC)
 def test_contract(kind: str, dtype: torch.dtype) -> None:
     encoding = build(recipe(kind, duration_ms=10, dt_ms=0.5), IMAGE)
     assert (encoding.steps, encoding.dt_ms, encoding.duration_ms) == (20, 0.5, 10)
@@ -52,7 +47,7 @@ def test_contract(kind: str, dtype: torch.dtype) -> None:
     assert torch.equal(encoded, encoding(images(), stream()).to(dtype))
 
 
-@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("kind", STATIC)
 def test_only_the_given_generator_is_drawn_from(kind: str) -> None:
     encoding = build(recipe(kind), IMAGE)
     torch.manual_seed(1)
@@ -63,7 +58,7 @@ def test_only_the_given_generator_is_drawn_from(kind: str) -> None:
     assert torch.equal(encoding(images(), stream()), first)
 
 
-@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("kind", STATIC)
 def test_inputs_are_left_alone(kind: str) -> None:
     inputs = images()
     encoded = build(recipe(kind), IMAGE)(inputs, stream())
@@ -71,7 +66,7 @@ def test_inputs_are_left_alone(kind: str) -> None:
     assert torch.equal(inputs, images())
 
 
-@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("kind", STATIC)
 def test_rows_of_a_batch_do_not_mix(kind: str) -> None:
     inputs, changed = images(), images()
     changed[2] = 1 - changed[2]
@@ -82,7 +77,7 @@ def test_rows_of_a_batch_do_not_mix(kind: str) -> None:
 
 @pytest.mark.parametrize("generator_device", DEVICES)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("kind", STATIC)
 def test_devices(kind: str, device: str, generator_device: str) -> None:
     encoding = build(recipe(kind), IMAGE)
     encoded = encoding(images().to(device), stream(0, generator_device))
@@ -102,7 +97,7 @@ def test_flat_data(kind: str) -> None:
 @pytest.mark.parametrize(
     "inputs", [torch.rand(5, 4, 3), torch.rand(2, 4, 3), torch.zeros(5, *IMAGE, dtype=torch.int64)]
 )
-@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("kind", STATIC)
 def test_inputs_that_do_not_fit(kind: str, inputs: Tensor) -> None:
     encoding = build(recipe(kind), IMAGE)
     text = message(DataError, lambda: encoding(inputs, stream()))
@@ -118,7 +113,7 @@ def test_steps(kind: str, duration: float, dt: float, steps: int) -> None:
 
 
 @pytest.mark.parametrize(("duration", "dt"), [(20, 0.3), (1, 2), (20.0001, 1), (1, 1e9)])
-@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("kind", STATIC)
 def test_trial_that_is_not_whole_steps(kind: str, duration: float, dt: float) -> None:
     text = message(RecipeError, lambda: build(recipe(kind, duration_ms=duration, dt_ms=dt), IMAGE))
     assert "encoding.duration_ms" in text and "multiple of encoding.dt_ms" in text
@@ -323,3 +318,33 @@ def test_rows_need_a_step_each(kind: str) -> None:
     text = message(RecipeError, lambda: build(short, (1, 28, 28)))
     assert "27 steps for 28 rows" in text and "at least 28" in text
     build(dataclasses.replace(short, duration_ms=28), (1, 28, 28))
+
+
+def given(steps: int = 9, gain: float = 1.0) -> Encoding:
+    return build(EncodingRecipe(kind="given", duration_ms=float(steps), gain=gain), (3,))
+
+
+def test_given_passes_time_on_and_adds_silence() -> None:
+    inputs = torch.rand(4, 7, 3)
+    found = given(9, 2.0)(inputs, stream())
+    assert torch.equal(found[:, :7], 2 * inputs) and found.shape == (4, 9, 3)
+    assert not found[:, 7:].any()
+
+
+def test_given_refuses_longer_data_and_says_how_long_they_are() -> None:
+    text = message(DataError, lambda: given(9)(torch.rand(4, 11, 3), stream()))
+    assert "encoding.duration_ms = 9" in text and "set encoding.duration_ms = 11" in text
+
+
+@pytest.mark.parametrize("kind", ["current", "poisson", "latency"])
+def test_data_with_a_time_axis_are_never_flattened(kind: str) -> None:
+    static = build(EncodingRecipe(kind=kind), (3,))
+    text = message(DataError, lambda: static(torch.rand(4, 7, 3), stream()))
+    assert kind in text and "'given'" in text
+
+
+def test_an_encoding_without_settings_refuses_them() -> None:
+    recipe = EncodingRecipe(settings={"width": 3})
+    assert "encoding: unknown key settings.width" in message(
+        RecipeError, lambda: build(recipe, (3,))
+    )

@@ -16,8 +16,8 @@ import snntorch
 import torch
 from torch import Tensor
 
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
 from biograd.neurons import Leaky
 from biograd.neurons.leaky_scan import record
 from biograd.randomness import generator

@@ -30,7 +30,7 @@ from biograd.contracts import Round, Trace
 from biograd.engine import Engine, attach
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator, WeakGradient, make
-from biograd.estimators.regression import METHODS
+from biograd.estimators.loss_regression import METHODS
 
 NEURONS: list[dict[str, Any]] = [
     {},

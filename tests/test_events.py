@@ -34,8 +34,8 @@ from biograd.decorrelation import Decorrelation
 from biograd.engine import attach
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
+from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
 from biograd.networks import EventNetwork
-from biograd.networks.events import EventMembrane, arrivals, divided, respond
 from biograd.neurons import EventDriven, Leaky
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe

@@ -20,6 +20,7 @@ from torch import nn
 
 from biograd import data, experiment
 from biograd.__main__ import main
+from biograd.data import SOURCES
 from biograd.errors import BiogradError, DataError, RecipeError, RunFileError
 from biograd.estimators import ESTIMATORS
 from biograd.experiment import Interrupted, Request
@@ -150,7 +151,7 @@ def test_the_file_gives_back_the_trained_network(tmp_path: Path) -> None:
         assert run.summary["test_accuracy"] == summary["test_accuracy"]
         configuration = experiment.Configuration.of(run.config, run.path)
     dataset = data.load(configuration.data, name=configuration.dataset)
-    assert evaluate(engine, dataset.test)[0] == summary["test_accuracy"]
+    assert evaluate(engine, dataset.test)["accuracy"] == summary["test_accuracy"]
     engine.detach()
 
 
@@ -188,9 +189,9 @@ def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
 def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     summary = experiment.execute(request(tmp_path / "a.h5", "ann", "weak", control=True))
     keys = (
-        "schema_version run model dataset estimator decorrelation seed epochs budget "
-        "train_accuracy test_accuracy test_loss frozen_hidden_control silent seconds "
-        "steps_per_second ranks training_seconds forward_passes peak_memory_bytes "
+        "schema_version run model dataset estimator decorrelation seed epochs budget headline "
+        "better train_accuracy test_accuracy test_loss frozen_hidden_control silent "
+        "evaluated_on seconds steps_per_second ranks training_seconds forward_passes peak_memory_bytes "
         "multiply_accumulates synaptic_operations"
     )
     assert " ".join(summary) == keys
@@ -315,10 +316,8 @@ def test_cuda_without_a_device_is_refused() -> None:
 
 
 def poisoned(monkeypatch: Any, spoil: Any) -> None:
-    from biograd.data import digits
-
-    read = digits.read
-    monkeypatch.setattr(digits, "read", lambda request: spoil(read(request)))
+    read = SOURCES["digits"]
+    monkeypatch.setitem(SOURCES.own, "digits", lambda request: spoil(read(request)))
 
 
 @pytest.mark.parametrize("what", ["nan", "label"])
@@ -326,7 +325,7 @@ def test_data_that_cannot_be_learned_from_are_refused(
     tmp_path: Path, monkeypatch: Any, what: str
 ) -> None:
     def spoil(loaded: Any) -> Any:
-        train, _test = loaded
+        train = loaded.sources["train"]
         if what == "nan":
             train.inputs[7] = float("nan")
         else:

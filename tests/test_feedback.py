@@ -26,7 +26,7 @@ from torch.nn import functional
 
 import biograd
 from biograd.contracts import Plan, Round, Trace
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import (
@@ -768,7 +768,7 @@ def test_feedback_follows_the_seed_and_survives_a_checkpoint(name: str) -> None:
 @pytest.mark.parametrize("name", [*FEEDBACK, *BROADCAST])
 def test_a_restored_trainer_goes_on_as_if_it_had_not_stopped(name: str) -> None:
     inputs, targets = batch(64)
-    split = Split(inputs, targets)
+    split = Arrays(inputs, targets)
     recipe = TrainingRecipe(epochs=2, batch_size=16)
 
     def trainer(seed: int) -> Trainer:

@@ -239,7 +239,7 @@ def test_files_of_another_dataset_beside_the_right_ones(tmp_path: Path) -> None:
     digits, clothes = Files(pictures(seed=0)), Files(pictures(seed=1))
     root = digits.write(tmp_path / "own")
     clothes.write(root / "FashionMNIST" / "raw")
-    assert digits.load(root, "mnist").sha256 != clothes.load(root, "fashion_mnist").sha256
+    assert digits.load(root, "mnist").digest != clothes.load(root, "fashion_mnist").digest
 
 
 def test_option_comes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

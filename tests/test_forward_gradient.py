@@ -41,7 +41,7 @@ from biograd.estimators import (
 )
 from biograd.estimators.forward_gradient_weight import DIRECTIONS
 from biograd.estimators.likelihood_ratio import SIGN
-from biograd.estimators.regression import centred_ranks
+from biograd.estimators.loss_regression import centred_ranks
 from biograd.estimators.tangents import TANGENTS
 from biograd.local import LocalLosses
 from biograd.randomness import generator

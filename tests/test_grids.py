@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from biograd.circuit.grids import Convolution, Pooling
 from biograd.errors import RecipeError
-from biograd.networks.grids import Convolution, Pooling
 from biograd.randomness import generator
 
 SHAPES: dict[tuple[int, ...], Any] = {

@@ -31,8 +31,8 @@ from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.local import LocalLosses
 from biograd.local.aggregator import replicated_cross_entropy
-from biograd.local.cells import AXES, Cells, channel_count, patch_count
-from biograd.local.heads import HEADS, Head, Setting
+from biograd.local.objectives import LOCAL_LOSSES, LocalHead, Setting
+from biograd.local.partition import AXES, Cells, channel_count, patch_count
 from biograd.randomness import generator
 
 SHAPES = [(5, 1, 1, 4), (5, 1, 3, 2), (4, 3, 1, 5), (6, 4, 3, 2)]
@@ -266,7 +266,7 @@ def similarity(rows: Tensor) -> Tensor:
     return torch.stack([torch.stack(row) for row in pairs])
 
 
-def written_out(name: str, head: Head, activity: Tensor, targets: Tensor) -> Tensor:
+def written_out(name: str, head: LocalHead, activity: Tensor, targets: Tensor) -> Tensor:
     """The mean loss, by hand; the activity is ``[rows, C]`` or ``[rows, P, C]``."""
     pooled = activity.mean(1) if activity.dim() == 3 else activity
     if name == "cross_entropy":
@@ -286,9 +286,9 @@ def written_out(name: str, head: Head, activity: Tensor, targets: Tensor) -> Ten
 
 
 @pytest.mark.parametrize("units", [(6,), (4, 6)])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", LOCAL_LOSSES)
 def test_every_head_is_its_formula(name: str, units: tuple[int, ...]) -> None:
-    head, targets = HEADS[name](setting(units)), torch.arange(7) % CLASSES
+    head, targets = LOCAL_LOSSES[name](setting(units)), torch.arange(7) % CLASSES
     activity = normal(7, *units).requires_grad_()
     losses = head(activity, targets)
     assert losses.shape == (7,)
@@ -301,15 +301,15 @@ def test_every_head_is_its_formula(name: str, units: tuple[int, ...]) -> None:
 
 
 def test_a_wrong_weight_of_the_similarity_is_told_apart() -> None:
-    head = HEADS["predsim"](setting((6,), beta=0.3))
+    head = LOCAL_LOSSES["predsim"](setting((6,), beta=0.3))
     activity, targets = normal(7, 6), torch.arange(7) % CLASSES
     expected = written_out("predsim", head, activity, targets)  # with beta = 0.7
     assert abs((head(activity, targets).mean() - expected).item()) > 0.1
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", LOCAL_LOSSES)
 def test_a_loss_in_time_is_of_the_mean_activity_or_the_mean_over_steps(name: str) -> None:
-    still, timed = (HEADS[name](setting((6,), temporal=t)) for t in (False, True))
+    still, timed = (LOCAL_LOSSES[name](setting((6,), temporal=t)) for t in (False, True))
     activity, targets = normal(7, 5, 6), torch.arange(7) % CLASSES
     found = timed(activity, targets)
     if name == "fixed_readout":
@@ -320,9 +320,9 @@ def test_a_loss_in_time_is_of_the_mean_activity_or_the_mean_over_steps(name: str
 
 
 @pytest.mark.parametrize("units", [(6,), (4, 6), (6, 2, 2)])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", LOCAL_LOSSES)
 def test_a_row_s_loss_depends_on_no_other_row_s_activity(name: str, units: tuple[int, ...]) -> None:
-    head, targets = HEADS[name](setting(units)), torch.arange(7) % CLASSES
+    head, targets = LOCAL_LOSSES[name](setting(units)), torch.arange(7) % CLASSES
     activity = normal(7, *units)
     with forward_ad.dual_level():
         tangent = torch.zeros_like(activity)
@@ -337,7 +337,7 @@ def test_a_row_s_loss_depends_on_no_other_row_s_activity(name: str, units: tuple
 
 def test_each_group_is_normalised_by_itself() -> None:
     chosen = setting((4, 6), cells=Cells("patch_group", 3), normalise=True)
-    head, plain = HEADS["cross_entropy"](chosen), Cells("patch_group", 3)
+    head, plain = LOCAL_LOSSES["cross_entropy"](chosen), Cells("patch_group", 3)
     activity, targets = normal(7, 4, 6), torch.arange(7) % CLASSES
     grouped = activity.view(7, 4, 3, 2)
     centred = grouped - grouped.mean(-1, keepdim=True)
@@ -347,8 +347,11 @@ def test_each_group_is_normalised_by_itself() -> None:
 
 
 def test_a_silent_block_has_finite_losses_and_gradients() -> None:
-    for name, units in itertools.product(HEADS, [(6,), (4, 6)]):
-        head, activity = HEADS[name](setting(units)), torch.zeros(5, *units, dtype=torch.float64)
+    for name, units in itertools.product(LOCAL_LOSSES, [(6,), (4, 6)]):
+        head, activity = (
+            LOCAL_LOSSES[name](setting(units)),
+            torch.zeros(5, *units, dtype=torch.float64),
+        )
         losses = head(activity.requires_grad_(), torch.arange(5) % CLASSES)
         (gradient,) = torch.autograd.grad(losses.sum(), activity)
         assert torch.isfinite(losses).all() and torch.isfinite(gradient).all()
@@ -481,7 +484,7 @@ def test_noisy_copies_have_losses_of_their_own_and_leave_the_clean_one_alone() -
         assert torch.equal(losses, losses[:, :, :1, :1].expand_as(losses))  # one common value
 
 
-@pytest.mark.parametrize("loss", HEADS)
+@pytest.mark.parametrize("loss", LOCAL_LOSSES)
 def test_spiking_blocks_have_local_losses(loss: Any) -> None:
     inputs, targets = batch()
     network = spiking()
@@ -514,7 +517,7 @@ def test_heads_are_drawn_from_the_seed_and_kept_in_the_state() -> None:
 
 
 def test_a_head_starts_at_the_scale_of_its_inputs() -> None:
-    weight = HEADS["cross_entropy"](setting((4000,))).weight
+    weight = LOCAL_LOSSES["cross_entropy"](setting((4000,))).weight
     assert abs(float(weight.detach().std()) * math.sqrt(4000) - 1) < 0.05
 
 

@@ -12,16 +12,16 @@ from torch.nn import functional
 
 import biograd
 from biograd import recipes
+from biograd.circuit.local_mixer import GroupLinear, TokenMixing
 from biograd.contracts import Plan
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.local import LocalLosses
 from biograd.networks import LocalMixer
-from biograd.networks.effective import through
-from biograd.networks.local_mixer import GroupLinear, TokenMixing
 from biograd.randomness import generator
 from biograd.recipes import MixerRecipe, ModelRecipe, NetworkRecipe, TrainingRecipe
+from biograd.substrate.effective import through
 from biograd.training import Trainer
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
@@ -73,7 +73,7 @@ def test_the_sizes_are_those_published(name: str) -> None:
 def test_the_shipped_sizes_take_the_shipped_images(name: str, dataset: str) -> None:
     recipe, data = recipes.load_model(name, dataset), recipes.load_dataset(dataset)
     with torch.device("meta"):
-        network = LocalMixer(recipe.mixer, data.shape, data.classes)
+        network = LocalMixer(recipe.mixer, data.shape, data.task.outputs)
         assert network.simulate(torch.zeros(2, *data.shape)).shape == (2, 10)
 
 
@@ -320,7 +320,7 @@ def trainer() -> Trainer:
     images, targets = batch(12)
     local = LocalLosses(cells="patch_group", groups=3, normalise=True)
     engine = attach(small(), biograd.estimators.make("forward_gradient_activity"), local=local)
-    return Trainer(engine, TrainingRecipe(epochs=3, batch_size=4), Split(images, targets), 0)
+    return Trainer(engine, TrainingRecipe(epochs=3, batch_size=4), Arrays(images, targets), 0)
 
 
 def test_training_with_heads_goes_on_from_a_checkpoint_bit_by_bit() -> None:

@@ -17,7 +17,7 @@ from biograd.circuit.sugar import ACTIVATIONS
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, WeakGradient, make
-from biograd.estimators.regression import METHODS
+from biograd.estimators.loss_regression import METHODS
 from biograd.neurons import Leaky
 from biograd.neurons.neuron import constants_of, step
 from biograd.neurons.surrogate import SURROGATES, spike

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
 from biograd import data, experiment
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.neuron_model import NeuronModel
-from biograd.networks.quantities import quantity
-from biograd.networks.simulation import Simulation
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.quantities import quantity
+from biograd.brian.simulation import Simulation
 from biograd.recipes import load_dataset, load_model
 
 Array = NDArray[np.float64]

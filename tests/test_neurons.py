@@ -18,7 +18,7 @@ import biograd
 from biograd.contracts import Transport
 from biograd.errors import CapabilityError, CheckFailed, RecipeError
 from biograd.estimators import make
-from biograd.networks.import_brian2 import import_brian2
+from biograd.brian.import_brian2 import import_brian2
 from biograd.neurons import (
     NEURONS,
     AdaptiveCurrent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import itertools
 import json
@@ -15,30 +16,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks_for_tests import CLASSES
 from nir_simulator import Simulator
 from torch import Tensor, nn
 
 import biograd
 from biograd.__main__ import main
+from biograd.brian.import_brian2 import import_brian2
+from biograd.checking import construct
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.grids import Convolution
+from biograd.circuit.projections import Masked
+from biograd.circuit.readouts import Readout
 from biograd.engine import attach
 from biograd.errors import CapabilityError, MissingExtraError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.interchange import export_nir, import_nir, to_nir
-from biograd.interchange.cells import decay, milliseconds, resistance, time_constant
-from biograd.interchange.sketch import Origin, weighing
-from biograd.networks.circuit import Circuit
-from biograd.networks.grids import Convolution
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.network import Network
-from biograd.networks.projections import Masked
-from biograd.networks.readouts import Readout
-from biograd.networks.spiking import SpikingNetwork
+from biograd.interchange.cells import Cell, milliseconds
+from biograd.interchange.readouts import Origin, weighing
+from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
 from biograd.randomness import generator
-from biograd.recipes import EncodingRecipe, ModelRecipe, construct
+from biograd.recipes import EncodingRecipe, ModelRecipe
+from biograd.substrate.network import Network
 
 nir = pytest.importorskip("nir")
-STEPS = 20
+STEPS, CLASSES = 20, 3
 Graph = Any
 
 
@@ -54,7 +55,7 @@ def numpy_target() -> Iterator[None]:
 # Networks -----------------------------------------------------------------------------------------
 
 
-def built(inputs: Any = 5, **tables: Mapping[str, Any]) -> Network:
+def built(inputs: Any = 5, timed: bool = False, **tables: Mapping[str, Any]) -> Network:
     """Return a network in float64 whose biases are drawn, too."""
     circuit = tables.get("network", {}).get("kind") == "circuit"
     populations = tables.get("populations", {"only": tables.get("population", {})}).values()
@@ -65,7 +66,7 @@ def built(inputs: Any = 5, **tables: Mapping[str, Any]) -> Network:
     }
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values}
-    made = biograd.build(construct(ModelRecipe, table, "test"), inputs, CLASSES)
+    made = biograd.build(construct(ModelRecipe, table, "test"), inputs, CLASSES, timed=timed)
     stream = generator(0, "test biases")
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -118,14 +119,15 @@ ENDLESS = {**LIF, "reset": ""}
 
 
 def stack(**settings: Any) -> Callable[[], Network]:
-    network = {key: settings.pop(key) for key in ("substrate", "recurrent") if key in settings}
+    keys = ("substrate", "recurrent", "readout")
+    network = {key: settings.pop(key) for key in keys if key in settings}
     return lambda: built(network=network, neuron=settings)
 
 
-def own(population: Mapping[str, Any], **neuron: Any) -> Callable[[], Network]:
+def own(population: Mapping[str, Any], **settings: Any) -> Callable[[], Network]:
     """Return a stack of neurons of one's own equations, that feed back to themselves."""
-    network = {"substrate": "brian2", "hidden": [6], "recurrent": True}
-    return lambda: built(network=network, neuron=neuron, population=population)
+    network = {"substrate": "brian2", "hidden": [6], "recurrent": True, **settings}
+    return lambda: built(network=network, population=population)
 
 
 def loops() -> Network:
@@ -158,9 +160,55 @@ def grid() -> Network:
     )
 
 
+def named() -> Network:
+    """Named neurons, constants of each neuron's own, some of them learned, sparse connections."""
+    mixed = {"time_constant_ms": "uniform(5, 20)", "trainable": {"threshold": [0.7, 1.5]}}
+    filtered = {"resistance": 20.0, "synaptic_time_constant_ms": [2.0, 3.0, 4.0, 5.0]}
+    graded = {"kind": "integrator", "synaptic_time_constant_ms": 3.0}
+    return circuit(
+        {
+            "a": {"units": 6, "neuron": {"resistance": 12.0, "reset": "zero", **mixed}},
+            "b": {"units": 5, "neuron": {"trainable": {"resistance": [0.5, 2]}, **graded}},
+            "c": {"units": 4, "neuron": filtered},
+        },
+        {
+            "into": to("input", "a", kind="sparse", density=0.6),
+            "a_b": to("a", "b", kind="sparse", density=0.5, sign="excitatory", bias=False),
+            "b_c": to("b", "c"),
+            "c_a": to("c", "a", delay_ms=2.0, sign="inhibitory"),
+            "input_c": to("input", "c"),
+        },
+        network={"substrate": "torch"},
+    )
+
+
+def images_of_layers() -> Network:
+    """Convolutions, windows that are summed, dense layers that feed back to themselves."""
+    shape = {"channels": [2], "hidden": [6], "pooling": 2, "pool": "sum", "stride": 1}
+    return built((1, 6, 6), network=shape)
+
+
+def windows() -> Network:
+    """Means of windows, another padding."""
+    kernel = {"kind": "convolution", "channels": 2, "stride": 1, "padding": "valid"}
+    return circuit(
+        {"a": {"units": 32}, "b": {"units": 5}},
+        {
+            "into": to("input", "a", **kernel),
+            "a_b": to("a", "b", pooling=2),
+            "input_b": to("input", "b", pooling=3, pool="sum"),
+        },
+        (1, 6, 6),
+        network={"substrate": "torch"},
+    )
+
+
 CIRCUITS: dict[str, Callable[[], Network]] = {
     "loops": loops,
     "grid": grid,
+    "named": named,
+    "layers": images_of_layers,
+    "windows": windows,
     "lif": own(LIF),
     "volts": own(VOLTS),
     "takes": own(TAKES),
@@ -183,6 +231,10 @@ STACKS: dict[str, Callable[[], Network]] = {
     )
 }
 NETWORKS = STACKS | CIRCUITS
+
+
+def neurons(network: Any) -> list[Any]:
+    return [one.cells.neuron for one in network.graph.blocks.values()]
 
 
 def data(network: Network, rows: int = 8) -> Tensor:
@@ -297,8 +349,8 @@ def test_snntorch_reads_the_same_network(tmp_path: Path) -> None:
 
     encoding = {"dt_ms": 0.1, "duration_ms": 6.0}
     network = built(
-        network={"dtype": "float32"},
-        neuron={"reset": "zero", "time_constant_ms": 3.0, "readout": "rate"},
+        network={"dtype": "float32", "readout": "rate"},
+        neuron={"reset": "zero", "time_constant_ms": 3.0},
         encoding=encoding,
     )
     graph = to_nir(network)
@@ -358,7 +410,8 @@ def test_there_and_back_changes_no_spike(name: str, tmp_path: Path) -> None:
     inputs = data(network, 40)
     path = export_nir(network, tmp_path / "out.nir")
     again = import_nir(path)
-    assert isinstance(again, SpikingNetwork if name in (*STACKS, "lif") else Circuit)
+    paths = (path for path in network.populations)
+    assert sorted(again.populations) == sorted(paths)
     before, after = network.activity(inputs), again.activity(inputs)
     for one, two in zip(before.values(), after.values(), strict=True):
         assert one.any() and (one - two).abs().max() < 1e-12
@@ -410,12 +463,12 @@ def test_the_encoding_comes_back(encoding: str) -> None:
 
 def test_surrogate_masks_and_signs_come_back() -> None:
     network = loops()
-    for cell in (network.layer(name) for name in network.order):  # type: ignore[union-attr]
-        cell.surrogate, cell.slope = "gaussian", 3.0
+    assert isinstance(network, Circuit)
+    for name in ("a", "c"):
+        network.layer(name).surrogate, network.layer(name).slope = "gaussian", 3.0
     again = import_nir(to_nir(network))
-    assert isinstance(again, Circuit) and isinstance(network, Circuit)
-    assert {again.layer(n).surrogate for n in again.order} == {"gaussian"}
-    assert {again.layer(n).slope for n in again.order} == {3.0}
+    kept = [(one.surrogate, one.slope) for one in neurons(again)]
+    assert kept == [("gaussian", 3.0), ("fast_sigmoid", 10.0), ("gaussian", 3.0)]
     for name in ("into", "b_a", "a_c"):
         one, two = network.projections[name], again.projections[name]
         assert isinstance(one, Masked) and isinstance(two, Masked)
@@ -423,16 +476,52 @@ def test_surrogate_masks_and_signs_come_back() -> None:
     signed = again.projections["a_b"]
     assert isinstance(signed, Masked) and signed.sign == "excitatory" and signed.mask.all()
     stacked = import_nir(to_nir(stack(surrogate="arctan", slope=4.0)()))
-    membrane = stacked.blocks[0]["activity"].membrane  # type: ignore[union-attr, index]
-    assert (membrane.surrogate, membrane.slope) == ("arctan", 4.0)
+    assert {(one.surrogate, one.slope) for one in neurons(stacked)} == {("arctan", 4.0)}
 
 
 def test_what_was_learned_by_every_neuron_is_noted() -> None:
     graph = to_nir(trained_a_little(own(VOLTS)()))
     node = graph.nodes["blocks_0"]
-    assert node.metadata == {"learned": "tau [0.5, 2]"}
+    assert node.metadata["learned"] == "tau [0.5, 2]"
     assert node.tau.min() > 0.004 and node.tau.max() < 0.016 and len(set(node.tau)) == 6
     assert np.allclose(node.v_leak, -0.068) and np.allclose(node.r, 0.1)
+
+
+@pytest.mark.parametrize("tau", [20.0, 3.0])
+def test_outputs_in_every_step_are_read(tau: float, tmp_path: Path) -> None:
+    network = built(timed=True, network={"readout_time_constant_ms": tau, "recurrent": True})
+    inputs = data(network)
+    reader = Simulator(export_nir(network, tmp_path / "out.nir"))
+    assert reader.read == "steps"
+    again = import_nir(tmp_path / "out.nir")
+    assert network(inputs).shape == (8, STEPS, CLASSES)
+    assert differences(network, reader, inputs)[0] == 0
+    assert differences(network, reader, inputs)[2] < 1e-12
+    assert torch.equal(network(inputs), again(inputs))
+    reader.nodes["readout_leak"]["tau"] *= 1.01
+    assert differences(network, reader, inputs)[2] > 1e-6
+
+
+def test_dropout_comes_back() -> None:
+    network = built(network={"dropout": 0.3})
+    again = import_nir(to_nir(network))
+    drops = [one.after["dropout"].p for one in again.graph.blocks.values()]
+    assert drops == [0.3, 0.3]
+    inputs = data(network)
+    assert not torch.equal(network(inputs), network(inputs))
+    assert torch.equal(network.eval()(inputs), again.eval()(inputs))
+
+
+def test_named_neurons_come_back_as_they_are() -> None:
+    again = import_nir(to_nir(named()))
+    one, two, three = neurons(again)
+    assert (type(one), type(two), type(three)) == (Leaky, LeakyIntegrator, Leaky)
+    assert len(set(one.time_constant_ms)) == 6 and (one.reset, one.resistance) == ("zero", 12.0)
+    assert three.synaptic_time_constant_ms == (2.0, 3.0, 4.0, 5.0)
+    for simulator in ("torch", "brian2"):
+        again = import_nir(to_nir(named()), substrate=simulator)  # type: ignore[arg-type]
+        inputs = data(again)
+        assert (again(inputs) - named()(inputs)).abs().max() < 1e-11
 
 
 def test_decorrelation_is_folded() -> None:
@@ -562,6 +651,31 @@ def images() -> Graph:
     )
 
 
+def pooled() -> Graph:
+    """Sums and means of windows, a padding of its own, leaky integrators of rest 0."""
+    every = np.ones((2, 6, 6))
+    return graph(
+        "x c,c n1,n1 p,p f,f w,w n2,x q,q g,g v,v n2,n2 y",
+        x=shaped(1, 6, 6),
+        c=nir.Conv2d((6, 6), draws(2, 1, 3, 3), 1, 1, 1, 1, abs(draws(2))),
+        n1=nir.LIF(
+            tau=every * draws(2, 6, 6, low=0.004, high=0.02), r=12 * every, v_leak=0 * every,
+            v_threshold=every, v_reset=0 * every,
+        ),
+        p=nir.SumPool2d(np.full(2, 2), np.full(2, 2), np.zeros(2, int)),
+        f=nir.Flatten({"input": np.array([2, 3, 3])}, 0, -1),
+        w=nir.Affine(draws(3, 18), draws(3)),
+        q=nir.AvgPool2d(np.full(2, 3), np.full(2, 1), np.zeros(2, int)),
+        g=nir.Flatten({"input": np.array([1, 4, 4])}, 0, -1),
+        v=nir.Linear(draws(3, 16)),
+        n2=nir.CubaLI(
+            tau_syn=draws(3, low=0.002, high=0.006), tau_mem=draws(3, low=0.004, high=0.02),
+            r=np.full(3, 2.0), v_leak=np.zeros(3), w_in=np.full(3, 1.5),
+        ),
+        y=end(3),
+    )  # fmt: skip
+
+
 def everything() -> Graph:
     """Skips, loops over two populations, delays, one-to-one links, integrators."""
     fire = {
@@ -605,22 +719,23 @@ def direct() -> Graph:
     )
 
 
-FOREIGN: dict[str, tuple[Callable[[], Graph], list[str], type]] = {
-    "plain": (plain_stack, ["1", "3"], SpikingNetwork),
-    "recurrent": (recurrent_stack, ["n"], SpikingNetwork),
-    "images": (images, ["n1", "n2", "n3"], Circuit),
-    "everything": (without_an_integrator, ["a", "b", "c", "e"], Circuit),
-    "direct": (direct, ["n", "p", "t", "i"], Circuit),
+FOREIGN: dict[str, tuple[Callable[[], Graph], list[str], list[type]]] = {
+    "plain": (plain_stack, ["1", "3"], [Leaky, Leaky]),
+    "recurrent": (recurrent_stack, ["n"], [Leaky]),
+    "images": (images, ["n1", "n2", "n3"], [Cell, Cell, Cell]),
+    "pooled": (pooled, ["n1", "n2"], [Leaky, LeakyIntegrator]),
+    "everything": (without_an_integrator, ["a", "b", "c", "e"], [Cell, Cell, Cell, Cell]),
+    "direct": (direct, ["n", "p", "t", "i"], [Cell, Cell, Cell, Cell]),
 }
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
     """They are simulated as the second reader does, and written as they were."""
-    make_graph, order, kind = FOREIGN[name]
+    make_graph, order, kinds = FOREIGN[name]
     nir.write(tmp_path / "in.nir", make_graph())
     network = import_nir(tmp_path / "in.nir", 1.0, float(STEPS))
-    assert isinstance(network, kind)
+    assert [type(one.cells.neuron) for one in network.graph.blocks.values()] == kinds
     written = to_nir(network)
     check_same(make_graph(), written)
     check_same(make_graph(), to_nir(import_nir(written)))
@@ -649,11 +764,10 @@ def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
 def test_a_plain_stack_has_the_readout_of_biograd() -> None:
     """The mean of the leaky integrator is the readout "membrane", whatever its resistance."""
     network = import_nir(plain_stack(), 1.0, float(STEPS))
-    assert isinstance(network, SpikingNetwork)
     assert network.filtered.kind == "membrane" and network.filtered.time_constant_ms == 20.0
     assert [site.name for site in network.sites][-1] == "readout" and len(network.sites) == 3
     last = import_nir(plain_stack(), 1.0, float(STEPS), read="last")
-    assert isinstance(last, SpikingNetwork) and last.filtered.kind == "filtered_rate"
+    assert last.filtered.kind == "filtered_rate"
     check_same(plain_stack(), to_nir(last))
 
 
@@ -685,7 +799,6 @@ def test_graphs_within_a_graph_are_put_in_their_place() -> None:
         **{"g.w": nir.Linear(draws(6, 6)), "b": nir.Linear(draws(3, 6)), "y": end(3)},
     )
     network = import_nir(outer, 1.0, float(STEPS))
-    assert isinstance(network, SpikingNetwork)
     check_same(flat, to_nir(network))
 
 
@@ -700,11 +813,11 @@ def test_constants_that_are_given_once_hold_for_all() -> None:
 def test_how_a_spike_resets_can_be_chosen() -> None:
     value = import_nir(plain_stack(), 1.0, float(STEPS), reset="value")
     subtract = import_nir(plain_stack(), 1.0, float(STEPS), reset="subtract")
-    assert value.blocks[0]["activity"].membrane.reset == "zero"  # type: ignore[union-attr, index]
-    assert subtract.blocks[0]["activity"].membrane.reset == "subtract"  # type: ignore[union-attr, index]
+    assert {one.reset for one in neurons(value)} == {"zero"}
+    assert {one.reset for one in neurons(subtract)} == {"subtract"}
     noted = to_nir(subtract, "node")
     check_same(plain_stack(), noted)
-    assert noted.nodes["1"].metadata == {"reset": "subtract"}
+    assert noted.nodes["1"].metadata["reset"] == "subtract"
     check_same(noted, to_nir(import_nir(noted), "node"))
 
 
@@ -720,9 +833,9 @@ def test_an_encoding_can_be_chosen() -> None:
 def test_a_file_of_biograd_can_be_read_in_other_steps() -> None:
     network = stack(reset="subtract")()
     finer = import_nir(to_nir(network), 0.5)
-    assert isinstance(finer, SpikingNetwork) and finer.steps == 40
-    membrane = finer.blocks[0]["activity"].membrane  # type: ignore[union-attr, index]
-    assert membrane.reset == "subtract" and membrane.beta == math.exp(-0.5 / 10)
+    (one, _), constants = neurons(finer), finer.layer("blocks.0.synapse").constants()
+    assert finer.steps == 40
+    assert one.reset == "subtract" and constants.beta == math.exp(-0.5 / 10)
 
 
 @pytest.mark.parametrize("rule", ESTIMATORS)
@@ -766,10 +879,35 @@ ADEX = {
     "method": "euler",
 }
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "rate": (lambda: biograd.build("ann", 5, 3), "RateNetwork: NIR describes populations in time"),
+    "rate": (lambda: biograd.build("ann", 5, 3), "Circuit: NIR describes populations in time"),
     "event": (lambda: biograd.build("event", 5, 3), "EventNetwork: NIR describes populations"),
     "module": (lambda: nn.Linear(5, 3), "Linear: NIR describes populations in time"),
-    "first_spike": (stack(readout="first_spike"), "neuron.readout = 'first_spike': NIR cannot"),
+    "first_spike": (stack(readout="first_spike"), "network.readout = 'first_spike': NIR cannot"),
+    "adaptive": (stack(kind="adaptive_threshold"), "blocks.0: AdaptiveThreshold: NIR has no node"),
+    "current": (stack(kind="adaptive_current"), "blocks.0: AdaptiveCurrent: NIR has no node"),
+    "alpha": (stack(kind="alpha"), "blocks.0: AlphaSynapse: NIR has no node"),
+    "recurrent rate": (
+        lambda: biograd.build("ann_recurrent", (4, 5), 3), "blocks.0: Rate: NIR has no node"
+    ),
+    "waits": (stack(refractory_ms=2.0), "blocks.0: neuron.refractory_ms: NIR's neurons are never"),
+    "residual": (
+        lambda: built(network={"hidden": [5], "residual": True}),
+        "blocks.0.skip: NIR has no skip past neurons",
+    ),
+    "norm": (
+        lambda: built(network={"normalisation": "batch"}),
+        "blocks.0: NIR has no node for a TimeNormalisation",
+    ),
+    "maximum": (
+        lambda: built((1, 6, 6), network={"channels": [2], "pooling": 2, "pool": "max"}),
+        "blocks.1.synapse: NIR has no node for Pooling",
+    ),
+    "line": (
+        lambda: circuit(
+            {"a": {"units": 12}}, {"x": to("input", "a", kind="convolution", channels=2)}, (1, 12)
+        ),
+        "x: NIR has no node for a layer",
+    ),
     "adex": (population(**ADEX), r"blocks.0: .*2 differential equations \(v, w\)"),
     "refractory": (population(refractory="2*ms"), r"refractoriness \(refractory = '2\*ms'\)"),
     "noise": (
@@ -855,6 +993,65 @@ def test_what_nir_cannot_express_is_refused_by_name(case: str, tmp_path: Path) -
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
+CHANGED: dict[str, Any] = {
+    "time_constant_ms": 12.0,
+    "synaptic_time_constant_ms": 3.0,
+    "resistance": 9.0,
+    "threshold": 1.2,
+    "reset": "zero",
+    "refractory_ms": 2.0,
+    "surrogate": "arctan",
+    "slope": 4.0,
+    "trainable": {"time_constant_ms": [0.5, 2.0]},
+}
+
+
+def said(kind: str, **fields: Any) -> str:
+    """Return what the nodes of two populations say."""
+    made = to_nir(built(neuron={"kind": kind, "resistance": 8.0, **fields}))
+    return str({name: (node.to_dict(), node.metadata) for name, node in made.nodes.items()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (kind, field.name)
+        for kind, neuron in NEURONS.items()
+        for field in dataclasses.fields(neuron)
+        if field.name != "kind"
+    ],
+)
+def test_every_field_changes_the_nodes_or_is_refused(kind: str, field: str) -> None:
+    if vars(NEURONS[kind]).get("nir") is Neuron.nir:
+        with pytest.raises(CapabilityError, match=f"{NEURONS[kind].__name__}: NIR has no node"):
+            NEURONS[kind]().nir(None)
+        return
+    try:
+        assert said(kind, **{field: CHANGED[field]}) != said(kind)
+    except CapabilityError as error:
+        assert field in str(error)
+    assert said(kind) == said(kind)
+
+
+def test_no_neuron_inherits_a_form() -> None:
+    """What a class adds would be lost; a form of its own is written."""
+
+    class More(Leaky):
+        more: float = 1.0
+
+    class Own(Leaky):
+        def nir(self, p: Any) -> Mapping[str, Any]:
+            return {**Leaky.nir(self, p), "rest": 0.25}
+
+    network = stack()()
+    one, two = (block.cells for block in network.graph.blocks.values())  # type: ignore[union-attr, operator]
+    one.neuron = More()
+    with pytest.raises(CapabilityError, match=r"blocks.0: More: NIR has no node"):
+        to_nir(network)
+    one.neuron = two.neuron = Own()
+    assert (to_nir(network).nodes["blocks_0"].v_leak == 0.25).all()
+
+
 def changed(make_graph: Callable[[], Graph], change: Callable[[Graph], Any]) -> Callable[[], Graph]:
     def made() -> Graph:
         found = make_graph()
@@ -879,7 +1076,15 @@ def edge(one: str, two: str) -> Callable[[Graph], None]:
 UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     "pool": (
         changed(plain_stack, put("2", nir.SumPool2d(np.ones(2), np.ones(2), np.zeros(2)))),
-        "node '2': biograd has nothing for a SumPool2d",
+        r"node '2': biograd pools grids \(channels, height, width\)",
+    ),
+    "oblong pool": (
+        changed(pooled, values("p", "kernel_size", np.array([2, 3]))),
+        "node 'p': biograd pools .* in square windows",
+    ),
+    "pooled twice": (
+        changed(pooled, put("f", nir.SumPool2d(np.ones(2), np.ones(2), np.zeros(2)))),
+        "node 'f': pooling is right behind a population",
     ),
     "line": (
         changed(plain_stack, put("2", nir.Conv1d(None, draws(1, 1, 3), 1, 0, 1, 1, draws(1)))),
@@ -909,7 +1114,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     ),
     "nothing in": (
         changed(plain_stack, lambda g: g.edges.remove(("x", "0"))),
-        "node 'node_1': nothing leads to it",
+        "node '1': nothing leads to it",
     ),
     "sign": (
         changed(plain_stack, values("2", "metadata", {"sign": "excitatory"})),
@@ -954,7 +1159,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
         "node 't': a threshold needs a node LI, I, CubaLI in front of it",
     ),
     "kernel": (
-        changed(images, put("c2", nir.Conv2d((4, 4), draws(3, 2, 3, 3), 2, 0, 1, 1, draws(3)))),
+        changed(images, put("c2", nir.Conv2d((4, 4), draws(3, 2, 3, 1), 2, 1, 1, 1, draws(3)))),
         r"node 'c2': biograd's convolutions have square kernels",
     ),
     "groups": (
@@ -985,7 +1190,7 @@ def test_choices_that_are_missing_or_wrong(tmp_path: Path) -> None:
         ({"dt_ms": 1.0}, "graph: duration_ms: missing"),
         ({"dt_ms": 1.0, "duration_ms": 0.5}, "encoding.duration_ms = 0.5 is not a multiple"),
         ({"reset": "zero"}, "reset = 'zero': take 'value' or 'subtract'"),
-        ({"read": "max"}, "read = 'max': take 'mean', 'sum' or 'last'"),
+        ({"read": "max"}, "read = 'max': take 'mean', 'sum', 'last' or 'steps'"),
         ({"encoding": EncodingRecipe(kind="rows", duration_ms=5.3)}, "not a multiple"),
     ):
         with pytest.raises(RecipeError, match=words) as refused:
@@ -995,8 +1200,8 @@ def test_choices_that_are_missing_or_wrong(tmp_path: Path) -> None:
         graph = to_nir(import_nir(plain_stack(), encoding=EncodingRecipe()))
         graph.metadata["datum_shape"] = np.array([4])
         import_nir(graph)
-    with pytest.raises(CapabilityError, match="substrate = 'torch': the neurons of 'n1' are not"):
-        import_nir(images(), 1.0, 20.0, substrate="torch")
+    with pytest.raises(CapabilityError, match="of their own: snnTorch has no such neuron"):
+        import_nir(images(), 1.0, 20.0, substrate="snntorch")
     with pytest.raises(RecipeError, match="subtract = 'graph': take 'loop' or 'node'"):
         to_nir(stack()(), "graph")  # type: ignore[arg-type]
 
@@ -1046,23 +1251,11 @@ def test_without_nir_the_install_command_is_named(
 # Numbers ------------------------------------------------------------------------------------------
 
 
-def test_a_time_constant_is_found_from_its_decay() -> None:
-    stream = np.random.default_rng(0)
-    for tau in (10.0, 20.0, 1.1, 12.34, 1e3, *stream.uniform(0.7, 200, 500)):
-        left = math.exp(-0.7 / tau)
-        found = time_constant(left, 0.7)
-        assert decay(found, 0.7) == left and abs(found - tau / 1000) < 1e-12 * tau
-    assert time_constant(math.exp(-1 / 10), 1.0) == 0.01 and milliseconds(0.01) == 10.0
-    assert decay(time_constant(0.0, 1.0), 1.0) == 0.0
-    with pytest.raises(CapabilityError, match="has no time constant"):
-        time_constant(1.0, 1.0)
-
-
-def test_a_resistance_is_found_from_its_gain() -> None:
-    for value in (8.0, 0.1, *np.random.default_rng(0).uniform(0.1, 30, 200)):
-        beta = math.exp(-1 / 10)
-        assert (1 - beta) * resistance((1 - beta) * value, beta) == (1 - beta) * value
-    assert resistance((1 - math.exp(-1 / 10)) * 8.0, math.exp(-1 / 10)) == 8.0
+def test_a_time_is_the_number_that_someone_wrote() -> None:
+    for tau in (10.0, 20.0, 1.1, 12.34, 1e3, 0.1):
+        assert milliseconds(tau / 1000) == tau
+    for tau in np.random.default_rng(0).uniform(0.7, 200, 200):
+        assert abs(milliseconds(tau / 1000) - tau) < 1e-15 * tau
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import torch
 from networks_for_tests import CLASSES, batch
 from torch import Tensor, nn
 
+from biograd.circuit.grids import Convolution
 from biograd.contracts import Plan, Round, Site, Trace
 from biograd.engine import attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Backpropagation
-from biograd.networks.grids import Convolution
-from biograd.networks.normalisation import Dropout, TimeNormalisation
 from biograd.randomness import generator
+from biograd.substrate.normalisation import Dropout, TimeNormalisation
 
 GRIDS = [(4, 5), (3, 4, 2), (2, 3, 2, 2)]
 

@@ -13,12 +13,12 @@ import torch
 
 import biograd
 from biograd.__main__ import main
+from biograd.brian.import_brian2 import import_brian2, one_line
+from biograd.brian.layer import Brian2Layer
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.quantities import quantity
 from biograd.errors import RecipeError
 from biograd.experiment import trained
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2, one_line
-from biograd.networks.neuron_model import NeuronModel
-from biograd.networks.quantities import quantity
 from biograd.recipes import PopulationRecipe, load_model, names
 from biograd.runs.reader import open_run
 

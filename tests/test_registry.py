@@ -9,13 +9,13 @@ import pytest
 from biograd.decorrelation_rules import RULES
 from biograd.errors import BiogradError, RecipeError
 from biograd.estimators import ESTIMATORS
-from biograd.estimators.regression import METHODS
+from biograd.estimators.loss_regression import METHODS
 from biograd.estimators.synthesisers import SYNTHESISERS
 from biograd.estimators.tangents import TANGENTS
-from biograd.local.heads import HEADS
+from biograd.local.objectives import LOCAL_LOSSES
 from biograd.registry import Registry
 
-REGISTRIES = (ESTIMATORS, RULES, HEADS, METHODS, TANGENTS, SYNTHESISERS)
+REGISTRIES = (ESTIMATORS, RULES, LOCAL_LOSSES, METHODS, TANGENTS, SYNTHESISERS)
 GROUP = "biograd.numbers"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.estimators import WeakGradient, regression
-from biograd.estimators.regression import METHODS, Regression
+from biograd.estimators.loss_regression import METHODS, Regression
 from biograd.randomness import generator
 
 DIMENSIONS = 64

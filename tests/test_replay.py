@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from biograd.brian.import_brian2 import import_brian2
 from biograd.errors import CapabilityError
-from biograd.networks.expressions import Graph
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.linearisation import Record
-from biograd.networks.operations import FUNCTIONS_OF_ONE, exprel
-from biograd.networks.replay import check, replay
-from biograd.networks.transpile import NeuronStep, translate
 from biograd.neurons.leaky import Leaky
 from biograd.neurons.leaky_scan import leaky_scan
 from biograd.neurons.surrogate import SURROGATES, spike
+from biograd.translation.expressions import Graph
+from biograd.translation.linearisation import Record
+from biograd.translation.operations import FUNCTIONS_OF_ONE, exprel
+from biograd.translation.replay import check, replay
+from biograd.translation.transpile import NeuronStep, translate
 
 Array = NDArray[Any]
 b2 = import_brian2()

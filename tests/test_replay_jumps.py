@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
 from biograd.neurons.surrogate import fast_sigmoid, spike
 from biograd.recipes import PopulationRecipe
 

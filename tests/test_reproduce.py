@@ -338,10 +338,10 @@ def test_what_the_verdict_rests_on() -> None:
     assert replace(found, device="cuda").verdict == "numbers"
     elsewhere = replace(found, changes=(Change("threads", 1, 2),))
     assert elsewhere.verdict == "numbers"
-    far = {"parameters": 0.02, "losses": 0.0, "test_accuracy": 0.0}
+    far = {"parameters": 0.02, "losses": 0.0, "result": 0.0}
     assert replace(elsewhere, numbers=far).verdict == "neither"
     assert replace(elsewhere, numbers=far, limits=SPIKING).verdict == "numbers"
-    wrong = {**far, "test_accuracy": 0.05}
+    wrong = {**far, "result": 0.05}
     assert replace(elsewhere, numbers=wrong, limits=SPIKING).verdict == "neither"
 
 

@@ -28,8 +28,8 @@ import biograd
 from biograd.contracts import Plan, Round, Trace, Transport
 from biograd.engine import Engine, attach
 from biograd.estimators import ESTIMATORS, Estimator, make, weight_perturbation
-from biograd.local.cells import Cells
-from biograd.local.heads import Setting, Similarity
+from biograd.local.objectives import Setting, Similarity
+from biograd.local.partition import Cells
 from biograd.randomness import generator
 from biograd.recipes import ModelRecipe, NetworkRecipe
 

@@ -16,7 +16,7 @@ from torch import distributed
 import biograd
 from biograd import ranks
 from biograd.costs import operations
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.estimators import ESTIMATORS
 from biograd.recipes import TrainingRecipe
 from biograd.training import Trainer
@@ -40,7 +40,7 @@ def names(case: Case) -> str:
 
 
 def trainer(case: Case, batches: int) -> Trainer:
-    split = Split(*scale.batch(case, batches * case.batch))
+    split = Arrays(*scale.batch(case, batches * case.batch))
     recipe = TrainingRecipe(epochs=1, batch_size=case.batch)
     return Trainer(scale.engine(case), recipe, split, seed=0)
 
@@ -126,7 +126,7 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> None:
             one.copy_(values)
         return Done()
 
-    monkeypatch.setattr(ranks, "_world", ranks.World(0, 2, None))
+    monkeypatch.setattr(ranks.HERE, "world", ranks.World(0, 2, None))
     monkeypatch.setattr(distributed, "all_reduce", lambda values, async_op: Done())
     monkeypatch.setattr(distributed, "broadcast", lambda values, source, async_op: Done())
     monkeypatch.setattr(distributed, "all_gather", gather)

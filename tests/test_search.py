@@ -14,7 +14,7 @@ from biograd.__main__ import main
 from biograd.configuration import Request, configure
 from biograd.errors import BiogradError, RecipeError
 from biograd.recipes import construct
-from biograd.studies import Place, Silent, search
+from biograd.studies import Place, SilentStudy, search
 from biograd.studies.search import Parameter, Search, parse
 
 RANGES = {
@@ -73,7 +73,7 @@ def test_proposals_stay_in_their_ranges(tmp_path: Path) -> None:
         assert trial["training.optimiser"] in ("adam", "sgd")
     assert len({trial["training.learning_rate"] for trial in trials}) == 6
     best = max(trials, key=lambda trial: trial["value"])
-    assert found.accuracy == best["value"] > 0.2
+    assert found.value == best["value"] > 0.2
     assert f"training.learning_rate={best['training.learning_rate']}" in found.assignments
     # what was found can be asked for, and is what it was
     request = Request(
@@ -86,7 +86,7 @@ def test_proposals_stay_in_their_ranges(tmp_path: Path) -> None:
             ),
         }
     )
-    assert search.validate(configure(request)) == found.accuracy
+    assert search.validate(configure(request)) == found.value
 
 
 def test_interrupted_it_goes_on_as_if_it_had_not_been(
@@ -127,18 +127,17 @@ def test_another_search_is_not_mixed_in(tmp_path: Path) -> None:
 def test_the_test_split_has_no_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other labels in the test split, the search finds the same, digit for digit."""
     honest = search.run(settings(2), REQUEST, tmp_path / "honest.journal")
-    from biograd.data import digits
-
-    read, seen = digits.read, []
+    read, seen = data.SOURCES["digits"], []
 
     def poisoned(request: Any) -> Any:
-        train, test = read(request)
+        parts = read(request)
+        test = parts.sources["test"]
         seen.append(len(test.targets))
         test.targets[:] = torch.arange(len(test.targets)) % 10
         test.inputs.mul_(torch.rand(test.inputs.shape))
-        return train, test
+        return parts
 
-    monkeypatch.setattr(digits, "read", poisoned)
+    monkeypatch.setitem(data.SOURCES.own, "digits", poisoned)
     again = search.run(settings(2), REQUEST, tmp_path / "poisoned.journal")
     assert seen and again == honest
     # a search that looked would have noticed
@@ -152,7 +151,7 @@ def test_the_test_split_has_no_part_in_it(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_training_that_diverges_is_worth_nothing(tmp_path: Path) -> None:
     table = {"training.learning_rate": {"choices": [1e30, 1e31]}}
     found = search.run(settings(2, parameters=table), REQUEST, tmp_path / "s.journal")
-    assert found.accuracy == 0.0
+    assert found.value == 0.0
 
 
 def study(**changes: Any) -> dict[str, Any]:
@@ -166,7 +165,7 @@ def study(**changes: Any) -> dict[str, Any]:
 
 
 def test_every_cell_is_searched_and_trained_with_what_was_found(tmp_path: Path) -> None:
-    report = studies.run(study(), tmp_path / "x", Place(tmp_path), Silent())
+    report = studies.run(study(), tmp_path / "x", Place(tmp_path), SilentStudy())
     rows = {row["cell"]: row for row in report.tables["tuning"]}
     assert set(rows) == {"ann", "frozen hidden"} and all(r["trials"] == 3 for r in rows.values())
     import biograd
@@ -179,7 +178,7 @@ def test_every_cell_is_searched_and_trained_with_what_was_found(tmp_path: Path) 
         assert training["learning_rate"] == float(rows["ann"]["training.learning_rate"])
     page = (tmp_path / "report.html").read_text()
     assert "What the search chose" in page
-    again = studies.run(study(), tmp_path / "x", Place(tmp_path), Silent())
+    again = studies.run(study(), tmp_path / "x", Place(tmp_path), SilentStudy())
     assert again.rows == report.rows
 
 

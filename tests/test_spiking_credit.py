@@ -40,11 +40,11 @@ from biograd.estimators.eprop import EligibilityPropagation
 from biograd.estimators.unitwise import UnitwiseGradient, measured_slope
 from biograd.networks import Network
 from biograd.neurons import Leaky, Neuron, Rate
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import spike
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
 from biograd.simulators.population import Population
-from biograd.simulators.stepped import SteppedPopulation
 from biograd.tasks.classes import LOSSES
 from biograd.training import activity
 

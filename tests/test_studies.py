@@ -17,7 +17,7 @@ from biograd import recipes, studies
 from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import RecipeError
-from biograd.studies import KINDS, Place, Silent
+from biograd.studies import KINDS, Place, SilentStudy
 from biograd.studies.comparison import rank_correlation
 
 STUDY = """
@@ -59,7 +59,7 @@ def invoke(*arguments: object) -> Any:
 
 
 def conduct(study: Path, folder: Path, quick: bool = False) -> studies.Report:
-    return studies.run(*studies.read(str(study), quick), Place(folder), Silent())
+    return studies.run(*studies.read(str(study), quick), Place(folder), SilentStudy())
 
 
 def test_a_study_prints_its_table_and_writes_results(study: Path, tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from networks_for_tests import (
 )
 from torch import Tensor
 
+from biograd.brian.neuron_model import NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.decorrelation import Decorrelation
 from biograd.engine import Engine, attach
 from biograd.estimators import ESTIMATORS, make
 from biograd.networks import Network
-from biograd.networks.neuron_model import NeuronModel
-from biograd.networks.simulation import Simulation
 from biograd.neurons import Leaky
 from biograd.neurons.neuron import constants_of
 from biograd.randomness import generator

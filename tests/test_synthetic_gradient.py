@@ -29,9 +29,9 @@ from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator, make
 from biograd.estimators.synthesisers import (
     SYNTHESISERS,
+    FixedProjection,
     Interface,
     LinearSynthesiser,
-    Projection,
     SigmoidSynthesiser,
     Synthesiser,
     conspiring_signal,
@@ -339,7 +339,7 @@ class Regressed(Estimator):
             if self.rule == "backprop":  # the target is what arrives, not what arrives above
                 above = trace.sites[outputs[place + 1]].visits[0].outputs[0]
                 arrived = torch.autograd.grad(above, slot, arrived, retain_graph=True)[0]
-            model = Projection(self.factor * self.matrices[outputs[place]])
+            model = FixedProjection(self.factor * self.matrices[outputs[place]])
             target = -round.batch * arrived
             signal = conspiring_signal(model, activity, labels(trace), target, opposition)
             yield activity, signal

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 import biograd
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.readouts import LeakyReadout
 from biograd.circuit.sugar import Layers
 from biograd.contracts import Plan
 from biograd.encoding import Encoding
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator, make
-from biograd.networks import Circuit
-from biograd.networks.network import initialise
-from biograd.networks.readouts import LeakyReadout
 from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
+from biograd.substrate.network import initialise
 from biograd.tasks import Classes, Regression, TimeSeries
 
 STEPS, INPUTS, UNITS, OUTPUTS, ROWS = 12, 5, 7, 2, 4
@@ -37,7 +37,7 @@ class Given(Encoding):
         return inputs
 
 
-def timed(
+def timed_spiking(
     steps: int = STEPS,
     units: int = UNITS,
     dt_ms: float = 1.0,
@@ -45,14 +45,13 @@ def timed(
     outputs: int = OUTPUTS,
 ) -> Circuit:
     """Return recurrent spiking neurons whose readout answers in every step."""
-    network = NetworkRecipe(
-        kind="spiking", hidden=(units,), recurrent=True, readout_time_constant_ms=30.0
-    )
     recipe = ModelRecipe(
-        network=network, neuron=Leaky(time_constant_ms=30.0, resistance=12.0, slope=3.0)
+        network=NetworkRecipe(
+            kind="spiking", hidden=(units,), recurrent=True, readout_time_constant_ms=30.0
+        ),
+        neuron=Leaky(resistance=12.0, time_constant_ms=30.0, slope=3.0),
     )
-    given = Given(steps, inputs, dt_ms)
-    return Layers(recipe, given.shape, given, outputs, timed=True).circuit()
+    return Layers(recipe, (inputs,), Given(steps, inputs, dt_ms), outputs, timed=True).circuit()
 
 
 class Plain(nn.Module):
@@ -79,7 +78,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def spiking() -> Circuit:
-    network = timed().double()
+    network = timed_spiking().double()
     initialise(network, 0, 1.0, "readout")
     return network
 
@@ -243,7 +242,7 @@ def test_losses_of_later_steps_alone_make_the_estimate_sharper() -> None:
 
 
 def test_ridge_weights_of_bins_are_the_regressions_own() -> None:
-    from biograd.estimators.regression import METHODS, binned
+    from biograd.estimators.loss_regression import METHODS, binned
 
     directions, losses = normal(9, 3, 8, name="u"), normal(10, 3, 2, name="L")
     for method in ("ridge", "baseline", "least_squares", "leave_one_out"):
@@ -310,7 +309,7 @@ def pattern(seed: int, steps: int = 100) -> tuple[Tensor, Tensor]:
 def error(rule: Estimator, seed: int, steps: int, rate: float) -> float:
     """Return the mean squared error relative to the target's variance after training."""
     inputs, targets = pattern(seed)
-    network = timed(100, 100, 10.0, 4 * INPUTS, 1)
+    network = timed_spiking(100, 100, 10.0, 4 * INPUTS, 1)
     initialise(network, seed, 1.0, "readout")
     engine = attach(network, rule, task=TimeSeries(1), seed=seed)
     engine.prepare(inputs, targets)

@@ -15,17 +15,17 @@ from networks_for_tests import batch, gradients, looped, order
 from torch import Tensor, nn
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
 from biograd.circuit.circuit import Circuit
+from biograd.circuit.projections import Masked
 from biograd.engine import attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.projections import Masked
-from biograd.networks.reading import equations_text
-from biograd.networks.wrapping import wrap
 from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe
+from biograd.wrapping.groups import equations_text
+from biograd.wrapping.wrap import wrap
 
 CLASSES = 3
 Original = tuple[Any, dict[str, Any]]

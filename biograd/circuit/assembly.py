@@ -11,14 +11,14 @@ from torch import nn
 
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.populations import make_population, normalised, reading
+from biograd.circuit.projections import connect
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError, nearest
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.normalisation import Dropout
-from biograd.networks.projections import connect
 from biograd.neurons import Neuron
 from biograd.recipes import ModelRecipe, PopulationRecipe, ProjectionRecipe
+from biograd.substrate.normalisation import Dropout
 
 READOUT = "readout"
 Shape = tuple[int, ...]

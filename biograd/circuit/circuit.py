@@ -13,7 +13,7 @@ from biograd.circuit.stepping import Stepped, Together, added
 from biograd.contracts import Site
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
-from biograd.networks.network import Network
+from biograd.substrate.network import Network
 from biograd.threads import Turn
 
 

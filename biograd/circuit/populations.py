@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
-from biograd.networks.normalisation import TimeNormalisation
-from biograd.networks.readouts import LeakyReadout, Readout
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
 from biograd.recipes import ModelRecipe, PopulationRecipe
 from biograd.simulators.population import Population
+from biograd.substrate.normalisation import TimeNormalisation
 
 
 class LastStep(nn.Module):
@@ -83,8 +83,8 @@ def _equations(
         raise RecipeError(
             f"{where}.equations: need network.substrate = 'brian2', not {simulator!r}"
         )
-    from biograd.networks.brian import Brian2Layer
-    from biograd.networks.neuron_model import Details
+    from biograd.brian.layer import Brian2Layer
+    from biograd.brian.neuron_model import Details
 
     surrogate = own if isinstance(own, Spiking) else Leaky()
     where = "population" if where == "neuron" else where

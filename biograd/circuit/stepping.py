@@ -12,7 +12,7 @@ from biograd.circuit.graph import SKIP, Graph, Projection
 from biograd.contracts import Transport
 from biograd.credit_paths import State, join, mapped, starts
 from biograd.errors import CapabilityError
-from biograd.networks.normalisation import Dropout
+from biograd.substrate.normalisation import Dropout
 
 Carried = Callable[[Projection, Tensor], Tensor]
 """What a projection makes of its source's activity."""

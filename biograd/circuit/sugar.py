@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.populations import make_population, normalised, reading
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
-from biograd.networks.grids import Convolution, Pooling
-from biograd.networks.normalisation import Dropout
 from biograd.neurons import Rate
 from biograd.recipes import ModelRecipe, NetworkRecipe
+from biograd.substrate.normalisation import Dropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -216,7 +216,7 @@ class Layers:
 
     def _normalised(self, width: int, grid: tuple[int, ...] | None) -> dict[str, nn.Module]:
         kind = self.network.normalisation
-        if kind in ("none", "length"):
+        if kind == "none" or kind == "length":
             return {}
         if self.encoding is not None:
             shape = (width,) if grid is None else grid

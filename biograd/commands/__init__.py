@@ -16,7 +16,7 @@ from biograd.commands.options import CONTEXT, debug_option
 from biograd.errors import nearest
 
 
-class Entry(NamedTuple):
+class Listing(NamedTuple):
     """Where a command lives, ``module:name``, and what it does in one line."""
 
     home: str
@@ -24,25 +24,25 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "train": Entry("biograd.commands.train:train", "Train a network and write a run file."),
-    "resume": Entry("biograd.commands.resume:resume", "Go on with a run that was interrupted."),
-    "reproduce": Entry(
+    "train": Listing("biograd.commands.train:train", "Train a network and write a run file."),
+    "resume": Listing("biograd.commands.resume:resume", "Go on with a run that was interrupted."),
+    "reproduce": Listing(
         "biograd.commands.reproduce:reproduce",
         "Repeat a run from its file and compare.",
     ),
-    "inspect": Entry("biograd.commands.inspect:inspect", "Show what a run file holds."),
-    "probe": Entry("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
-    "export": Entry("biograd.commands.export:export", "Export a run for other tools."),
-    "compare": Entry(
+    "inspect": Listing("biograd.commands.inspect:inspect", "Show what a run file holds."),
+    "probe": Listing("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
+    "export": Listing("biograd.commands.export:export", "Export a run for other tools."),
+    "compare": Listing(
         "biograd.commands.compare:compare", "Compare models and rules under equal conditions."
     ),
-    "run": Entry("biograd.commands.run:run", "Run a whole study and print its table."),
-    "list": Entry(
+    "run": Listing("biograd.commands.run:run", "Run a whole study and print its table."),
+    "list": Listing(
         "biograd.commands.list:listing", "List models, datasets, estimators and studies."
     ),
-    "matrix": Entry("biograd.commands.matrix:matrix", "Try every rule on every kind of network."),
-    "data": Entry("biograd.commands.data:data", "Fetch and verify datasets."),
-    "doctor": Entry("biograd.commands.doctor:doctor", "Check this machine and its packages."),
+    "matrix": Listing("biograd.commands.matrix:matrix", "Try every rule on every kind of network."),
+    "data": Listing("biograd.commands.data:data", "Fetch and verify datasets."),
+    "doctor": Listing("biograd.commands.doctor:doctor", "Check this machine and its packages."),
 }
 
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from biograd.commands.layout import duration, percent
-from biograd.commands.progress import Progress
+from biograd.commands.columns import duration
+from biograd.commands.display import ProgressDisplay
+from biograd.metrics import Shown, figure, headline, words, written
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from biograd.studies import Key
 
 
-class Board(Progress):
+class Board(ProgressDisplay):
     """Shows which trainings of a study are done, run, or failed, and how well they did so far.
 
     Args:
@@ -33,6 +34,7 @@ class Board(Progress):
         self._table: Live | None = None
         self._cells: dict[str, dict[int, str]] = {}
         self._found: dict[Key, float] = {}
+        self._shown = Shown()
         self._begun: dict[Key, float] = {}
         self._start = time.monotonic()
         self._lock = threading.Lock()  # the table is drawn by a thread of its own
@@ -41,7 +43,8 @@ class Board(Progress):
         """Show what is to be trained; of some the summaries are known already."""
         for cell, seed in order:
             self._cells.setdefault(cell, {})[seed] = "done" if (cell, seed) in known else ""
-        self._found |= {key: float(found["test_accuracy"]) for key, found in known.items()}
+        for key, found in known.items():
+            self._note(key, found)
         if self.quiet:
             return
         if known:
@@ -64,17 +67,21 @@ class Board(Progress):
             if state == "started":
                 self._begun[training] = time.monotonic()
             if summary is not None:
-                self._found[training] = float(summary["test_accuracy"])
+                self._note(training, summary)
             ended = [s for of in self._cells.values() for s in of.values() if s in _ENDS]
-        words = {"retried": f"{reason}; started again", "failed": reason}.get(state, state)
+        told = {"retried": f"{reason}; started again", "failed": reason}.get(state, state)
         if state == "done" and summary is not None:
             seconds = duration(float(summary["seconds"]))
-            words = f"{percent(summary['test_accuracy'])} in {seconds}"
+            told = f"{written(headline(summary), figure(summary))} in {seconds}"
         total = sum(map(len, self._cells.values()))
         place = f" ({len(ended)} of {total})" if state in _ENDS else ""
         # a table shows all but what went wrong
         if not self.quiet and (self._table is None or reason):
-            self._print(f"{cell}, seed {seed}: {words}{place}")
+            self._print(f"{cell}, seed {seed}: {told}{place}")
+
+    def _note(self, training: Key, summary: Mapping[str, Any]) -> None:
+        self._shown = Shown.of([summary], False)
+        self._found[training] = self._shown.value(figure(summary))
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -95,7 +102,7 @@ class Board(Progress):
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("")
-        for name in ("seeds", "test %", "now"):
+        for name in ("seeds", f"test {self._shown.unit or words(self._shown.name)}", "now"):
             table.add_column(name, justify="left" if name == "now" else "right")
         with self._lock:
             for cell, seeds in self._cells.items():
@@ -114,7 +121,8 @@ class Board(Progress):
             if state == "started"
         ]
         failed = [f"seed {seed} failed" for seed, state in seeds.items() if state == "failed"]
-        mean = f"{100 * statistics.mean(found):.1f}" if found else ""
+        digits = ".1f" if self._shown.share else ".4g"
+        mean = f"{statistics.mean(found):{digits}}" if found else ""
         return escape(cell), f"{len(found)}/{len(seeds)}", mean, "; ".join(running + failed)
 
     def _caption(self) -> str:

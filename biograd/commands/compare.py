@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from biograd import recipes
 from biograd.commands.options import Answer, command
 from biograd.commands.run import conduct, place, placing_options
 from biograd.errors import RecipeError
+from biograd.recipes.dataset import is_function
 
 if TYPE_CHECKING:
     from biograd.studies import Place
@@ -68,8 +70,10 @@ def _seeds(
     "datasets",
     callback=_names,
     metavar="NAMES",
-    help="Shipped datasets or TOML files.  [default: digits]",
+    help="Shipped datasets, TOML files, or your own: FILE.npz, FILE.h5, folders, "
+    "package.module:function.  [default: digits]",
 )
+@click.option("--task", metavar="NAME", help="What the targets ask for.  [default: what they tell]")
 @click.option(
     "--seeds",
     callback=_seeds,
@@ -159,7 +163,10 @@ def compare(
         key: choices.pop(key)
         for key in ("workers", "engine", "address", "job", "data_dir", "offline")
     }
+    places["own"] = {name: name for name in choices["datasets"] if is_function(name)}
     if resume is not None:
+        if len(places["own"]) == len(choices["datasets"]):  # code must be typed anew
+            choices["datasets"] = ()
         given = sorted(
             k for k, v in choices.items() if not (v is None or v is False or v == ())
         ) + ["out"] * bool(out)
@@ -190,13 +197,13 @@ def _name(table: dict[str, Any]) -> str:
     if "cells" in table:
         return "-".join(re.sub(r"\W+", "_", name) for name in table["cells"])[:80]
     axes = [value for value in table["grid"].values() if isinstance(value, list) and value]
-    return "-".join("_".join(Path(name).stem for name in names) for names in axes)
+    return "-".join("_".join(map(recipes.title, names)) for names in axes)
 
 
 def _script(table: dict[str, Any], path: Path, where: Place) -> Answer:
     """Return a script for ``sbatch``, which does what ``biograd run`` does."""
     from biograd import placement, studies
-    from biograd.studies.folder import keep
+    from biograd.studies.study_folder import keep
 
     _module, settings = studies.settle(table, path)
     if settings.tune is not None:

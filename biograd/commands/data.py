@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from biograd import recipes
-from biograd.commands.layout import columns
+from biograd.commands.columns import columns
 from biograd.commands.options import (
     CONTEXT,
     Answer,

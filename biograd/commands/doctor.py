@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from biograd import __version__
-from biograd.commands.layout import columns, duration
+from biograd.commands.columns import columns, duration
 from biograd.commands.options import Answer, command
 
 REQUIRED = {

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd.commands.layout import columns, costs, percent, size
+from biograd.commands.columns import columns, costs, size
 from biograd.commands.options import Answer, command
+from biograd.metrics import DEFAULT, written
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from biograd.networks.learned import Learned
+    from biograd.brian.learned import Learned
     from biograd.runs.reader import Entry, Run
 
 HEADER = {
@@ -80,19 +81,17 @@ def _inspect_set(path: Path) -> Answer:
         {
             "cell": str(cell),
             "seed": int(seed),
-            "test_accuracy": float(accuracy),
+            f"test_{name}": float(value),
             "run": str(file),
             "found": (found.path.parent / str(file)).is_file(),
         }
-        for cell, seed, accuracy, file in zip(
-            *(table.get(key, []) for key in ("cell", "seed", "test_accuracy", "run")), strict=True
-        )
+        for cell, seed, name, value, file in results(table)
     ]
     lines = [
         [
             row["cell"],
             str(row["seed"]),
-            percent(row["test_accuracy"]),
+            *(written(k.removeprefix("test_"), v) for k, v in row.items() if k.startswith("test_")),
             row["run"] if row["found"] else f"{row['run']} (missing)",
         ]
         for row in rows
@@ -103,6 +102,15 @@ def _inspect_set(path: Path) -> Answer:
     return Answer(record, text)
 
 
+def results(table: Mapping[str, Any]) -> Iterator[tuple[Any, Any, str, Any, Any]]:
+    """Yield cell, seed, headline metric, its value and file of every run of a set."""
+    count = len(table.get("cell", []))
+    names = [str(name) for name in table.get("headline", [DEFAULT] * count)]
+    for row, name in enumerate(names):
+        cell, seed, value, file = (table[k][row] for k in ("cell", "seed", f"test_{name}", "run"))
+        yield cell, seed, name, value, file
+
+
 def constants(run: Run, entries: Iterable[Entry]) -> list[Learned]:
     """Return what the populations' constants have become, as the last checkpoint has them."""
     factors = any(
@@ -111,7 +119,7 @@ def constants(run: Run, entries: Iterable[Entry]) -> list[Learned]:
     recipe = run.config.get("recipe")
     if not factors or recipe is None or not run.checkpoints:
         return []
-    from biograd.networks.learned import in_units
+    from biograd.brian.learned import in_units
     from biograd.recipes import ModelRecipe, construct
 
     tensors, _meta = run.checkpoint()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from biograd.commands.layout import width
+from biograd.commands.columns import width
+from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, command, quiet_option
-from biograd.commands.progress import Progress
 
 if TYPE_CHECKING:
-    from biograd.matrix import Cell
+    from biograd.compatibility import Compatibility
 
 LABELS = {
     "dense": ("dense", ""),
@@ -54,11 +54,11 @@ def matrix(rules: tuple[str, ...], quiet: bool) -> Answer:
     has a gradient that is finite and not zero.  The notes are what a user would read instead.
     Exit code 3 if a cell fails in another way than by a clear refusal.
     """
-    from biograd import matrix as module
+    from biograd import compatibility as module
     from biograd.estimators import ESTIMATORS
 
     module.check(rules)
-    with Progress(quiet) as progress:
+    with ProgressDisplay(quiet) as progress:
         count = len(rules or ESTIMATORS) * len(module.columns())
         progress.begin(count, "every rule on every kind of network")
         cells = module.fill(rules, lambda cell: progress.step({}))
@@ -74,7 +74,7 @@ def matrix(rules: tuple[str, ...], quiet: bool) -> Answer:
     return Answer(record, text(cells), failure)
 
 
-def text(cells: Sequence[Cell]) -> str:
+def text(cells: Sequence[Compatibility]) -> str:
     """Return the cells as a table of a hundred characters, its notes below."""
     built = {(c.substrate, c.network) for c in cells if c.status != "no network"}
     columns = list(dict.fromkeys((cell.substrate, cell.network) for cell in cells))
@@ -99,14 +99,14 @@ def text(cells: Sequence[Cell]) -> str:
     return "\n".join([*table, "", _wrap("", words), *below, *_missing(cells, built)])
 
 
-def _note(cell: Cell) -> str:
+def _note(cell: Compatibility) -> str:
     """Return what a user reads, the class of the rule as RULE: many refuse in the same words."""
     from biograd.estimators import ESTIMATORS
 
     return cell.reason.replace(ESTIMATORS[cell.rule].__name__, "RULE")
 
 
-def _mark(cell: Cell, notes: Sequence[str]) -> str:
+def _mark(cell: Compatibility, notes: Sequence[str]) -> str:
     if cell.status == "works":
         return WORKS
     if cell.status == "no network":
@@ -136,7 +136,7 @@ def _line(
     return line
 
 
-def _missing(cells: Sequence[Cell], built: set[tuple[str, str]]) -> list[str]:
+def _missing(cells: Sequence[Compatibility], built: set[tuple[str, str]]) -> list[str]:
     """Say why there is no such network, once for each reason."""
     reasons: dict[str, list[str]] = {}
     for cell in cells:

@@ -26,7 +26,7 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_w
 
 
 @dataclasses.dataclass
-class Settings:
+class ConsoleSettings:
     """What the error boundary has to know of the command line."""
 
     debug: bool = False
@@ -86,7 +86,7 @@ def debug_option() -> click.Option:
 
 
 def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
-    context.ensure_object(Settings).debug |= value
+    context.ensure_object(ConsoleSettings).debug |= value
 
 
 def _json_option() -> click.Option:
@@ -95,6 +95,12 @@ def _json_option() -> click.Option:
 
 
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+own_data_option = click.option(
+    "--dataset",
+    metavar="FILE|FUNCTION",
+    help="Data of your own, if the run learned from any that no file brings back: "
+    "package.module:function; or where their file is now.",
+)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

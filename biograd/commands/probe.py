@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from biograd.commands.options import Answer, Words, command
+from biograd.commands.options import Answer, Words, command, own_data_option
 
 REFERENCES = ("auto", "backpropagation", "finite_difference")
 
@@ -34,7 +34,7 @@ REFERENCES = ("auto", "backpropagation", "finite_difference")
     metavar="N",
     default=64,
     show_default=True,
-    help="Examples of the training data, balanced between the classes.",
+    help="Examples of the training data, the classes in turn.",
 )
 @click.option(
     "--reference",
@@ -45,7 +45,8 @@ REFERENCES = ("auto", "backpropagation", "finite_difference")
     help="What the estimate is compared with; auto: finite differences where spikes have no "
     "derivative.",
 )
-def probe(run: Path, **choices: Any) -> Answer:
+@own_data_option
+def probe(run: Path, dataset: str | None, **choices: Any) -> Answer:
     """Say how good a run's gradient estimate is, and why it does not learn.
 
     RUN is a run file.  For every layer: the cosine of the estimate to the gradient, of one draw
@@ -58,6 +59,6 @@ def probe(run: Path, **choices: Any) -> Answer:
     from biograd.runs.reader import open_run
 
     with open_run(run) as opened:
-        found = diagnose(opened, **choices)
+        found = diagnose(opened, data=dataset, **choices)
         record = {"run": opened.path, **found.as_dict()}
     return Answer(record, str(found))

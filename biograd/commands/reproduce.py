@@ -6,8 +6,14 @@ from pathlib import Path
 
 import click
 
-from biograd.commands.options import Answer, command, data_dir_option, quiet_option
-from biograd.commands.progress import Progress
+from biograd.commands.display import ProgressDisplay
+from biograd.commands.options import (
+    Answer,
+    command,
+    data_dir_option,
+    own_data_option,
+    quiet_option,
+)
 
 
 @command("reproduce")
@@ -19,11 +25,17 @@ from biograd.commands.progress import Progress
     metavar="FILE",
     help="Keep the repeated run there.  [default: it is deleted]",
 )
+@own_data_option
 @data_dir_option
 @click.option("--offline", is_flag=True, help="Do not download; use what is in the data folder.")
 @quiet_option
 def reproduce(
-    run: Path, out: Path | None, data_dir: Path | None, offline: bool, quiet: bool
+    run: Path,
+    out: Path | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    offline: bool,
+    quiet: bool,
 ) -> Answer:
     """Repeat a run from its file and compare.
 
@@ -36,8 +48,13 @@ def reproduce(
     """
     from biograd import reproduction
 
-    with Progress(quiet) as progress:
+    with ProgressDisplay(quiet) as progress:
         found = reproduction.reproduce(
-            run, out=out, data_dir=data_dir, offline=offline or None, progress=progress
+            run,
+            data=dataset,
+            out=out,
+            data_dir=data_dir,
+            offline=offline or None,
+            progress=progress,
         )
     return Answer(found.as_dict(), str(found), found.failure)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from biograd.commands.options import Answer, command, quiet_option
-from biograd.commands.progress import Progress
+from biograd.commands.display import ProgressDisplay
+from biograd.commands.options import Answer, command, own_data_option, quiet_option
 from biograd.commands.train import summary
 
 
@@ -19,8 +19,9 @@ from biograd.commands.train import summary
     metavar="N",
     help="Train to epoch N.  [default: as many as the run was started with]",
 )
+@own_data_option
 @quiet_option
-def resume(run: Path, epochs: int | None, quiet: bool) -> Answer:
+def resume(run: Path, epochs: int | None, dataset: str | None, quiet: bool) -> Answer:
     """Go on with a run that was interrupted, or train it for longer.
 
     RUN is a run file.  An interrupted run ends bit by bit as without the interruption (on the CPU).
@@ -28,6 +29,6 @@ def resume(run: Path, epochs: int | None, quiet: bool) -> Answer:
     """
     from biograd import experiment
 
-    with Progress(quiet) as progress:
-        record = experiment.proceed(run, epochs, progress)
+    with ProgressDisplay(quiet) as progress:
+        record = experiment.proceed(run, epochs, progress, own=dataset)
     return Answer(record, summary(record))

@@ -110,6 +110,7 @@ def place(
     data_dir: Path | None,
     offline: bool,
     task: int | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Place:
     """Return where a study runs, from the options of the console."""
     from biograd.placement import Placement
@@ -118,7 +119,7 @@ def place(
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
     placement = Placement(engine, workers or os.cpu_count() or 1, address, job, folder)
-    return Place(folder, data_dir, offline, placement, task)
+    return Place(folder, data_dir, offline, placement, task, own or {})
 
 
 def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Answer:
@@ -148,12 +149,12 @@ def describe(report: Report, title: str, folder: Path) -> RenderableType:
     from biograd.studies.writing import COSTLY
 
     results = {key: name for key, name in report.columns.items() if key not in COSTLY}
-    parts: list[RenderableType] = [Text(title), "", _table(report.rows, results)]
+    parts: list[RenderableType] = [Text(title), "", _table(report.rows, results, report.fine)]
     parts += ["", *map(Text, report.notes)]
     contrasts = report.tables.get("contrasts", [])
     if contrasts:
         rows = [{**row, "what": f"{row['level']} against {row['against']}"} for row in contrasts]
-        parts += ["", _table(rows, CONTRASTS)]
+        parts += ["", _table(rows, CONTRASTS, report.fine)]
     costs = {key: name for key, name in report.columns.items() if key in COSTLY}
     if costs:
         parts += ["", _table(report.rows, {"cell": "costs, means", **costs})]
@@ -173,7 +174,9 @@ CONTRASTS = {
 }
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> RenderableType:
+def _table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], fine: bool = False
+) -> RenderableType:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -184,5 +187,5 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Ren
     for place, name in enumerate(columns.values()):
         table.add_column(Text(name), justify="right" if place else "left", no_wrap=bool(place))
     for row in rows:
-        table.add_row(*(Text(write_cell(key, row.get(key))) for key in columns))
+        table.add_row(*(Text(write_cell(key, row.get(key), fine)) for key in columns))
     return table

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from biograd import recipes
-from biograd.commands.layout import columns, costs, large, percent
+from biograd.commands.columns import columns, costs, large, percent
+from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
-from biograd.commands.progress import Progress
+from biograd.metrics import headline, words, written
 
 
 @command("train", together=True)
@@ -24,10 +25,16 @@ from biograd.commands.progress import Progress
 )
 @click.option(
     "--dataset",
-    metavar="NAME|FILE",
+    metavar="NAME|FILE|FUNCTION",
     default="digits",
     show_default=True,
-    help="A shipped dataset, or a TOML file.",
+    help="A shipped dataset, a TOML file, or your own: FILE.npz, FILE.h5, a folder, "
+    "package.module:function.",
+)
+@click.option(
+    "--task",
+    metavar="NAME",
+    help="What the targets ask for: classes, regression, ...  [default: what they tell]",
 )
 @click.option("--estimator", metavar="NAME", help="How gradients are estimated.  [default: model]")
 @click.option(
@@ -85,11 +92,12 @@ def train(*, quiet: bool, **choices: Any) -> Answer:
     batch.
     """
     recipes.read(choices["model"], "models")  # a misspelt name should not wait for torch
-    recipes.read(choices["dataset"], "datasets")
+    recipes.dataset_table(choices["dataset"])
     from biograd import experiment
 
-    with Progress(quiet) as progress:
-        record = experiment.execute(experiment.Request(**choices), progress)
+    with ProgressDisplay(quiet) as progress:
+        asked = experiment.asked(choices.pop("dataset"))
+        record = experiment.execute(experiment.Request(**asked, **choices), progress)
     return Answer(record, summary(record))
 
 
@@ -116,9 +124,11 @@ def _silent(shares: Mapping[str, float]) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def share(key: str) -> str:
+    name = headline(record)
+
+    def result(key: str) -> str:
         value = record.get(key)
-        return "" if value is None else percent(value)
+        return "" if value is None else written(name, value)
 
     decorrelation = record.get("decorrelation") or "off"
     with_it = "" if decorrelation == "off" else f", decorrelation {decorrelation}"
@@ -130,9 +140,9 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("estimator", f"{record['estimator']}{with_it}"),
         ("seed", str(record.get("seed", ""))),
         ("epochs", _epochs(record)),
-        ("train accuracy", share("train_accuracy")),
-        ("test accuracy", share("test_accuracy")),
-        ("frozen hidden", share("frozen_hidden_control")),
+        (f"train {words(name)}", result(f"train_{name}")),
+        (f"test {words(name)}", result(f"test_{name}")),
+        ("frozen hidden", result("frozen_hidden_control")),
         ("test loss", "" if loss is None else f"{loss:.4f}"),
         ("silent units", _silent(record.get("silent") or {})),
         *costs(record),

@@ -1,37 +1,78 @@
-"""Data: from a dataset recipe to two checked splits, and from a split to batches.
+"""Data: from a recipe, or what the user gives, to sources and a task; from a source to batches.
 
-A source is a module with ``read(request) -> (train, test)``; it is imported when it is used.
+To add a source: write ``read(request) -> Parts`` in a file of its own, and name it in ``SOURCES``,
+or in the entry points ``biograd.sources`` of another package.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from biograd.data.request import Request
-from biograd.data.splits import (
-    Batch,
-    Dataset,
-    Evaluated,
-    Split,
-    batches,
-    class_balanced,
-    digest,
-    stratified,
+import torch
+
+from biograd.data import (
+    digits,
+    files,
+    given,
+    hdf5,
+    idx,
+    npz,
+    random_manifolds,
+    yin_yang,
 )
-from biograd.errors import DataError, RecipeError, nearest
+from biograd.data.arrays import Arrays
+from biograd.data.choosing import by_turns, divided, stratified
+from biograd.data.dataset import Dataset, digest, validate
+from biograd.data.events import Events
+from biograd.data.items import Items
+from biograd.data.request import Parts, Request
+from biograd.data.source import Batch, Rows, Source, batches, rows_of, streams
+from biograd.data.stream import Stream
+from biograd.data.tasked import set_task, tasked
+from biograd.errors import DataError, RecipeError
 from biograd.randomness import generator
 from biograd.recipes import DatasetRecipe
+from biograd.registry import Registry
 
-__all__ = ["SOURCES", "Batch", "Dataset", "Split", "batches", "class_balanced", "load"]
+__all__ = [
+    "ASKED",
+    "SOURCES",
+    "Arrays",
+    "Batch",
+    "Dataset",
+    "Events",
+    "Items",
+    "Parts",
+    "Request",
+    "Rows",
+    "Source",
+    "Stream",
+    "batches",
+    "by_turns",
+    "load",
+    "rows_of",
+]
 
-SOURCES = {
-    "digits": "biograd.data.digits",
-    "idx": "biograd.data.idx",
-    "yin_yang": "biograd.data.yin_yang",
-    "random_manifolds": "biograd.data.random_manifolds",
-}
+SOURCES: Registry[Callable[[Request], Parts]] = Registry(
+    "biograd.sources",
+    {
+        "digits": digits.read,
+        "idx": idx.read,
+        "yin_yang": yin_yang.read,
+        "random_manifolds": random_manifolds.read,
+        "npz": npz.read,
+        "hdf5": hdf5.read,
+        "folder": files.read,
+        "arrays": given.read,
+        "torch": given.read,
+        "stream": given.read,
+        "python": given.function,
+    },
+)
+ASKED = ("arrays", "torch", "stream", "python")
+"""Sources that no file can bring back: each call must be given the data anew."""
 
 
 def load(
@@ -41,56 +82,108 @@ def load(
     data_dir: Path | None = None,
     offline: bool = False,
     seed: int = 0,
+    own: Any = None,
+    timed: bool = False,
+    dt_ms: float = 1.0,
 ) -> Dataset:
-    """Return the dataset of a recipe, complete and checked.
+    """Return the dataset of a recipe, checked, with the task that its targets set.
 
-    With ``recipe.validation > 0`` the dataset's ``test`` split is that share of the training
-    split, held out class by class and the same for every seed; the true test split is dropped
-    before anything looks at it.  ``training_examples`` and ``test_examples`` then shorten the two
-    splits, whatever the seed to the same rows.
+    With ``recipe.validation > 0`` the validation split is that share of the training split, held
+    out in the proportion of the task's strata and the same for every seed; other validation rows
+    and the test split are dropped before anything looks at them.  ``training_examples`` and
+    ``test_examples`` then shorten the splits, whatever the seed to the same rows.  Own data without
+    splits are divided by ``recipe.split``.
 
     Args:
         name: opens every message and names the cache folder.
         data_dir: folder that already holds the files; see :mod:`biograd.data.fetch`.
         offline: never touch the network.
         seed: for a generated source whose recipe states no seed of its own.
+        own: the user's own data, or the text that names their function.
+        timed: whether inputs have a time axis, beside what the recipe says.
+        dt_ms: length of a step, in which events are binned.
 
     Raises:
         RecipeError: unknown source or setting.
         DataError: a file is missing or altered, or a row cannot be learned from.
     """
-    if recipe.source not in SOURCES:
-        hint = nearest(recipe.source, SOURCES)
-        raise RecipeError(f"dataset {name}: source = {recipe.source!r}: {hint}")
-    source = importlib.import_module(SOURCES[recipe.source])
-    train, test = source.read(Request(recipe, name, data_dir, offline, seed))
-    shape = recipe.shape or tuple(train.inputs.shape[1:])
+    read = SOURCES.find(recipe.source, f"dataset {name}: source")
+    if recipe.source in ASKED and own is None:
+        raise RecipeError(
+            f"dataset {name}: source = {recipe.source!r}: no file brings these data back: give "
+            "them to the call, or --dataset package.module:function"
+        )
+    whole = recipe.timed or timed
+    parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
+    task, kind = set_task(parts, recipe, name)
+    sources = {split: tasked(each, task, f"{name}: {split} split")
+               for split, each in parts.sources.items()}  # fmt: skip
+    notes, shape = parts.notes, recipe.shape or sources["train"].shape
     if recipe.validation:
-        train.validate(shape, recipe.classes, f"{name}: train split")
-        train, test = _hold_out(train, recipe.validation, name)
-    evaluated_on: Evaluated = "validation" if recipe.validation else "test"
-    whole = Dataset(name, shape, recipe.classes, train, test, "", evaluated_on)
-    whole.validate()
-    train = _shortened(train, recipe.training_examples, f"{name}: training_examples")
-    test = _shortened(test, recipe.test_examples, f"{name}: test_examples")
-    return dataclasses.replace(whole, train=train, test=test, sha256=digest(train, test))
+        validate(sources["train"], task, shape, f"{name}: train split")
+        sources = _hold_out(sources["train"], recipe.validation, name, task)
+    elif list(sources) == ["train"]:
+        sources, note = _divide(sources["train"], recipe, name, task, parts.groups)
+        notes = (*notes, note)
+    evaluated = "validation" if "validation" in sources else "test"
+    if evaluated not in sources:
+        raise DataError(f"{name}: no rows to evaluate on: give a validation or test split")
+    for split in ("train", evaluated):
+        validate(sources[split], task, shape, f"{name}: {split} split")
+    for split, count, key in (
+        ("train", recipe.training_examples, "training_examples"),
+        (evaluated, recipe.test_examples, "test_examples"),
+    ):
+        sources[split] = _shortened(sources[split], count, f"{name}: {key}", task)
+    known = digest(*sources.values())
+    if not known:
+        notes = (*notes, f"{name}: the data do not repeat, nor does the run")
+    return Dataset(
+        name,
+        task,
+        sources["train"],
+        sources.get("validation"),
+        sources.get("test"),
+        known,
+        notes,
+        kind,
+    )
 
 
-def _hold_out(train: Split, share: float, name: str) -> tuple[Split, Split]:
+def _strata(source: Source, task: Any) -> torch.Tensor:
+    """Return a group number a row, 0 where the task knows none."""
+    known = None if source.targets is None else task.strata(source.targets)
+    return torch.zeros(len(source), dtype=torch.int64) if known is None else known
+
+
+def _hold_out(source: Source, share: float, name: str, task: Any) -> dict[str, Source]:
     """Divide the training split; the stream has a fixed seed, so that all runs share the rows."""
-    count = round(len(train) * share)
-    if not 0 < count < len(train):
-        rows = f"{count} of {len(train)} training rows"
+    if streams(source):
+        raise RecipeError(f"{name}: validation = {share}: a stream keeps its first rows by itself")
+    count = round(len(source) * share)
+    if not 0 < count < len(source):
+        rows = f"{count} of {len(source)} training rows"
         raise DataError(f"{name}: validation = {share}: cannot hold out {rows}")
-    kept, taken = stratified(train.targets, count, generator(0, "validation"))
-    return train.rows(kept), train.rows(taken)
+    kept, taken = stratified(_strata(source, task), count, generator(0, "validation"))
+    return {"train": rows_of(source, kept), "validation": rows_of(source, taken)}
 
 
-def _shortened(split: Split, count: int, where: str) -> Split:
-    """Return ``count`` rows of a split, every class in proportion; 0: all of it."""
+def _divide(
+    source: Source, recipe: DatasetRecipe, name: str, task: Any, groups: torch.Tensor | None
+) -> tuple[dict[str, Source], str]:
+    """Divide data that come without splits, and say how."""
+    parts = divided(len(source), recipe.split, _strata(source, task), groups, name)
+    counts = ", ".join(f"{len(rows)} {split}" for split, rows in parts.items())
+    how = "by group" if groups is not None else "in proportion of the targets' groups"
+    note = f"{name}: no splits were given: divided {how} into rows of {counts}"
+    return {split: rows_of(source, rows) for split, rows in parts.items()}, note
+
+
+def _shortened(source: Source, count: int, where: str, task: Any) -> Source:
+    """Return ``count`` rows of a split, every group in proportion; 0: all of it."""
     if not count:
-        return split
-    if count > len(split):
-        raise DataError(f"{where} = {count}: the split has {len(split)} rows")
-    _left, taken = stratified(split.targets, count, generator(0, "shortened"))
-    return split.rows(taken)
+        return source
+    if count > len(source):
+        raise DataError(f"{where} = {count}: the split has {len(source)} rows")
+    _left, taken = stratified(_strata(source, task), count, generator(0, "shortened"))
+    return rows_of(source, taken)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from biograd.data.request import NoSettings, Request
-from biograd.data.splits import Split, stratified
+from biograd.data.arrays import Arrays
+from biograd.data.choosing import stratified
+from biograd.data.request import NoSettings, Parts, Request
 from biograd.randomness import generator
 
 TEST_ROWS = 360
 
 
-def read(request: Request) -> tuple[Split, Split]:
+def read(request: Request) -> Parts:
     """Return 1,437 training and 360 test digits, inputs ``[N, 1, 8, 8]`` from 0 to 1.
 
     Why one fixed split: the data have no official one, and a split that followed the run's seed
@@ -27,5 +28,5 @@ def read(request: Request) -> tuple[Split, Split]:
     inputs = torch.from_numpy(bundled.images).float().div_(16).unsqueeze(1)
     targets = torch.from_numpy(bundled.target).long()
     kept, taken = stratified(targets, TEST_ROWS, generator(0, "digits", "split"))
-    rows = Split(inputs, targets)
-    return rows.rows(kept), rows.rows(taken)
+    rows = Arrays(inputs, targets)
+    return Parts({"train": rows.rows(kept), "test": rows.rows(taken)})

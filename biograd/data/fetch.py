@@ -8,13 +8,13 @@ error.  An altered file in the cache is replaced by a fresh download.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from biograd.data.digests import sha256
 from biograd.data.download import Progress, download
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DataFile, DatasetRecipe, construct
@@ -149,19 +149,6 @@ def cache_folder(name: str) -> Path:
 def _plain(name: str) -> str:
     """Turn a dataset's name, which may be a path, into the name of one folder."""
     return re.sub(r"[^\w.-]", "_", Path(name).name.removesuffix(".toml")).lstrip(".") or "_"
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 digest of a file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _candidates(file: DataFile, folders: list[Path]) -> Iterator[Found]:

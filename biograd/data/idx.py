@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from biograd.data.arrays import Arrays
 from biograd.data.fetch import fetch_by_key
-from biograd.data.request import NoSettings, Request
-from biograd.data.splits import Split
+from biograd.data.request import NoSettings, Parts, Request
 from biograd.errors import DataError, RecipeError, nearest
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -21,7 +21,7 @@ UNSIGNED_BYTE = 0x08
 GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read(request: Request) -> tuple[Split, Split]:
+def read(request: Request) -> Parts:
     """Return the splits of four IDX files, inputs from 0 to 1.
 
     Images of one channel gain the axis that the recipe's shape has: ``[N, 28, 28]`` becomes
@@ -38,9 +38,11 @@ def read(request: Request) -> tuple[Split, Split]:
     _check_keys(request)
     paths = fetch_by_key(request.recipe, request.name, request.data_dir, request.offline)
     shape = request.recipe.shape
-    return (
-        _split(paths["train_images"], paths["train_labels"], shape),
-        _split(paths["test_images"], paths["test_labels"], shape),
+    return Parts(
+        {
+            split: _split(paths[f"{split}_images"], paths[f"{split}_labels"], shape)
+            for split in ("train", "test")
+        }
     )
 
 
@@ -54,7 +56,7 @@ def _check_keys(request: Request) -> None:
             raise RecipeError(f"dataset {request.name}: missing key files.{key}")
 
 
-def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Split:
+def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Arrays:
     values = parse(images)
     found = tuple(values.shape[1:])
     if shape and shape not in (found, (1, *found)):
@@ -63,7 +65,7 @@ def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Split:
     if classes.dim() != 1:
         raise DataError(f"{labels}: labels must have 1 axis, found {classes.dim()}")
     inputs = values.reshape(len(values), *(shape or found)).float().div_(255)
-    return Split(inputs, classes.long())
+    return Arrays(inputs, classes.long())
 
 
 def parse(path: Path) -> Tensor:

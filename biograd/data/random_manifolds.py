@@ -9,13 +9,14 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from biograd.data.request import Request
-from biograd.data.splits import Split
+from biograd.data.arrays import Arrays
+from biograd.data.request import Parts, Request
 from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Range
 
 PRECISION = 1e-3
+CLASSES = 10
 MOST_FREQUENCIES = 1000
 
 
@@ -38,7 +39,7 @@ class Settings:
     seed: Annotated[int, Range(0)] | None = None
 
 
-def read(request: Request) -> tuple[Split, Split]:
+def read(request: Request) -> Parts:
     """Return splits with inputs ``[N, units]`` from 0 to 1; each class is one manifold.
 
     Every unit is standardised within its class to reach from 0 to 1 over the training rows, so
@@ -52,13 +53,13 @@ def read(request: Request) -> tuple[Split, Split]:
     """
     settings = request.settings(Settings)
     request.without_files()
-    shape, classes = request.recipe.shape, request.recipe.classes
+    shape, classes = request.recipe.shape, request.recipe.classes or CLASSES
     if len(shape) != 1:
         raise RecipeError(f"dataset {request.name}: shape = {list(shape)}: write [units]")
     seed = request.seed if settings.seed is None else settings.seed
     drawn = [_class(settings, shape[0], seed, label) for label in range(classes)]
     train, test = (torch.stack(parts, 1) for parts in zip(*drawn, strict=True))
-    return _split(train), _split(test)
+    return Parts({"train": _split(train), "test": _split(test)})
 
 
 def _class(settings: Settings, units: int, seed: int, label: int) -> tuple[Tensor, Tensor]:
@@ -75,10 +76,10 @@ def _class(settings: Settings, units: int, seed: int, label: int) -> tuple[Tenso
     return values[: settings.train_rows], values[settings.train_rows :]
 
 
-def _split(values: Tensor) -> Split:
+def _split(values: Tensor) -> Arrays:
     """Turn ``[rows, classes, units]`` into a split in which the classes take turns."""
     targets = torch.arange(values.shape[1]).repeat(values.shape[0])
-    return Split(values.flatten(0, 1).float(), targets)
+    return Arrays(values.flatten(0, 1).float(), targets)
 
 
 def manifold(units: int, dimension: int, smoothness: float, stream: torch.Generator) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from biograd.data.request import Request
-from biograd.data.splits import Split
+from biograd.data.arrays import Arrays
+from biograd.data.request import Parts, Request
 from biograd.recipes import Count, Range
 
 RADIUS = 0.5
@@ -32,7 +32,7 @@ class Settings:
     test_seed: Seed = 40
 
 
-def read(request: Request) -> tuple[Split, Split]:
+def read(request: Request) -> Parts:
     """Return splits with inputs ``[N, 4]``: ``x, y, 1 - x, 1 - y``, each from 0 to 1.
 
     Source: L. Kriener, J. Göltz and M. A. Petrovici, The Yin-Yang dataset, NICE (2022).
@@ -41,11 +41,11 @@ def read(request: Request) -> tuple[Split, Split]:
     request.without_files()
     train = sample(settings.train_rows, settings.train_seed)
     test = sample(settings.test_rows, settings.test_seed)
-    return _split(*train), _split(*test)
+    return Parts({"train": _split(*train), "test": _split(*test)})
 
 
-def _split(inputs: np.ndarray, targets: np.ndarray) -> Split:
-    return Split(torch.from_numpy(inputs).float(), torch.from_numpy(targets))
+def _split(inputs: np.ndarray, targets: np.ndarray) -> Arrays:
+    return Arrays(torch.from_numpy(inputs).float(), torch.from_numpy(targets))
 
 
 def sample(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from biograd.networks.network import LAYERS
+from biograd.substrate.network import LAYERS
 
 SILENT = 1e-3
 """A rate unit is silent if it never exceeds this share of its layer's largest activity."""

@@ -70,9 +70,9 @@ def probe(
     """
     if draws < 2:
         raise RecipeError(f"probe: draws = {draws}: at least two are needed")
-    difference = references.find(reference, engine)
     with untouched(engine):
         setup = Setup(engine, inputs, targets, index)
+        difference = references.find(reference, engine)
         trace = setup.run(Plan())
         truths = references.truths(setup, trace, difference)
         drawn = _draw(setup, draws, truths)
@@ -170,7 +170,8 @@ def _dimensions(setup: Setup, trace: Trace) -> int:
     if "perturb_parameter" in estimator.needs:
         return sum(parameter.numel() for parameter in setup.parameters)
     chosen = getattr(estimator, "sites", "all")
-    names = setup.engine.hidden if isinstance(chosen, str) else tuple(chosen)
+    noisy = [*setup.engine.hidden, *setup.engine.scales]  # without a graph the readout, too
+    names = tuple(dict.fromkeys(noisy)) if isinstance(chosen, str) else tuple(chosen)
     width = bin_width(getattr(estimator, "time_bin", None), setup.engine.timed)
     shapes = [trace.sites[name].shape for name in names]
     sizes = [bins(shape.steps, width) * math.prod(shape.units) for shape in shapes]

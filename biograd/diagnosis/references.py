@@ -45,18 +45,21 @@ def find(reference: Reference, engine: Engine) -> FiniteDifference | None:
         CapabilityError: the substrate cannot differentiate.
         RecipeError: no such reference.
     """
-    able = engine.substrate.capabilities
+    able = engine.substrate.capabilities if engine.differentiable else frozenset()
     if isinstance(reference, FiniteDifference):
         return reference
     if reference not in NAMES:
         raise RecipeError(f"probe: reference = {reference!r}: {nearest(reference, NAMES)}")
     if reference == "backpropagation" and "vjp" not in able:
-        raise CapabilityError(
-            f"probe: the substrate {engine.substrate.name!r} cannot do vjp: "
-            "use reference='finite_difference'"
-        )
+        raise CapabilityError(f"probe: {_unable(engine)}: use reference='finite_difference'")
     by_difference = reference == "finite_difference" or "vjp" not in able
     return FiniteDifference() if by_difference else None
+
+
+def _unable(engine: Engine) -> str:
+    if not engine.differentiable:
+        return f"the loss of {type(engine.task).__name__} has no derivative"
+    return f"the substrate {engine.substrate.name!r} cannot do vjp"
 
 
 def truths(setup: Setup, trace: Trace, difference: FiniteDifference | None) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from biograd.contracts import Plan, Round, Trace, Transport
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
-from biograd.networks.network import SynapticLayer
+from biograd.substrate.network import SynapticLayer
 
 
 class Buffers(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.contracts import Credit, Plan, Round, SiteTrace, Trace, bin_lengths
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators.estimator import Estimator
-from biograd.estimators.tangents import TANGENTS, LocalGuess, Request, by_owner
+from biograd.estimators.tangents import TANGENTS, LocalGuess, TangentRequest, by_owner
 from biograd.estimators.weight_perturbation import gradients
 from biograd.recipes import Count, Range, validate
 
@@ -118,7 +118,9 @@ class ForwardGradientActivity(Estimator):
         passes = self.passes_of(round)
         for place, groups in enumerate(passes):
             for group in groups:
-                request = Request(group, self.copies, self.shared, round.width(self.time_bin))
+                request = TangentRequest(
+                    group, self.copies, self.shared, round.width(self.time_bin)
+                )
                 for name, part in self.tangents.draw(request, round).items():
                     found[name] = part
                     if len(passes) > 1:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from biograd.contracts import Round, Trace, Visits
 from biograd.errors import CapabilityError, RecipeError
-from biograd.estimators.regression import pairs
+from biograd.estimators.loss_regression import pairs
 from biograd.estimators.weak_gradient import WeakGradient
-from biograd.networks.effective import effective_parameters, respond
-from biograd.networks.network import LAYERS
 from biograd.recipes import Count, Positive, Range, validate
+from biograd.substrate.effective import effective_parameters, respond
+from biograd.substrate.network import LAYERS
 
 BASELINES = {"none": "score", "leave_one_out": "leave_one_out", "clean": "baseline"}
 SIGN = math.sqrt(math.pi / 2)

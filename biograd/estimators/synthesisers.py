@@ -157,7 +157,7 @@ class MultilayerSynthesiser(Synthesiser):
         return values
 
 
-class Projection(Synthesiser):
+class FixedProjection(Synthesiser):
     """``SG(h, y) = hA`` with a given matrix that is not trained (see the module's table)."""
 
     matrix: Tensor

@@ -26,7 +26,7 @@ from biograd.recipes import Count, Fraction, NotNegative, validate
 
 
 @dataclasses.dataclass(frozen=True)
-class Crossing:
+class Junction:
     """Where no credit passes, from block to block or from one window of time to the next.
 
     Attributes:
@@ -187,18 +187,18 @@ class SyntheticGradient(Estimator):
         boundaries = frozenset(self.chosen(round))
         return (Plan(boundaries=boundaries, slots=True, transport=transport),)
 
-    def crossings(self, trace: Trace, round: Round) -> list[Crossing]:
+    def crossings(self, trace: Trace, round: Round) -> list[Junction]:
         """Return where credit is stopped; what one depends on stands before it."""
         found, names, given = [], self.chosen(round), labels(trace)
         for name in round.blocks:
             site = trace.sites[name]
             for ended, begun in site.states:
-                found.append(Crossing(self.synthesiser_of(name, True), ended, begun, given))
+                found.append(Junction(self.synthesiser_of(name, True), ended, begun, given))
             if name in names:
                 assert site.slot is not None
                 seen = given[:, None] if site.timed else given
                 model = self.synthesiser_of(name)
-                found.append(Crossing(model, _activity(site), site.slot, seen))
+                found.append(Junction(model, _activity(site), site.slot, seen))
         return found
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
@@ -212,7 +212,7 @@ class SyntheticGradient(Estimator):
             yield loss, torch.ones_like(loss)
             yield place.below, self._signal(place, prediction, target).view(place.below.shape)
 
-    def _signal(self, place: Crossing, prediction: Tensor, target: Tensor) -> Tensor:
+    def _signal(self, place: Junction, prediction: Tensor, target: Tensor) -> Tensor:
         """Return what is delivered: the derivative of the mean loss, ``[B, (T,) U]``."""
         signal = prediction.detach() / len(prediction)
         if not self.prediction:
@@ -223,7 +223,7 @@ class SyntheticGradient(Estimator):
         return signal + self.conspiring * extra
 
     def targets(
-        self, trace: Trace, crossings: Sequence[Crossing], predicted: Sequence[Tensor]
+        self, trace: Trace, crossings: Sequence[Junction], predicted: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return the targets ``G`` of the predictions, for each example, ``[B, (T,) U]``.
 

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from biograd import parallel
 from biograd.contracts import Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError
-from biograd.estimators.regression import isotropic, orthonormal
+from biograd.estimators.loss_regression import isotropic, orthonormal
 from biograd.estimators.weak_gradient import split, unit_sizes
 from biograd.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class TangentRequest:
     """What directions are asked for.
 
     Attributes:
@@ -68,7 +68,7 @@ class Tangents(nn.Module):
     def build(self, trace: Trace, round: Round) -> None:
         """Make auxiliary readouts for the shapes of a clean pass."""
 
-    def draw(self, request: Request, round: Round) -> dict[str, Tensor]:
+    def draw(self, request: TangentRequest, round: Round) -> dict[str, Tensor]:
         """Return the directions of each site of the group, ``[m, B, K, *U]``."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class RandomTangents(Tangents):
         """Return directions ``[m, rows, d]`` with ``E[u u'] = 1``."""
         raise NotImplementedError
 
-    def draw(self, request: Request, round: Round) -> dict[str, Tensor]:
+    def draw(self, request: TangentRequest, round: Round) -> dict[str, Tensor]:
         """Return fresh random directions."""
         sizes = unit_sizes(round.shapes, request.group, request.time_bin)
         size = sum(sizes.values())
@@ -206,7 +206,7 @@ class LocalGuess(Tangents):
         """Return the readout of a site in this step."""
         return cast(Auxiliary, self.readouts[_key(name)])
 
-    def draw(self, request: Request, round: Round) -> dict[str, Tensor]:
+    def draw(self, request: TangentRequest, round: Round) -> dict[str, Tensor]:
         """Return the gradients of the auxiliary losses of the last clean pass."""
         trace = round.traces[-1]
         found = {}

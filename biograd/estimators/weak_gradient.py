@@ -13,7 +13,7 @@ from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators.estimator import Estimator
-from biograd.estimators.regression import METHODS, binned
+from biograd.estimators.loss_regression import METHODS, binned
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
 
@@ -31,7 +31,7 @@ class WeakGradient(Estimator):
     Args:
         copies: ``S``, the clean one included.
         sigma: size of the noise relative to the site's root-mean-square current.
-        method: how the gradient follows from the losses (``regression.METHODS``).
+        method: how the gradient follows from the losses (``loss_regression.METHODS``).
         sites: "all" hidden sites together, "round_robin" one in each step, or their names; with
             names, the other layers get their credit by back-propagation.
         ridge: relative strength of the ridge penalty, ``lambda = ridge D``.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from biograd.contracts import Round, Trace
 from biograd.estimators.feedback import Buffers, Feedback, key, normal, size_of
-from biograd.networks.effective import respond
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
+from biograd.substrate.effective import respond
 
 
 class WeightMirror(Feedback):

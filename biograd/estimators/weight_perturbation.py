@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.contracts import Credit, ParameterNoise, Plan, Round, Trace
 from biograd.errors import RecipeError
 from biograd.estimators.estimator import Estimator
-from biograd.estimators.regression import centred_ranks
+from biograd.estimators.loss_regression import centred_ranks
 from biograd.recipes import Positive, Range, validate
 
 

@@ -1,34 +1,34 @@
-"""A sketch as a network of biograd: a stack of layers where it is one, else a circuit."""
+"""A parsed graph as a network of biograd."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from biograd.checking import construct
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.graph import INPUT, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.encoding import build as build_encoding
 from biograd.errors import CapabilityError, RecipeError
-from biograd.interchange.cells import SAME, Array, decay, milliseconds
-from biograd.interchange.describe import READS
-from biograd.interchange.populations import membrane_of, neuron_of, simulated, stepped
-from biograd.interchange.sketch import INPUT, Link, Origin, Reading, Sketch, weighing
-from biograd.networks import build as build_network
-from biograd.networks.circuit import Circuit, Projection
-from biograd.networks.grids import Convolution
-from biograd.networks.network import Network
-from biograd.networks.projections import Masked, OneToOne
-from biograd.networks.readouts import Readout
-from biograd.networks.spikes import Membrane
-from biograd.networks.spiking import SpikingNetwork
-from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe, NeuronRecipe, construct
-
-Simulator = Literal["torch", "snntorch", "brian2"]
+from biograd.interchange.cells import SAME, Array, milliseconds, neuron_of, settled
+from biograd.interchange.nodes import SIGNS
+from biograd.interchange.parse import Parser
+from biograd.interchange.parts import Found, Way, plain
+from biograd.interchange.readouts import READS, Origin, weighing
+from biograd.recipes import EncodingRecipe, PopulationRecipe
+from biograd.simulators.population import Population, Simulator
+from biograd.substrate.normalisation import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,320 +56,267 @@ def step_length(notes: Mapping[str, Any], choices: Choices) -> float:
     return float(found)
 
 
-def build(sketch: Sketch, choices: Choices, where: str) -> Network:
-    """Return the network of a sketch.
+def build(parsed: Parser, choices: Choices, where: str) -> Circuit:
+    """Return the network of a parsed graph.
 
     Args:
-        where: what the sketch is of, for messages.
+        where: what the graph is called in messages.
 
     Raises:
         RecipeError: shapes that do not fit, an encoding that does not, no length of a trial.
         CapabilityError: a substrate that cannot simulate it.
     """
-    _check_shapes(sketch)
-    encoding = _encoding(sketch, choices, where)
-    neuron = _neuron(sketch, where)
-    why = _no_stack(sketch, encoding.dt_ms, neuron)
-    if why and choices.substrate not in (None, "brian2"):
-        raise CapabilityError(f"substrate = {choices.substrate!r}: {why}: take 'brian2'")
-    if why:
-        network: Network = _circuit(sketch, encoding, neuron)
-    else:
-        sketch = _as_stack(sketch)
-        network = _stack(sketch, encoding, neuron, choices.substrate or "torch")
-    network = network.to(_dtype(sketch))
-    network.__dict__["origin"] = _origin(sketch, encoding, neuron)
-    return network
+    return _Builder(parsed, choices, where).circuit()
 
 
-def _dtype(sketch: Sketch) -> torch.dtype:
-    given = (*(one.weight for one in sketch.links), sketch.reading.weight)
-    weights = [weight for weight in given if weight is not None]
-    small = bool(weights) and all(weight.dtype == np.float32 for weight in weights)
-    return torch.float32 if small else torch.float64
+class _Builder:
+    def __init__(self, parsed: Parser, choices: Choices, where: str) -> None:
+        self.parsed, self.where = parsed, where
+        self.encoding = _encoding(parsed, choices, where)
+        self.simulator: Simulator = choices.substrate or "torch"
+        self.places = {INPUT: -1} | {path: n for n, path in enumerate(parsed.populations)}
+        self.weights: dict[str, Array] = {}
+        self.types: set[Any] = set()
 
+    def circuit(self) -> Circuit:
+        """Return the network."""
+        parsed, parts = self.parsed, list[Block | Projection]()
+        for path, found in parsed.populations.items():
+            into = [one for one in parsed.ways if one.target == path]
+            if not into:
+                raise RecipeError(f"node {found.main!r}: nothing leads to it")
+            into = sorted(into, key=lambda one: (self._back(one), self.places[one.source]))
+            parts += [self._projection(one) for one in into]
+            parts.append(self._block(found, into[0].path))
+        readout, (filtered, behind), resistance = self._readout()
+        output, simulator = parsed.last.source, self.simulator
+        network = Circuit(parts, readout, self.encoding, filtered, behind, output, simulator)
+        small = self.types == {np.dtype(np.float32)}
+        network = network.to(torch.float32 if small else torch.float64)
+        shapes = {path: found.shape for path, found in parsed.populations.items()}
+        network.__dict__["origin"] = Origin(
+            parsed.names, {INPUT: parsed.shape, **shapes}, self.weights, resistance
+        )
+        return network
 
-def _check_shapes(sketch: Sketch) -> None:
-    """Refuse weights that do not fit what they lie between, and populations nothing leads to."""
-    units = {INPUT: int(np.prod(sketch.shape))}
-    units |= {name: cell.units for name, cell in sketch.cells.items()}
-    for one in sketch.links:
-        found = _sizes(one, units[one.source])
-        if found != (units[one.target], units[one.source]):
+    def _back(self, one: Way) -> bool:
+        return self.places[one.source] >= self.places[one.target]
+
+    # Populations
+
+    def _block(self, found: Found, first: str) -> Block:
+        path, notes = found.path, self.parsed.noted(found.main)
+        where = f"{self.where}: node {found.main!r}"
+        neuron = neuron_of(found.cell, notes, where)
+        weight = np.asarray(found.cell.weight)
+        if type(neuron) is not type(found.cell) and np.any(weight != 1):
+            self.weights[path] = weight
+        encoding, simulator = self.encoding, self.simulator
+        name = path.removeprefix("cells.")
+        cells = Population(
+            neuron, found.units, encoding.steps, encoding.dt_ms, simulator, f"populations.{name}"
+        )
+        noted = {key: notes[key] for key in ("dropout",) if key in notes}
+        dropout = construct(PopulationRecipe, noted, where).dropout
+        after = {"dropout": Dropout(dropout)} if dropout else {}
+        plain = path.startswith("cells.")
+        return Block(
+            path,
+            cells,
+            name if plain else first,
+            after=after,
+            inner="" if plain and not after else ".activity",
+            whole=bool(after),
+            spiking=neuron.spiking,
+        )
+
+    # What connects them
+
+    def _projection(self, one: Way) -> Projection:
+        parsed, back = self.parsed, self._back(one)
+        pool, shape = self._pooled(one, self._shape(one.source))
+        layer = self._layer(one, shape)
+        outputs, inputs = _sizes(layer)
+        units = (parsed.populations[one.target].units, math.prod(shape))
+        if (outputs, inputs) != units:
             raise RecipeError(
-                f"node {one.name!r}: weights from {found[1]} units to {found[0]}, between "
-                f"{one.source!r} of {units[one.source]} and {one.target!r} of {units[one.target]}"
+                f"node {one.weight or one.path!r}: weights from {inputs} units to {outputs}, "
+                f"between {one.source!r} of {units[1]} and {one.target!r} of {units[0]}"
             )
-        if one.mask is not None and one.weight is not None and one.mask.shape != one.weight.shape:
-            raise RecipeError(f"node {one.name!r}: a mask of another shape than its weights")
-    read = sketch.reading
-    if read.weight is not None and read.weight.shape[1] != units[read.source]:
-        raise RecipeError(
-            f"node 'readout': weights from {read.weight.shape[1]} units, behind {read.source!r} of "
-            f"{units[read.source]}"
-        )
-    for name in sketch.cells:
-        if not sketch.into(name):
-            raise RecipeError(f"node {name!r}: nothing leads to it")
-        if name != read.source and not any(one.source == name for one in sketch.links):
-            raise RecipeError(f"node {name!r}: it leads nowhere")
+        lag = self._lag(one) + back
+        return Projection(one.path, one.source, one.target, layer, lag=lag, before=pool)
+
+    def _shape(self, source: str) -> tuple[int, ...]:
+        if source == INPUT:
+            return self.parsed.shape
+        return self.parsed.populations[source].shape
+
+    def _pooled(self, one: Way, shape: tuple[int, ...]) -> tuple[Pooling | None, tuple[int, ...]]:
+        """Return what reduces the source's grid, and the shape behind it."""
+        if not one.pool:
+            return None, shape
+        node = self.parsed.nodes[one.pool]
+        sizes, strides = set(np.ravel(node.kernel_size)), set(np.ravel(node.stride))
+        if len(shape) != 3 or len(sizes) + len(strides) != 2 or np.any(node.padding):
+            raise CapabilityError(
+                f"node {one.pool!r}: biograd pools grids (channels, height, width) in square "
+                "windows, with one stride and no padding"
+            )
+        kind = "average" if self.parsed.kind(one.pool) == "AvgPool2d" else "sum"
+        pool = Pooling(shape, int(sizes.pop()), int(strides.pop()), kind)  # type: ignore[arg-type]
+        return pool, pool.target_shape
+
+    def _layer(self, one: Way, shape: tuple[int, ...]) -> nn.Module:
+        """Return the layer of a way, its weights set."""
+        if not one.weight:
+            return OneToOne(math.prod(shape)).double()
+        node, kind = self.parsed.nodes[one.weight], self.parsed.kind(one.weight)
+        notes = self.parsed.noted(one.weight)
+        weight = np.asarray(node.scale if kind == "Scale" else node.weight)
+        weight = weight.reshape(-1, 1) if kind == "Scale" else weight
+        self.types.add(weight.dtype)
+        bias = np.asarray(node.bias) if hasattr(node, "bias") else None
+        if kind == "Conv2d":
+            bias = None if notes.get("bias") == "none" else bias
+            return _filled(self._convolution(one.weight, shape, bias is not None), weight, bias)
+        if weight.ndim != 2:
+            raise CapabilityError(
+                f"node {one.weight!r}: weights of shape {weight.shape}, not a matrix"
+            )
+        mask, sign = notes.get("mask"), notes.get("sign", "both")
+        if sign not in SIGNS or (SIGNS[sign] * weight < 0).any():
+            raise RecipeError(
+                f"node {one.weight!r}: it notes sign = {sign!r}, its weights have others"
+            )
+        own = weight if sign == "both" else abs(weight)
+        if kind == "Scale":
+            return _filled(OneToOne(len(weight), sign=sign), own, None)
+        if mask is None and sign == "both":
+            return _linear(weight, bias)
+        exists = np.ones(weight.shape, bool) if mask is None else np.asarray(mask, bool)
+        if exists.shape != weight.shape:
+            raise RecipeError(f"node {one.weight!r}: a mask of another shape than its weights")
+        return _filled(Masked(torch.from_numpy(exists), bias is not None, sign), own, bias)
+
+    def _convolution(self, name: str, shape: tuple[int, ...], bias: bool) -> Convolution:
+        """Return a convolution; biograd's have square kernels."""
+        node, side = self.parsed.nodes[name], int(self.parsed.nodes[name].weight.shape[-1])
+        stride = {int(step) for step in np.ravel(node.stride)}
+        words = {"same": side // 2, "valid": 0}
+        given = node.padding if not isinstance(node.padding, (str, bytes)) else plain(node.padding)
+        padding = {words.get(n, n) for n in np.ravel(given).tolist()}
+        square = node.weight.shape[-2] == side and len(stride) == 1 and len(padding) == 1
+        simple = set(np.ravel(node.dilation).tolist()) == {1} and int(node.groups) == 1
+        if not square or not simple or ("same" in np.ravel(given) and not side % 2):
+            raise CapabilityError(
+                f"node {name!r}: biograd's convolutions have square kernels, one stride, one "
+                "padding, no dilation and no groups"
+            )
+        if len(shape) != 3 and node.input_shape is not None:
+            shape = (int(node.weight.shape[1]), *(int(size) for size in node.input_shape))
+        if len(shape) != 3:
+            raise CapabilityError(f"node {name!r}: what it receives lies in no grid")
+        channels = len(node.weight)
+        return Convolution(shape, channels, side, stride.pop(), bias, int(padding.pop()))
+
+    def _lag(self, one: Way) -> int:
+        """Return a delay in steps."""
+        dt_ms, node = self.encoding.dt_ms, self.parsed.names.get(f"{one.path}.delay")
+        steps = one.delay_ms / dt_ms
+        if abs(steps - round(steps)) > 1e-9 * max(1, steps) or steps < 0:
+            raise RecipeError(
+                f"node {node!r}: a delay of {one.delay_ms:g} ms is no multiple of dt_ms = {dt_ms:g}"
+            )
+        if steps >= self.encoding.steps:
+            duration = self.encoding.duration_ms
+            raise RecipeError(f"node {node!r}: nothing arrives within a trial of {duration:g} ms")
+        return round(steps)
+
+    # What is read
+
+    def _readout(self) -> tuple[nn.Linear, tuple[Any, Any], float | None]:
+        """Return the readout, what stands before and behind it, and an unusual resistance."""
+        parsed, steps, dt_ms = self.parsed, self.encoding.steps, self.encoding.dt_ms
+        tau, r = 0.0, 1.0
+        if parsed.leak:
+            leak = parsed.nodes[parsed.leak]
+            tau, r = milliseconds(settled(leak.tau)), settled(leak.r)  # type: ignore[arg-type, assignment]
+        unit, share = weighing(math.exp(-dt_ms / tau) if tau else None, parsed.read, steps)
+        layer = self._read(1.0 if r == unit else r / unit, r * share)
+        own = r if tau and abs(r - unit) > SAME * unit else None
+        if parsed.read == "steps":
+            return layer, (None, LeakyReadout(dt_ms, tau) if tau else nn.Identity()), own
+        kind = next(kind for kind, way in READS.items() if way == (bool(tau), parsed.read))
+        return layer, (Readout(kind, steps, dt_ms, tau or 20.0), None), own
+
+    def _read(self, of_weight: float, of_bias: float) -> nn.Linear:
+        """Return the linear layer behind what is read."""
+        one, units = self.parsed.last, math.prod(self._shape(self.parsed.last.source))
+        if not one.weight:
+            return _linear(np.eye(units), None)
+        node = self.parsed.nodes[one.weight]
+        weight, bias = np.asarray(node.weight), getattr(node, "bias", None)
+        if weight.ndim != 2 or weight.shape[1] != units:
+            raise RecipeError(
+                f"node {one.weight!r}: weights from {weight.shape[-1]} units, behind "
+                f"{one.source!r} of {units}"
+            )
+        self.types.add(weight.dtype)
+        bias = None if bias is None else np.asarray(bias).astype(np.float64) * of_bias
+        return _linear((weight * of_weight).astype(weight.dtype), bias)
 
 
-def _sizes(one: Link, units: int) -> tuple[int, int]:
-    """Return the numbers of outputs and inputs of a link."""
-    if one.weight is None:
-        return units, units
-    if one.weight.ndim == 1:
-        return one.weight.size, one.weight.size
-    if one.grid is not None:
-        layer = _convolution(one)
-        return int(np.prod(layer.target_shape)), int(np.prod(one.grid.shape))
-    return one.weight.shape[0], one.weight.shape[1]
-
-
-# What goes in, and what NIR leaves open
-
-
-def _encoding(sketch: Sketch, choices: Choices, where: str) -> Encoding:
-    """Return how data become what flows into the input.
-
-    That of the caller, else that which the graph notes, else ``rows``: data are courses
-    ``[steps, units]``.
-    """
-    assert sketch.dt_ms is not None
-    noted = sketch.notes.get("encoding")
-    recipe, shape = choices.encoding, tuple(sketch.shape)
-    known = recipe is not None or isinstance(noted, str)
-    if recipe is None and isinstance(noted, str):
-        try:
-            recipe = construct(EncodingRecipe, json.loads(noted), where, "encoding")
-        except ValueError as error:
-            raise RecipeError(f"{where}: encoding: {error}") from error
-        shape = tuple(int(size) for size in np.ravel(sketch.notes.get("datum_shape", shape)))
-    if not known and choices.duration_ms is None:
-        raise RecipeError(f"{where}: duration_ms: missing: how long is a trial? Or give encoding=")
-    recipe = recipe or EncodingRecipe(kind="rows")
-    duration = recipe.duration_ms if choices.duration_ms is None else choices.duration_ms
-    recipe = dataclasses.replace(recipe, dt_ms=sketch.dt_ms, duration_ms=duration)
-    rows = recipe.kind in ("rows", "delta")
-    if rows and (choices.encoding is not None or not known):
-        units = int(np.prod(sketch.shape)) // (2 if recipe.kind == "delta" else 1)
-        shape = (round(duration / sketch.dt_ms), units)
-    encoding = build_encoding(recipe, shape)
-    if encoding.units != int(np.prod(sketch.shape)):
-        raise RecipeError(
-            f"{where}: encoding {recipe.kind!r} gives {encoding.units} units, the input has "
-            f"{int(np.prod(sketch.shape))}"
-        )
-    return encoding
-
-
-def _neuron(sketch: Sketch, where: str) -> NeuronRecipe:
-    """Return the surrogate and its slope, as the graph notes them, and the readout."""
-    noted = {key: sketch.notes[key] for key in ("surrogate", "slope") if key in sketch.notes}
-    through, how = sketch.reading.tau is not None, sketch.reading.how
-    kind = next(kind for kind, value in READS.items() if value == (through, how))
-    if sketch.reading.tau is not None:
-        noted["readout_time_constant_ms"] = milliseconds(sketch.reading.tau)
-    return construct(NeuronRecipe, noted | {"readout": kind}, where, "neuron")
-
-
-def _readout(sketch: Sketch, filtered: Readout) -> nn.Module:
-    """Return the linear layer behind what is read."""
-    one = sketch.reading
-    if one.weight is None:
-        return _linear(np.eye(sketch.cells[one.source].units, dtype=_type(sketch)), None)
-    left = None if one.tau is None else decay(one.tau, filtered.dt_ms)
-    unit, share = weighing(left, one.how, filtered.steps)
-    weight = one.weight if one.r == unit or one.tau is None else one.weight * (one.r / unit)
-    bias = None if one.bias is None else one.bias.astype(np.float64) * (one.r * share)
-    return _linear(weight.astype(one.weight.dtype), bias)
-
-
-def _type(sketch: Sketch) -> Any:
-    return np.float32 if _dtype(sketch) is torch.float32 else np.float64
-
-
-def _origin(sketch: Sketch, encoding: Encoding, neuron: NeuronRecipe) -> Origin:
-    """Return what the network keeps of its graph."""
-    read = sketch.reading
-    merged = {
-        name: cell.w_in
-        for name, cell in sketch.cells.items()
-        if cell.w_in is not None and membrane_of(cell, encoding.dt_ms, neuron)
-    }
-    return Origin(
-        names=sketch.names,
-        plain=frozenset(one.name for one in sketch.links if one.weight is None),
-        bare=read.weight is None,
-        r=None if _canonical(read, encoding) else read.r,
-        w_in={name: w_in for name, w_in in merged.items() if (w_in != 1).any()},
-        shapes={INPUT: sketch.shape, **{n: cell.shape for n, cell in sketch.cells.items()}},
-    )
-
-
-def _canonical(read: Reading, encoding: Encoding) -> bool:
-    """Return whether the leaky integrator of the readout is the one that biograd would write."""
-    if read.tau is None:
-        return True
-    unit, _ = weighing(decay(read.tau, encoding.dt_ms), read.how, encoding.steps)
-    return abs(read.r - unit) <= SAME * unit
-
-
-# Layers
-
-
-def _layer(one: Link, units: int, kind: Any) -> nn.Module:
-    """Return the layer of a link, its weights set."""
-    if one.weight is None or one.weight.ndim == 1:
-        made: nn.Module = OneToOne(units)
-        weight = (np.ones(units, kind) if one.weight is None else one.weight)[:, None]
-    elif one.grid is not None:
-        made, weight = _convolution(one), one.weight
-    elif one.mask is not None or one.sign != "both":
-        mask = np.ones(one.weight.shape, bool) if one.mask is None else one.mask
-        made = Masked(torch.from_numpy(mask), one.bias is not None, one.sign)
-        weight = one.weight if one.sign == "both" else abs(one.weight)
-    else:
-        return _linear(one.weight, one.bias)
-    _fill(made, weight, one.bias)
-    return made
-
-
-def _convolution(one: Link) -> Convolution:
-    assert one.weight is not None and one.grid is not None
-    channels, _, side, _ = one.weight.shape
-    return Convolution(one.grid.shape, channels, side, one.grid.stride, one.bias is not None)
+def _sizes(layer: nn.Module) -> tuple[int, int]:
+    """Return the numbers of outputs and inputs of a layer."""
+    if isinstance(layer, Convolution):
+        return math.prod(layer.target_shape), math.prod(layer.shape)
+    outputs, inputs = layer.weight.shape  # type: ignore[misc]
+    return outputs, outputs if isinstance(layer, OneToOne) else inputs
 
 
 def _linear(weight: Array, bias: Array | None) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    _fill(layer, weight, bias)
+    _filled(layer, weight, bias)
     return layer
 
 
-def _fill(layer: nn.Module, weight: Array, bias: Array | None) -> None:
+def _filled(layer: nn.Module, weight: Array, bias: Array | None) -> nn.Module:
     """Set weight and bias, in double precision until the whole network has its type."""
     layer.double()
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(np.array(weight)))  # type: ignore[operator]
         if bias is not None:
             layer.bias.copy_(torch.from_numpy(np.array(bias)))  # type: ignore[operator]
+    return layer
 
 
-# A stack
+def _encoding(parsed: Parser, choices: Choices, where: str) -> Encoding:
+    """Return how data become what flows into the input.
 
-
-def _no_stack(sketch: Sketch, dt_ms: float, neuron: NeuronRecipe) -> str:
-    """Return why a sketch is no stack of the neurons of ``[neuron]``; "": it is one."""
-    source, fed = INPUT, []
-    for name, cell in sketch.cells.items():
-        if membrane_of(cell, dt_ms, neuron) is None:
-            return f"the neurons of {name!r} are not those of [neuron], all alike"
-        into = sketch.into(name)
-        forward = [one for one in into if one.source == source]
-        own = [one for one in into if one.source == name]
-        fed.append(bool(own))
-        plain = all(_plain(one) for one in into)
-        if len(forward) != 1 or len(own) > 1 or len(into) != len(forward) + len(own) or not plain:
-            return f"{name!r} is not reached by dense layers from what stands before it alone"
-        source = name
-    if sketch.reading.source != source:
-        return f"not the last population is read, but {sketch.reading.source!r}"
-    return "some populations feed back to themselves, some do not" if len(set(fed)) > 1 else ""
-
-
-def _plain(one: Link) -> bool:
-    """Return whether a link is a dense layer without delay."""
-    dense = one.weight is not None and one.weight.ndim == 2
-    return dense and one.mask is None and one.sign == "both" and not one.delay
-
-
-def _as_stack(sketch: Sketch) -> Sketch:
-    """Return a sketch with the names that describe a stack."""
-    cells = {name: f"blocks_{index}" for index, name in enumerate(sketch.cells)}
-    links = {
-        one.name: f"{cells[one.target]}_{'recurrent' if one.source == one.target else 'synapse'}"
-        for one in sketch.links
-    }
-    return sketch.renamed(cells, links)
-
-
-def _stack(
-    sketch: Sketch, encoding: Encoding, neuron: NeuronRecipe, substrate: Simulator
-) -> SpikingNetwork:
-    """Return a stack; each block has its own constants."""
-    names, dt_ms = list(sketch.cells), encoding.dt_ms
-    membranes: list[Membrane] = []
-    for cell in sketch.cells.values():
-        found = membrane_of(cell, dt_ms, neuron)
-        assert found is not None
-        membranes.append(found)
-    own = [neuron_of(c, m, neuron) for c, m in zip(sketch.cells.values(), membranes, strict=True)]
-    recurrent = any(one.source == one.target for one in sketch.links)
-    readout = {
-        "readout": neuron.readout,
-        "readout_time_constant_ms": neuron.readout_time_constant_ms,
-    }
-    recipe = ModelRecipe(
-        network=NetworkRecipe(
-            substrate=substrate,
-            kind="spiking",
-            hidden=tuple(cell.units for cell in sketch.cells.values()),
-            recurrent=recurrent,
-            dtype="float32" if _dtype(sketch) is torch.float32 else "float64",
-        ),
-        neuron=construct(NeuronRecipe, own[0] | readout, "graph", "neuron"),
-        encoding=encoding.recipe,
-    )
-    classes = sketch.reading.weight
-    network = build_network(recipe, encoding.shape, 1 if classes is None else len(classes))
-    assert isinstance(network, SpikingNetwork)
-    for name, block, membrane in zip(names, network.blocks, membranes, strict=True):
-        assert isinstance(block, nn.ModuleDict)
-        for one in sketch.into(name):
-            block[one.name.rsplit("_", 1)[1]] = _layer(one, 0, None)
-        units = sketch.cells[name].units
-        activity = stepped(membrane, substrate, units, encoding.steps, dt_ms, recurrent)
-        block["activity"] = activity
-    network.readout = _readout(sketch, network.filtered)  # type: ignore[assignment]
-    return network
-
-
-# A circuit
-
-
-def _circuit(sketch: Sketch, encoding: Encoding, neuron: NeuronRecipe) -> Circuit:
-    """Return a circuit of Brian2 populations."""
-    steps, dt_ms = encoding.steps, encoding.dt_ms
-    cells = {n: simulated(cell, n, steps, dt_ms, neuron) for n, cell in sketch.cells.items()}
-    places = {INPUT: -1} | {name: place for place, name in enumerate(sketch.cells)}
-    ordered = sorted(
-        sketch.links,
-        key=lambda one: (places[one.target], sketch.back(one), places[one.source]),
-    )
-    units = {INPUT: encoding.units} | {name: cell.units for name, cell in sketch.cells.items()}
-    layers = {one.name: _layer(one, units[one.source], _type(sketch)) for one in ordered}
-    wiring = []
-    for one in ordered:
-        variable = cells[one.target].model.port
-        lag = _lag(one, encoding) + sketch.back(one)
-        wiring.append(Projection(one.name, one.source, one.target, variable, lag))
-    filtered = Readout.of(neuron, steps, dt_ms)
-    readout = _readout(sketch, filtered)
-    return Circuit(cells, layers, wiring, encoding, readout, filtered, sketch.reading.source)
-
-
-def _lag(one: Link, encoding: Encoding) -> int:
-    """Return a delay in steps."""
-    steps = milliseconds(one.delay) / encoding.dt_ms
-    if abs(steps - round(steps)) > 1e-9 * max(1, steps) or steps < 0:
+    That of the caller, else that which the graph notes, else ``rows``: data are courses
+    ``[steps, units]``.
+    """
+    noted, units = parsed.notes.get("encoding"), math.prod(parsed.shape)
+    recipe, shape = choices.encoding, parsed.shape
+    known = recipe is not None or isinstance(noted, str)
+    if recipe is None and isinstance(noted, str):
+        try:
+            recipe = construct(EncodingRecipe, json.loads(noted), where, "encoding")
+        except ValueError as error:
+            raise RecipeError(f"{where}: encoding: {error}") from error
+        shape = tuple(int(size) for size in np.ravel(parsed.notes.get("datum_shape", shape)))
+    if not known and choices.duration_ms is None:
+        raise RecipeError(f"{where}: duration_ms: missing: how long is a trial? Or give encoding=")
+    recipe = recipe or EncodingRecipe(kind="rows")
+    duration = recipe.duration_ms if choices.duration_ms is None else choices.duration_ms
+    recipe = dataclasses.replace(recipe, dt_ms=parsed.dt_ms, duration_ms=duration)
+    rows = recipe.kind in ("rows", "delta")
+    if rows and (choices.encoding is not None or not known):
+        width = units // (2 if recipe.kind == "delta" else 1)
+        shape = (round(duration / parsed.dt_ms), width)
+    encoding = build_encoding(recipe, shape)
+    if encoding.units != units:
         raise RecipeError(
-            f"node {one.name!r}: a delay of {milliseconds(one.delay):g} ms is no multiple of "
-            f"dt_ms = {encoding.dt_ms:g}"
+            f"{where}: encoding {recipe.kind!r} gives {encoding.units} units, the input has {units}"
         )
-    if steps >= encoding.steps:
-        raise RecipeError(
-            f"node {one.name!r}: nothing arrives within a trial of {encoding.duration_ms:g} ms"
-        )
-    return round(steps)
+    return encoding

@@ -1,99 +1,169 @@
-"""A population in the terms of NIR: its equations in continuous time, its constants by neuron.
+"""A population in the terms of NIR: its equations in continuous time, taken in steps.
 
-NIR says nothing of time steps.  In biograd's steps of length ``dt`` what flows is constant within a
+NIR says nothing of time steps.  In biograd's, of length ``dt``, what flows is constant within a
 step, a spike is a current of 1 for one step, and each equation is solved exactly for what flows
-into it; with ``alpha = exp(-dt/tau_syn)``, ``beta = exp(-dt/tau)``::
-
-    g[t] = alpha g[t-1] + (1 - alpha) w_in I[t]            (g = I without a synaptic filter)
-    v[t] = v_leak + beta (u - v_leak) + (1 - beta) r g[t] - taken s[t-1]
-    v[t] = u + dt r g[t] - taken s[t-1]                    (without a leak; dt in seconds)
-    u    = v_reset where s[t-1] = 1, else v[t-1]
-    s[t] = 1 if v[t] > threshold else 0
-
-A trial begins at rest, ``v = v_leak`` and ``g = 0``; NIR has no initial state either.
-Source: Pedersen et al. 2024, Nature Communications 15, 8122.
+into it.  Source: Pedersen et al. 2024, Nature Communications 15, 8122.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from biograd.errors import CapabilityError
+from biograd.checking import construct
+from biograd.neurons import Leaky, LeakyIntegrator, Neuron, Spiking
+from biograd.neurons.neuron import State
 
 Array = NDArray[Any]
-NEIGHBOURS = 64
-"""Numbers on either side of a time constant among which the one is sought that fits a decay."""
+PerNeuronOrNone: TypeAlias = Any
+"""One value for all neurons, or one for each: a tuple, or an array."""
 SAME = 1e-12
 """Relative difference of what counts as equal: rounding, no more."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """The constants of a population, each ``[units]``, times in seconds.
+class Cell(Spiking):
+    """The neuron that every node of NIR is; what there is not is None.
+
+    With ``alpha = exp(-dt/tau_syn)``, ``beta = exp(-dt/tau)``, ``g = I`` without a filter::
+
+        g[t] = alpha g[t-1] + (1 - alpha) weight I[t]
+        v[t] = rest + beta (v' - rest) + (1 - beta) R g[t] - taken s[t-1]
+        v[t] = v' + dt R g[t] - taken s[t-1]                (without a leak; dt in seconds)
+        v'   = reset where s[t-1] = 1, else v[t-1]
+        s[t] = 1 if v[t] > threshold else 0                 (without a threshold v is passed on)
+
+    A trial begins at rest.  Between graphs and neurons the fields are arrays ``[units]``.
 
     Attributes:
-        shape: in which the neurons lie.
-        r: resistance.
-        tau: time constant of the membrane; None: it does not leak.
-        v_leak: where it leaks to; None: it does not leak.
-        tau_syn: time constant of the synaptic filter; None: there is none.
-        w_in: factor on what enters the filter.
-        threshold: of a spike; None: the population passes on its potential.
-        v_reset: where a spike puts the potential; None: nowhere.
-        taken: what a spike takes from the potential one step later; None: nothing.
-        trains: what was learned by every neuron, as text; for the reader only.
+        time_constant_ms: tau.
+        synaptic_time_constant_ms: tau_syn.
+        weight: on what enters the filter.
+        resistance: R.
+        reset: where a spike puts the potential.
+        taken: by a spike, from the potential of the next step.
     """
 
-    shape: tuple[int, ...]
-    r: Array
-    tau: Array | None = None
-    v_leak: Array | None = None
-    tau_syn: Array | None = None
-    w_in: Array | None = None
-    threshold: Array | None = None
-    v_reset: Array | None = None
-    taken: Array | None = None
-    trains: str = ""
+    time_constant_ms: PerNeuronOrNone = None
+    synaptic_time_constant_ms: PerNeuronOrNone = None
+    weight: PerNeuronOrNone = 1.0
+    resistance: PerNeuronOrNone = 1.0
+    rest: PerNeuronOrNone = 0.0
+    threshold: PerNeuronOrNone = None
+    reset: PerNeuronOrNone = None
+    taken: PerNeuronOrNone = None
+
+    name: ClassVar[str] = "nir"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "spiking", self.threshold is not None)
 
     @property
-    def units(self) -> int:
-        """The number of neurons."""
-        return math.prod(self.shape)
+    def variables(self) -> tuple[str, ...]:
+        """Synaptic current, and potential above its rest."""
+        return ("g", "u")
+
+    @property
+    def noun(self) -> str:
+        """What messages call it."""
+        return "neurons with a rest, a reset or no leak of their own"
+
+    def constants(self, p: Any, dt: Any, f: Any) -> dict[str, Any]:
+        """Return decays per step, gains, and potentials above the rest."""
+        beta, alpha, gain = 1.0, 0.0, dt / 1000 * p.resistance
+        if self.time_constant_ms is not None:
+            beta = f.exp(-dt / p.time_constant_ms)
+            gain = (1 - beta) * p.resistance
+        if self.synaptic_time_constant_ms is not None:
+            alpha = f.exp(-dt / p.synaptic_time_constant_ms)
+        found = {"alpha": alpha, "beta": beta, "weight": p.weight, "gain": gain, "rest": p.rest}
+        for name in ("threshold", "reset"):
+            if getattr(self, name) is not None:
+                found[name] = getattr(p, name) - p.rest
+        return found | ({} if self.taken is None else {"taken": p.taken})
+
+    def advance(self, x: State, fired: Any, held: Any, into: Any, c: Any, f: Any) -> State:
+        """Return the state after a step."""
+        g, u = c.alpha * x.g + (1 - c.alpha) * c.weight * into.I, x.u
+        if self.reset is not None:
+            u = u * (1 - held) + c.reset * held
+        u = c.beta * u + c.gain * g
+        return x._replace(g=g, u=u if self.taken is None else u - c.taken * held)
+
+    def passed(self, x: State, c: Any, f: Any) -> Any:
+        """Return the distance to the threshold, or the potential."""
+        return x.u + c.rest if self.threshold is None else x.u - c.threshold
+
+    def nir(self, p: Any) -> Mapping[str, Any]:
+        """Return itself."""
+        return {name: getattr(p, name) for name in FIELDS}
+
+    def given(self) -> dict[str, Any]:
+        """Return the constants that there are, by name."""
+        found = {name: getattr(self, name) for name in FIELDS}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def each(self, change: Any) -> Cell:
+        """Return a cell with every constant changed."""
+        changed = {name: change(value) for name, value in self.given().items()}
+        return dataclasses.replace(self, **changed)
 
     def gain(self, dt_ms: float) -> Array:
         """Return the change of the potential in a step by a current of 1."""
-        if self.tau is None:
-            return dt_ms / 1000 * self.r
-        return (1 - decays(self.tau, dt_ms)) * self.r
+        if self.time_constant_ms is None:
+            return np.asarray(dt_ms / 1000 * self.resistance)
+        return np.asarray((1 - np.exp(-dt_ms / self.time_constant_ms)) * self.resistance)
 
     def takes_threshold(self) -> bool:
         """Return whether a spike takes just the threshold from the potential."""
-        if self.taken is None or self.threshold is None or self.v_reset is not None:
+        if self.taken is None or self.threshold is None or self.reset is not None:
             return False
         return bool(np.all(abs(self.taken - self.threshold) <= SAME * abs(self.threshold)))
 
-    def spread(self, shape: tuple[int, ...]) -> Cell:
-        """Return as many neurons as ``shape`` has, all like the only one of this cell."""
-        values: dict[str, Any] = {
-            name: np.full(math.prod(shape), value) for name, value in self.values().items()
-        }
-        return dataclasses.replace(self, shape=shape, **values)
 
-    def values(self) -> dict[str, Array]:
-        """Return the constants that there are, by name."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+FIELDS = tuple(field.name for field in dataclasses.fields(Cell))[4:]
+"""Constants of a cell."""
 
 
-def common(values: Array) -> float | None:
-    """Return the value that all neurons share; None: they differ."""
-    first = values.flat[0]
-    return float(first) if bool((values == first).all()) else None
+def neuron_of(cell: Cell, notes: Mapping[str, Any], where: str) -> Neuron:
+    """Return the named neuron that a cell is, else the cell, with numbers where neurons agree.
+
+    A named neuron leaks to 0, and its spikes reset to 0 or take the threshold; its resistance
+    holds the weight, too.
+
+    Args:
+        notes: of the node; of them, surrogate and slope.
+    """
+    known = {key: notes[key] for key in ("surrogate", "slope") if key in notes}
+    spike = construct(Leaky, known, where, "surrogate and slope")
+    noted: dict[str, Any] = {"surrogate": spike.surrogate, "slope": spike.slope}
+    drive = cell.resistance * cell.weight
+    own = dataclasses.replace(cell.each(settled), **noted)
+    if cell.time_constant_ms is None or np.any(cell.rest) or np.any(drive <= 0):
+        return own
+    values: dict[str, Any] = {
+        "time_constant_ms": own.time_constant_ms,
+        "synaptic_time_constant_ms": own.synaptic_time_constant_ms or 0.0,
+        "resistance": settled(drive),
+    }
+    if cell.threshold is None:
+        return LeakyIntegrator(**values)
+    zero = cell.taken is None and cell.reset is not None and not np.any(cell.reset)
+    if np.any(cell.threshold <= 0) or not (zero or cell.takes_threshold()):
+        return own
+    return Leaky(**values, **noted, threshold=own.threshold, reset="zero" if zero else "subtract")
+
+
+def settled(values: Any) -> float | tuple[float, ...]:
+    """Return the value that all neurons share, else one for each."""
+    values = np.asarray(values, float).ravel()
+    alike = bool((values == values[0]).all())
+    return float(values[0]) if alike else tuple(values.tolist())
 
 
 def milliseconds(seconds: float) -> float:
@@ -106,44 +176,6 @@ def milliseconds(seconds: float) -> float:
     return float(f"{exact:.15g}") if float(written) == seconds else exact
 
 
-def decay(tau: float, dt_ms: float) -> float:
-    """Return ``exp(-dt/tau)`` for a time constant in seconds."""
-    return math.exp(-dt_ms / milliseconds(tau))
-
-
-def decays(tau: Array, dt_ms: float) -> Array:
-    """Return the decay of every neuron in a step."""
-    distinct, places = np.unique(tau, return_inverse=True)
-    return np.array([decay(float(value), dt_ms) for value in distinct])[places]
-
-
-def time_constant(left: float, dt_ms: float) -> float:
-    """Return the time constant in seconds, the roundest, that decays to ``left`` in a step.
-
-    >>> time_constant(math.exp(-1 / 10), 1.0)
-    0.01
-    """
-    if left >= 1:
-        raise CapabilityError(f"a decay by {left} in a step has no time constant")
-    exact = -dt_ms / math.log(left) if left > 0 else dt_ms / 1000
-    for digits in range(1, 18):
-        seconds = float(f"{exact / 1000:.{digits}g}")
-        if decay(seconds, dt_ms) == left:
-            return seconds
-    below = above = exact / 1000
-    for _ in range(NEIGHBOURS):
-        below, above = math.nextafter(below, 0), math.nextafter(above, math.inf)
-        for seconds in (below, above):
-            if decay(seconds, dt_ms) == left:
-                return seconds
-    return exact / 1000
-
-
-def resistance(gain: float, beta: float) -> float:
-    """Return the resistance, the roundest, whose gain in a step is ``gain = (1 - beta) R``."""
-    exact = gain / (1 - beta)
-    for digits in range(1, 18):
-        value = float(f"{exact:.{digits}g}")
-        if (1 - beta) * value == gain:
-            return value
-    return exact
+def in_milliseconds(seconds: Array) -> Array:
+    """Return times in milliseconds, see ``milliseconds``."""
+    return np.array([milliseconds(value) for value in np.ravel(seconds).tolist()])

@@ -17,64 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
 from biograd.errors import CapabilityError
-from biograd.interchange.cells import SAME, Array, Cell, decays, resistance, time_constant
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
-from biograd.networks.neuron_model import integrate_and_fire
-from biograd.networks.spikes import Membrane
+from biograd.interchange.cells import SAME, Array, Cell, in_milliseconds
 
-FILTERED = (
-    "g = g * exp(-dt / tau_syn) + (1 - exp(-dt / tau_syn)) * w_in * I\n"
-    "v = v_leak + (v - v_leak) * exp(-dt / tau) + (1 - exp(-dt / tau)) * r * g"
-)
-"""The step of a population behind a synaptic filter, whose value flows for a step."""
 EXACT = ("", "exact", "linear")
 """Methods that solve a linear equation exactly."""
 INTEGRATING = (*EXACT, "euler", "rk2", "rk4")
 """Methods that solve an equation exactly whose right side does not depend on the potential."""
-
-
-def step_equation(layer: Brian2Layer) -> Membrane | None:
-    """Return the constants of a population that is the one of ``[neuron]``; None: it is another."""
-    constants = layer.model.constants
-    names = ("beta", "alpha", "gain", "threshold")
-    if not all(name in constants for name in names):
-        return None
-    beta, alpha, gain, threshold = (float(constants[name]) for name in names)
-    reset = "zero" if layer.model.recipe.reset == "v = 0" else "subtract"
-    membrane = Membrane(
-        beta=beta,
-        alpha=alpha,
-        resistance=resistance(gain, beta),
-        threshold=threshold,
-        reset=reset,  # type: ignore[arg-type]
-        surrogate=layer.surrogate,
-        slope=layer.slope,
-    )
-    same = integrate_and_fire(membrane)[0] == dataclasses.replace(layer.model.recipe, units=0)
-    return membrane if same else None
-
-
-def of_membrane(membrane: Membrane, units: int, dt_ms: float) -> Cell:
-    """Return the population of the step equation in ``networks.spikes``."""
-
-    def every(value: float) -> Array:
-        return np.full(units, value)
-
-    zero = membrane.reset == "zero"
-    filtered = membrane.alpha > 0
-    return Cell(
-        shape=(units,),
-        r=every(membrane.resistance),
-        tau=every(time_constant(membrane.beta, dt_ms)),
-        v_leak=every(0.0),
-        tau_syn=every(time_constant(membrane.alpha, dt_ms)) if filtered else None,
-        w_in=every(1.0) if filtered else None,
-        threshold=every(membrane.threshold),
-        v_reset=every(0.0) if zero else None,
-        taken=None if zero else every(membrane.threshold),
-    )
 
 
 def of_equations(layer: Brian2Layer) -> Cell:
@@ -83,9 +34,6 @@ def of_equations(layer: Brian2Layer) -> Cell:
     Raises:
         CapabilityError: NIR has no node for them; the message says what is in the way.
     """
-    membrane = step_equation(layer)
-    if membrane is not None:
-        return of_membrane(membrane, layer.units, layer.model.dt_ms)
     return _Algebra(layer).cell()
 
 
@@ -106,20 +54,12 @@ class _Algebra:
     def cell(self) -> Cell:
         """Return the population."""
         self._check()
-        found = self._filtered() if self.recipe.update == FILTERED else self._linear()
-        beta = 1.0 if found.tau is None else decays(found.tau, self.model.dt_ms)
-        threshold, v_reset, taken = self._spike(beta)
-        self._check_start(found)
-        return dataclasses.replace(
-            found,
-            threshold=threshold,
-            v_reset=v_reset,
-            taken=taken,
-            trains=", ".join(
-                f"{name} [{low:g}, {high:g}]"
-                for name, (_, low, high) in self.model.trainable.items()
-            ),
-        )
+        found, beta = self._linear(), 1.0
+        if found.time_constant_ms is not None:
+            beta = np.exp(-self.model.dt_ms / found.time_constant_ms)
+        threshold, put, taken = self._spike(beta)
+        self._check_start(found.rest)
+        return dataclasses.replace(found, threshold=threshold, reset=put, taken=taken)
 
     def _check(self) -> None:
         """Refuse what is beside the equations, by name."""
@@ -134,7 +74,7 @@ class _Algebra:
             raise self.refuse(
                 f"input = {self.port!r}, a variable that impulses change; a node takes a current"
             )
-        if (recipe.update and recipe.update != FILTERED) or model.details.regular:
+        if recipe.update or model.details.regular:
             raise self.refuse("statements that run in every step (update)")
         if recipe.output not in ("spikes", self._potential()):
             raise self.refuse(f"output = {recipe.output!r}; a node passes on spikes or a potential")
@@ -143,21 +83,11 @@ class _Algebra:
 
     def _potential(self) -> str:
         """Return the name of the potential."""
-        if self.recipe.update == FILTERED:
-            return "v"
         names = sorted(self.model.equations.diff_eq_names)
         if len(names) != 1:
-            raise self.refuse(
-                f"{len(names)} differential equations ({', '.join(names) or 'none'}); a node has "
-                "one, and before it a synaptic filter of its own "
-                "(neuron.synaptic_time_constant_ms)"
-            )
+            listed = ", ".join(names) or "none"
+            raise self.refuse(f"{len(names)} differential equations ({listed}); a node has one")
         return names[0]
-
-    def _filtered(self) -> Cell:
-        names = ("r", "tau", "v_leak", "tau_syn", "w_in")
-        values: dict[str, Any] = {name: self.number(self.parse(name), name) for name in names}
-        return Cell(shape=(self.layer.units,), **values)
 
     def _linear(self) -> Cell:
         """Return the population of one differential equation."""
@@ -171,14 +101,17 @@ class _Algebra:
             raise self.refuse(f"the equation d{v}/dt = {text}, which is not linear")
         slope, drive, offset = (self.number(part, text) for part in (a, b, rest))
         drive = drive * self.model.scales[self.port]
-        shape = (self.layer.units,)
         if not slope.any() and not offset.any():
             self._check_method(INTEGRATING)
-            return Cell(shape, r=drive)
+            return Cell(resistance=drive)
         if (slope >= 0).any():
             raise self.refuse(f"the equation d{v}/dt = {text}, which does not decay")
         self._check_method(EXACT)
-        return Cell(shape, r=-drive / slope, tau=-1 / slope, v_leak=-offset / slope + 0.0)
+        return Cell(
+            time_constant_ms=in_milliseconds(-1 / slope),
+            resistance=-drive / slope,
+            rest=-offset / slope + 0.0,
+        )
 
     def _check_method(self, exact: tuple[str, ...]) -> None:
         if self.recipe.method not in exact:
@@ -224,11 +157,10 @@ class _Algebra:
             raise self.refuse(f"reset = {text!r}; a node resets to a constant, or by one")
         return None, self.number(less, text)
 
-    def _check_start(self, cell: Cell) -> None:
+    def _check_start(self, rest: Any) -> None:
         """Refuse a population that does not begin at rest."""
         name = self._potential()
-        begins = self._initial(name)
-        rest = np.zeros(1) if cell.v_leak is None else cell.v_leak
+        begins, rest = self._initial(name), np.ravel(rest)
         scale = abs(rest).max() if rest.any() else 1.0
         if (abs(begins - rest) > SAME * scale).any():
             raise self.refuse(

@@ -9,19 +9,20 @@ from typing import Any
 
 from torch import nn
 
+from biograd.checking import Positive, validate
+from biograd.circuit.circuit import Circuit
 from biograd.errors import RecipeError
-from biograd.interchange.build import Choices, Simulator, build, step_length
-from biograd.interchange.describe import describe
+from biograd.interchange.build import Choices, build, step_length
 from biograd.interchange.nodes import Subtract, graph, library
-from biograd.interchange.parse import parse
-from biograd.interchange.sketch import Read
-from biograd.networks.network import Network
-from biograd.recipes import EncodingRecipe, Positive, validate
+from biograd.interchange.parse import Parser
+from biograd.interchange.readouts import Read
+from biograd.recipes import EncodingRecipe
 from biograd.runs import storage
 from biograd.runs.reader import Run
+from biograd.simulators.population import Simulator
 
 SUBTRACTS = ("loop", "node")
-READS = ("mean", "sum", "last")
+READS = ("mean", "sum", "last", "steps")
 RESETS = {"value": False, "subtract": True}
 
 
@@ -34,12 +35,12 @@ def to_nir(network: nn.Module | Run, subtract: Subtract = "loop") -> Any:
         raise RecipeError(f"subtract = {subtract!r}: take 'loop' or 'node'")
     library()  # what is missing is said before anything is computed
     if not isinstance(network, Run):
-        return graph(describe(network), subtract)
+        return graph(network, subtract)
     from biograd.experiment import trained
 
     made, engine = trained(network)
     try:
-        return graph(describe(made), subtract)
+        return graph(made, subtract)
     finally:
         engine.detach()
 
@@ -101,7 +102,7 @@ def import_nir(
     substrate: Simulator | None = None,
     reset: str | None = None,
     read: Read | None = None,
-) -> Network:
+) -> Circuit:
     """Return the network of a NIR file or graph; every rule can train it.
 
     A stack of dense layers of equal leaky integrate-and-fire neurons becomes a ``SpikingNetwork``;
@@ -132,12 +133,12 @@ def import_nir(
     if reset not in (None, *RESETS):
         raise RecipeError(f"reset = {reset!r}: take 'value' or 'subtract'")
     if read not in (None, *READS):
-        raise RecipeError(f"read = {read!r}: take 'mean', 'sum' or 'last'")
+        raise RecipeError(f"read = {read!r}: take 'mean', 'sum', 'last' or 'steps'")
     made, where = _graph(source)
     choices = Choices(dt_ms, duration_ms, encoding, substrate)
     step = step_length(made.metadata or {}, choices)
     subtracts = None if reset is None else RESETS[reset]
-    return build(parse(made, step, subtracts, read), choices, where)
+    return build(Parser(made, step, subtracts, read), choices, where)
 
 
 def _graph(source: Any) -> tuple[Any, str]:

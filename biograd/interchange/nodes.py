@@ -1,21 +1,33 @@
-"""A sketch as a NIR graph."""
+"""A network as a NIR graph: its populations and projections, node by node."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
+import math
 from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor, nn
 
 from biograd import __version__
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.grids import Convolution, Pooling
+from biograd.circuit.projections import Masked, OneToOne, Sparse
+from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.errors import CapabilityError, MissingExtraError
 from biograd.interchange.cells import Array, Cell
-from biograd.interchange.sketch import INPUT, Link, Sketch
+from biograd.interchange.populations import array, cell_of
+from biograd.interchange.readouts import READS, Read, origin_of, weighing
+from biograd.substrate.effective import effective_parameters
 
 Subtract = Literal["loop", "node"]
 """How a spike that takes from the potential is written."""
+Shape = tuple[int, ...]
+SIGNS = {"both": 0, "excitatory": 1, "inhibitory": -1}
 
 
 def library() -> ModuleType:
@@ -32,247 +44,324 @@ def library() -> ModuleType:
         ) from error
 
 
-def graph(sketch: Sketch, subtract: Subtract = "loop") -> Any:
-    """Return the NIR graph of a sketch.
+def graph(network: nn.Module, subtract: Subtract = "loop") -> Any:
+    """Return the NIR graph of a network.
 
     Raises:
-        CapabilityError: shapes that NIR cannot bring together.
+        CapabilityError: NIR has no node for a part of it.
         MissingExtraError: ``nir`` is not installed.
     """
-    writer = _Writer(sketch, subtract)
-    writer.write()
+    if not isinstance(network, Circuit) or network.encoding is None:
+        raise CapabilityError(
+            f"{type(network).__name__}: NIR describes populations in time: a spiking network or a "
+            "circuit of biograd.build, no rate network, no event-driven one, no module of your own"
+        )
+    writer = _Writer(network, subtract)
+    notes = writer.write()
     return writer.nir.NIRGraph(
-        nodes=writer.nodes, edges=writer.edges, metadata=writer.metadata(), type_check=True
+        nodes=writer.nodes, edges=writer.edges, metadata=notes, type_check=True
     )
 
 
 class _Writer:
     """Collects nodes and edges; each node has the name that it had, or one of its own."""
 
-    def __init__(self, sketch: Sketch, subtract: Subtract) -> None:
-        self.sketch, self.subtract, self.nir = sketch, subtract, library()
+    def __init__(self, network: Circuit, subtract: Subtract) -> None:
+        assert network.encoding is not None
+        self.network, self.graph, self.nir = network, network.graph, library()
+        self.encoding, self.subtract, self.origin = network.encoding, subtract, origin_of(network)
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.entries: dict[str, str] = {}
         self.exits: dict[str, str] = {}
+        self.shapes = {name: self._shape(name) for name in (INPUT, *self.graph.order)}
 
-    def add(self, node: Any, kind: str, owner: str, part: str = "") -> str:
+    def _shape(self, name: str) -> Shape:
+        """Return in which shape the units of the input or a population lie."""
+        if name in self.origin.shapes:
+            return self.origin.shapes[name]
+        found: list[Any]
+        if name == INPUT:
+            units: int = self.encoding.units
+            from_here = [one for one in self.graph.projections if one.source == INPUT]
+            found = [getattr(one.before or one.layer, "shape", None) for one in from_here]
+            found = [shape for shape in found if shape is not None and math.prod(shape) == units]
+        else:
+            units = self.graph.blocks[name].cells.units  # type: ignore[assignment]
+            into = [one.layer for one in self.graph.projections if one.target == name]
+            found = [getattr(layer, "target_shape", (units,)) for layer in into]
+        return found[0] if found and (name == INPUT or len(set(found)) == 1) else (units,)
+
+    def add(self, node: Any, path: str) -> str:
         """Add a node and return its name."""
-        default = f"{owner}_{part}" if part else owner
-        name = self.sketch.names.get((kind, owner, part), default.replace("/", "_"))
+        default = path.removeprefix("cells.").removeprefix("projections.")
+        name = self.origin.names.get(path, default.replace(".", "_").replace("/", "_"))
         while name in self.nodes:
             name += "_"
         self.nodes[name] = node
         return name
 
-    def write(self) -> None:
-        """Write all nodes and edges."""
-        shape = np.array(self.sketch.shape)
-        self.exits[INPUT] = self.add(self.nir.Input(input_type=shape), "read", "input")
-        for name, cell in self.sketch.cells.items():
-            self.cell(name, cell)
-        for one in self.sketch.links:
-            self.link(one)
-        self.reading()
-
-    def metadata(self) -> dict[str, Any]:
-        """Return what else a reader should know of the graph."""
-        found: dict[str, Any] = {
-            "written_by": f"biograd {__version__}",
-            "order": json.dumps([self.exits[name] for name in self.sketch.cells]),
-            "read": self.sketch.reading.how,
-            **self.sketch.notes,
-        }
-        if self.sketch.dt_ms is not None:
-            found["dt_ms"] = self.sketch.dt_ms
-        return found
-
-    # Populations
-
-    def cell(self, name: str, cell: Cell) -> None:
-        """Write a population."""
-        loop = cell.taken is not None and self.subtract == "loop"
-        bare = cell.threshold is not None and cell.v_reset is None and cell.taken is None
-        if loop or bare:
-            self._integrator(name, cell, split=loop)
-            threshold = self.nir.Threshold(threshold=self._shaped(cell, cell.threshold))
-            self.exits[name] = self.add(threshold, "cell", name, "spikes")
-            self.edges.append((self._main, self.exits[name]))
-            if loop:
-                self._loop(name, cell)
-            return
-        if cell.threshold is None:
-            self._integrator(name, cell, split=False)
-        else:
-            self._spiking(name, cell)
-        self.exits[name] = self._main
-
-    def _integrator(self, name: str, cell: Cell, split: bool) -> None:
-        """Write a population without its threshold; ``split``: its filter is a node of its own."""
-        r = self._shaped(cell, cell.r)
-        if cell.tau is None:
-            node = self.nir.I(r=r)
-        elif cell.tau_syn is not None and not split:
-            node = self.nir.CubaLI(**self._filtered(cell), r=r)
-        else:
-            node = self.nir.LI(**self._leak(cell), r=r)
-        node.metadata = _learned(cell)
-        self._main = self.entries[name] = self.add(node, "cell", name)
-        if cell.tau_syn is not None and split:
-            zero = np.zeros(cell.shape)
-            tau, w_in = (self._shaped(cell, values) for values in (cell.tau_syn, cell.w_in))
-            synaptic = self.nir.LI(tau=tau, r=w_in, v_leak=zero)
-            self.entries[name] = self.add(synaptic, "cell", name, "filter")
-            self.edges.append((self.entries[name], self._main))
-
-    def _spiking(self, name: str, cell: Cell) -> None:
-        """Write a population as one node."""
-        spike = {
-            "r": self._shaped(cell, cell.r),
-            "v_threshold": self._shaped(cell, cell.threshold),
-        }
-        if cell.v_reset is not None:
-            spike["v_reset"] = self._shaped(cell, cell.v_reset)
-        elif not cell.takes_threshold():
-            raise CapabilityError(
-                f"{name}: subtract = 'node': a spike takes something else than the threshold from "
-                "the potential; take subtract = 'loop'"
-            )
-        else:
-            spike["v_reset"] = np.zeros(cell.shape)
-        if cell.tau is None:
-            node = self.nir.IF(**spike)
-        elif cell.tau_syn is not None:
-            node = self.nir.CubaLIF(**self._filtered(cell), **spike)
-        else:
-            node = self.nir.LIF(**self._leak(cell), **spike)
-        node.metadata = _learned(cell)
-        if cell.taken is not None:
-            node.metadata["reset"] = "subtract"
-        self._main = self.entries[name] = self.add(node, "cell", name)
-
-    def _loop(self, name: str, cell: Cell) -> None:
-        """Let the spikes of a population inhibit it, so that each takes what it has to."""
-        assert cell.taken is not None
-        if self.sketch.dt_ms is None:
-            raise CapabilityError(f"{name}: what a spike takes depends on dt_ms, which is missing")
-        gain = cell.gain(self.sketch.dt_ms)
-        if not gain.all():
-            raise CapabilityError(
-                f"{name}: a spike takes from a potential that no current reaches (resistance 0)"
-            )
-        node = self.nir.Scale(scale=self._shaped(cell, -cell.taken / gain))
-        if cell.takes_threshold():
-            node.metadata = {"takes": "threshold"}
-        back = self.add(node, "cell", name, "reset")
-        self.edges += [(self.exits[name], back), (back, self._main)]
-
-    def _leak(self, cell: Cell) -> dict[str, Array]:
-        return {"tau": self._shaped(cell, cell.tau), "v_leak": self._shaped(cell, cell.v_leak)}
-
-    def _filtered(self, cell: Cell) -> dict[str, Array]:
-        names = {"tau_mem": cell.tau, "v_leak": cell.v_leak, "tau_syn": cell.tau_syn}
-        return {
-            name: self._shaped(cell, values)
-            for name, values in (names | {"w_in": cell.w_in}).items()
-        }
-
-    @staticmethod
-    def _shaped(cell: Cell, values: Array | None) -> Array:
-        assert values is not None
-        return np.array(values).reshape(cell.shape)
-
-    # What connects them
-
-    def link(self, one: Link) -> None:
-        """Write what leads to a population."""
-        sketch = self.sketch
-        shape = sketch.shape if one.source == INPUT else sketch.cells[one.source].shape
-        here, shape = self.exits[one.source], tuple(shape)
-        if one.delay:
-            node = self.nir.Delay(delay=np.full(shape, one.delay))
-            here = self._then(here, node, "link", one.name, "delay")
-        if one.weight is not None:
-            here, shape = self._weighted(here, shape, one)
-        here, shape = self._fitted(here, shape, sketch.cells[one.target].shape, one.name)
-        self.edges.append((here, self.entries[one.target]))
-
-    def _weighted(self, here: str, shape: tuple[int, ...], one: Link) -> tuple[str, Any]:
-        weight, bias = one.weight, one.bias
-        assert weight is not None
-        if one.grid is not None:
-            if shape != one.grid.shape:
-                raise CapabilityError(
-                    f"{one.name}: NIR cannot bring {shape} units into the grid {one.grid.shape} of "
-                    "a convolution"
-                )
-            return self._convolved(here, one)
-        if weight.ndim == 1:
-            here, shape = self._fitted(here, shape, self.sketch.cells[one.target].shape, one.name)
-            node = self.nir.Scale(scale=weight.reshape(shape))
-            return self._then(here, node, "link", one.name), shape
-        here, _ = self._fitted(here, shape, (weight.shape[1],), one.name)
-        affine = bias is not None
-        node = self.nir.Affine(weight, bias) if affine else self.nir.Linear(weight)
-        if one.mask is not None:
-            node.metadata["mask"] = one.mask.astype(np.uint8)
-        if one.sign != "both":
-            node.metadata["sign"] = one.sign
-        return self._then(here, node, "link", one.name), (len(weight),)
-
-    def _convolved(self, here: str, one: Link) -> tuple[str, tuple[int, ...]]:
-        weight, grid = one.weight, one.grid
-        assert weight is not None and grid is not None
-        node = self.nir.Conv2d(
-            input_shape=grid.shape[1:],
-            weight=weight,
-            stride=(grid.stride, grid.stride),
-            padding=(grid.padding, grid.padding),
-            dilation=(1, 1),
-            groups=1,
-            bias=np.zeros(len(weight), weight.dtype) if one.bias is None else one.bias,
-        )
-        if one.bias is None:
-            node.metadata["bias"] = "none"
-        here = self._then(here, node, "link", one.name)
-        return here, tuple(int(size) for size in node.output_type["output"])
-
-    def _fitted(
-        self, here: str, shape: tuple[int, ...], wanted: tuple[int, ...], owner: str
-    ) -> tuple[str, tuple[int, ...]]:
-        """Flatten what comes in a grid where a row is wanted."""
-        if shape == tuple(wanted):
-            return here, shape
-        if len(wanted) != 1 or np.prod(shape) != wanted[0]:
-            raise CapabilityError(
-                f"{owner}: NIR cannot bring {shape} units into the shape {tuple(wanted)}"
-            )
-        node = self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
-        return self._then(here, node, "link", owner, "flatten"), tuple(wanted)
-
-    def _then(self, here: str, node: Any, *names: str) -> str:
-        name = self.add(node, *names)
+    def then(self, here: str, node: Any, path: str) -> str:
+        """Add a node behind another."""
+        name = self.add(node, path)
         self.edges.append((here, name))
         return name
 
+    def write(self) -> dict[str, Any]:
+        """Write all nodes and edges; return what else a reader should know of the graph."""
+        node = self.nir.Input(input_type=np.array(self.shapes[INPUT]))
+        self.exits[INPUT] = self.add(node, "input")
+        for block in self.graph.blocks.values():
+            self.population(block)
+        for one in self.graph.projections:
+            self.projection(one)
+        return {
+            "written_by": f"biograd {__version__}",
+            "order": json.dumps([self.exits[name] for name in self.graph.order]),
+            "read": self.reading(),
+            "encoding": json.dumps(dataclasses.asdict(self.encoding.recipe)),
+            "datum_shape": np.array(self.encoding.shape),
+            "dt_ms": self.encoding.dt_ms,
+        }
+
+    # Populations
+
+    def population(self, one: Block) -> None:
+        """Write a population."""
+        path, (cell, notes) = one.path, cell_of(one)
+        shape, cell = self.shapes[path], self._weighted_input(path, cell)
+        cell = cell.each(lambda v: np.broadcast_to(v, (math.prod(shape),)).reshape(shape) * 1.0)
+        if np.any(cell.given().get("synaptic_time_constant_ms", np.ones(1)) <= 0):
+            raise CapabilityError(
+                f"{path}: synaptic_time_constant_ms: zero for some neurons; NIR filters all or none"
+            )
+        loop = cell.taken is not None and self.subtract == "loop"
+        bare = cell.spiking and cell.reset is None and cell.taken is None
+        if cell.spiking and not loop and not bare:
+            node = self._spiking(path, cell, notes)
+        else:
+            node = self._integrator(cell, split=loop)
+        node.metadata = notes
+        main = self.entries[path] = self.exits[path] = self.add(node, path)
+        if loop or bare:
+            threshold = self.nir.Threshold(threshold=cell.threshold)
+            self.exits[path] = self.then(main, threshold, f"{path}.spikes")
+        if loop:
+            self._loop(path, cell, main)
+
+    def _weighted_input(self, path: str, cell: Cell) -> Cell:
+        """Return a cell whose resistance gives back the weight that it had taken in."""
+        weight = self.origin.weights.get(path)
+        if weight is None or cell.synaptic_time_constant_ms is None:
+            return cell
+        return dataclasses.replace(cell, weight=weight, resistance=cell.resistance / weight)
+
+    def _integrator(self, cell: Cell, split: bool) -> Any:
+        """Return a population without its threshold; ``split``: its filter is another node."""
+        if cell.time_constant_ms is None:
+            return self.nir.I(r=cell.resistance)
+        if cell.synaptic_time_constant_ms is None or split:
+            return self.nir.LI(tau=_tau(cell), r=cell.resistance, v_leak=cell.rest)
+        return self.nir.CubaLI(**_filtered(cell), r=cell.resistance)
+
+    def _spiking(self, path: str, cell: Cell, notes: dict[str, Any]) -> Any:
+        """Return a population as one node."""
+        if cell.reset is None and not cell.takes_threshold():
+            raise CapabilityError(
+                f"{path}: subtract = 'node': a spike takes something else than the threshold from "
+                "the potential; take subtract = 'loop'"
+            )
+        if cell.taken is not None:
+            notes["reset"] = "subtract"
+        put = np.zeros(np.shape(cell.resistance)) if cell.reset is None else cell.reset
+        spike = {"r": cell.resistance, "v_threshold": cell.threshold, "v_reset": put}
+        if cell.time_constant_ms is None:
+            return self.nir.IF(**spike)
+        if cell.synaptic_time_constant_ms is not None:
+            return self.nir.CubaLIF(**_filtered(cell), **spike)
+        return self.nir.LIF(tau=_tau(cell), v_leak=cell.rest, **spike)
+
+    def _loop(self, path: str, cell: Cell, main: str) -> None:
+        """Let the spikes of a population inhibit it, so that each takes what it has to."""
+        gain = cell.gain(self.encoding.dt_ms)
+        if not gain.all():
+            raise CapabilityError(
+                f"{path}: a spike takes from a potential that no current reaches (resistance 0)"
+            )
+        node = self.nir.Scale(scale=-cell.taken / gain)
+        if cell.takes_threshold():
+            node.metadata = {"takes": "threshold"}
+        back = self.then(self.exits[path], node, f"{path}.reset")
+        self.edges.append((back, main))
+        if cell.synaptic_time_constant_ms is not None:
+            tau = cell.synaptic_time_constant_ms / 1000
+            filtered = self.nir.LI(tau=tau, r=cell.weight, v_leak=0 * tau)
+            self.entries[path] = self.add(filtered, f"{path}.filter")
+            self.edges.append((self.entries[path], main))
+
+    # What connects them
+
+    def projection(self, one: Projection) -> None:
+        """Write what leads to a population."""
+        if one.port == SKIP:
+            raise CapabilityError(
+                f"{one.path}: NIR has no skip past neurons: what is summed enters a population"
+            )
+        here, shape = self.exits[one.source], self.shapes[one.source]
+        steps = one.lag - self.graph.back(one)
+        if steps:
+            node = self.nir.Delay(delay=np.full(shape, steps * self.encoding.dt_ms / 1000))
+            here = self.then(here, node, f"{one.path}.delay")
+        if one.before is not None:
+            here, shape = self._pooled(here, shape, one.before, one.path)
+        assert one.layer is not None
+        here, shape = self.layer(here, shape, one.layer, one.path, self.shapes[one.target])
+        here = self._fitted(here, shape, self.shapes[one.target], one.path)
+        self.edges.append((here, self.entries[one.target]))
+
+    def _pooled(self, here: str, shape: Shape, pool: nn.Module, path: str) -> tuple[str, Shape]:
+        kinds = {"average": self.nir.AvgPool2d, "sum": self.nir.SumPool2d}
+        kind = getattr(pool, "kind", "")
+        if not isinstance(pool, Pooling) or kind not in kinds or len(pool.shape) != 3:
+            raise CapabilityError(f"{path}: NIR has no node for {pool}")
+        self._check_grid(shape, pool.shape, path, "pooling")
+        size = np.full(2, pool.kernel)
+        node = kinds[kind](kernel_size=size, stride=np.full(2, pool.stride), padding=0 * size)
+        return self.then(here, node, f"{path}.pool"), pool.target_shape
+
+    def _check_grid(self, shape: Shape, wanted: Shape, path: str, what: str) -> None:
+        if tuple(shape) != tuple(wanted):
+            raise CapabilityError(
+                f"{path}: NIR cannot bring {shape} units into the grid {wanted} of a {what}"
+            )
+
+    def layer(
+        self, here: str, shape: Shape, layer: nn.Module, path: str, target: Shape
+    ) -> tuple[str, Shape]:
+        """Write the node of a synaptic layer behind another; return it and its units' shape."""
+        if isinstance(layer, Convolution) and len(layer.shape) == 3:
+            self._check_grid(shape, layer.shape, path, "convolution")
+            return self.then(here, self._convolution(layer), path), layer.target_shape
+        if isinstance(layer, OneToOne) and layer.bias is None:
+            weight = _signed(layer)[:, 0]
+            if layer.sign == "both" and (weight == 1).all():
+                return here, shape  # an edge says it
+            here = self._fitted(here, shape, target, path)
+            node = self.nir.Scale(scale=weight.reshape(target))
+            shape = target
+        else:
+            weight, bias, mask = _dense(layer, path)
+            here = self._fitted(here, shape, (weight.shape[1],), path)
+            node = self.nir.Linear(weight) if bias is None else self.nir.Affine(weight, bias)
+            if mask is not None and not mask.all():
+                node.metadata["mask"] = mask.astype(np.uint8)
+            shape = (len(weight),)
+        if getattr(layer, "sign", "both") != "both":
+            node.metadata["sign"] = layer.sign
+        return self.then(here, node, path), shape
+
+    def _convolution(self, layer: Convolution) -> Any:
+        weight, bias = array(layer.weight), layer.bias
+        node = self.nir.Conv2d(
+            input_shape=layer.shape[1:],
+            weight=weight,
+            stride=(layer.stride,) * 2,
+            padding=(layer.padding,) * 2,
+            dilation=(1, 1),
+            groups=1,
+            bias=np.zeros(len(weight), weight.dtype) if bias is None else array(bias),
+        )
+        if bias is None:
+            node.metadata["bias"] = "none"
+        return node
+
+    def _fitted(self, here: str, shape: Shape, wanted: Shape, path: str) -> str:
+        """Flatten what comes in a grid where a row is wanted."""
+        if tuple(shape) == tuple(wanted):
+            return here
+        if len(wanted) != 1 or math.prod(shape) != wanted[0]:
+            raise CapabilityError(
+                f"{path}: NIR cannot bring {shape} units into the shape {tuple(wanted)}"
+            )
+        node = self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+        return self.then(here, node, f"{path}.flatten")
+
     # What is read
 
-    def reading(self) -> None:
-        """Write what is read of the last population, up to the output."""
-        one, here = self.sketch.reading, self.exits[self.sketch.reading.source]
-        shape: tuple[int, ...] = self.sketch.cells[one.source].shape
-        if one.weight is not None:
-            here, _ = self._fitted(here, shape, (one.weight.shape[1],), "readout")
-            bias = one.bias
-            affine = bias is not None
-            node = self.nir.Affine(one.weight, bias) if affine else self.nir.Linear(one.weight)
-            here, shape = self._then(here, node, "read", "readout"), (len(one.weight),)
-        if one.tau is not None:
+    def reading(self) -> Read:
+        """Write what is read, up to the output; return what of its course is the output."""
+        network, source = self.network, self.network.output
+        tau, how = self._read()
+        left = None if tau is None else math.exp(-self.encoding.dt_ms / tau)
+        unit, share = weighing(left, how, network.steps)
+        own = self.origin.resistance
+        r = 1.0 if tau is None else unit if own is None else own
+        here, shape = self.exits[source], self.shapes[source]
+        weight, bias, _ = _dense(network.readout, "readout")
+        bare = tau is None and bias is None and np.array_equal(weight, np.eye(len(weight)))
+        if not bare:
+            here = self._fitted(here, shape, (weight.shape[1],), "readout")
+            weight = weight if r == unit else weight * (unit / r)
+            if bias is None:
+                node = self.nir.Linear(weight)
+            else:
+                node = self.nir.Affine(weight, bias.astype(np.float64) / (r * share))
+            here, shape = self.then(here, node, "readout"), (len(weight),)
+        if tau is not None:
             every = np.ones(shape)
-            leaky = self.nir.LI(tau=one.tau * every, r=one.r * every, v_leak=0 * every)
-            here = self._then(here, leaky, "read", "readout", "leak")
-        self._then(here, self.nir.Output(output_type=np.array(shape)), "read", "output")
+            leaky = self.nir.LI(tau=tau / 1000 * every, r=r * every, v_leak=0 * every)
+            here = self.then(here, leaky, "readout.leak")
+        self.then(here, self.nir.Output(output_type=np.array(shape)), "output")
+        return how
+
+    def _read(self) -> tuple[float | None, Read]:
+        """Return the time constant of the readout's integrator, and what of its course is read."""
+        behind, filtered = (getattr(self.network, name, None) for name in ("behind", "filtered"))
+        if isinstance(behind, LeakyReadout):
+            return behind.time_constant_ms, "steps"
+        if isinstance(behind, nn.Identity):
+            return None, "steps"
+        kind = filtered.kind if isinstance(filtered, Readout) else type(filtered).__name__
+        if kind not in READS:
+            raise CapabilityError(
+                f"network.readout = {kind!r}: NIR cannot express it; take 'membrane', 'rate', "
+                "'filtered_rate' or 'potential'"
+            )
+        through, how = READS[kind]
+        return (filtered.time_constant_ms if through else None), how  # type: ignore[union-attr]
 
 
-def _learned(cell: Cell) -> dict[str, Any]:
-    return {"learned": cell.trains} if cell.trains else {}
+def _tau(cell: Cell) -> Array:
+    return cell.time_constant_ms / 1000
+
+
+def _filtered(cell: Cell) -> dict[str, Any]:
+    synaptic = cell.synaptic_time_constant_ms / 1000
+    return {"tau_mem": _tau(cell), "tau_syn": synaptic, "w_in": cell.weight, "v_leak": cell.rest}
+
+
+def _dense(layer: nn.Module, path: str) -> tuple[Array, Array | None, Array | None]:
+    """Return weight, bias and mask of a layer, with what is folded into its weights."""
+    if isinstance(layer, Sparse):
+        mask = np.zeros(layer.shape, bool)
+        mask[tuple(array(layer.connections).T)] = True
+        weight = np.zeros(layer.shape, array(layer.weight).dtype)
+        weight[mask] = _signed(layer)  # both by target, then by source
+        return weight, _optional(layer.bias), mask
+    if isinstance(layer, Masked):
+        mask = array(layer.mask)
+        return _signed(layer) * mask, _optional(layer.bias), mask
+    if type(layer) is not nn.Linear:
+        raise CapabilityError(f"{path}: NIR has no node for a layer {layer}")
+    own, bias = effective_parameters(layer)
+    return array(own), _optional(bias), None
+
+
+def _signed(layer: Masked | Sparse | OneToOne) -> Array:
+    """Return the weights that act."""
+    weight = array(layer.weight)
+    return weight if layer.sign == "both" else SIGNS[layer.sign] * abs(weight)
+
+
+def _optional(values: Tensor | None) -> Array | None:
+    return None if values is None else array(values)

@@ -1,4 +1,4 @@
-"""A NIR graph as a sketch: nodes become populations, links and what is read."""
+"""A NIR graph as populations and what leads from one to the other, node by node."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from biograd.circuit.graph import INPUT
 from biograd.errors import CapabilityError, RecipeError
-from biograd.interchange.cells import Array, Cell, common
-from biograd.interchange.sketch import INPUT, Grid, Link, Read, Reading, Sketch
+from biograd.interchange.cells import Array, Cell, in_milliseconds, milliseconds, settled
+from biograd.interchange.parts import Found, Way, flat, plain
+from biograd.interchange.readouts import Read
 
 SPIKING = ("LIF", "IF", "CubaLIF")
 GRADED = ("LI", "I", "CubaLI")
 WEIGHTS = ("Affine", "Linear", "Scale", "Conv2d")
-PASSING = ("Flatten", "Delay")
-SIGNS = {"both": 0, "excitatory": 1, "inhibitory": -1}
+POOLS = ("AvgPool2d", "SumPool2d")
+PASSING = ("Flatten", "Delay", *POOLS)
 KNOWN = ("Input", "Output", "Threshold", *SPIKING, *GRADED, *WEIGHTS, *PASSING)
 
 
-def parse(graph: Any, dt_ms: float | None, subtracts: bool | None, read: Read | None) -> Sketch:
-    """Return the sketch of a graph.
+class Parser:
+    """Finds the populations of a graph and the ways between them.
 
     Args:
         graph: a ``nir.NIRGraph``.
@@ -34,203 +36,183 @@ def parse(graph: Any, dt_ms: float | None, subtracts: bool | None, read: Read | 
             it there; None: what the node notes.
         read: what of the course is the output; None: what the graph notes.
 
+    Attributes:
+        populations: by their path, in the order of a step.
+        ways: between them; ``last`` leads to the output.
+        leak: node of the readout's leaky integrator; "": there is none.
+        read: what of its course, or that of the last population, is the output.
+        names: of nodes, see ``Origin``.
+
     Raises:
         CapabilityError: a node, or a way to connect nodes, that biograd does not know.
+        RecipeError: shapes or notes that do not fit.
     """
-    return _Parser(_flat(graph), graph.metadata or {}, dt_ms, subtracts).sketch(read)
 
-
-def _flat(graph: Any, prefix: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return nodes and edges, those of graphs within the graph put in their place."""
-    nodes, edges = {}, [(prefix + a, prefix + b) for a, b in graph.edges]
-    for name, node in graph.nodes.items():
-        if type(node).__name__ != "NIRGraph":
-            nodes[prefix + name] = node
-            continue
-        own = f"{prefix}{name}"
-        inner, ways = _flat(node, f"{own}.")
-        ends: dict[str, list[str]] = {"Input": [], "Output": []}
-        for at, one in inner.items():
-            if type(one).__name__ in ends and at.removeprefix(f"{own}.") in node.nodes:
-                ends[type(one).__name__].append(at)
-        if len(ends["Input"]) != 1 or len(ends["Output"]) != 1:
-            raise CapabilityError(f"node {own!r}: a graph with several inputs or outputs")
-        start, stop = ends["Input"][0], ends["Output"][0]
-        first = [b for a, b in ways if a == start]
-        last = [a for a, b in ways if b == stop]
-        nodes |= {at: one for at, one in inner.items() if at not in (start, stop)}
-        edges = [
-            (a, b)
-            for one, two in edges
-            for a in (last if one == own else [one])
-            for b in (first if two == own else [two])
-        ] + [(a, b) for a, b in ways if start not in (a, b) and stop not in (a, b)]
-    return nodes, edges
-
-
-@dataclasses.dataclass
-class _Population:
-    """The nodes that make a population: where it receives, where it sends, what it is."""
-
-    name: str
-    entry: str
-    exit: str
-    cell: Cell
-    loop: str = ""
-    """The node by which a spike inhibits its own neuron."""
-
-
-class _Parser:
-    def __init__(
-        self,
-        flat: tuple[dict[str, Any], list[tuple[str, str]]],
-        notes: Mapping[str, Any],
-        dt_ms: float | None,
-        subtracts: bool | None,
-    ) -> None:
-        self.nodes, self.edges = flat
-        self.notes = {name: _plain(value) for name, value in notes.items()}
+    def __init__(self, graph: Any, dt_ms: float, subtracts: bool | None, read: Read | None) -> None:
+        self.nodes, edges = flat(graph)
+        self.notes = {name: plain(value) for name, value in (graph.metadata or {}).items()}
         self.dt_ms, self.subtracts = dt_ms, subtracts
         self.before: dict[str, list[str]] = {name: [] for name in self.nodes}
         self.after: dict[str, list[str]] = {name: [] for name in self.nodes}
-        for one, two in self.edges:
+        for one, two in edges:
             for name in (one, two):
                 if name not in self.nodes:
                     raise CapabilityError(f"an edge names {name!r}, which is no node")
             self.before[two].append(one)
             self.after[one].append(two)
-        self.names: dict[tuple[str, str, str], str] = {}
-        self.taken = {INPUT, "readout", "output"}
-
-    def kind(self, name: str) -> str:
-        return type(self.nodes[name]).__name__
-
-    def only(self, kind: str) -> str:
-        """Return the name of the only node of a kind."""
-        found = [name for name in self.nodes if self.kind(name) == kind]
-        if len(found) != 1:
-            listed = ", ".join(map(repr, found)) or "none"
-            raise CapabilityError(f"a graph needs one {kind} node, found {listed}")
-        return found[0]
-
-    def sketch(self, read: Read | None) -> Sketch:
-        """Return the sketch."""
         for name in self.nodes:
             if self.kind(name) not in KNOWN:
                 raise CapabilityError(
                     f"node {name!r}: biograd has nothing for a {self.kind(name)} (known: "
                     f"{', '.join(KNOWN)})"
                 )
-        start, stop = self.only("Input"), self.only("Output")
-        self.names |= {("read", "input", ""): start, ("read", "output", ""): stop}
-        self.populations = {one.entry: one for one in self._populations()}
-        if not self.populations:
+        self.names = {"input": self._only("Input"), "output": self._only("Output")}
+        given = self.nodes[self.names["input"]].input_type["input"]
+        self.shape = tuple(int(size) for size in np.ravel(given))
+        self.taken = {f"cells.{name}" for name in (INPUT, "readout")}
+        self._find(read or self.notes.get("read"))
+
+    def _find(self, how: Any) -> None:
+        """Find populations, ways, and what is read."""
+        found = list(self._populations())
+        if how not in (None, "mean", "sum", "last", "steps"):
+            raise RecipeError(f"read = {how!r}: take 'mean', 'sum', 'last' or 'steps'")
+        self.leak = self._leak(found) if how != "sum" else ""
+        self.entries = {one.entry: one for one in found if one.main != self.leak}
+        if not self.entries:
             raise CapabilityError("a graph without populations: nothing is simulated in time")
-        sources = {start: INPUT} | {one.exit: one.name for one in self.populations.values()}
-        found, last = [], None
+        if how == "last" and not self.leak:
+            raise CapabilityError(
+                "read = 'last': what is read last must be a leaky integrator of weighted spikes"
+            )
+        sources = {one.exit: one.path for one in self.entries.values()}
+        sources = {self.names["input"]: INPUT} | sources
+        self.ways, last = list[Way](), list[Way]()
         for place, source in sources.items():
-            for way in self._ways(place):
-                if way[-1] == stop:
-                    if last is not None:
-                        raise CapabilityError(
-                            f"node {stop!r}: it sums what several nodes bring; one is read"
-                        )
-                    last = (source, way[:-1])
-                else:
-                    found.append(self._link(source, way[:-1], self.populations[way[-1]]))
-        if last is None:
-            raise CapabilityError(f"node {stop!r}: no population leads to it")
-        return self._finished(start, found, last, read)
+            for way in self._from(place):
+                target = self.entries.get(way[-1])
+                (last if target is None else self.ways).append(self._way(source, way, target))
+        if len(last) != 1:
+            said = "it sums what several nodes bring; one is read"
+            said = said if last else "no population leads to it"
+            raise CapabilityError(f"node {self.names['output']!r}: {said}")
+        (self.last,) = last
+        if self.leak:
+            self.names = {k: v for k, v in self.names.items() if v != self.leak}
+            self.names["readout.leak"] = self.leak
+        by_path = {one.path: one for one in self.entries.values()}
+        spikes = self.last.source != INPUT and by_path[self.last.source].cell.spiking
+        self.read: Read = how or ("sum" if spikes and not self.leak else "mean")
+        self.populations = {path: by_path[path] for path in self._order()}
+
+    def kind(self, name: str) -> str:
+        """Return what kind of node has a name."""
+        return type(self.nodes[name]).__name__
+
+    def noted(self, name: str) -> dict[str, Any]:
+        """Return what a node notes."""
+        return {key: plain(value) for key, value in (self.nodes[name].metadata or {}).items()}
+
+    def _only(self, kind: str) -> str:
+        found = [name for name in self.nodes if self.kind(name) == kind]
+        if len(found) != 1:
+            listed = ", ".join(map(repr, found)) or "none"
+            raise CapabilityError(f"a graph needs one {kind} node, found {listed}")
+        return found[0]
 
     # Populations
 
-    def _populations(self) -> Iterator[_Population]:
+    def _populations(self) -> Iterator[Found]:
         used: set[str] = set()
         for name in [name for name in self.nodes if self.kind(name) == "Threshold"]:
             found = self._split(name)
-            used |= {found.entry, found.exit, self._main, found.loop}
+            used |= {found.entry, found.main}
             yield found
         for name in self.nodes:
-            if name in used or self.kind(name) not in (*SPIKING, *GRADED):
-                continue
-            cell = self._cell(name)
-            yield _Population(self._named(name), name, name, self._reset(name, cell))
+            if name not in used and self.kind(name) in (*SPIKING, *GRADED):
+                cell, shape = self._cell(name)
+                yield Found(self._path(name), name, name, self._reset(name, cell), shape, name)
 
-    def _split(self, threshold: str) -> _Population:
+    def _split(self, threshold: str) -> Found:
         """Return a population whose threshold is a node of its own."""
-        main = self._sole(self.before[threshold])
-        if main is None or self.kind(main) not in GRADED or self.after[main] != [threshold]:
+        main = self.before[threshold][0] if len(self.before[threshold]) == 1 else ""
+        if not main or self.kind(main) not in GRADED or self.after[main] != [threshold]:
             raise CapabilityError(
                 f"node {threshold!r}: a threshold needs a node {', '.join(GRADED)} in front of it "
                 "that leads to nothing else"
             )
-        self._main, cell, name = main, self._cell(main), self._named(main)
-        at = self._values(threshold, "threshold", cell.units)
+        (cell, shape), path = self._cell(main), self._path(main)
+        at = self._values(threshold, "threshold", int(np.prod(shape)))
         cell = dataclasses.replace(cell, threshold=at)
-        self.names["cell", name, "spikes"] = threshold
+        self.names[f"{path}.spikes"] = threshold
+        found = Found(path, main, threshold, cell, shape, main)
         loop = next((one for one in self.after[threshold] if self._loops(one, main)), "")
         if not loop:
-            return _Population(name, main, threshold, cell)
-        self.names["cell", name, "reset"] = loop
-        taken = self._taken(loop, cell)
+            return found
+        self.names[f"{path}.reset"] = found.loop = loop
+        cell = dataclasses.replace(cell, taken=self._taken(loop, cell, found.units))
         others = [one for one in self.before[main] if one != loop]
-        synaptic = self._sole(others)
-        entry = main
-        if synaptic is not None and self._filters(synaptic, main):
-            self.names["cell", name, "filter"] = entry = synaptic
-            tau, w_in = (self._values(synaptic, key, cell.units) for key in ("tau", "r"))
-            cell = dataclasses.replace(cell, tau_syn=tau, w_in=w_in)
-        return _Population(
-            name, entry, threshold, dataclasses.replace(cell, taken=taken), loop=loop
-        )
+        if len(others) == 1 and self._filters(others[0], main):
+            self.names[f"{path}.filter"] = found.entry = others[0]
+            tau, weight = (self._values(found.entry, key, found.units) for key in ("tau", "r"))
+            cell = dataclasses.replace(
+                cell, synaptic_time_constant_ms=in_milliseconds(tau), weight=weight
+            )
+        found.cell = cell
+        return found
 
     def _loops(self, name: str, main: str) -> bool:
         """Return whether a node leads what spikes to the potential, not through a filter."""
         ends = self.after[name] == [main] and len(self.before[name]) == 1
         return self.kind(name) == "Scale" and ends and self.kind(main) in ("LI", "I")
 
-    def _taken(self, loop: str, cell: Cell) -> Array:
+    def _taken(self, loop: str, cell: Cell, units: int) -> Array:
         """Return what a spike takes from the potential through a loop."""
-        if _plain((self.nodes[loop].metadata or {}).get("takes")) == "threshold":
-            assert cell.threshold is not None
-            return cell.threshold
-        if self.dt_ms is None:
-            raise RecipeError(f"node {loop!r}: what a spike takes depends on dt_ms: give it")
-        return -self._values(loop, "scale", cell.units) * cell.gain(self.dt_ms)
+        if self.noted(loop).get("takes") == "threshold":
+            return np.asarray(cell.threshold)
+        return -self._values(loop, "scale", units) * cell.gain(self.dt_ms)
 
     def _filters(self, name: str, main: str) -> bool:
         """Return whether a leaky integrator is the synaptic filter of a population."""
         leaks = self.kind(name) == "LI" and not np.any(self.nodes[name].v_leak)
         return leaks and self.after[name] == [main] and bool(self.before[name])
 
-    def _cell(self, name: str) -> Cell:
-        """Return the constants of a node."""
+    def _cell(self, name: str) -> tuple[Cell, tuple[int, ...]]:
+        """Return the constants of a node, and the shape of its neurons."""
         node, kind = self.nodes[name], self.kind(name)
         shape = tuple(int(size) for size in np.shape(node.r)) or (1,)
-        units = int(np.prod(shape))
-        values: dict[str, Any] = {"r": self._values(name, "r", units)}
+        wide = [self._outputs(one) for one in self.before[name]]
+        if shape == (1,) and wide and wide[0] > 1:
+            shape = (wide[0],)  # constants are given once for all
+        keys = {"resistance": "r"}
+        if kind in ("LI", "LIF"):
+            keys |= {"time_constant_ms": "tau", "rest": "v_leak"}
         if kind.startswith("Cuba"):
-            values["tau"] = self._values(name, "tau_mem", units)
-            for key in ("v_leak", "tau_syn", "w_in"):
-                values[key] = self._values(name, key, units)
-        elif kind in ("LI", "LIF"):
-            values |= {key: self._values(name, key, units) for key in ("tau", "v_leak")}
+            keys |= {"time_constant_ms": "tau_mem", "synaptic_time_constant_ms": "tau_syn"}
+            keys |= {"rest": "v_leak", "weight": "w_in"}
         if kind in SPIKING:
-            values["threshold"] = self._values(name, "v_threshold", units)
-            values["v_reset"] = self._values(name, "v_reset", units)
-        for key in ("tau", "tau_syn"):
-            if key in values and (values[key] <= 0).any():
-                raise RecipeError(f"node {name!r}: {key} must be above zero")
-        return Cell(shape, **values)
+            keys |= {"threshold": "v_threshold", "reset": "v_reset"}
+        values: dict[str, Any] = {
+            own: self._values(name, key, int(np.prod(shape))) for own, key in keys.items()
+        }
+        for own in values.keys() & {"time_constant_ms", "synaptic_time_constant_ms"}:
+            if (values[own] <= 0).any():
+                raise RecipeError(f"node {name!r}: {keys[own]} must be above zero")
+            values[own] = in_milliseconds(values[own])
+        return Cell(**values), shape
+
+    def _outputs(self, name: str) -> int:
+        """Return the number of units behind a layer; 0: it does not say."""
+        kind = self.kind(name)
+        return len(self.nodes[name].weight) if kind in ("Affine", "Linear") else 0
 
     def _reset(self, name: str, cell: Cell) -> Cell:
         """Return a cell whose spikes subtract, if they do."""
-        noted = _plain((self.nodes[name].metadata or {}).get("reset")) == "subtract"
+        noted = self.noted(name).get("reset") == "subtract"
         subtracts = noted if self.subtracts is None else self.subtracts
-        if cell.v_reset is None or not subtracts:
+        if cell.reset is None or not subtracts:
             return cell
-        assert cell.threshold is not None
-        return dataclasses.replace(cell, v_reset=None, taken=cell.threshold - cell.v_reset)
+        return dataclasses.replace(cell, reset=None, taken=cell.threshold - cell.reset)
 
     def _values(self, name: str, key: str, units: int) -> Array:
         value = np.asarray(getattr(self.nodes[name], key), np.float64).ravel()
@@ -241,35 +223,55 @@ class _Parser:
             )
         return np.broadcast_to(value, (units,)).copy()
 
-    def _named(self, name: str, kind: str = "cell") -> str:
-        """Return a name that a module can have, and remember that of the node."""
+    def _path(self, name: str, room: str = "cells") -> str:
+        """Return the path that a node's module gets, that which it had if biograd wrote it."""
         base = re.sub(r"\W", "_", name)
-        if not base.isidentifier() or hasattr(nn.ModuleDict(), base):
-            base = f"node_{base}"
-        while base in self.taken:
-            base += "_"
-        self.taken.add(base)
-        self.names[kind, base, ""] = name
-        return base
-
-    @staticmethod
-    def _sole(names: list[str]) -> str | None:
-        return names[0] if len(names) == 1 else None
+        own = r"blocks_(\d+)" if room == "cells" else r"blocks_(\d+)_(synapse|recurrent)"
+        if re.fullmatch(own, base):
+            path = base.replace("_", ".")
+        else:
+            usable = base.isidentifier() and not hasattr(nn.ModuleDict(), base)
+            path = f"{room}.{base if usable else f'node_{base}'}"
+        while path in self.taken:
+            path += "_"
+        self.taken.add(path)
+        self.names[path] = name
+        return path
 
     # What connects them
 
-    def _ways(self, place: str) -> Iterator[list[str]]:
-        """Yield the nodes on each way from a place to the next population, which ends it."""
-        stop = self.names["read", "output", ""]
-        loops = {one.loop for one in self.populations.values()} - {""}
+    def _leak(self, populations: Sequence[Found]) -> str:
+        """Return the leaky integrator of weighted spikes that is part of the readout."""
+        ends = self.before[self.names["output"]]
+        one = next((p for p in populations if ends == [p.main] and self.kind(p.main) == "LI"), None)
+        if one is None or one.cell.spiking or np.any(one.cell.rest):
+            return ""
+        alike = all(isinstance(settled(value), float) for value in one.cell.given().values())
+        here = self.before[one.main][0] if len(self.before[one.main]) == 1 else ""
+        if not alike or self.after[one.main] != [self.names["output"]]:
+            return ""
+        if not here or self.kind(here) not in ("Affine", "Linear"):
+            return ""
+        if {"mask", "sign"} & self.noted(here).keys() or self.after[here] != [one.main]:
+            return ""
+        here = self.before[here][0] if len(self.before[here]) == 1 else ""
+        while here and self.kind(here) == "Flatten":
+            here = self.before[here][0] if len(self.before[here]) == 1 else ""
+        return one.main if any(here == p.exit and p.cell.spiking for p in populations) else ""
+
+    def _from(self, place: str) -> Iterator[list[str]]:
+        """Yield the nodes on each way from a place to a population or the output, which ends it."""
+        loops = {one.loop for one in self.entries.values()} - {""}
         open_ways = [[name] for name in self.after[place] if name not in loops]
+        if not open_ways and place != self.names["input"]:
+            raise CapabilityError(f"node {place!r}: it leads nowhere")
         while open_ways:
             way = open_ways.pop(0)
             here = way[-1]
-            if here in self.populations or here == stop:
+            if here in self.entries or here == self.names["output"]:
                 yield way
                 continue
-            if self.kind(here) not in (*WEIGHTS, *PASSING):
+            if self.kind(here) not in (*WEIGHTS, *PASSING) and here != self.leak:
                 raise CapabilityError(f"node {here!r}: nothing can lead to a {self.kind(here)}")
             if len(self.before[here]) > 1:
                 raise CapabilityError(
@@ -281,211 +283,80 @@ class _Parser:
                 raise CapabilityError(f"node {here!r}: its weights act in several places")
             open_ways += [[*way, name] for name in self.after[here]]
 
-    def _link(self, source: str, way: list[str], target: _Population) -> Link:
-        """Return the nodes between two populations as a link."""
+    def _way(self, source: str, nodes: list[str], target: Found | None) -> Way:
+        """Return the nodes between two populations, or behind the last, by what they are."""
+        way = [name for name in nodes[:-1] if name != self.leak]
         weights = [name for name in way if self.kind(name) in WEIGHTS]
+        pools = [name for name in way if self.kind(name) in POOLS]
         if len(weights) > 1:
             raise CapabilityError(
                 f"node {weights[1]!r}: a layer right behind {weights[0]!r}, no population between"
             )
-        if weights:
-            name = self._named(weights[0], "link")
+        if len(pools) > 1 or (pools and weights and way.index(pools[0]) > way.index(weights[0])):
+            raise CapabilityError(f"node {pools[-1]!r}: pooling is right behind a population")
+        weight, pool = weights[0] if weights else "", pools[0] if pools else ""
+        to, delay = "output" if target is None else target.path, self._delay(way, weights)
+        path = "readout"
+        if target is None:
+            if pool or delay or (weight and self.kind(weight) not in ("Affine", "Linear")):
+                raise CapabilityError(
+                    f"node {way[-1]!r}: what is read of a population is a Linear or Affine node"
+                )
+            self.names |= {path: weight} if weight else {}
+        elif weight:
+            path = self._path(weight, "projections")
         else:
-            name = self._named(f"{source}_{target.name}", "link")
-            del self.names["link", name, ""]
-        one = Link(name, source, target.name, None, delay=self._delay(way, weights))
-        for part in way:
-            if part not in weights:
-                self.names["link", name, self.kind(part).lower()] = part
-        return self._weighted(one, weights[0]) if weights else one
+            path = self._path(f"{source}_{to}".replace("cells.", ""), "projections")
+            del self.names[path]
+        for name in way:
+            if name not in weights:
+                part = "pool" if name == pool else self.kind(name).lower()
+                self.names[f"{path}.{part}"] = name
+        return Way(path, source, to, weight, pool, delay)
 
     def _delay(self, way: list[str], weights: list[str]) -> float:
-        """Return how long a way takes."""
+        """Return how long a way takes, in milliseconds."""
         total = 0.0
         for place, name in enumerate(way):
             if self.kind(name) != "Delay":
                 continue
-            value = common(np.asarray(self.nodes[name].delay, np.float64))
-            if value is None:
+            value = settled(self.nodes[name].delay)
+            if not isinstance(value, float):
                 raise CapabilityError(f"node {name!r}: every unit has a delay of its own")
             if any(np.any(getattr(self.nodes[w], "bias", 0)) for w in weights if w in way[:place]):
                 raise CapabilityError(f"node {name!r}: it delays a bias, too: put it before")
             total += value
-        return total
+        return milliseconds(total)
 
-    def _weighted(self, one: Link, name: str) -> Link:
-        """Return a link with the weights of a node."""
-        node, kind = self.nodes[name], self.kind(name)
-        notes = {key: _plain(value) for key, value in (node.metadata or {}).items()}
-        if kind == "Scale":
-            return dataclasses.replace(one, weight=np.asarray(node.scale).ravel())
-        weight = np.asarray(node.weight)
-        bias = np.asarray(node.bias) if hasattr(node, "bias") else None
-        if kind == "Conv2d":
-            bias = None if notes.get("bias") == "none" else bias
-            return dataclasses.replace(
-                one, weight=weight, bias=bias, grid=self._grid(one.source, name)
-            )
-        if weight.ndim != 2:
-            raise CapabilityError(f"node {name!r}: weights of shape {weight.shape}, not a matrix")
-        mask, sign = notes.get("mask"), notes.get("sign", "both")
-        if sign not in SIGNS or (SIGNS[sign] * weight < 0).any():
-            raise RecipeError(f"node {name!r}: it notes sign = {sign!r}, its weights have others")
-        return dataclasses.replace(
-            one,
-            weight=weight,
-            bias=bias,
-            mask=None if mask is None else np.asarray(mask, bool),
-            sign=sign,
-        )
-
-    def _grid(self, source: str, name: str) -> Grid:
-        """Return how a convolution lies; biograd's have square kernels that end at the edge."""
-        node, side = self.nodes[name], int(self.nodes[name].weight.shape[-1])
-        stride = {int(step) for step in np.ravel(node.stride)}
-        plain = isinstance(node.padding, (str, bytes))
-        padding = {str(_plain(node.padding))} if plain else {int(n) for n in np.ravel(node.padding)}
-        square = node.weight.shape[-2] == side and len(stride) == 1
-        simple = set(np.ravel(node.dilation).tolist()) == {1} and int(node.groups) == 1
-        if not square or not simple or padding != {side // 2}:
-            raise CapabilityError(
-                f"node {name!r}: biograd's convolutions have square kernels, one stride, a padding "
-                f"of half a kernel ({side // 2}), no dilation and no groups"
-            )
-        shape = self._shape(source)
-        if len(shape) != 3 and node.input_shape is not None:
-            shape = (int(node.weight.shape[1]), *(int(size) for size in node.input_shape))
-        if len(shape) != 3:
-            raise CapabilityError(f"node {name!r}: what it receives lies in no grid")
-        return Grid((shape[0], shape[1], shape[2]), stride.pop(), padding.pop())  # type: ignore[arg-type]
-
-    def _shape(self, source: str) -> tuple[int, ...]:
-        if source == INPUT:
-            start = self.nodes[self.names["read", "input", ""]]
-            return tuple(int(size) for size in np.ravel(start.input_type["input"]))
-        return next(one.cell.shape for one in self.populations.values() if one.name == source)
-
-    # What is read, and in which order
-
-    def _finished(
-        self, start: str, links: list[Link], last: tuple[str, list[str]], read: Read | None
-    ) -> Sketch:
-        cells = {one.name: one.cell for one in self.populations.values()}
-        cells = {name: _spread(cell, links, name) for name, cell in cells.items()}
-        how = read or self.notes.get("read")
-        if how not in (None, "mean", "sum", "last"):
-            raise RecipeError(f"read = {how!r}: take 'mean', 'sum' or 'last'")
-        reading, cells, links = self._reading(cells, links, last, how)
-        order = self._order(cells, links)
-        notes = {k: v for k, v in self.notes.items() if k not in ("read", "order", "dt_ms")}
-        return Sketch(
-            shape=self._shape(INPUT),
-            cells={name: cells[name] for name in order},
-            links=tuple(links),
-            reading=reading,
-            dt_ms=self.dt_ms,
-            names=self.names,
-            notes=notes,
-        )
-
-    def _reading(
-        self,
-        cells: dict[str, Cell],
-        links: list[Link],
-        last: tuple[str, list[str]],
-        how: Read | None,
-    ) -> tuple[Reading, dict[str, Cell], list[Link]]:
-        """Return what is read; a leaky integrator of weighted spikes is part of the readout."""
-        source, way = last
-        cell = cells[source]
-        if not way and how != "sum" and self._is_readout(cells, links, source):
-            (one,) = (link for link in links if link.target == source)
-            others = {name: kept for name, kept in cells.items() if name != source}
-            self._read_by(one.name)
-            self.names["read", "readout", "leak"] = self.names.pop(("cell", source, ""))
-            assert cell.tau is not None
-            tau, r = float(cell.tau[0]), float(cell.r[0])
-            read = Reading(one.source, one.weight, one.bias, tau, r, how or "mean")
-            return read, others, [link for link in links if link is not one]
-        whole = self._link(source, way, _Population("", "", "", cell))
-        if whole.delay or whole.grid or (whole.weight is not None and whole.weight.ndim != 2):
-            raise CapabilityError(
-                f"node {way[-1]!r}: what is read of a population is a Linear or Affine node"
-            )
-        self._read_by(whole.name)
-        chosen: Read = how or ("mean" if cell.threshold is None else "sum")
-        if chosen == "last":
-            raise CapabilityError(
-                "read = 'last': what is read last must be a leaky integrator of weighted spikes"
-            )
-        return Reading(source, whole.weight, whole.bias, how=chosen), cells, links
-
-    def _read_by(self, link: str) -> None:
-        """Let the nodes of a link be those of the readout."""
-        for kind, part in (("read", ""), ("link", "flatten")):
-            name = self.names.pop(("link", link, part), None)
-            if name is not None:
-                self.names[kind, "readout", part] = name
-
-    def _is_readout(self, cells: dict[str, Cell], links: list[Link], name: str) -> bool:
-        """Return whether a population is a leaky integrator of weighted spikes, all alike."""
-        cell, into = cells[name], [one for one in links if one.target == name]
-        if cell.threshold is not None or cell.tau is None or cell.tau_syn is not None:
-            return False
-        alike = all(common(value) is not None for value in cell.values().values())
-        if not alike or np.any(cell.v_leak) or len(into) != 1:
-            return False
-        (one,) = into
-        plain = one.mask is None and one.sign == "both" and not one.delay
-        dense = one.weight is not None and one.weight.ndim == 2 and one.source != name
-        spikes = one.source != INPUT and cells[one.source].threshold is not None
-        return plain and dense and spikes and not any(link.source == name for link in links)
-
-    def _order(self, cells: dict[str, Cell], links: list[Link]) -> list[str]:
+    def _order(self) -> list[str]:
         """Return the order in which a step runs through the populations.
 
         That which the graph notes; else that of the shortest way from the input, what depends on
         nothing that is still to come before what does.
         """
-        noted = self.notes.get("order")
+        paths, noted = [one.path for one in self.entries.values()], self.notes.get("order")
         if isinstance(noted, str):
-            exits = {one.exit: one.name for one in self.populations.values()}
+            exits = {one.exit: one.path for one in self.entries.values()}
             with contextlib.suppress(ValueError, TypeError):
                 order = [exits.get(name, "") for name in json.loads(noted)]
-                if sorted(order) == sorted(cells):
+                if sorted(order) == sorted(paths):
                     return order
         distance, fresh = {INPUT: 0}, [INPUT]
         while fresh:
             here = fresh.pop(0)
-            for one in links:
+            for one in self.ways:
                 if one.source == here and one.target not in distance:
                     distance[one.target] = distance[here] + 1
                     fresh.append(one.target)
-        left = sorted(cells, key=lambda name: distance.get(name, len(cells)))
+        left = sorted(paths, key=lambda path: distance.get(path, len(paths)))
         order = []
         while left:
-            free = [name for name in left if not _waits(name, left, links)]
+            free = [path for path in left if not _waits(path, left, self.ways)]
             order.append((free or left)[0])
             left.remove(order[-1])
         return order
 
 
-def _waits(name: str, left: list[str], links: list[Link]) -> bool:
+def _waits(path: str, left: Sequence[str], ways: Sequence[Way]) -> bool:
     """Return whether a population receives something from another that has not had its turn."""
-    return any(one.target == name and one.source in left and one.source != name for one in links)
-
-
-def _spread(cell: Cell, links: list[Link], name: str) -> Cell:
-    """Return a cell with the size of what leads to it, if its constants are given only once."""
-    outputs = [len(one.weight) for one in links if one.target == name and one.weight is not None]
-    plain = [one for one in links if one.target == name and one.grid is None]
-    if cell.units == 1 and plain and outputs and outputs[0] > 1:
-        return cell.spread((outputs[0],))
-    return cell
-
-
-def _plain(value: Any) -> Any:
-    """Return a note as text, number or array."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.item() if isinstance(value, np.generic) else value
+    return any(one.target == path and one.source in left and one.source != path for one in ways)

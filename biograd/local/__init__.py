@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from biograd.contracts import Loss, Objective, Round, Trace
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.local.cells import Cells, Kind, channel_count
-from biograd.local.heads import HEADS, Setting
+from biograd.local.objectives import LOCAL_LOSSES, Setting
+from biograd.local.partition import Cells, Kind, channel_count
 from biograd.recipes import Count, Fraction, LocalRecipe, construct, validate
 
 __all__ = ["LocalLosses", "make"]
@@ -45,7 +45,7 @@ class LocalLosses(nn.Module):
 
     def __init__(
         self,
-        loss: Annotated[str, HEADS] = "cross_entropy",
+        loss: Annotated[str, LOCAL_LOSSES] = "cross_entropy",
         cells: Kind = "block",
         groups: Count = 1,
         sites: Literal["ends", "all"] | tuple[str, ...] = "ends",
@@ -109,7 +109,7 @@ class LocalLosses(nn.Module):
                 round.generator,
                 site.activity.detach(),
             )
-            head = HEADS[self.loss](setting)
+            head = LOCAL_LOSSES[self.loss](setting)
             self.heads[name.replace(".", "/")] = head
             self.cells[name] = tuple(head(site.activity.detach(), trace.targets).shape[1:])
 

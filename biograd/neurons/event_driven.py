@@ -12,7 +12,7 @@ from biograd.neurons.neuron import Neuron
 
 @dataclasses.dataclass(frozen=True)
 class EventDriven(Neuron):
-    """Spike times in continuous time with their exact derivatives, on torch (``networks.events``).
+    """Spike times in continuous time with their exact derivatives (``events.spike_times``).
 
     The equations are those of ``Leaky``, solved in closed form between spikes; there is no step,
     and no surrogate.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,15 @@ class LeakyIntegrator(Neuron):
     def passed(self, x: State, c: Any, f: Any) -> Any:
         """Return the potential."""
         return x.v
+
+    def nir(self, p: Any) -> Mapping[str, Any]:
+        """Return what LI and CubaLI say."""
+        filtered = bool(self.synaptic_time_constant_ms)
+        return {
+            "time_constant_ms": p.time_constant_ms,
+            "synaptic_time_constant_ms": p.synaptic_time_constant_ms if filtered else None,
+            "resistance": p.resistance,
+        }
 
     def snntorch(self, c: Any, derivative: Derivative) -> SnnTorchStep:
         """Return the membrane of snnTorch's ``Leaky`` without its reset, a filter before it."""

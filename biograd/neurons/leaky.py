@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -88,6 +89,19 @@ class Leaky(Spiking):
     def snntorch(self, c: Any, derivative: Derivative) -> SnnTorchStep:
         """Return ``Leaky`` or ``Synaptic`` of snnTorch."""
         return self._leaky(c, lambda distance: spike(distance, derivative=derivative))
+
+    def nir(self, p: Any) -> Mapping[str, Any]:
+        """Return what LIF and CubaLIF say."""
+        if self.refractory_ms:
+            raise CapabilityError("neuron.refractory_ms: NIR's neurons are never refractory")
+        filtered = bool(self.synaptic_time_constant_ms)
+        return {
+            "time_constant_ms": p.time_constant_ms,
+            "synaptic_time_constant_ms": p.synaptic_time_constant_ms if filtered else None,
+            "resistance": p.resistance,
+            "threshold": p.threshold,
+            **({"reset": 0.0} if self.reset == "zero" else {"taken": p.threshold}),
+        }
 
     def _leaky(self, c: Any, fire: Any) -> SnnTorchStep:
         """Return the step of snnTorch's own cell.

@@ -70,9 +70,15 @@ class Neuron:
     """What a recipe calls it, as in the registry."""
 
     ports: ClassVar[tuple[str, ...]] = ("I",)
-    """What receives a current, a receptor or a compartment; the first is the usual one."""
+    """What receives a current (a receptor, a compartment); the first, where none is named."""
     spiking: ClassVar[bool] = True
     """Whether it passes on spikes, where ``passed > 0``, or ``passed`` itself."""
+
+    def __init_subclass__(cls) -> None:
+        """Let no class inherit a form in NIR, which would lack what the class adds."""
+        super().__init_subclass__()
+        if "nir" not in vars(cls):
+            setattr(cls, "nir", Neuron.nir)  # noqa: B010 - mypy takes no method as a value
 
     def __post_init__(self) -> None:
         if self.kind and self.kind != self.name and "name" in vars(type(self)):
@@ -134,6 +140,17 @@ class Neuron:
             f"{self.noun}: snnTorch has no such neuron: take network.substrate = 'torch' or "
             "'brian2'"
         )
+
+    def nir(self, p: Any) -> Mapping[str, Any]:
+        """Return the neuron in the terms of NIR: the fields of ``interchange.cells.Cell``.
+
+        Args:
+            p: the fields, learned ones as they are; one that differs between neurons is ``[U]``.
+
+        Raises:
+            CapabilityError: NIR has no such neuron.
+        """
+        raise CapabilityError(f"{self.noun}: NIR has no node for such a neuron")
 
 
 @dataclasses.dataclass(frozen=True)

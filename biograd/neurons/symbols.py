@@ -79,7 +79,7 @@ FUNCTIONS = SimpleNamespace(
     exp=_call("exp"),
     tanh=_call("tanh"),
     relu=lambda x: Symbol(f"clip({x.text}, 0, 1e300)"),
-    sigmoid=lambda x: 1 / (1 + Symbol(f"exp({(-x).text})")),
+    sigmoid=lambda x: Symbol(f"(1.0 / (1.0 + exp({(-x).text})))"),
     gelu=_gelu,
     where=_where,
 )

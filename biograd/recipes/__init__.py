@@ -21,7 +21,15 @@ from biograd.recipes.architecture import (
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.recipes.dataset import DataFile, DatasetRecipe, load_dataset
+from biograd.recipes.dataset import (
+    FUNCTION,
+    OWN,
+    DataFile,
+    DatasetRecipe,
+    dataset_table,
+    load_dataset,
+    title,
+)
 from biograd.recipes.encodings import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.model import ModelRecipe, load_model
@@ -54,4 +62,8 @@ __all__ = [
     "DataFile",
     "DatasetRecipe",
     "load_dataset",
+    "dataset_table",
+    "FUNCTION",
+    "OWN",
+    "title",
 ]

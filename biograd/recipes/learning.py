@@ -28,7 +28,7 @@ class LocalRecipe:
     """Local losses: every block is trained by a loss of its own activity."""
 
     loss: str = "off"
-    """``off``, or a name in ``local.heads.HEADS``."""
+    """``off``, or a name in ``local.objectives.LOCAL_LOSSES``."""
     cells: str = "block"
     """What has a loss of its own: a ``block``, or each ``patch`` of it, ``group`` of channels, or
     both, ``patch_group``."""

@@ -35,7 +35,7 @@ Row = tuple[int, int, float, dict[str, float]]
 
 
 @dataclasses.dataclass
-class Record:
+class LayerRecord:
     """What one layer did in one snapshot.
 
     Attributes:
@@ -72,7 +72,7 @@ class Snapshot:
     step: int
     epoch: int
     wall_time: float
-    layers: dict[str, Record]
+    layers: dict[str, LayerRecord]
     values: dict[str, float]
 
 
@@ -190,9 +190,9 @@ def _table(prefix: str, rows: Sequence[Row]) -> dict[str, Array]:
     return arrays
 
 
-def _layer_arrays(name: str, records: Sequence[Record | None]) -> dict[str, Array]:
+def _layer_arrays(name: str, records: Sequence[LayerRecord | None]) -> dict[str, Array]:
     shape = next(record.activation.shape for record in records if record is not None)
-    blank = Record(np.full(shape, np.nan, np.float32))
+    blank = LayerRecord(np.full(shape, np.nan, np.float32))
     filled = [blank if record is None else record for record in records]
     statistics = [record.statistics() for record in filled]
     arrays = {f"layers/{name}/activation": np.stack([record.activation for record in filled])}
@@ -216,7 +216,7 @@ def _trials(
     }
 
 
-def record(name: str, values: Any, layer: LayerInfo, probes: int) -> Record:
+def record(name: str, values: Any, layer: LayerInfo, probes: int) -> LayerRecord:
     """Return what to keep of the activity of one layer.
 
     Args:
@@ -239,13 +239,13 @@ def record(name: str, values: Any, layer: LayerInfo, probes: int) -> Record:
     if width != len(units):
         array = array[..., units]
     if layer.kind == "rate":
-        return Record(np.array(array, np.float32))
+        return LayerRecord(np.array(array, np.float32))
     if array.dtype != np.bool_ and not ((array == 0) | (array == 1)).all():
         raise RecipeError(f"layer {name}: spikes must be 0 or 1; is this a rate?")
     fired = array != 0
     probe, step, position = np.nonzero(fired)
     rate = (fired.sum(1) / lead[1]).astype(np.float32)
-    return Record(rate, (probe.astype(np.uint32), step.astype(np.uint32), position))
+    return LayerRecord(rate, (probe.astype(np.uint32), step.astype(np.uint32), position))
 
 
 def segment_bytes(arrays: Mapping[str, Array]) -> bytes:

@@ -25,7 +25,7 @@ from biograd.runs.layout import (
     plain_attributes,
 )
 from biograd.runs.sources import Segment, Sources, open_file
-from biograd.runs.storage import Place
+from biograd.runs.storage import RunPaths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Contents:
         commits: commits whose segments or checkpoints are here.
     """
 
-    place: Place
+    place: RunPaths
     packed: bool
     parts_id: str
     status: str
@@ -105,7 +105,7 @@ class Contents:
             self.sources.file.close()
 
 
-def find(place: Place) -> Contents:
+def find(place: RunPaths) -> Contents:
     """Return the contents of the run at ``place``; a parts folder goes before a finished file.
 
     Raises:
@@ -123,7 +123,7 @@ def find(place: Place) -> Contents:
     return read_packed(place)
 
 
-def settle(place: Place) -> None:
+def settle(place: RunPaths) -> None:
     """Finish or undo what a process that was killed left between two steps."""
     if place.aside.is_dir():
         if place.parts.is_dir() or not _worth(place.aside, place.file):
@@ -166,7 +166,7 @@ def check_version(where: Path, form: object, version: object) -> None:
         raise RunFileError(f"{where}: has format version {version}, newer than {VERSION}: update")
 
 
-def read_parts(place: Place) -> Contents:
+def read_parts(place: RunPaths) -> Contents:
     """Return the contents of a parts folder.
 
     Raises:
@@ -199,12 +199,12 @@ def read_parts(place: Place) -> Contents:
         raise RunFileError(f"{place.parts}: header.json is damaged ({error!r})") from error
 
 
-def segment_path(place: Place, number: int) -> Path:
+def segment_path(place: RunPaths, number: int) -> Path:
     """Return where a segment lies."""
     return place.parts / "segments" / f"{number:06d}.h5"
 
 
-def _status(place: Place) -> str:
+def _status(place: RunPaths) -> str:
     with contextlib.suppress(FileNotFoundError):
         return str(_json(place.parts / "status.json")["status"])
     return "crashed" if storage.is_held(place.parts / "lock") is False else "running"
@@ -238,7 +238,7 @@ def read_commits(path: Path) -> list[Commit]:
     return commits
 
 
-def _parts_probe(place: Place, header: dict[str, Any]) -> Probe | None:
+def _parts_probe(place: RunPaths, header: dict[str, Any]) -> Probe | None:
     if header["gap_ms"] is None:
         return None
     with open_file(place.parts / "probe.h5") as file:
@@ -257,7 +257,7 @@ def read_probe(group: h5py.Group, gap_ms: float) -> Probe:
     )
 
 
-def read_packed(place: Place) -> Contents:
+def read_packed(place: RunPaths) -> Contents:
     """Return the contents of a finished file, which stays open.
 
     Raises:
@@ -281,7 +281,7 @@ def read_packed(place: Place) -> Contents:
         raise
 
 
-def _packed_contents(place: Place, file: h5py.File) -> Contents:
+def _packed_contents(place: RunPaths, file: h5py.File) -> Contents:
     marks = ("magic", "version")
     attributes = {n: _scalar(value) for n, value in file.attrs.items() if n not in marks}
     layers = {name: _layer(group) for name, group in file["layers"].items()}

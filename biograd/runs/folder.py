@@ -19,7 +19,7 @@ from biograd.runs import storage
 from biograd.runs.contents import settle
 from biograd.runs.hdf5 import create, write_probe
 from biograd.runs.layout import FORMAT, VERSION, LayerInfo, Probe, plain_attributes, to_json
-from biograd.runs.storage import Place
+from biograd.runs.storage import RunPaths
 
 
 def header(
@@ -54,7 +54,7 @@ def header(
     return plain
 
 
-def lay_out(place: Place, head: Mapping[str, Any], probe: Probe | None) -> Path:
+def lay_out(place: RunPaths, head: Mapping[str, Any], probe: Probe | None) -> Path:
     """Make the folder that will become the parts folder, and return it."""
     storage.remove(place.fresh)
     for name in ("segments", "checkpoints"):
@@ -67,7 +67,7 @@ def lay_out(place: Place, head: Mapping[str, Any], probe: Probe | None) -> Path:
     return place.fresh
 
 
-def settle_in(place: Place) -> storage.Lock:
+def settle_in(place: RunPaths) -> storage.Lock:
     """Let the new parts folder take its name, owned by this process from the first moment.
 
     Raises:
@@ -94,7 +94,9 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def begin(place: Place, head: Mapping[str, Any], probe: Probe | None, force: bool) -> storage.Lock:
+def begin(
+    place: RunPaths, head: Mapping[str, Any], probe: Probe | None, force: bool
+) -> storage.Lock:
     """Make the parts folder and own it; what it replaces goes when it is complete.
 
     Raises:
@@ -120,7 +122,7 @@ def begin(place: Place, head: Mapping[str, Any], probe: Probe | None, force: boo
     return lock
 
 
-def refuse_existing(place: Place, force: bool) -> None:
+def refuse_existing(place: RunPaths, force: bool) -> None:
     """Refuse to write where something lies already.
 
     Raises:

@@ -22,7 +22,7 @@ from biograd.runs import hdf5, storage
 from biograd.runs.contents import Contents, described, read_parts, settle
 from biograd.runs.layout import COMMIT_COLUMNS
 from biograd.runs.merge import link_scales, merge
-from biograd.runs.storage import OutputError, Place
+from biograd.runs.storage import OutputError, RunPaths
 
 
 def pack_run(path: str | os.PathLike[str]) -> Path:
@@ -33,7 +33,7 @@ def pack_run(path: str | os.PathLike[str]) -> Path:
         RecipeError: the run is still being written.
         OutputError: the disk is full or cannot be written.
     """
-    place = Place.of(path)
+    place = RunPaths.of(path)
     settle(place)
     if place.parts.is_dir():
         lock = storage.own(place)
@@ -46,7 +46,7 @@ def pack_run(path: str | os.PathLike[str]) -> Path:
     return place.file
 
 
-def pack_parts(place: Place) -> Path:
+def pack_parts(place: RunPaths) -> Path:
     """Merge a parts folder that this process owns; see :func:`pack_run`."""
     contents = read_parts(place)
     if contents.status == "running":  # the lock is ours, so nobody writes any more

@@ -22,7 +22,7 @@ from biograd.errors import RecipeError, RunFileError, nearest
 from biograd.runs.contents import Commit, Contents, described, find
 from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows
 from biograd.runs.sources import Sources, table_rows
-from biograd.runs.storage import Place
+from biograd.runs.storage import RunPaths
 
 if TYPE_CHECKING:
     from biograd.runs.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RunFileError: there is no run, it is damaged, or it is from a newer version.
     """
-    return Run(find(Place.of(path)))
+    return Run(find(RunPaths.of(path)))
 
 
 class Run:

@@ -11,10 +11,10 @@ from biograd.runs.contents import Commit, Contents, read_parts, segment_path
 from biograd.runs.folder import digest, header, lay_out, settle_in
 from biograd.runs.merge import merge
 from biograd.runs.sources import Sources
-from biograd.runs.storage import Place
+from biograd.runs.storage import RunPaths
 
 
-def rewind(place: Place) -> checkpoint.Checkpoint:
+def rewind(place: RunPaths) -> checkpoint.Checkpoint:
     """Drop from an owned parts folder what came after its last good checkpoint; return that.
 
     A damaged checkpoint or segment is passed over if a checkpoint before it is whole.
@@ -32,7 +32,7 @@ def rewind(place: Place) -> checkpoint.Checkpoint:
     return restored
 
 
-def _last_good(place: Place, commits: list[Commit]) -> tuple[int, checkpoint.Checkpoint]:
+def _last_good(place: RunPaths, commits: list[Commit]) -> tuple[int, checkpoint.Checkpoint]:
     whole = _whole_segments(place, commits)
     problem = f"{place.parts}: holds no checkpoint to go on from; train again with --force"
     cause: RunFileError | None = None
@@ -47,7 +47,7 @@ def _last_good(place: Place, commits: list[Commit]) -> tuple[int, checkpoint.Che
     raise RunFileError(str(cause) if cause else problem) from cause
 
 
-def _whole_segments(place: Place, commits: list[Commit]) -> int:
+def _whole_segments(place: RunPaths, commits: list[Commit]) -> int:
     """Return how many segments, from the first on, are what was committed."""
     for number, commit in enumerate(commits):
         path = segment_path(place, commit.segment)
@@ -56,7 +56,7 @@ def _whole_segments(place: Place, commits: list[Commit]) -> int:
     return len(commits)
 
 
-def _sweep(place: Place, commits: list[Commit]) -> None:
+def _sweep(place: RunPaths, commits: list[Commit]) -> None:
     """Delete what no kept commit names."""
     names = {commit.checkpoint for commit in commits}
     wanted = {segment_path(place, commit.segment) for commit in commits}
@@ -125,7 +125,7 @@ def _continued(contents: Contents, segment: int) -> dict[str, Any]:
     )
 
 
-def take_over(place: Place) -> tuple[storage.Lock, checkpoint.Checkpoint]:
+def take_over(place: RunPaths) -> tuple[storage.Lock, checkpoint.Checkpoint]:
     """Own the parts folder of a run that stopped and rewind it; give the lock back on failure."""
     lock = storage.own(place)
     try:

@@ -32,13 +32,13 @@ class OutputError(BiogradError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class RunPaths:
     """Where a run lies: the finished file, and the folder of its parts beside it."""
 
     file: Path
 
     @classmethod
-    def of(cls, path: str | os.PathLike[str]) -> Place:
+    def of(cls, path: str | os.PathLike[str]) -> RunPaths:
         """Return the place of ``run.h5``, given that path or ``run.h5.parts``."""
         path = Path(path)
         if not path.name:
@@ -147,7 +147,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def discard(place: Place) -> None:
+def discard(place: RunPaths) -> None:
     """Delete the parts folder; it vanishes at once, so a half-deleted one is never met."""
     remove(place.aside)
     with contextlib.suppress(FileNotFoundError):
@@ -214,7 +214,7 @@ def _unlock(descriptor: int) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def own(place: Place) -> Lock:
+def own(place: RunPaths) -> Lock:
     """Take the lock of a parts folder.
 
     Raises:

@@ -17,31 +17,30 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from biograd.errors import BiogradError, RecipeError
 from biograd.runs import storage
-from biograd.runs.buffer import RESERVED, Buffer, Snapshot, record, segment_bytes
+from biograd.runs.buffer import Buffer, Snapshot, record, segment_bytes
 from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path, settle
 from biograd.runs.folder import begin, complete, config_digest, header, refuse_existing
 from biograd.runs.layout import (
-    COORDINATES,
     STEPS,
     LayerInfo,
     Probe,
     check_layers,
-    check_name,
     to_json,
 )
+from biograd.runs.logger import Logger, Status
+from biograd.runs.names import flattened, metric_name
 from biograd.runs.pack import pack_parts
-from biograd.runs.storage import OutputError, Place
+from biograd.runs.storage import OutputError, RunPaths
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from biograd.runs.checkpoint import Checkpoint
 
-Status = Literal["completed", "interrupted", "crashed"]
 STATUSES = ("completed", "interrupted", "crashed")
 COMMIT_BYTES = 8 * 2**20
 KEPT_CHECKPOINTS = 2
@@ -49,7 +48,7 @@ KEPT_CHECKPOINTS = 2
 log = logging.getLogger(__name__)
 
 
-class RunWriter:
+class RunWriter(Logger):
     """Writes one run; the only process of a distributed run that does so is rank 0.
 
     As a context manager it closes with ``completed``, after Ctrl-C with ``interrupted``, after
@@ -84,7 +83,7 @@ class RunWriter:
         commit_bytes: int = COMMIT_BYTES,
     ) -> None:
         """Make the parts folder with its header."""
-        place = Place.of(path)
+        place = RunPaths.of(path)
         check_layers(layers, probe)
         head = header(
             attributes=complete(attributes, config, environment),
@@ -95,7 +94,7 @@ class RunWriter:
         )
         self._start(place, begin(place, head, probe, force), commit_bytes)
 
-    def _start(self, place: Place, lock: storage.Lock, commit_bytes: int) -> None:
+    def _start(self, place: RunPaths, lock: storage.Lock, commit_bytes: int) -> None:
         contents = read_parts(place)
         self._place = place
         self._lock = lock
@@ -115,7 +114,7 @@ class RunWriter:
         Raises:
             RecipeError: a run lies at ``path`` and ``force`` is not set.
         """
-        place = Place.of(path)
+        place = RunPaths.of(path)
         settle(place)
         refuse_existing(place, force)
 
@@ -144,7 +143,7 @@ class RunWriter:
         """
         from biograd.runs.resuming import take_over, unpack
 
-        place = Place.of(path)
+        place = RunPaths.of(path)
         contents = find(place)
         try:
             lock, restored = unpack(contents) if contents.packed else take_over(place)
@@ -194,7 +193,7 @@ class RunWriter:
             RecipeError: a name cannot be stored.
         """
         self._check_open()
-        row = {_metric(name): float(value) for name, value in values.items()}
+        row = {metric_name(name): float(value) for name, value in values.items()}
         self._buffer.add_scalars(stream, (int(step), int(epoch), time.time(), row))
         self._grew(step)
 
@@ -227,7 +226,7 @@ class RunWriter:
                 why = "the run has no probe" if probe is None else f"known: {', '.join(known)}"
                 raise RecipeError(f"snapshot: layer {name!r} cannot be recorded ({why})")
             layers[name] = record(name, values, known[name], len(probe))
-        numbers = {**_flat("params", params or {}), **_flat("learning", learning or {})}
+        numbers = {**flattened("params", params or {}), **flattened("learning", learning or {})}
         row = Snapshot(int(step), int(epoch), time.time(), layers, numbers)
         self._buffer.add_snapshot(row)
         self._grew(step)
@@ -394,65 +393,6 @@ class RunWriter:
             self.close("interrupted" if isinstance(error, KeyboardInterrupt) else "crashed")
         except OutputError as second:  # the first error says more
             log.warning("%s", second)
-
-    @property
-    def name(self) -> str:
-        """The name of the file without its ending (as Lightning asks a logger)."""
-        return self._place.file.stem
-
-    @property
-    def version(self) -> str:
-        """The identity of the run (as Lightning asks a logger)."""
-        return str(self._head["attributes"]["run_id"])
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row to the stream ``metrics``; ``epoch`` among the metrics is its epoch."""
-        values = dict(metrics)
-        epoch = int(values.pop("epoch", -1))
-        self.scalars("metrics", self._step if step is None else step, epoch, values)
-
-    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Add to ``/hyperparameters``; what JSON cannot hold is written as text."""
-        self._check_open()
-        values = params if isinstance(params, Mapping) else vars(params)
-        plain = {str(key): _plain(value) for key, value in values.items()}
-        self._amend({"hyperparameters": {**self._head["hyperparameters"], **plain}})
-
-    def save(self) -> None:
-        """Commit what waits (as Lightning asks a logger)."""
-        self.commit(self._step)
-
-    def finalize(self, status: str) -> None:
-        """Close the run: ``success`` is completed, ``failed`` is crashed, else interrupted."""
-        words: dict[str, Status] = {"success": "completed", "failed": "crashed"}
-        words |= {"completed": "completed", "crashed": "crashed"}
-        self.close(words.get(status, "interrupted"))
-
-
-def _metric(name: str) -> str:
-    if "/" in name:
-        name = name.replace("/", ".")
-    if name in RESERVED:
-        raise RecipeError(f"metric {name!r}: the name is taken by a column; choose another")
-    return check_name("metric", name)
-
-
-def _flat(table: str, groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for group, values in groups.items():
-        for name, value in values.items():
-            if name in COORDINATES:
-                raise RecipeError(f"{table}: the name {name!r} is taken by a coordinate")
-            path = f"{table}/{check_name(table, group)}/{check_name(group, name)}"
-            flat[path] = float(value)
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return json.loads(to_json("hyperparameter", value))
-    except RecipeError:
-        return str(value)
 
 
 __all__ = ["COMMIT_BYTES", "LayerInfo", "Probe", "RunWriter"]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from biograd.brian.neuron_model import Details, NeuronModel
+from biograd.brian.simulation import Simulation
 from biograd.errors import BiogradError
-from biograd.networks.neuron_model import Details, NeuronModel
-from biograd.networks.simulation import Simulation
 from biograd.neurons.neuron import Neuron
 from biograd.neurons.scan import Course
 from biograd.neurons.symbols import OUTPUT, SPIKED, write

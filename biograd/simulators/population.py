@@ -17,8 +17,8 @@ from biograd.errors import CapabilityError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
 from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
+from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.values import bounded, check_trainable, spread
-from biograd.simulators.stepped import SteppedPopulation
 from biograd.threads import Turn
 
 Simulator = Literal["torch", "snntorch", "brian2"]
@@ -46,6 +46,9 @@ class Population(SteppedPopulation):
         CapabilityError: the simulator has no such neuron.
         RecipeError: values that do not fit the number of neurons, or cannot be learned.
     """
+
+    _now: Any
+    _seen: tuple[list[Tensor], Tensor]
 
     def __init__(
         self,
@@ -279,8 +282,8 @@ class Population(SteppedPopulation):
         if first:
             self.__dict__["_seen"] = self.foreign().step(into, out)
         states, passed = self._seen
-        ways = [_with_way(v, way) for v, way in zip(states, new, strict=True)]
-        return ways, _with_way(passed, out)
+        found = [_with_way(a, way) for a, way in zip(states, tuple(new), strict=True)]
+        return found, _with_way(passed, out)
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""

@@ -30,7 +30,7 @@ Key = tuple[str, int]
 """Of a training: the name of its cell, and its seed."""
 
 
-class Progress(progress.Progress, Protocol):
+class StudyProgress(progress.Progress, Protocol):
     """Whoever shows how a study goes on, and the runs of it in this process."""
 
     def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
@@ -42,7 +42,7 @@ class Progress(progress.Progress, Protocol):
         """Show that a training has been "started", "retried", "done" or has "failed"."""
 
 
-class Silent(progress.Silent):
+class SilentStudy(progress.Silent):
     """Shows nothing."""
 
     def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
@@ -65,10 +65,10 @@ SAVED = "study.json"
 """The study itself, in its folder: from there it can go on."""
 
 KINDS = {
-    "training": Kind("biograd.studies.training", "Trainings"),
+    "training": Kind("biograd.studies.trainings", "Trainings"),
     "representation": Kind("biograd.studies.representation", "Representations"),
     "global_optimum": Kind("biograd.studies.global_optimum", "GlobalOptimum"),
-    "block_coordinate": Kind("biograd.studies.block_coordinate", "BlockCoordinateDescent"),
+    "block_coordinate": Kind("biograd.studies.coordinate_descent", "BlockCoordinateDescent"),
     "gradient_quality": Kind("biograd.studies.gradient_quality", "GradientQuality"),
 }
 
@@ -83,6 +83,7 @@ class Place:
         offline: do not download.
         placement: who runs the trainings, and how many at a time.
         task: the number of the only training that is to be done; None: all of them.
+        own: data that are in no file, by the name that the study has for them; never written.
     """
 
     folder: Path
@@ -90,6 +91,21 @@ class Place:
     offline: bool = False
     placement: Placement = dataclasses.field(default_factory=Placement)
     task: int | None = None
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def data(self, name: str) -> Any:
+        """Return the user's own data that a study calls ``name``; None: it is no name of such.
+
+        Raises:
+            RecipeError: they are not here.
+        """
+        known = name.startswith(recipes.OWN) or recipes.FUNCTION.fullmatch(name)
+        if known and name not in self.own:
+            raise RecipeError(
+                f"study: {recipes.title(name)}: data of yours, which no file brings back: give "
+                "them to biograd.compare(data=...), or --dataset package.module:function"
+            )
+        return self.own.get(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +119,7 @@ class Report:
         tables: further ones by name, each a CSV file of its own.
         failures: what could not be trained, and why.
         trainings: how many there were to be.
+        fine: whether results are numbers, not per cents: more decimals are shown.
     """
 
     columns: Mapping[str, str]
@@ -111,6 +128,7 @@ class Report:
     tables: Mapping[str, list[Row]] = dataclasses.field(default_factory=dict)
     failures: list[dict[str, str]] = dataclasses.field(default_factory=list)
     trainings: int = 0
+    fine: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""
@@ -151,7 +169,7 @@ def resumed(folder: Path) -> str:
     return str(path)
 
 
-def run(table: Table, path: Path, place: Place, watcher: Progress) -> Report:
+def run(table: Table, path: Path, place: Place, watcher: StudyProgress) -> Report:
     """Run a study, write its results into the folder and return its report.
 
     What is in the folder already is not run again, so that an interrupted study goes on.

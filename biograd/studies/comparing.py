@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from biograd import studies
+from biograd import recipes, studies
+from biograd.data.given import named
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
 from biograd.recipes import Table
-from biograd.studies import Place, Report, Silent, search, set_file
+from biograd.recipes.dataset import ENDINGS, is_function
+from biograd.studies import Place, Report, SilentStudy, search, set_file
 from biograd.studies.grid import CONTROL
 from biograd.studies.set_file import RunSet
 
@@ -28,6 +31,7 @@ def study(
     baseline: str | None = None,
     control: bool = True,
     settings: Sequence[str] = (),
+    task: str | None = None,
     title: str | None = None,
     tune: Sequence[str] = (),
     trials: int | None = None,
@@ -63,14 +67,14 @@ def study(
         "decorrelate": decorrelate,
         "datasets": datasets,
     }
-    words = [
-        ", ".join(Path(name).stem for name in names) for names in (*axes.values(), cells) if names
-    ]
+    words = [", ".join(map(recipes.title, names)) for names in (*axes.values(), cells) if names]
     table: Table = {
         "description": title or " × ".join(words),
         "kind": "training",
         "seeds": [int(seed) for seed in seeds],
-        "set": [f"training.{key}={value}" for key, value in given.items()] + list(settings),
+        "set": [f"training.{key}={value}" for key, value in given.items()]
+        + ([] if task is None else [f"dataset.task.name={task}"])
+        + list(settings),
     }
     if cells:
         table["cells"] = _listed(cells, datasets, control)
@@ -96,8 +100,9 @@ def _several(names: Sequence[str]) -> Sequence[str]:
 
 def _whole(name: str) -> str:
     """Return a recipe's name; that of a file in full, so that the study runs from anywhere."""
-    path = Path(name)
-    return str(path.resolve()) if path.suffix == ".toml" and path.is_file() else name
+    path = Path(name).expanduser()
+    file = path.suffix in (".toml", *ENDINGS) and path.is_file()
+    return str(path.resolve()) if file or (path.is_dir() and path.name != name) else name
 
 
 def _listed(cells: Sequence[str], datasets: Sequence[str], control: bool) -> Table:
@@ -133,6 +138,8 @@ def compare(
     cells: Sequence[str] = (),
     decorrelate: Sequence[str] = (),
     datasets: Sequence[str] = (),
+    data: Any = None,
+    task: str | None = None,
     seeds: int | Sequence[int] = 3,
     epochs: int | None = None,
     baseline: str | None = None,
@@ -154,7 +161,9 @@ def compare(
         folder: for the runs and the results.
         cells: ``MODEL:ESTIMATOR`` or ``MODEL:ESTIMATOR:DECORRELATION``, in place of a grid.
         decorrelate: rules of decorrelation, "off" among them; empty: each model's own.
-        datasets: shipped names or TOML files; empty: digits.
+        datasets: shipped names, TOML files, or files and folders of data; empty: digits.
+        data: your own data in place of ``datasets``, as ``biograd.train`` takes them.
+        task: what the targets ask for; None: what they tell.
         seeds: their number, or the seeds themselves.
         baseline: name of the cell to which the others are compared; None: the first.
         control: also train every model with frozen hidden layers.
@@ -168,7 +177,13 @@ def compare(
         RecipeError: the comparison is not valid.
         BiogradError: trainings failed; the others are in the folder.
     """
-    place = Path(folder)
+    place, own = Path(folder), dict[str, Any]()
+    if data is not None:
+        name = named(data)[0]
+        own = {data if is_function(data) else f"{recipes.OWN}{name}": data}
+        if datasets:
+            raise RecipeError("datasets, data: give one of them")
+        datasets = tuple(own)
     table = study(
         models,
         estimators,
@@ -180,6 +195,7 @@ def compare(
         baseline=baseline,
         control=control,
         settings=settings,
+        task=task,
         tune=tune,
         trials=trials,
     )
@@ -188,8 +204,9 @@ def compare(
         None if data_dir is None else Path(data_dir),
         offline,
         Placement(workers=workers, folder=place),
+        own=own,
     )
-    report = studies.run(table, place / studies.SAVED, where, Silent())
+    report = studies.run(table, place / studies.SAVED, where, SilentStudy())
     if report.failures:
         raise BiogradError(failed(report, place))
     return set_file.load_set(place)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import statistics as means
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from biograd.metrics import Shown, figure
 from biograd.placement import Failure
 from biograd.studies import Report, statistics
 from biograd.studies.grid import Cell
@@ -28,8 +30,8 @@ class Comparison:
     Attributes:
         found: name of a cell to seed to summary.
         baseline: name of the cell to which the others are compared.
-        error: whether errors are shown, not accuracies.
-        split: what the accuracies are of.
+        error: whether errors are shown in place of shares.
+        split: what the results are of.
     """
 
     cells: Sequence[Cell]
@@ -49,16 +51,19 @@ class Comparison:
         same = [one.name for one in self.cells if one.factors == {**factors, "dataset": data}]
         return same[0] if same else self.baseline
 
+    @cached_property
+    def shown(self) -> Shown:
+        """How the headline metric is shown."""
+        every = [summary for of in self.found.values() for summary in of.values()]
+        return Shown.of(every, self.error)
+
     def test(self, cell: str, seed: int) -> float:
-        """Return the test accuracy, or error, of a run in per cent."""
-        return self._percent(self.found[cell][seed]["test_accuracy"])
+        """Return the headline metric of a run as it is shown, shares in per cent."""
+        return self.shown.value(figure(self.found[cell][seed]))
 
     def train(self, cell: str, seed: int) -> float:
-        """Return the training accuracy, or error, of a run in per cent."""
-        return self._percent(self.found[cell][seed]["train_accuracy"])
-
-    def _percent(self, accuracy: float) -> float:
-        return 100 * ((1 - accuracy) if self.error else accuracy)
+        """Return the same of the training data."""
+        return self.shown.value(figure(self.found[cell][seed], "train"))
 
     def shared(self, one: str, other: str) -> list[int]:
         """Return the seeds with which two cells have been trained."""
@@ -75,17 +80,17 @@ def report(
     """
     rows = [_row(compared, cell) for cell in compared.cells]
     _add_differences(compared, rows)
-    what = "error" if compared.error else "accuracy"
+    what = f"{compared.shown.word} {compared.shown.unit}".rstrip()
     columns = {
         "cell": "",
         "n": "n",
-        "test": f"{compared.split} {what} %",
+        "test": f"{compared.split} {what}",
         "interval": "95 %",
         "difference": f"to {_short(compared)}",
         "difference_interval": "95 %",
         "p_holm": "p",
         "effect": "effect",
-        "published": "published %",
+        "published": f"published {compared.shown.unit}".rstrip(),
         **COSTLY,
     }
     kept = {k: title for k, title in columns.items() if any(r.get(k) is not None for r in rows)}
@@ -100,6 +105,7 @@ def report(
         },
         failures=[{"training": one.name, "reason": one.reason} for one in failures],
         trainings=len(compared.cells) * len(compared.seeds),
+        fine=not compared.shown.share,
     )
 
 
@@ -172,7 +178,7 @@ def _contrasts(compared: Comparison) -> list[Row]:
     cells = [cell for cell in compared.cells if cell.factors and not cell.control]
     rows: list[Row] = []
     for axis in dict.fromkeys(axis for cell in cells for axis in cell.factors):
-        if axis == "dataset":  # accuracies on other data are no pair
+        if axis == "dataset":  # results on other data are no pair
             continue
         first, *others = dict.fromkeys(cell.factors[axis] for cell in cells)
         for level in others:

@@ -23,14 +23,14 @@ from biograd.engine import Engine, attach
 from biograd.estimators import make
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct
-from biograd.studies import Place, Progress, Report
+from biograd.studies import Place, Report, StudyProgress
 
 LOSSES = ("squared_error", "cross_entropy")
 WIDTH, DEPTH = 16, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class RuleCell:
     """One row: data such as "noisy100", depth "shallow" or "deep", and the published gaps."""
 
     data: str
@@ -56,11 +56,11 @@ class GlobalOptimum:
     rate: Positive = 3e-3
 
 
-def run(settings: GlobalOptimum, place: Place, progress: Progress) -> Report:
+def run(settings: GlobalOptimum, place: Place, progress: StudyProgress) -> Report:
     """Train every cell with both losses and both rules."""
     rows: list[dict[str, Any]] = []
     for name, table in settings.cells.items():
-        cell = construct(Cell, table, "study", f"cells.{name}")
+        cell = construct(RuleCell, table, "study", f"cells.{name}")
         for loss in LOSSES:
             progress.note(f"{name}, {loss}")
             row: dict[str, Any] = {"cell": name, "loss": loss}
@@ -84,7 +84,7 @@ def run(settings: GlobalOptimum, place: Place, progress: Progress) -> Report:
 
 
 def gap(
-    settings: GlobalOptimum, cell: Cell, loss: str, rule: tuple[str, Table], seed: int
+    settings: GlobalOptimum, cell: RuleCell, loss: str, rule: tuple[str, Table], seed: int
 ) -> float:
     """Return the loss above the global optimum."""
     inputs, targets = points(cell.data, seed)

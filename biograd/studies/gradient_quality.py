@@ -18,14 +18,14 @@ from biograd.diagnosis import Diagnosis, probe
 from biograd.experiment import Configuration, Experiment
 from biograd.networks import build
 from biograd.recipes import Count, Table, construct
-from biograd.studies import Place, Progress, Report
+from biograd.studies import Place, Report, StudyProgress
 from biograd.training import placed
 
 Weights = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class QualityCell:
     """One row of the table."""
 
     estimator: str
@@ -49,10 +49,10 @@ class GradientQuality:
     draws: Count = 16
 
 
-def run(settings: GradientQuality, place: Place, progress: Progress) -> Report:
+def run(settings: GradientQuality, place: Place, progress: StudyProgress) -> Report:
     """Compare every cell with back-propagation, before and after the teacher's training."""
     cells = {
-        name: construct(Cell, table, "study", f"cells.{name}")
+        name: construct(QualityCell, table, "study", f"cells.{name}")
         for name, table in settings.cells.items()
     }
     found: dict[str, list[tuple[Diagnosis, Diagnosis]]] = {name: [] for name in cells}
@@ -61,7 +61,7 @@ def run(settings: GradientQuality, place: Place, progress: Progress) -> Report:
         for name, cell in cells.items():
             progress.note(f"{name}, seed {seed}")
             configuration = _configuration(settings, place, seed, cell.estimator, cell.set)
-            dataset = _dataset(configuration, place)
+            dataset = configuration.read()
             both = [_compare(settings, configuration, dataset, w) for w in (begin, end)]
             found[name].append((both[0], both[1]))
     rows = [{"cell": name, **_row(pairs)} for name, pairs in found.items()]
@@ -99,26 +99,16 @@ def _configuration(
     )
 
 
-def _dataset(configuration: Configuration, place: Place) -> data.Dataset:
-    return data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=place.data_dir,
-        offline=place.offline,
-        seed=configuration.seed,
-    )
-
-
 def _teach(
-    settings: GradientQuality, place: Place, seed: int, progress: Progress
+    settings: GradientQuality, place: Place, seed: int, progress: StudyProgress
 ) -> tuple[Weights, Weights]:
     """Return the weights before and after the teacher's training."""
     configuration = _configuration(settings, place, seed, settings.teacher, ())
-    made = Experiment(configuration, _dataset(configuration, place))
+    made = Experiment(configuration, configuration.read())
     begin = {name: value.clone() for name, value in made.network.state_dict().items()}
     progress.begin(made.trainer.total, f"{settings.teacher}, seed {seed}")
     for record in made.trainer.steps():
-        progress.step({"loss": record.loss, "accuracy": record.accuracy})
+        progress.step({"loss": record.loss, **record.metrics})
     end = {name: value.clone() for name, value in made.network.state_dict().items()}
     made.engine.detach()
     return begin, end
@@ -130,11 +120,11 @@ def _compare(
     dataset: data.Dataset,
     weights: Weights,
 ) -> Diagnosis:
-    network = build(configuration.recipe, dataset.shape, dataset.classes, configuration.seed)
+    network = build(configuration.recipe, dataset.shape, dataset.task.outputs, configuration.seed)
     network.load_state_dict(weights)  # first: the noise is scaled by the currents that it finds
     made = Experiment(configuration, dataset, network)
-    rows = slice(0, settings.examples)
-    inputs, targets = placed(made.network, dataset.train.inputs[rows], dataset.train.targets[rows])
+    batch = dataset.train.take(torch.arange(min(settings.examples, len(dataset.train))))
+    inputs, targets = placed(made.network, batch.inputs, batch.targets)
     made.network.train()
     index = torch.arange(len(inputs))
     found = probe(made.engine, inputs, targets, index, draws=settings.draws, neighbours=False)

@@ -103,7 +103,7 @@ def expand(grid: Grid, model: str, dataset: str, estimator: str | None) -> list[
 def _cell(level: Mapping[str, str | None], varied: list[str]) -> Cell:
     model, data = str(level["model"]), str(level["dataset"])
     names = {
-        "dataset": Path(data).stem,
+        "dataset": recipes.title(data),
         "model": Path(model).stem,
         "estimator": (level["estimator"] or "").replace(CONTROL, "frozen hidden"),
         "decorrelation": f"decorrelation {level['decorrelation']}",
@@ -162,7 +162,8 @@ def check(cells: list[Cell], baseline: str | None) -> None:
 
     for cell in cells:
         recipes.read(cell.model, "models")
-        recipes.read(cell.dataset, "datasets")
+        if not cell.dataset.startswith(recipes.OWN):
+            recipes.dataset_table(cell.dataset)
         if cell.estimator is not None:
             ESTIMATORS.find(cell.estimator, f"study: {cell.name}: estimator")
     if baseline is not None and baseline not in names:

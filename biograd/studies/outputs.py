@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from biograd.metrics import Shown, headline
 from biograd.runs import storage
 from biograd.runs.reader import open_run
 from biograd.studies import SAVED, Key, Report, Row, as_csv, page, picture, set_file
@@ -19,23 +20,22 @@ def write(
     study: Mapping[str, Any],
     files: Mapping[Key, Path],
     folder: Path,
-    error: bool,
+    shown: Shown,
 ) -> None:
     """Write ``set.h5``, ``courses.csv``, ``comparison.png|pdf|svg`` and ``report.html``.
 
     Args:
         study: its settings.
         files: of the runs that are complete.
-        error: whether errors are shown, not accuracies.
+        shown: how the headline metric is shown.
     """
-    curves = list(courses(files, error))
+    curves = list(courses(files, shown))
     tables = {"results": report.rows, **report.tables, "courses": curves}
     names = {key: path.name for key, path in files.items()}
     set_file.write(folder / "set.h5", study, names, {n: t for n, t in tables.items() if t})
     if curves:
         storage.write_bytes(folder / "courses.csv", as_csv(curves).encode())
-    what = "error" if error else "accuracy"
-    figure = picture.draw(report.rows, report.tables["runs"], curves, what)
+    figure = picture.draw(report.rows, report.tables["runs"], curves, shown)
     drawn = dict(picture.files(figure)) if figure else {}
     for ending, data in drawn.items():
         storage.write_bytes(folder / f"comparison.{ending}", data)
@@ -51,16 +51,15 @@ def write(
     storage.write_bytes(folder / "report.html", text.encode())
 
 
-def courses(files: Mapping[Key, Path], error: bool) -> Iterator[Row]:
-    """Yield the test accuracy, or error, of every run and epoch in per cent."""
+def courses(files: Mapping[Key, Path], shown: Shown) -> Iterator[Row]:
+    """Yield the headline metric of every run and epoch; shares in per cent."""
     for (cell, seed), path in files.items():
         with open_run(path) as run:
             if "epoch" not in run.streams:
                 continue
-            table = run.scalars("epoch")
-        for epoch, value in enumerate(table["test_accuracy"].tolist(), 1):
-            share = 1 - value if error else value
-            yield {"cell": cell, "seed": seed, "epoch": epoch, "value": 100 * share}
+            table, name = run.scalars("epoch"), headline(run.attributes)
+        for epoch, value in enumerate(table[f"test_{name}"].tolist(), 1):
+            yield {"cell": cell, "seed": seed, "epoch": epoch, "value": shown.value(value)}
 
 
 def _environment(files: Mapping[Key, Path]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from biograd.metrics import headline
 from biograd.studies import Report, Row
 from biograd.studies.writing import COSTLY, write_cell
 
@@ -76,7 +77,7 @@ def page(
         f'<p class="lead">{escape(_lead(report))}</p>',
         _failures(report.failures),
         *_results(report),
-        *_contrasts(report.tables.get("contrasts", [])),
+        *_contrasts(report.tables.get("contrasts", []), report.fine),
         *_tuning(report.tables.get("tuning", [])),
         *_picture(picture),
         *_costs(report.rows),
@@ -98,8 +99,6 @@ def page(
 RUNS = {
     "cell": "cell",
     "seed": "seed",
-    "test_accuracy": "test",
-    "train_accuracy": "train",
     "epochs": "epochs",
     "forward_passes": "forward passes",
     "training_seconds": "seconds",
@@ -130,13 +129,15 @@ def _failures(failures: Sequence[Mapping[str, str]]) -> str:
     return f'<div class="failed"><b>Not trained</b><ul>{lines}</ul></div>'
 
 
-def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
+def table(rows: Sequence[Row], columns: Mapping[str, str], fine: bool = False) -> str:
     """Return rows as an HTML table."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns.values())
     lines = []
     for row in rows:
         control = ' class="control"' if "frozen" in str(row.get("cell", "")) else ""
-        cells = "".join(f"<td>{escape(write_cell(key, row.get(key)))}</td>" for key in columns)
+        cells = "".join(
+            f"<td>{escape(write_cell(key, row.get(key), fine))}</td>" for key in columns
+        )
         lines.append(f"<tr{control}>{cells}</tr>")
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
@@ -144,15 +145,15 @@ def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
 def _results(report: Report) -> Iterator[str]:
     yield "<h2>Results</h2>"
     shown = {key: name for key, name in report.columns.items() if key not in COSTLY}
-    yield table(report.rows, shown)
+    yield table(report.rows, shown, report.fine)
     for note in report.notes:
         yield f'<p class="note">{escape(note[:1].upper() + note[1:])}.</p>'
 
 
-def _contrasts(rows: Sequence[Row]) -> Iterator[str]:
+def _contrasts(rows: Sequence[Row], fine: bool) -> Iterator[str]:
     if rows:
         yield "<h2>What each choice gives</h2>"
-        yield table(rows, CONTRASTS)
+        yield table(rows, CONTRASTS, fine)
         words = "Each level against the first, with all else the same, averaged over the other axes"
         yield f'<p class="note">{words}, paired by seed; controls are left out.</p>'
 
@@ -166,7 +167,7 @@ def _tuning(rows: Sequence[Row]) -> Iterator[str]:
 def _picture(picture: bytes | None) -> Iterator[str]:
     if picture is not None:
         data = base64.b64encode(picture).decode()
-        alternative = "Accuracy of every cell, its course over the epochs, and its cost"
+        alternative = "Result of every cell, its course over the epochs, and its cost"
         yield "<h2>Picture</h2>"
         yield f'<p><img alt="{alternative}" src="data:image/svg+xml;base64,{data}"></p>'
 
@@ -180,9 +181,11 @@ def _costs(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _runs(runs: Sequence[Row]) -> Iterator[str]:
-    shown = {
-        key: name for key, name in RUNS.items() if any(run.get(key) is not None for run in runs)
-    }
+    names = dict.fromkeys(headline(run) for run in runs)
+    results = {f"{split}_{name}": split for name in names for split in ("test", "train")}
+    head, tail = dict(list(RUNS.items())[:2]), dict(list(RUNS.items())[2:])
+    known = {**head, **results, **tail}
+    shown = {k: name for k, name in known.items() if any(run.get(k) is not None for run in runs)}
     if runs:
         yield "<h2>Every run</h2>"
         yield table(runs, shown)

@@ -1,4 +1,4 @@
-"""The picture of a comparison: accuracy of every cell, its course, and what it costs.
+"""The picture of a comparison: result of every cell, its course, and what it costs.
 
 Drawn without pyplot, which keeps figures alive and asks for a display.
 """
@@ -6,11 +6,14 @@ Drawn without pyplot, which keeps figures alive and asks for a display.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from biograd.metrics import Shown, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,15 +41,15 @@ MANY = 16
 
 
 def draw(
-    rows: Sequence[Row], runs: Sequence[Row], curves: Sequence[Row], what: str
+    rows: Sequence[Row], runs: Sequence[Row], curves: Sequence[Row], shown: Shown
 ) -> Figure | None:
     """Return the figure of a comparison; None if nothing has been trained.
 
     Args:
         rows: one for each cell, see ``comparison.report``.
         runs: one for each run.
-        curves: one for each run and epoch: cell, seed, epoch, value in per cent.
-        what: "accuracy" or "error".
+        curves: one for each run and epoch: cell, seed, epoch, value; shares in per cent.
+        shown: how the headline metric is shown.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -64,13 +67,13 @@ def draw(
         ratios = [r for r, shown in zip((1.15, 1, 1), panels, strict=True) if shown]
         axes = iter(figure.subplots(1, sum(panels), squeeze=False, width_ratios=ratios)[0])
         drawn = [next(axes)]
-        _dots(drawn[0], trained, runs, colours, what)
+        _dots(drawn[0], trained, runs, colours, shown)
         if panels[1]:
             drawn.append(next(axes))
-            _courses(drawn[-1], trained, curves, colours, what)
+            _courses(drawn[-1], trained, curves, colours, shown)
         if panels[2]:
             drawn.append(next(axes))
-            _costs(drawn[-1], costly, colours, what)
+            _costs(drawn[-1], costly, colours, shown)
         for letter, one in zip("abc", drawn, strict=False):
             one.set_title(f"$\\bf{{{letter}}}$  {one.get_title(loc='left')}", loc="left")
     return figure
@@ -105,20 +108,21 @@ def _colours(cells: Sequence[str], runs: Sequence[Row]) -> dict[str, str]:
 
 
 def _dots(
-    axes: Axes, rows: Sequence[Row], runs: Sequence[Row], colours: Mapping[str, str], what: str
+    axes: Axes, rows: Sequence[Row], runs: Sequence[Row], colours: Mapping[str, str], shown: Shown
 ) -> None:
     """Draw every seed, the mean, and its bootstrap interval."""
-    low, high = _focus(runs, colours, what)
+    low, high = _focus(runs, colours, shown)
     axes.set_xlim(low, high)
     for place, row in enumerate(rows):
         colour = colours[row["cell"]]
         if not low <= row["test"] <= high:  # a control, far from what is compared
             left = row["test"] < low
-            words = f"◂ {row['test']:.1f}" if left else f"{row['test']:.1f} ▸"
+            text = f"{row['test']:.1f}" if shown.share else f"{row['test']:.3g}"
+            words = f"◂ {text}" if left else f"{text} ▸"
             edge, side = (low, "left") if left else (high, "right")
             axes.text(edge, place, words, color=colour, va="center", ha=side)
             continue
-        values = [_percent(run, what) for run in runs if run["cell"] == row["cell"]]
+        values = [shown.value(figure(run)) for run in runs if run["cell"] == row["cell"]]
         axes.plot(values, [place] * len(values), "o", ms=3, mfc="none", mec=colour, alpha=0.7)
         if row["interval"]:
             axes.plot(row["interval"], [place, place], "-", color=colour, lw=2.2, alpha=0.45)
@@ -129,25 +133,20 @@ def _dots(
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", lw=0.4, alpha=0.5)
-    axes.set_xlabel(f"test {what} (%)")
+    axes.set_xlabel(_label(shown))
     axes.set_title("mean, 95 % interval, seeds")
 
 
-def _focus(runs: Sequence[Row], colours: Mapping[str, str], what: str) -> tuple[float, float]:
+def _focus(runs: Sequence[Row], colours: Mapping[str, str], shown: Shown) -> tuple[float, float]:
     """Return the range of what learns: controls far below would hide the differences."""
     learning = [run for run in runs if colours[run["cell"]] != GREY] or runs
-    values = [_percent(run, what) for run in learning]
-    margin = 0.08 * (max(values) - min(values)) + 0.2
+    values = [shown.value(figure(run)) for run in learning]
+    margin = 0.08 * (max(values) - min(values)) + (0.2 if shown.share else 1e-3)
     return min(values) - margin, max(values) + margin
 
 
-def _percent(run: Row, what: str) -> float:
-    share = float(run["test_accuracy"])
-    return 100 * (1 - share if what == "error" else share)
-
-
 def _courses(
-    axes: Axes, rows: Sequence[Row], curves: Sequence[Row], colours: Mapping[str, str], what: str
+    axes: Axes, rows: Sequence[Row], curves: Sequence[Row], colours: Mapping[str, str], shown: Shown
 ) -> None:
     """Draw the mean over seeds by epoch, and the range of the seeds."""
     from matplotlib.ticker import MaxNLocator
@@ -175,20 +174,25 @@ def _courses(
         values = [p["value"] for p in learning]
         low = min(p["value"] for p in learning if p["epoch"] >= begin)
         high = max(p["value"] for p in learning if p["epoch"] >= begin)
-        margin = 0.08 * (high - low) + 0.5
-        steep = (min(values), high + margin) if what == "error" else (low - margin, max(values))
-        axes.set_ylim(max(0.0, steep[0] - margin), min(100.0, steep[1] + margin))
-    axes.set_ylabel(f"test {what} (%)")
+        margin = 0.08 * (high - low) + (0.5 if shown.share else 0.0)
+        steep = (min(values), high + margin) if shown.falls else (low - margin, max(values))
+        ends = (0.0, 100.0) if shown.share else (-math.inf, math.inf)
+        axes.set_ylim(max(ends[0], steep[0] - margin), min(ends[1], steep[1] + margin))
+    axes.set_ylabel(_label(shown))
     axes.set_title("course, range of the seeds" if len(rows) <= FEW else "course, mean of seeds")
     axes.grid(lw=0.4, alpha=0.5)
+
+
+def _label(shown: Shown) -> str:
+    return f"test {shown.word}" + (f" ({shown.unit})" if shown.unit else "")
 
 
 def _operations(row: Row) -> float:
     return (row.get("multiply_accumulates") or 0) + (row.get("synaptic_operations") or 0)
 
 
-def _costs(axes: Axes, rows: Sequence[Row], colours: Mapping[str, str], what: str) -> None:
-    """Draw the accuracy against the operations of an example's inference."""
+def _costs(axes: Axes, rows: Sequence[Row], colours: Mapping[str, str], shown: Shown) -> None:
+    """Draw the result against the operations of an example's inference."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     learning = [row for row in rows if colours[row["cell"]] != GREY] or rows
@@ -202,6 +206,6 @@ def _costs(axes: Axes, rows: Sequence[Row], colours: Mapping[str, str], what: st
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("operations per example at inference")
-    axes.set_ylabel(f"test {what} (%)")
-    axes.set_title(f"{what} and operations, means")
+    axes.set_ylabel(_label(shown))
+    axes.set_title(f"{shown.word} and operations, means")
     axes.grid(lw=0.4, alpha=0.5)

@@ -28,14 +28,14 @@ from torch import Tensor
 from biograd import data, experiment
 from biograd.experiment import Experiment
 from biograd.recipes import Positive, Range, Table, construct
-from biograd.studies import Place, Progress, Report
+from biograd.studies import Place, Report, StudyProgress
 from biograd.training import activity, evaluate
 
 Matrix = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class TrainedRule:
     """One rule."""
 
     estimator: str
@@ -62,7 +62,7 @@ class Representations:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class Block:
     """What was measured in one block."""
 
     dissimilarity: Matrix
@@ -71,13 +71,13 @@ class Layer:
     norm: float
 
 
-def run(settings: Representations, place: Place, progress: Progress) -> Report:
+def run(settings: Representations, place: Place, progress: StudyProgress) -> Report:
     """Train every cell, measure every block, write the pictures, and return the table."""
     cells = {
-        name: construct(Cell, table, "study", f"cells.{name}")
+        name: construct(TrainedRule, table, "study", f"cells.{name}")
         for name, table in settings.cells.items()
     }
-    found: dict[str, list[tuple[float, dict[str, Layer]]]] = {name: [] for name in cells}
+    found: dict[str, list[tuple[float, dict[str, Block]]]] = {name: [] for name in cells}
     for seed in settings.seeds:
         for name, cell in cells.items():
             progress.note(f"{name}, seed {seed}")
@@ -107,8 +107,12 @@ def run(settings: Representations, place: Place, progress: Progress) -> Report:
 
 
 def _trained(
-    settings: Representations, cell: Cell, seed: int, place: Place, progress: Progress
-) -> tuple[float, dict[str, Layer]]:
+    settings: Representations,
+    cell: TrainedRule,
+    seed: int,
+    place: Place,
+    progress: StudyProgress,
+) -> tuple[float, dict[str, Block]]:
     """Return the test accuracy in per cent and what each block holds."""
     configuration = experiment.configure(
         experiment.Request(
@@ -122,27 +126,22 @@ def _trained(
             offline=place.offline,
         )
     )
-    dataset = data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=place.data_dir,
-        offline=place.offline,
-        seed=seed,
-    )
+    dataset = configuration.read()
     made = Experiment(configuration, dataset)
     progress.begin(made.trainer.total, f"{cell.estimator}, seed {seed}")
     for record in made.trainer.steps():
-        progress.step({"loss": record.loss, "accuracy": record.accuracy})
-    accuracy = 100 * evaluate(made.engine, dataset.test)[0]
+        progress.step({"loss": record.loss, **record.metrics})
+    accuracy = 100 * evaluate(made.engine, dataset.evaluated)["accuracy"]
     layers = _measure(settings, made, dataset.train)
     made.engine.detach()
     return accuracy, layers
 
 
-def _measure(settings: Representations, made: Experiment, split: data.Split) -> dict[str, Layer]:
+def _measure(settings: Representations, made: Experiment, split: data.Source) -> dict[str, Block]:
     """Measure every block on examples of the training split that no probe has learned from."""
-    count = min(settings.probe_examples, len(split.inputs) // 2)
-    inputs, labels = split.inputs[: 2 * count], split.targets[: 2 * count]
+    count = min(settings.probe_examples, len(split) // 2)
+    batch = split.take(torch.arange(2 * count))
+    inputs, labels = batch.inputs, batch.targets
     found = activity(made.network, inputs, made.watched)
     sorted_points = labels[count:].argsort(stable=True)
     chosen = sorted_points[torch.linspace(0, count - 1, min(settings.points, count)).round().long()]
@@ -152,7 +151,7 @@ def _measure(settings: Representations, made: Experiment, split: data.Split) -> 
         learn, test = values[:count].double(), values[count:].double()
         pixels = inputs.flatten(1).double()
         weight = made.network.get_submodule(site).get_parameter("weight")
-        layers[name] = Layer(
+        layers[name] = Block(
             dissimilarity(test[chosen]),
             100 * classified(learn, labels[:count], test, labels[count:], settings.ridge),
             100 * variance_left(learn, pixels[:count], test, pixels[count:], settings.ridge),
@@ -210,7 +209,7 @@ def variance_left(
 
 def _row(
     settings: Representations,
-    found: dict[str, list[tuple[float, dict[str, Layer]]]],
+    found: dict[str, list[tuple[float, dict[str, Block]]]],
     name: str,
     block: str,
 ) -> dict[str, Any]:
@@ -230,7 +229,7 @@ def _row(
     }
 
 
-def _draw(found: dict[str, dict[str, Layer]], path: Path) -> Path:
+def _draw(found: dict[str, dict[str, Block]], path: Path) -> Path:
     """Draw the dissimilarity matrices: a row for each cell, a column for each block."""
     from matplotlib.figure import Figure
 

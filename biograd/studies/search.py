@@ -2,7 +2,7 @@
 
 ::
 
-    ranges -> Optuna proposes -> a training without the held-out part -> its accuracy there -> ...
+    ranges -> Optuna proposes -> a training without the held-out part -> its result there -> ...
 
 Each cell has the same number of trials, so that none is favoured by its defaults; the test split is
 dropped before anything looks at it.  The trials stand in a journal that Optuna reads; a search that
@@ -14,14 +14,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from biograd import data, experiment
+from biograd import experiment
 from biograd.configuration import Configuration
+from biograd.data import Dataset
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.experiment import Experiment, Request
+from biograd.metrics import DEFAULT, is_share
 from biograd.recipes import Fraction, Range, Table
 from biograd.runs import storage
 from biograd.training import evaluate
@@ -111,17 +114,19 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Chosen:
     """What a search found.
 
     Attributes:
         assignments: ``KEY=VALUE`` of the best trial.
-        accuracy: of it on the held-out part.
+        metric: the task's headline metric.
+        value: of it on the held-out part.
         trials: number of trials.
     """
 
     assignments: tuple[str, ...]
-    accuracy: float
+    metric: str
+    value: float
     trials: int
 
 
@@ -159,7 +164,7 @@ def _value(text: str) -> str | int | float | bool:
     return found if isinstance(found, (str, int, float, bool)) else text
 
 
-def run(search: Search, request: Request, journal: Path) -> Found:
+def run(search: Search, request: Request, journal: Path) -> Chosen:
     """Search, or go on with the search that a journal holds, and return the best settings.
 
     Args:
@@ -182,10 +187,14 @@ def run(search: Search, request: Request, journal: Path) -> Found:
         trial = study.ask()
         given = {key: one.propose(key, trial) for key, one in search.parameters.items()}
         trial.set_user_attr("assignments", [f"{k}={_written(v)}" for k, v in given.items()])
-        study.tell(trial, _accuracy(search, request, trial.user_attrs["assignments"]))
+        metric, goal = _judged(search, request, trial.user_attrs["assignments"])
+        trial.set_user_attr("metric", metric)
+        study.tell(trial, goal)
     # of equally good ones the first
     best = max(_complete(study), key=lambda trial: (trial.value, -trial.number))
-    return Found(tuple(best.user_attrs["assignments"]), float(best.value), search.trials)
+    metric, better = best.user_attrs.get("metric", [DEFAULT, "higher"])
+    value = best.value if better == "higher" else -best.value
+    return Chosen(tuple(best.user_attrs["assignments"]), metric, float(value), search.trials)
 
 
 def _written(value: object) -> str:
@@ -246,8 +255,13 @@ def _complete(study: Any) -> list[Any]:
     return [t for t in study.get_trials(deepcopy=False) if t.value is not None]
 
 
-def _accuracy(search: Search, request: Request, assignments: list[str]) -> float:
-    """Return the accuracy of a trial on the held-out part; 0 if its training diverges."""
+def _judged(
+    search: Search, request: Request, assignments: list[str]
+) -> tuple[tuple[str, str], float]:
+    """Return the metric of a trial and which values are better, and what is to be maximised.
+
+    A share of 0, or minus infinity, if its training diverges.
+    """
     held_out = f"dataset.validation={search.validation}"
     trial = dataclasses.replace(
         request,
@@ -256,37 +270,44 @@ def _accuracy(search: Search, request: Request, assignments: list[str]) -> float
         assignments=(*request.assignments, *assignments, held_out),
     )
     configuration = experiment.configure(trial)
+    task = trial_data(configuration, trial.own).task
+    metric = task.headline, task.better
     try:
-        return validate(configuration)
+        value = validate(configuration, trial.own)
     except RecipeError:
         raise
     except BiogradError:  # the loss is not finite
-        return 0.0
+        return metric, 0.0 if is_share(task.headline) else -math.inf
+    return metric, value if task.better == "higher" else -value
 
 
-def validate(configuration: Configuration) -> float:
-    """Train without a run file and return the accuracy on the held-out part.
+def validate(configuration: Configuration, own: Any = None) -> float:
+    """Train without a run file and return the headline metric on the held-out part.
 
     Raises:
-        BiogradError: nothing is held out: the accuracy would be that of the test split.
+        BiogradError: nothing is held out: the metric would be that of the test split.
     """
-    dataset = data.load(
-        configuration.data,
-        name=configuration.dataset,
-        data_dir=None if configuration.data_dir is None else Path(configuration.data_dir),
-        offline=configuration.offline,
-        seed=configuration.seed,
-    )
+    dataset = trial_data(configuration, own)
+    trained = Experiment(configuration, dataset)
+    try:
+        for _record in trained.trainer.steps():
+            pass
+        found = evaluate(trained.engine, dataset.evaluated)
+    finally:
+        trained.engine.detach()
+    return found[dataset.task.headline]
+
+
+def trial_data(configuration: Configuration, own: Any = None) -> Dataset:
+    """Return the data of a trial, some of them held out.
+
+    Raises:
+        BiogradError: nothing is held out.
+    """
+    dataset = configuration.read(own)
     if dataset.evaluated_on != "validation":
         raise BiogradError(
             f"{configuration.dataset}: a search must not look at the test split: set "
             "dataset.validation"
         )
-    trained = Experiment(configuration, dataset)
-    try:
-        for _record in trained.trainer.steps():
-            pass
-        accuracy, _loss = evaluate(trained.engine, dataset.test)
-    finally:
-        trained.engine.detach()
-    return accuracy
+    return dataset

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from biograd.checking import construct
 from biograd.errors import CapabilityError, DataError, RecipeError, nearest
-from biograd.recipes import construct
 from biograd.registry import Registry
 from biograd.tasks.classes import LOSSES, Classes
 from biograd.tasks.heads import Head, Heads
@@ -24,7 +24,7 @@ from biograd.tasks.rates import Rates
 from biograd.tasks.regression import Regression, TimeSeries
 from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
-from biograd.tasks.task import MISSING, Metrics, Task, Totals, summed
+from biograd.tasks.task import MISSING, Metrics, Task, Totals, added, flat, folded, summed
 from biograd.tasks.weighted import Weighted
 
 __all__ = [
@@ -44,7 +44,11 @@ __all__ = [
     "TimeSeries",
     "Totals",
     "Weighted",
+    "added",
+    "flat",
+    "folded",
     "infer",
+    "learned",
     "make",
     "of_loss",
     "suited",
@@ -161,6 +165,22 @@ def suited(
     name = name or infer(targets, where)
     given = {**TASKS.find(name, f"{where}: task").fitting(targets), **(settings or {})}
     return make(name, int(given.pop("outputs", 0)), given, where)
+
+
+def learned(task: Task, loss: str) -> Task:
+    """Return the task with the loss that a model's recipe gives to classes; others have their own.
+
+    Raises:
+        RecipeError: the recipe asks for the other loss of classes, the task is of another kind.
+    """
+    if isinstance(task, Classes) and task.loss == "cross_entropy":
+        return dataclasses.replace(task, loss=loss)  # type: ignore[arg-type]
+    if loss not in ("cross_entropy", getattr(task, "loss", "")):
+        raise RecipeError(
+            f"training.loss = {loss!r} is for classes: {type(task).__name__} has its own: leave it "
+            "out"
+        )
+    return task
 
 
 def of_loss(loss: str | Callable[..., Any]) -> Task:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from biograd.checking import NotNegative
 from biograd.errors import DataError, RecipeError
-from biograd.recipes import NotNegative
 from biograd.tasks.task import MISSING, Metrics, Task, aligned, check_some, refuse, shares
 
 

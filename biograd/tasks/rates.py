@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from biograd.recipes import Positive
+from biograd.checking import Positive
 from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, refuse
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from biograd.recipes import Positive
+from biograd.checking import Positive
 from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, shares
 
 GROUPS = 10

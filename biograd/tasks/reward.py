@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import DataError
+from biograd.tasks.classes import Classes
 from biograd.tasks.task import MISSING, Metrics, Task, per_example, refuse
 
 
@@ -88,9 +89,12 @@ class Reward(Task):
         return found
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
-        """Return the reward an example."""
+        """Return the reward an example; if it is of a class, also the accuracy."""
         found = -self.losses(outputs, targets)
-        return {"reward": (found, torch.ones_like(found))}
+        reward: Metrics = {"reward": (found, torch.ones_like(found))}
+        if self.whole:
+            reward |= Classes(self.outputs, self.timed).metrics(outputs, targets)
+        return reward
 
     def strata(self, targets: Tensor) -> Tensor | None:
         """Return the class, if the reward is of one."""

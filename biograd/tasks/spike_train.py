@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from biograd.checking import Positive
 from biograd.errors import RecipeError
 from biograd.leaky import leaky_sum
-from biograd.recipes import Positive
 from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, refuse
 
 

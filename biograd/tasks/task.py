@@ -10,7 +10,7 @@ place of its own in plans, copies, ranks and hooks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -148,6 +148,30 @@ def summed(metrics: Metrics) -> Totals:
                for part in parts]
         for name, parts in metrics.items()
     }  # fmt: skip
+
+
+def added(one: Totals, other: Totals) -> Totals:
+    """Return the totals of both; of nothing and something the latter."""
+    if not one:
+        return other
+    return {
+        name: [
+            [a + b for a, b in zip(*pair, strict=True)]
+            for pair in zip(parts, other[name], strict=True)
+        ]
+        for name, parts in one.items()
+    }
+
+
+def flat(totals: Totals) -> list[float]:
+    """Return all numbers of totals, one after the other."""
+    return [value for parts in totals.values() for part in parts for value in part]
+
+
+def folded(values: Sequence[float], like: Totals) -> Totals:
+    """Return totals of the names and sizes of others from the numbers that ``flat`` gave."""
+    rest = iter(values)
+    return {name: [[next(rest) for _ in part] for part in parts] for name, parts in like.items()}
 
 
 def ratio(top: float, low: float) -> float:

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.layer import Brian2Layer
 from biograd.networks import build
-from biograd.networks.brian import Brian2Layer
-from biograd.networks.import_brian2 import import_brian2
 from biograd.neurons import Leaky
 from biograd.neurons.neuron import constants_of
 from biograd.recipes import (

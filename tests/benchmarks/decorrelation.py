@@ -65,7 +65,7 @@ def accuracies(
     run = experiment.Experiment(configuration, dataset)
     for _step in run.trainer.steps():
         pass
-    train, test = (evaluate(run.engine, part)[0] for part in (dataset.train, dataset.test))
+    train, test = (evaluate(run.engine, part)["accuracy"] for part in (dataset.train, dataset.test))
     run.engine.detach()
     return 100 * train, 100 * test
 

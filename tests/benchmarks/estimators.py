@@ -32,7 +32,7 @@ def cell(model: str, estimator: str, seeds: int) -> str:
             return "cannot: no derivative"
         for _step in run.trainer.steps():
             pass
-        found.append(100 * evaluate(run.engine, dataset.test)[0])
+        found.append(100 * evaluate(run.engine, dataset.test)["accuracy"])
         run.engine.detach()
     seconds = (time.perf_counter() - begin) / seeds
     spread = f"{min(found):.1f}–{max(found):.1f}"

@@ -18,7 +18,7 @@ from biograd.placement.jobs import Work
 from biograd.recipes import construct
 from biograd.studies import Place
 from biograd.studies.design import Trainings
-from biograd.studies.training import planned, train
+from biograd.studies.trainings import planned, train
 
 STUDY = {"grid": {"models": ["spiking"], "control": False}, "seeds": list(range(8))}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from biograd import estimators, networks, ranks, recipes
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.engine import attach
 from biograd.randomness import generator
 from biograd.training import Trainer
@@ -44,8 +44,10 @@ def trainer(rule: str, rows: int) -> Trainer:
     network = networks.build(recipe, (1, 28, 28), 10, 0)
     rule_of = estimators.make(rule, recipe.estimators.get(rule, {}))
     stream = generator(0, "images")
-    split = Split(torch.rand(STEPS * rows, 1, 28, 28, generator=stream), torch.arange(STEPS * rows))
-    split = Split(split.inputs, split.targets % 10)
+    split = Arrays(
+        torch.rand(STEPS * rows, 1, 28, 28, generator=stream), torch.arange(STEPS * rows)
+    )
+    split = Arrays(split.inputs, split.targets % 10)
     return Trainer(attach(network, rule_of), recipe.training, split, 0)
 
 

@@ -38,7 +38,7 @@ from torch import Tensor
 
 import biograd
 from biograd import parallel, ranks
-from biograd.data import Split
+from biograd.data import Arrays
 from biograd.networks import build
 from biograd.neurons import Leaky
 from biograd.parallel import Share
@@ -445,7 +445,7 @@ class Seen:
 
 
 def _watch(case: Case, steps: int) -> Seen:
-    split = Split(*batch(case, (steps + 2) * case.batch))
+    split = Arrays(*batch(case, (steps + 2) * case.batch))
     recipe = TrainingRecipe(epochs=1, batch_size=case.batch, learning_rate=1e-3)
     trainer = Trainer(engine(case), recipe, split, seed=0)
     seen = Seen(math.inf, math.inf, 0)

@@ -64,7 +64,7 @@ def accuracy(
     run = experiment.Experiment(configuration, loaded)
     for _step in run.trainer.steps():
         pass
-    found, _loss = evaluate(run.engine, loaded.test)
+    found = evaluate(run.engine, loaded.test)["accuracy"]
     run.engine.detach()
     return found
 

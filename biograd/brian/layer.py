@@ -1,0 +1,463 @@
+"""A Brian2 population as a torch module: simulated by Brian2, differentiated by replay.
+
+All rows (copies x examples) are neurons of one ``NeuronGroup``.  Forward, Brian2 alone computes.
+Where a derivative is asked for, the step that Brian2 compiled is translated (``transpile``) and
+evaluated on the recorded course (``replay``), with a surrogate derivative at the threshold.  If it
+cannot be translated, the population is ``forward_only``: whoever needs a derivative is refused,
+and the rules that do without work as ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from biograd import parallel
+from biograd.brian.neuron_model import Details, NeuronModel
+from biograd.brian.simulation import Simulation
+from biograd.credit_paths import State, differentiated, join, mapped, ways
+from biograd.errors import BiogradError, CapabilityError, RecipeError
+from biograd.neurons.stepped import SteppedPopulation
+from biograd.neurons.surrogate import SURROGATES, Derivative, spike
+from biograd.neurons.values import start, value
+from biograd.randomness import generator
+from biograd.recipes import Count, PopulationRecipe, Positive, validate
+from biograd.substrate.copies import SharedRandomness
+from biograd.threads import Turn
+from biograd.translation.linearisation import Record
+from biograd.translation.replay import replay
+from biograd.translation.transpile import translate
+
+Array = NDArray[np.float64]
+KEPT = 4
+"""Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
+
+
+class Brian2Layer(SteppedPopulation):
+    """A population given by Brian2 equations, as a layer of a torch network.
+
+    A current ``[rows, units]``, the same in every step, or ``[rows, steps, units]`` becomes spikes,
+    or the course of the recipe's output variable, ``[rows, steps, units]``.  A population with
+    several input variables takes a current for each, by name.
+
+    In derivatives the spike has a surrogate, and a reset ``x = x + s (reset - x)`` of a variable
+    gives credit to the spike s that made it: ``theta += jump`` tells what a spike costs later ones.
+    Only the reset of a potential is held constant, as is usual (Neftci, Mostafa & Zenke 2019): of
+    the states that stand in the threshold and raise the distance to it, v in ``v > 1 + theta``; if
+    none does, of all that stand there.
+
+    Args:
+        recipe: the population; its equations have a variable that receives the current.
+        units: number of neurons.
+        steps: number of time steps of a trial.
+        dt_ms: length of a step in milliseconds.
+        surrogate: name of the derivative at the threshold, of steepness ``slope``.
+        where: what the population is called in messages.
+        constants: of the namespace, as they are, beside those of the recipe.
+        details: what else there is beside the recipe.
+
+    Attributes:
+        forward_only: why no derivative can be had; "": it can.
+        factors: what is learned of each constant in ``recipe.trainable``, ``[units]``: its value is
+            ``initial low (high / low)**sigmoid(factor)``, so that it stays within its bounds.
+
+    Raises:
+        RecipeError: the equations do not hold together.
+
+    >>> layer = Brian2Layer(
+    ...     PopulationRecipe(
+    ...         equations="dv/dt = (I - v) / (10*ms) : 1; I : 1".replace("; ", chr(10)),
+    ...         threshold="v > 1", reset="v = 0", method="exact",
+    ...     ),
+    ...     units=2, steps=30, dt_ms=1.0,
+    ... )
+    >>> layer(torch.tensor([[0.5, 2.0]])).sum(1)
+    tensor([[0., 4.]])
+    """
+
+    draws_noise = True
+    shared: SharedRandomness | None = None
+
+    def __init__(
+        self,
+        recipe: PopulationRecipe,
+        units: Count,
+        steps: Count,
+        dt_ms: Positive,
+        surrogate: str = "fast_sigmoid",
+        slope: Positive = 10.0,
+        where: str = "population",
+        constants: Mapping[str, Any] | None = None,
+        details: Details | None = None,
+    ) -> None:
+        validate(
+            Brian2Layer,
+            {"units": units, "steps": steps, "dt_ms": float(dt_ms), "surrogate": surrogate}
+            | {"slope": float(slope)},
+        )
+        SURROGATES.find(surrogate, "Brian2Layer: surrogate")
+        super().__init__(steps)
+        if recipe.units not in (0, units):
+            raise RecipeError(f"{where}.units = {recipe.units}: the layer has {units} neurons")
+        self.model = NeuronModel(recipe, dt_ms, where, constants, details)
+        self.model.initial(units)  # another number of values is refused here, not in the first pass
+        self.units, self.surrogate, self.slope = units, surrogate, slope
+        self.factors = nn.ParameterDict(
+            {
+                name: torch.full((units,), start(low, high))
+                for name, (_, low, high) in self.model.trainable.items()
+            }
+        )
+        self._simulations: dict[int, Simulation] = {}
+        self._turn = Turn()
+        self.forward_only = ""
+        self.variables = 1
+        try:
+            self.step = translate(self.model.sample, self.model.ports)
+            self.variables += len(self.step.states)
+        except CapabilityError as error:
+            name = f"population {self.model.sample.name}"
+            self.forward_only = str(error).replace(name, where)
+
+    @cached_property
+    def scale(self) -> float:
+        """The distance to the threshold that counts as 1 in the surrogate."""
+        return self.model.surrogate_scale
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return the learned constants in SI units, each ``[units]``."""
+        trainable = self.model.trainable.items()
+        return {name: value(self.factors[name], *bounds) for name, bounds in trainable}
+
+    def forward(
+        self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None = None
+    ) -> Tensor:
+        """Return spikes, or the output variable, ``[rows, steps, units]``.
+
+        Args:
+            current: ``[rows, steps or 1, units]``, or ``[rows, units]``; by input variable if
+                there are several.
+            recurrent: maps the spikes of the step before to an additional current.
+
+        Raises:
+            BiogradError: the simulation blew up.
+            CapabilityError: states shall be handed from window to window, but there are several
+                input variables; or there is no derivative.
+        """
+        with self._turn:  # the prepared simulations hold one trial
+            return self._trial(current, recurrent)
+
+    def _trial(self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None) -> Tensor:
+        currents = {
+            port: values.unsqueeze(1) if values.dim() == 2 else values
+            for port, values in self.by_port(current).items()
+        }
+        self._check_shapes(currents)
+        if recurrent is not None or self.transport.slots:
+            if len(currents) > 1:
+                raise CapabilityError(
+                    f"{self.model.where} has several input variables: no states can be handed "
+                    "from window to window"
+                )
+            return super().forward(currents[self.model.port], recurrent)
+        currents = {port: self._in_units(port, values) for port, values in currents.items()}
+        both, constants = self.ways(currents), self.constants()
+        asked = [*both[0][0].values(), *constants.values()]
+        if not any(differentiated(values) for values in asked):
+            first = currents[self.model.port]
+            return self._simulate(currents, constants).to(first.dtype)
+        if self.forward_only:
+            first = currents[self.model.port]
+            found = self._simulate(currents, constants).to(first.dtype)
+            # constants alone: rules that perturb them need no derivative, others leave them be
+            return without_derivative(found, self.forward_only, both[0][0].values())
+        record = self._record(currents, constants)
+        return join(
+            [
+                replay(
+                    self.step,
+                    record,
+                    self._admitted(drives, record),
+                    constants,
+                    self.derivative,
+                    window=window,
+                    scale=self.scale if self.model.spiking else 1.0,
+                    output=self.model.recipe.output,
+                )
+                for place, (drives, window) in enumerate(both)
+                if not place or any(differentiated(values) for values in drives.values())
+            ]
+        )
+
+    def _check_shapes(self, currents: Mapping[str, Tensor]) -> None:
+        for port, values in currents.items():
+            fits = values.dim() == 3 and values.shape[1] in (1, self.steps)
+            if not fits or values.shape[2] != self.units:
+                raise CapabilityError(
+                    f"{self.model.where}: the current of {port} is [rows, units] or [rows, steps, "
+                    f"units] with {self.units} units and {self.steps} steps, not "
+                    f"{list(values.shape)}"
+                )
+
+    def by_port(self, current: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a current for each input variable."""
+        return {self.model.port: current} if isinstance(current, Tensor) else current
+
+    def ways(self, currents: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], int | None]]:
+        """Return the one or two ways through the currents of all input variables."""
+        found = {port: ways(values, self.transport) for port, values in currents.items()}
+        windows = [window for _, window in next(iter(found.values()))]
+        return [
+            ({port: parts[place][0] for port, parts in found.items()}, window)
+            for place, window in enumerate(windows)
+        ]
+
+    def _in_units(self, port: str, values: Tensor) -> Tensor:
+        scale = self.model.scales[port]
+        return values if scale == 1 else mapped(lambda part: scale * part, values)
+
+    def _admitted(self, drives: Mapping[str, Tensor], record: Record) -> dict[str, Tensor]:
+        """Return the currents without the impulses that refractory neurons did not receive."""
+        if not self.model.guarded or record.ready is None:
+            return dict(drives)
+        ready = torch.ones_like(record.spikes)
+        ready[1:] = (record.ready[:-1] & (record.spikes[:-1] == 0)).to(ready)
+        admitted = ready.transpose(0, 1)
+        guarded = self.model.guarded
+        return {name: v * admitted if name in guarded else v for name, v in drives.items()}
+
+    def derivative(self, distance: Tensor) -> Tensor:
+        """Return the surrogate derivative of a spike by its scaled distance to the threshold."""
+        other: Derivative | None = self.transport.derivative
+        return other(distance) if other else SURROGATES[self.surrogate](distance, self.slope)
+
+    def simulation(self, rows: int) -> Simulation:
+        """Return the prepared simulation for a number of rows; the least recent is dropped."""
+        found = self._simulations.pop(rows, None)
+        if found is None:
+            found = Simulation(self.model, rows, self.units)
+            while len(self._simulations) >= KEPT:
+                self._simulations.pop(next(iter(self._simulations)))
+        self._simulations[rows] = found
+        return found
+
+    def _simulate(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
+        output = self.model.recipe.output
+        keep = () if output == "spikes" else (output,)
+        small = all(values.dtype is torch.float32 for values in currents.values())
+        kind = "float32" if small else "float64"
+        train, kept = self._run(currents, constants, keep, kind=kind)
+        return torch.from_numpy(kept.get(output, train)).transpose(0, 1)
+
+    def _record(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Record:
+        step, refractory = self.step, "not_refractory" in self.model.sample.variables
+        ready = ("not_refractory",) if refractory else ()
+        rows = len(currents[self.model.port])
+        noise, simulation = self._noise(rows), self.simulation(rows)
+        simulation.begin(_arrays(constants))
+        initial = {name: torch.from_numpy(simulation.values[name].copy()) for name in step.states}
+        train, kept = self._run(currents, constants, (*step.states, *ready), noise)
+        spikes = torch.from_numpy(train)
+        given = {name: torch.from_numpy(values) for name, values in noise.items()}
+        for name in step.reads:
+            if name not in given and name not in constants:
+                given[name] = torch.from_numpy(simulation.values[name].copy())
+        # the threshold makes those that spike refractory; before, they were not
+        armed = torch.from_numpy(kept.pop("not_refractory")) | (spikes > 0) if refractory else None
+        states = {name: torch.from_numpy(kept[name]) for name in step.states}
+        return Record(states, initial, spikes, armed, given, self.model.dt_ms / 1000)
+
+    def _run(
+        self,
+        currents: Mapping[str, Tensor],
+        constants: Mapping[str, Tensor],
+        keep: tuple[str, ...],
+        noise: Mapping[str, Array] | None = None,
+        kind: str = "float64",
+    ) -> tuple[Array, dict[str, Array]]:
+        rows = len(currents[self.model.port])
+        noise = self._noise(rows) if noise is None else noise
+        simulation = self.simulation(rows)
+        given = {}
+        for port, values in currents.items():
+            # the loop converts each step as it sets it: a second copy of the whole takes longer
+            drive = values if values.dtype is torch.float32 else values.double()
+            given[port] = drive.detach().cpu().numpy().swapaxes(0, 1)
+        with np.errstate(all="ignore"):  # what overflows is found below
+            found = simulation.run(given, self.steps, noise, _arrays(constants), keep, kind)
+        self._check(simulation)
+        return found
+
+    def _check(self, simulation: Simulation) -> None:
+        # a threshold never lets NaN pass: those neurons would only fall silent
+        states = () if self.forward_only else self.step.states
+        for name in (*self.model.equations.diff_eq_names, *states, *self.model.ports):
+            values = simulation.values[name]
+            count = int((~np.isfinite(values)).sum())
+            if count:
+                raise BiogradError(
+                    f"{self.model.details.stream or self.model.where}: {name} of {count} of "
+                    f"{values.size} neurons is not finite after {self.steps} steps of "
+                    f"{self.model.dt_ms:g} ms: take shorter steps, another method, or a weaker "
+                    "current, if the weights before it are finite"
+                )
+
+    def _noise(self, rows: int) -> dict[str, Array]:
+        """Return what stands for ``xi``, ``[steps, rows, units]``, the same in all copies."""
+        names = self.model.noises
+        if not names:
+            return {}
+        shape = (len(names), self.steps, self.units)
+        if self.shared is None or self.shared.recording is None:
+            stream = generator(0, "noise")
+            draws = parallel.rows(lambda count: torch.randn(count, *shape, generator=stream), rows)
+        else:
+            draws = self.shared.draw(self, rows, shape)
+        scaled = _array(draws) / math.sqrt(self.model.dt_ms / 1000)
+        return {self.model.noise(n): scaled[:, k].swapaxes(0, 1) for k, n in enumerate(names)}
+
+    # Step by step: with a recurrent layer, or when states are handed from window to window.
+
+    def begin(self, current: Tensor) -> State:
+        """Put the simulation where a trial begins and return the state there.
+
+        Args:
+            current: ``[rows, steps or 1, units]``; of it, shape and dtype.
+        """
+        rows = len(current)
+        self._constants, self._drawn = self.constants(), self._noise(rows)
+        self._now, self._index = self.simulation(rows), 0
+        self._now.begin(_arrays(self._constants))
+        names = () if self.forward_only else self.step.states
+        values = [torch.from_numpy(self._now.values[name]).to(current) for name in names]
+        return (*(value.clone() for value in values), torch.zeros_like(current[:, 0]))
+
+    def advance(
+        self,
+        state: State,
+        current: Tensor | Mapping[str, Tensor],
+        fed: Tensor | None,
+        first: bool,
+    ) -> tuple[State, Tensor]:
+        """Return the state after one step, and its spikes; Brian2 takes the step once."""
+        totals = dict(self.by_port(current))
+        if fed is not None:
+            totals[self.model.port] = totals[self.model.port] + fed
+        totals = {port: self._in_units(port, values) for port, values in totals.items()}
+        total, now = totals[self.model.port], self._now
+        if first:
+            drawn = {name: values[self._index] for name, values in self._drawn.items()}
+            names = () if self.forward_only else (*self.step.reads, *self._guards)
+            self._before = {n: now.values[n].copy() for n in names if n in now.values}
+            with np.errstate(all="ignore"):
+                now.step(_arrays(totals), drawn)
+            self._index += 1
+            if self._index == self.steps:
+                self._check(now)
+        names = () if self.forward_only else self.step.states
+        seen = [torch.from_numpy(now.values[name]).to(total, copy=True) for name in names]
+        spikes = torch.from_numpy(now.spikes).to(total, copy=True)
+        asked = (*totals.values(), *state, *self._constants.values())
+        derivative = any(differentiated(values) for values in asked)
+        if derivative and not self.forward_only:
+            found, fired = self._follow(state, totals)
+            seen = [_with_way(value, way) for value, way in zip(seen, found, strict=True)]
+            spikes = _with_way(spikes, fired)
+        output = self.model.recipe.output
+        passed = spikes
+        if output in names:
+            passed = seen[names.index(output)]
+        elif output != "spikes":
+            passed = torch.from_numpy(now.values[output]).to(total, copy=True)
+        if derivative and self.forward_only:
+            passed = without_derivative(passed, self.forward_only, (*totals.values(), *state))
+        return (*seen, spikes), passed
+
+    @property
+    def _guards(self) -> tuple[str, ...]:
+        return ("not_refractory",) if self.model.guarded else ()
+
+    def _follow(self, state: State, totals: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the step's states and spikes as torch computes them, for their graph."""
+        index, now, step = self._index - 1, self._now, self.step
+        like = state[-1]
+        *values, spikes = (part.double() for part in state)
+        known = {
+            **{name: torch.from_numpy(value) for name, value in self._before.items()},
+            **{name: torch.from_numpy(value[index]) for name, value in self._drawn.items()},
+            **{name: value.double() for name, value in self._constants.items()},
+            **dict(zip(step.states, values, strict=True)),
+        }
+        ready = None
+        if "not_refractory" in now.values:
+            # the threshold makes those that spike refractory; before, they were not
+            ready = torch.from_numpy(now.values["not_refractory"] | (now.spikes > 0))
+        time = index * self.model.dt_ms / 1000
+        inputs = {port: total.double() for port, total in totals.items()}
+        for port in self.model.guarded:
+            inputs[port] = inputs[port] * torch.from_numpy(self._before["not_refractory"])
+        found, crossing = step.advance(known, inputs, spikes, ready, time)
+        fired = torch.zeros_like(like)
+        if crossing is not None:
+            fired = spike(crossing.distance / self.scale, derivative=self.derivative).to(like)
+            if crossing.allowed is not None:
+                fired = fired * crossing.allowed
+        return [found[name].to(like) for name in step.states], fired
+
+    def extra_repr(self) -> str:
+        """Return what the population is for ``print``."""
+        recipe = self.model.recipe
+        equations = "; ".join(line.strip() for line in recipe.equations.splitlines() if line)
+        return f"{self.units}, steps={self.steps}, threshold={recipe.threshold!r}, {equations}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the prepared simulations, which every copy makes anew."""
+        state = dict(self.__dict__)
+        for name in ("_now", "_constants", "_drawn", "_before", "shared"):
+            state.pop(name, None)
+        return state | {"_simulations": {}}
+
+
+def without_derivative(values: Tensor, reason: str, inputs: Iterable[Tensor]) -> Tensor:
+    """Return values that depend on inputs, with a way back that says why there is none."""
+    inputs = list(inputs)
+    if not any(differentiated(value) for value in inputs):
+        return values
+    return cast(Tensor, _NoDerivative.apply(values, reason, *inputs))
+
+
+class _NoDerivative(torch.autograd.Function):
+    """Values of which no derivative can be had: whoever asks for it is told why."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, reason: str, *inputs: Tensor) -> Tensor:
+        ctx.reason = reason
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise CapabilityError(f"no derivative: {ctx.reason}")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise CapabilityError(f"no derivative: {ctx.reason}")
+
+
+def _with_way(value: Tensor, way: Tensor) -> Tensor:
+    """Return ``value`` with the way back of ``way``, which is the same up to rounding."""
+    return value + (way - way.detach())
+
+
+def _array(values: Tensor) -> Array:
+    return values.detach().cpu().double().numpy()
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {name: _array(value) for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""Networks as graphs: populations, the projections between them, and what is read."""

@@ -1,0 +1,181 @@
+"""What a person sees while a network trains: a bar on a terminal, else one line for each epoch.
+
+Everything goes to stderr, so that stdout holds the result alone.  NO_COLOR is honoured.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from biograd.commands.columns import duration, percent
+from biograd.metrics import headline, words, written
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+Record = Mapping[str, Any]
+
+Fields = dict[str, tuple[str, Callable[[float], str]]]
+
+
+def fields(metric: str) -> Fields:
+    """Return what a record may hold, in the order in which it is shown; the rest is passed over.
+
+    Args:
+        metric: the task's headline.
+    """
+    number = partial(written, metric)
+    return {
+        "loss": ("loss", "{:.4f}".format),
+        metric: (words(metric), number),
+        "train_loss": ("loss", "{:.4f}".format),
+        f"train_{metric}": ("train", number),
+        "test_loss": ("test loss", "{:.4f}".format),
+        f"test_{metric}": ("test", number),
+        **OTHERS,
+    }
+
+
+OTHERS: Fields = {
+    "spikes_per_neuron": ("spikes/neuron", "{:.2f}".format),
+    "silent_fraction": ("silent", percent),
+    "steps_per_second": ("", "{:.0f} steps/s".format),
+    "seconds": ("", duration),
+}
+REDRAW_SECONDS = 0.1
+
+
+class ProgressDisplay:
+    """Shows the progress of a training.
+
+    Why one object: who trains knows neither terminals nor ``--quiet``; it calls :meth:`begin`,
+    then :meth:`step` and :meth:`epoch` with plain records, then :meth:`done`.  As a context
+    manager it gives the terminal back whatever happens.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.quiet = quiet
+        self.stream = stream or sys.stderr
+        self._bar: Bar | None = None
+        self._drawn = 0.0
+        self._steps = 0
+        self._since = time.monotonic()
+
+    def begin(self, total_steps: int, title: str) -> None:
+        """Start the bar of a training of ``total_steps`` steps; an earlier bar ends.
+
+        They may also be forward passes or seconds, which each step then tells (``spent``).
+        """
+        self.close()
+        self._restart()
+        if self.quiet:
+            return
+        self._print(title)
+        if self.stream.isatty():
+            self._bar = _bar(self.stream)
+            self._bar.add_task(title, total=total_steps, facts="")
+            self._bar.start()
+
+    def step(self, record: Record) -> None:
+        """Count one optimiser step; ``record`` holds what :func:`fields` names.
+
+        ``spent`` in it is by how much the bar advances: 1 unless a budget is counted otherwise.
+        """
+        self._steps += 1
+        spent = record.get("spent", 1)
+        if self._bar is None:
+            return
+        task = self._bar.task_ids[-1]
+        now = time.monotonic()
+        if now - self._drawn >= REDRAW_SECONDS:
+            self._drawn = now
+            self._bar.update(task, advance=spent, facts=describe(self._timed(record)))
+        else:
+            self._bar.update(task, advance=spent)
+
+    def epoch(self, record: Record) -> None:
+        """Report an epoch: ``epoch`` and ``epochs`` count from 1, the rest as in a step."""
+        if self.quiet:
+            return
+        total = str(record.get("epochs", ""))
+        number = str(record.get("epoch", "")).rjust(len(total))
+        facts = describe(self._timed(record))
+        self._print(f"epoch {number}{'/' if total else ''}{total}  {facts}")
+        self._restart()
+
+    def note(self, text: str) -> None:
+        """Say something worth knowing in one line."""
+        if not self.quiet:
+            self._print(text)
+
+    def done(self, summary: Record) -> None:
+        """End the bar; the summary itself is printed by the command."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; harmless when there is nothing to give back."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _restart(self) -> None:
+        self._steps, self._since = 0, time.monotonic()
+
+    def _timed(self, record: Record) -> Record:
+        """Return the record with the speed since the last epoch."""
+        elapsed = time.monotonic() - self._since
+        return {"steps_per_second": self._steps / elapsed, **record} if elapsed > 0 else record
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def describe(record: Record) -> str:
+    """Write the known fields of a record side by side.
+
+    >>> describe({"test_accuracy": 0.95, "epoch": 3, "loss": 0.25})
+    'loss 0.2500  test 95.0 %'
+    """
+    parts = []
+    for key, (label, write) in fields(headline(record)).items():
+        value = record.get(key)
+        if value is not None:
+            parts.append(f"{label} {write(value)}".strip())
+    return "  ".join(parts)
+
+
+def _bar(stream: TextIO) -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    facts = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    return Bar(
+        BarColumn(bar_width=10, table_column=Column(width=10)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+        TextColumn("{task.fields[facts]}", markup=False, table_column=facts),
+        console=Console(file=stream, highlight=False),
+        expand=True,
+        transient=True,
+    )

@@ -1,0 +1,124 @@
+"""Arrays in memory: tensors, NumPy arrays and lists."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biograd.data.digests import sha256_of
+from biograd.data.source import FIXED, Batch, Key
+from biograd.errors import DataError
+from biograd.tasks import MISSING
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrays:
+    """Rows in memory.
+
+    Attributes:
+        inputs: ``[N, *shape]``, with time ``[N, T, *shape]``; images are ``[N, channels, height,
+            width]``.
+        targets: ``[N, ...]``.
+        timed: whether the second axis of the inputs is time.
+        lengths: steps of each trial, ``[N]``; None: all ``T``.
+        weight: of each example, ``[N]``.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    timed: bool = False
+    lengths: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input, or of one step of it."""
+        return tuple(self.inputs.shape[1 + self.timed :])
+
+    @property
+    def steps(self) -> int:
+        """Steps of a trial."""
+        return int(self.inputs.shape[1]) if self.timed else 1
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all values."""
+        return sha256_of(*self.all())
+
+    def all(self) -> list[Tensor]:
+        """Return the arrays that are there."""
+        found = (self.inputs, self.targets, self.lengths, self.weight)
+        return [values for values in found if values is not None]
+
+    def rows(self, index: Tensor) -> Arrays:
+        """Return the rows ``index`` as arrays of their own."""
+        lengths, weight = (v if v is None else v[index] for v in (self.lengths, self.weight))
+        return Arrays(self.inputs[index], self.targets[index], self.timed, lengths, weight)
+
+    def take(self, index: Tensor, key: Key = FIXED) -> Batch:
+        """Return the rows ``index``."""
+        rows = self.rows(index)
+        return Batch(rows.inputs, rows.targets, index, rows.lengths, rows.weight)
+
+
+def tensor(values: Any, where: str) -> Tensor:
+    """Return an array of numbers as a tensor; truth values and small integers keep their type.
+
+    Raises:
+        DataError: rows of different lengths, objects or texts.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{where}: rows differ in shape: pad them and give lengths") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: is an array of {array.dtype}: must be numbers")
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def as_inputs(values: Any, where: str) -> Tensor:
+    """Return inputs as floating-point numbers; integers and truth values are cast, not scaled."""
+    found = tensor(values, where)
+    return found if found.is_floating_point() else found.float()
+
+
+def as_targets(values: Any, where: str) -> Tensor:
+    """Return targets: whole numbers as int64, others as they are."""
+    found = tensor(values, where)
+    return found if found.is_floating_point() or found.dtype == torch.bool else found.long()
+
+
+def ended(inputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return inputs ``[B, T, ...]`` with zeros behind the end of each trial."""
+    going = torch.arange(inputs.shape[1]) < lengths[:, None]
+    return inputs.where(going.view(*going.shape, *[1] * (inputs.dim() - 2)), 0)
+
+
+def missing(targets: Tensor, inputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return targets that are missing behind the end of each trial, if they have a time axis."""
+    if targets.dim() < 2 or targets.shape[1] != inputs.shape[1]:
+        return targets
+    return without(targets, torch.arange(inputs.shape[1]) >= lengths[:, None])
+
+
+def without(targets: Tensor, absent: Tensor) -> Tensor:
+    """Return targets that are missing where ``absent``, NaN or ``MISSING``."""
+    absent = absent.view(*absent.shape, *[1] * (targets.dim() - absent.dim()))
+    if targets.dtype == torch.bool:
+        targets = targets.float()
+    return targets.masked_fill(absent, torch.nan if targets.is_floating_point() else MISSING)

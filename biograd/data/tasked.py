@@ -1,0 +1,114 @@
+"""Sources whose targets are those of a task: packed, checked, missing where a trial has ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biograd.data.arrays import Arrays, missing
+from biograd.data.dataset import finite
+from biograd.data.request import Parts
+from biograd.data.source import FIXED, Batch, Key, Source, many, streams
+from biograd.data.stream import FIRST
+from biograd.recipes import DatasetRecipe
+from biograd.tasks import TASKS, Task, Weighted, infer, make
+
+
+def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]:
+    """Return the task of the recipe and its name, or the one that the targets ask for.
+
+    Raises:
+        DataError: the targets could be of several tasks.
+        RecipeError: no such task, or a setting that it does not have.
+    """
+    train = parts.sources["train"]
+    many = train.targets is None  # then the first ones tell
+    first = train.take(torch.arange(min(len(train), FIRST if many else 1)))
+    targets = first.targets if train.targets is None else train.targets
+    settings: dict[str, Any] = dict(recipe.task)
+    classes = recipe.classes or parts.classes
+    known = settings.pop("name", "") or parts.task or ("classes" if classes else "")
+    where = f"dataset {name}"
+    kind = known or infer(targets, f"{where}: targets")
+    given = {**TASKS.find(kind, f"{where}: task.name").fitting(targets), **settings}
+    outputs = int(given.pop("outputs", 0))
+    if kind in ("classes", "reward"):
+        outputs = classes or outputs
+    task = make(kind, outputs, given, where)
+    if first.weight is not None:
+        task = Weighted(task=task)
+    return task, kind
+
+
+def tasked(source: Source, task: Task, where: str) -> Source:
+    """Return a source whose targets are the task's."""
+    if isinstance(source, Arrays):
+        targets = packed(task, source.targets, source.weight, where)
+        return Arrays(source.inputs, targets, source.timed, source.lengths)
+    return (TaskedStream if streams(source) else Tasked)(source, task, where)
+
+
+def packed(task: Task, targets: Tensor, weight: Tensor | None, where: str) -> Tensor:
+    """Return targets, with the weights of their rows, as the task takes them."""
+    if isinstance(task, Weighted):
+        weight = torch.ones(len(targets)) if weight is None else weight
+        return task.pack((targets, weight), where)
+    return task.pack(targets, where)
+
+
+class Tasked:
+    """A source that is not in memory: its batches are checked and packed when they are taken."""
+
+    def __init__(self, source: Source, task: Task, where: str) -> None:
+        self.source, self.task, self.where = source, task, where
+        self.shape, self.timed = source.shape, source.timed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def steps(self) -> int:
+        """Most steps of a trial."""
+        return self.source.steps
+
+    @property
+    def digest(self) -> str:
+        """Of the source."""
+        return self.source.digest
+
+    @cached_property
+    def targets(self) -> Tensor | None:
+        """Of all rows, as the task takes them; None: they cannot be known beforehand."""
+        found, weight = self.source.targets, getattr(self.source, "weight", None)
+        return None if found is None else packed(self.task, found, weight, self.where)
+
+    def take(self, index: Tensor, key: Key = FIXED) -> Batch:
+        """Return the rows ``index``."""
+        return self._packed(self.source.take(index, key))
+
+    def many(self, orders: Sequence[Tensor], key: Key) -> Iterator[Batch]:
+        """Yield a batch for each index."""
+        yield from map(self._packed, many(self.source, orders, key))
+
+    def _packed(self, batch: Batch) -> Batch:
+        finite(batch.inputs, self.where, batch.index)
+        targets = batch.targets
+        if batch.lengths is not None and self.task.timed:
+            targets = missing(targets, batch.inputs, batch.lengths)
+        targets = packed(self.task, targets, batch.weight, self.where)
+        if self.source.targets is None:
+            self.task.check(targets, self.where)
+        return dataclasses.replace(batch, targets=targets, weight=None)
+
+
+class TaskedStream(Tasked):
+    """The same of a stream."""
+
+    def batches(self, size: int, key: Key, skip: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        yield from map(self._packed, self.source.batches(size, key, skip))  # type: ignore[attr-defined]

@@ -1,0 +1,168 @@
+"""Networks behind one contract: populations and projections on torch, snnTorch and Brian2.
+
+``build`` makes a network from a recipe, ``substrate`` the runner of its forward passes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from biograd import encoding
+from biograd.brian.neuron_checks import check_no_constants
+from biograd.circuit.assembly import build_circuit
+from biograd.circuit.circuit import Circuit
+from biograd.circuit.local_mixer import LocalMixer
+from biograd.circuit.sugar import Layers, check_keys
+from biograd.contracts import Substrate
+from biograd.errors import CapabilityError, RecipeError
+from biograd.events.event_network import EventNetwork
+from biograd.neurons import EventDriven, Leaky
+from biograd.recipes import (
+    Count,
+    EncodingRecipe,
+    ModelRecipe,
+    PopulationRecipe,
+    load_model,
+    validate,
+)
+from biograd.substrate.network import Network, initialise
+from biograd.substrate.torch_substrate import Sites, TorchSubstrate
+
+__all__ = [
+    "Circuit",
+    "EventNetwork",
+    "LocalMixer",
+    "Network",
+    "Sites",
+    "TorchSubstrate",
+    "build",
+    "substrate",
+]
+
+SIZES = {
+    "circuit": "populations.NAME.units or projections.NAME.channels",
+    "local_mixer": "mixer.channels or mixer.blocks",
+    "spiking": "network.hidden",
+}
+"""Keys that make a network large, by its kind."""
+
+
+def build(
+    model: str | Path | ModelRecipe | nn.Module,
+    inputs: Count | Sequence[Count],
+    classes: Count,
+    seed: int = 0,
+    timed: bool = False,
+) -> nn.Module:
+    """Return the network of a recipe, its weights drawn from ``seed``.
+
+    Args:
+        model: a shipped name, a path to a TOML file, a recipe, or a module, returned as it is.
+        inputs: number of features of a datum, or its shape ``(C, H, W)``.
+        classes: number of outputs.
+        timed: whether there is an output in every step, ``[B, T, outputs]``.
+
+    Raises:
+        RecipeError: no such recipe, its parts do not fit together, or not into memory.
+
+    >>> network = build("ann", inputs=64, classes=10)
+    >>> [site.name for site in network.sites]
+    ['blocks.0.synapse', 'blocks.1.synapse', 'readout']
+    """
+    if isinstance(model, nn.Module):
+        return model
+    validate(build, {"inputs": inputs, "classes": classes, "seed": seed})
+    recipe = model if isinstance(model, ModelRecipe) else load_model(model)
+    shape = tuple(inputs) if isinstance(inputs, Sequence) else (int(inputs),)
+    with _in_memory(recipe.network.kind):
+        network = _assemble(recipe, shape, classes, timed)
+        initialise(network, seed, recipe.network.gain, "readout")
+        return network.to(getattr(torch, recipe.network.dtype))
+
+
+@contextmanager
+def _in_memory(kind: str) -> Iterator[None]:
+    """Say in one line that a network is too large."""
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        short = re.search("memory|alloc|overflow", str(error), re.IGNORECASE)
+        if isinstance(error, (RuntimeError, TypeError)) and not short:
+            raise
+        raise RecipeError(
+            f"network.kind = {kind!r}: the network is too large for this machine's memory: lower "
+            f"{SIZES.get(kind, 'network.hidden or network.channels')}"
+        ) from error
+
+
+def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool) -> Network:
+    network = recipe.network
+    static = network.kind == "local_mixer" or (network.kind == "rate" and not network.recurrent)
+    _check(recipe, static)
+    if static and timed:
+        raise RecipeError(
+            "an output in every step needs a network in time: network.kind = 'spiking' or "
+            "'circuit', or network.recurrent = true"
+        )
+    if network.kind == "local_mixer":
+        return LocalMixer(recipe.mixer, shape, outputs)
+    if static:
+        return Layers(recipe, shape, None, outputs, timed).circuit()
+    encoded = encoding.build(recipe.encoding, shape)
+    if network.kind == "circuit":
+        return build_circuit(recipe, encoded, outputs, timed)
+    if network.kind == "spiking" and isinstance(recipe.neuron, EventDriven):
+        if timed:
+            raise RecipeError("neuron.kind = 'event_driven': no output in every step")
+        return EventNetwork(network, recipe.neuron, encoded, outputs)
+    return Layers(recipe, shape, encoded, outputs, timed).circuit()
+
+
+def _check(recipe: ModelRecipe, static: bool) -> None:
+    """Refuse what this kind of network would not look at."""
+    network, neuron = recipe.network, recipe.neuron
+    check_keys(network)
+    circuit = network.kind == "circuit"
+    if not circuit and (recipe.populations or recipe.projections):
+        raise RecipeError("populations, projections: need network.kind = 'circuit'")
+    if circuit and recipe.population != PopulationRecipe():
+        raise RecipeError("[population]: a circuit has [populations.NAME]: take it out, or name it")
+    if recipe.population != PopulationRecipe() and not recipe.population.equations:
+        raise RecipeError("population.equations: missing, but [population] says something else")
+    if recipe.population.units:
+        raise RecipeError("population.units: network.hidden says how many neurons: take it out")
+    if recipe.population.equations and (network.kind, network.substrate) != ("spiking", "brian2"):
+        raise RecipeError(
+            "population.equations: need network.kind = 'spiking', network.substrate = 'brian2'"
+        )
+    if recipe.population.equations:
+        check_no_constants(neuron, "[population]")
+    named = [one for one in recipe.populations.values() if not one.equations]
+    if circuit and recipe.populations and not named:
+        check_no_constants(neuron, "[populations]")
+    if network.kind in ("rate", "local_mixer") and neuron != Leaky():
+        raise RecipeError(
+            f"[neuron]: has no effect on network.kind = {network.kind!r}: take it out"
+        )
+    if static and recipe.encoding != EncodingRecipe():
+        raise RecipeError("[encoding]: has no effect on a network without time: take it out")
+
+
+def substrate(network: nn.Module, sites: Sites | None = None) -> Substrate:
+    """Return who runs the forward passes of ``network``: its own substrate, else torch.
+
+    Raises:
+        CapabilityError: ``sites`` are given for a network whose own substrate has its own.
+    """
+    make = getattr(network, "make_substrate", None)
+    if not callable(make):
+        return TorchSubstrate(network, sites)
+    if sites is not None:
+        raise CapabilityError(f"{type(network).__name__} names its own sites: give none")
+    return make()

@@ -1,0 +1,1 @@
+"""Who runs the forward passes of a network: hooks, passes, copies."""

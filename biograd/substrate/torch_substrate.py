@@ -1,0 +1,547 @@
+"""The torch substrate: any ``nn.Module`` is run, observed, perturbed and cut by forward hooks.
+
+The class, keys, parameters and modules of the network stay as they are; ``close()`` removes the
+hooks.  The clean copy runs first and alone, so that the noisy ones need no graph and can change
+nothing in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from biograd.contracts import (
+    Capability,
+    Objective,
+    ParameterNoise,
+    Plan,
+    Site,
+    SiteShape,
+    SiteTrace,
+    Trace,
+    Transport,
+    Visits,
+)
+from biograd.errors import CapabilityError, nearest
+from biograd.substrate.copies import SharedRandomness
+from biograd.substrate.network import LAYERS, Network, SynapticLayer
+from biograd.substrate.passes import Pass, repeat
+
+Sites = Sequence[str] | Sequence[Site] | Mapping[str, Sequence[str]]
+"""Names of layers, name -> layers that share a current, or sites in full."""
+
+
+class TorchSubstrate:
+    """Runs plans on an ``nn.Module``.
+
+    Args:
+        module: the network; inputs ``[B, ...]`` to outputs ``[B, ...]``.
+        sites: names of layers, or name -> layers that share a current, or sites; by default the
+            network's own sites, or every linear and convolutional layer in the order of the first
+            call.
+
+    Raises:
+        CapabilityError: no such layer, or no layer at all.
+    """
+
+    capabilities: frozenset[Capability] = frozenset(
+        (
+            "loss",
+            "perturb_parameter",
+            "perturb_site",
+            "jvp_parameter",
+            "jvp_site",
+            "observe",
+            "cut",
+            "local_vjp",
+            "vjp",
+        )
+    )
+
+    def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
+        self.module = module
+        self.sites = find_sites(module, sites)
+        self.name = getattr(module, "simulator", "torch")
+        self.limits = tuple(reason for part in module.modules() if (reason := _forward_only(part)))
+        if self.limits:
+            self.capabilities -= DIFFERENTIAL
+        self.shared = SharedRandomness(module)
+        self._pass: Pass | None = None
+        self._shapes: dict[str, SiteShape] = {}
+        self._before = _before(self.sites)
+        self._populations = {
+            name: part
+            for name, part in module.named_modules()
+            if isinstance(getattr(part, "transport", None), Transport)
+        }
+        self._temporal = frozenset(s.name for s in self.sites if s.neurons in self._populations)
+        self._handles: list[Any] = []
+        self._hooks: list[_Hook] = []
+        for site in self.sites:
+            for place, name in enumerate(site.modules):
+                layer = module.get_submodule(name)
+                behind = layer if site.current is None else module.get_submodule(site.current)
+                enter = self._hook(_Enter(self, site, place))
+                self._handles.append(layer.register_forward_pre_hook(enter))
+                if behind is layer:
+                    through = self._hook(_Through(self, site, place))
+                    self._handles.append(layer.register_forward_hook(through))
+                    continue
+                self._handles += [
+                    layer.register_forward_hook(self._hook(_Bend(self, site, place))),
+                    behind.register_forward_hook(self._hook(_Leave(self, site, place))),
+                ]
+            if site.activity is not None and site.block is None:
+                part = module.get_submodule(site.activity)
+                self._handles.append(part.register_forward_hook(self._hook(_Reach(self, site))))
+
+    def _hook(self, hook: Any) -> Any:
+        self._hooks.append(hook)
+        return hook
+
+    @property
+    def recording(self) -> bool:
+        """Whether the clean copy of a round is under way."""
+        return self._pass is not None and self._pass.kind == "clean"
+
+    def close(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self.shared.close()
+
+    def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what all copies share; a plain module takes its inputs as they are."""
+        if isinstance(self.module, Network):
+            return self.module.encode(inputs, generator)
+        return inputs
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Return the outputs ``[rows, ...]`` for encoded inputs."""
+        run = self.module.simulate if isinstance(self.module, Network) else self.module
+        outputs = run(encoded)
+        if not isinstance(outputs, Tensor):
+            raise CapabilityError(
+                f"{type(self.module).__name__} returned {type(outputs).__name__}: "
+                "a network must return one tensor of outputs"
+            )
+        return outputs
+
+    def run(
+        self,
+        plan: Plan,
+        encoded: Tensor,
+        targets: Tensor,
+        objective: Objective,
+        stream: torch.Generator | None = None,
+    ) -> Trace:
+        """Run the clean copy, then the other copies of ``plan``; dropout draws from ``stream``."""
+        self.shared.stream = stream
+        encoded = encoded if plan.inputs is None else plan.inputs(encoded)
+        trace = self._run_clean(plan, encoded, targets, objective)
+        if plan.noise:
+            self._run_noisy(trace, encoded)
+        if plan.parameter_noise:
+            self._run_parameters(trace, encoded)
+        if plan.tangents:
+            self._run_tangents(trace, encoded)
+        if plan.parameter_tangents:
+            self._run_parameter_tangents(trace, encoded)
+        return trace
+
+    def _run_clean(
+        self, plan: Plan, encoded: Tensor, targets: Tensor, objective: Objective
+    ) -> Trace:
+        now = self._begin(plan, "clean", objective)
+        with torch.enable_grad() if plan.graph else torch.no_grad():
+            with self._running(now), self.shared.clean():
+                outputs = self.forward(encoded)
+            losses, local, steps = _losses(now, outputs, targets, objective)
+            total = losses.mean()
+            for values in local.values():
+                total = total + values.reshape(len(values), -1).sum(1).mean()
+        self._learn_shapes(now)
+        sites = {
+            site.name: now.trace(site, self._shape(site, now))
+            for site in self.sites
+            if now.visits[site.name][0].outputs
+        }
+        return Trace(
+            plan,
+            losses.detach()[None],
+            total,
+            outputs.detach(),
+            sites,
+            targets,
+            objective,
+            {name: values.detach()[None] for name, values in local.items()},
+            step_losses=None if steps is None else steps.detach()[None],
+        )
+
+    def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
+        watch = plan.graph if kind == "clean" else plan.observe_activity and kind == "noisy"
+        names = [site.name for site in self.sites[:-1]] if watch else []
+        return Pass(
+            plan,
+            kind,
+            self._shapes,
+            copies,
+            boundaries=frozenset((*plan.boundaries, *plan.clamp, *objective.local)),
+            watched=frozenset((*names, *objective.local)),
+            temporal=self._temporal,
+            visits={site.name: [Visits(time) for time in site.time] for site in self.sites},
+        )
+
+    @contextmanager
+    def _running(self, now: Pass) -> Iterator[None]:
+        transport = now.plan.transport
+        timed = transport.window is not None and any(s.steps > 1 for s in self._shapes.values())
+        if timed and not self._populations:
+            raise CapabilityError(
+                f"{type(self.module).__name__} runs through time by itself, where credit cannot be "
+                "cut: take a recurrent or spiking network of biograd.build"
+            )
+        self._pass = now
+        for name, population in self._populations.items():
+            population.__dict__["transport"] = transport
+            population.__dict__["handed"] = now.states.setdefault(name, [])
+            now.variables[name] = getattr(population, "variables", 0)
+        try:
+            yield
+        finally:
+            self._pass = None
+            for population in self._populations.values():
+                population.__dict__.pop("transport", None)
+                population.__dict__.pop("handed", None)
+
+    def time(self, steps: int) -> bool:
+        """Take the first axis of a plain module's units as time, where linear layers have it.
+
+        Returns:
+            Whether some site is now another.
+        """
+        plain = () if isinstance(self.module, Network) else self.sites
+        found = {s.name: dataclasses.replace(s, time=(True,) * len(s.time))
+                 for s in plain if self._in_time(s, steps)}  # fmt: skip
+        if found:
+            self.sites = tuple(found.get(site.name, site) for site in self.sites)
+            self._before, self._shapes = _before(self.sites), {}
+            for hook in self._hooks:
+                hook.site = found.get(hook.site.name, hook.site)
+        return bool(found)
+
+    def _in_time(self, site: Site, steps: int) -> bool:
+        layers = [self.module.get_submodule(name) for name in site.modules]
+        shape = self._shapes[site.name]
+        linear = not any(site.time) and all(isinstance(layer, nn.Linear) for layer in layers)
+        return linear and shape.steps == 1 < steps and shape.units[:-1] == (steps,)
+
+    def _learn_shapes(self, now: Pass) -> None:
+        """Note each site's units and steps; a plain module's sites take the order of the calls."""
+        if not self._shapes and not isinstance(self.module, Network):
+            last = {name: place for place, name in enumerate(now.order)}
+            called = [site for site in self.sites if site.modules[0] in last]
+            self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
+            self._before = _before(self.sites)
+        steps = self.module.steps if isinstance(self.module, Network) else None
+        for site in self.sites:
+            outputs = now.visits[site.name][0].outputs
+            if outputs and site.name not in self._shapes:
+                units = tuple(outputs[0].shape[2 if site.time[0] else 1 :])
+                count = (steps or outputs[0].shape[1]) if site.time[0] else len(outputs)
+                self._shapes[site.name] = SiteShape(units, count)
+
+    def _shape(self, site: Site, now: Pass) -> SiteShape:
+        """Return the shape of a site in this pass: a trial may have another length."""
+        shape, outputs = self._shapes[site.name], now.visits[site.name][0].outputs
+        visits = outputs[0].shape[1] if site.time[0] else len(outputs)
+        if (isinstance(self.module, Network) and site.time[0]) or visits == shape.steps:
+            return shape
+        if now.plan.time_bin is not None:
+            raise CapabilityError(
+                f"site {site.name}: {visits} steps instead of {shape.steps}: noise in time bins "
+                "needs trials of one length"
+            )
+        return dataclasses.replace(shape, steps=visits)
+
+    @torch.no_grad()
+    def _run_noisy(self, trace: Trace, encoded: Tensor) -> None:
+        plan = trace.plan
+        assert plan.noise
+        copies, batch = plan.copies - 1, encoded.shape[0]
+        now = self._begin(plan, "noisy", trace.objective, copies)
+        with self._running(now), self.shared.noisy():
+            outputs = self.forward(now.begin(encoded))
+        extend(trace, *_losses(now, outputs, repeat(trace.targets, copies), trace.objective))
+        for name, noise in plan.noise.items():
+            trace.sites[name].noise = noise
+        if plan.observe:
+            for name, site in trace.sites.items():
+                seen = SiteTrace(site.shape, now.visits[name], plan.time_bin).current()
+                site.observed = seen.view(copies, batch, *seen.shape[1:])
+        if plan.observe_activity:
+            blocks = {site.name: site.block or site.name for site in self.sites}
+            for name, site in trace.sites.items():
+                activity = now.activity(blocks[name])
+                if activity is not None:
+                    site.observed_activity = activity.view(copies, batch, *activity.shape[1:])
+
+    def _run_parameters(self, trace: Trace, encoded: Tensor) -> None:
+        assert trace.plan.parameter_noise
+
+        def losses() -> Losses:
+            now = self._begin(Plan(), "noisy", trace.objective)
+            with self._running(now), self.shared.noisy():
+                outputs = self.forward(encoded)
+            return _losses(now, outputs, trace.targets, trace.objective)
+
+        for found in perturbed(self.module, trace.plan.parameter_noise, losses):
+            extend(trace, *found)
+
+    @torch.no_grad()
+    def _run_tangents(self, trace: Trace, encoded: Tensor) -> None:
+        """Differentiate forward along the sites' tangents: one pass whose rows are all copies."""
+        tangents = trace.plan.tangents
+        assert tangents
+        copies = next(iter(tangents.values())).shape[0]
+        now = self._begin(trace.plan, "tangent", trace.objective, copies)
+        with _forward_mode():
+            with self._running(now), self.shared.noisy():
+                outputs = self.forward(now.begin(encoded))
+            targets = repeat(trace.targets, copies)
+            _slopes(trace, *_losses(now, outputs, targets, trace.objective)[:2])
+
+    @torch.no_grad()
+    def _run_parameter_tangents(self, trace: Trace, encoded: Tensor) -> None:
+        """Differentiate forward along directions in the space of the parameters, one by one."""
+        noise = trace.plan.parameter_tangents
+        assert noise
+        runner = _Runner(self)
+        named = {f"module.{n}": p for n, p in self.module.named_parameters() if p.requires_grad}
+        for copy, scale in enumerate(noise.scales):
+            now = self._begin(trace.plan, "tangent", trace.objective)
+            with _forward_mode(), self._running(now), self.shared.noisy():
+                draws = noise.draw(copy, named.values())
+                dual = {
+                    name: forward_ad.make_dual(parameter.detach(), scale * draw)
+                    for (name, parameter), draw in zip(named.items(), draws, strict=True)
+                }
+                outputs = torch.func.functional_call(runner, dual, (encoded,))
+                _slopes(trace, *_losses(now, outputs, trace.targets, trace.objective)[:2])
+
+    def enter(self, site: Site, place: int, inputs: Any) -> Any:
+        """Look at the input of a site's layer; called by its hook."""
+        now = self._pass
+        if now is None or not inputs or not isinstance(inputs[0], Tensor):
+            return None
+        value = inputs[0]
+        before = self._before.get(site.name) if place == 0 else None
+        if before is not None:
+            value = now.reach(before, value)
+        value = now.enter(site, place, value)
+        return None if value is inputs[0] else (value, *inputs[1:])
+
+    def bend(self, site: Site, place: int, module: nn.Module, output: Any) -> Tensor | None:
+        """Change the way back through a site's layer; called by its hook."""
+        return None if self._pass is None else self._pass.bend(site, place, module, output)
+
+    def leave(self, site: Site, place: int, output: Any) -> Tensor | None:
+        """Record, perturb or cut a site's current; called by its hook."""
+        return None if self._pass is None else self._pass.leave(site, place, output)
+
+    def reach(self, site: Site, output: Any) -> Tensor | None:
+        """Record or cut a block's output; called by its hook."""
+        return None if self._pass is None else self._pass.reach(site, output)
+
+
+DIFFERENTIAL: frozenset[Capability] = frozenset(("vjp", "local_vjp", "jvp_site", "jvp_parameter"))
+"""What needs a derivative of every population."""
+
+
+def _forward_only(part: nn.Module) -> str:
+    """Return why a module has no derivative, "" if it has one."""
+    return str(getattr(part, "forward_only", ""))
+
+
+def _eager() -> AbstractContextManager[object]:
+    """Run compiled modules as they were written: torch's compiler knows no forward mode."""
+    compiles = "torch._dynamo" in sys.modules  # its import takes a second
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    with forward_ad.dual_level():
+        with warnings.catch_warnings():
+            # torch's first dual tensor compiles decompositions in a way that torch deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+        with _eager():
+            yield
+
+
+class _Hook:
+    """A hook that leads back to its substrate; a copy of the network runs without it."""
+
+    def __init__(self, substrate: TorchSubstrate, site: Site, place: int = 0) -> None:
+        self.substrate: TorchSubstrate | None = substrate
+        self.site, self.place = site, place
+
+    def __deepcopy__(self, _memo: object) -> _Hook:
+        copy = object.__new__(type(self))
+        copy.substrate, copy.site, copy.place = None, self.site, self.place
+        return copy
+
+
+class _Enter(_Hook):
+    def __call__(self, _module: nn.Module, inputs: Any) -> Any:
+        return self.substrate.enter(self.site, self.place, inputs) if self.substrate else None
+
+
+class _Bend(_Hook):
+    def __call__(self, module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        if self.substrate is None:
+            return None
+        return self.substrate.bend(self.site, self.place, module, output)
+
+
+class _Leave(_Hook):
+    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        return self.substrate.leave(self.site, self.place, output) if self.substrate else None
+
+
+class _Through(_Hook):
+    """Both at once, where the layer's output is the current: a hook has its price."""
+
+    def __call__(self, module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        if self.substrate is None or self.substrate._pass is None:
+            return None
+        bent = self.substrate.bend(self.site, self.place, module, output)
+        return self.substrate.leave(self.site, self.place, bent)
+
+
+class _Reach(_Hook):
+    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        return self.substrate.reach(self.site, output) if self.substrate else None
+
+
+class _Runner(nn.Module):
+    """Holds a network as a submodule, so that its parameters can be swapped for a call."""
+
+    def __init__(self, substrate: TorchSubstrate) -> None:
+        super().__init__()
+        self.module = substrate.module
+        self.__dict__["substrate"] = substrate
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        return self.__dict__["substrate"].forward(encoded)
+
+
+Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]
+"""Losses ``[rows]``, local losses ``[rows, *cells]``, and what each step adds, ``[rows, T]``."""
+
+
+def _losses(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective) -> Losses:
+    """Return the losses of a pass."""
+    local = {}
+    for name, loss in objective.local.items():
+        activity = now.activity(name)
+        if activity is None:
+            raise CapabilityError(f"site {name}: its activity was not reached: no local loss there")
+        local[name] = loss(activity, targets)
+    found = objective.loss(outputs, targets)
+    return (found, local, None) if found.dim() == 1 else (found.sum(1), local, found)
+
+
+def _before(sites: Sequence[Site]) -> dict[str, Site]:
+    """Return the site before each whose activity is the input of the site's first layer."""
+    return {site.name: one for one, site in pairwise(sites) if one.activity is None}
+
+
+def extend(
+    trace: Trace, losses: Tensor, local: Mapping[str, Tensor], steps: Tensor | None = None
+) -> None:
+    """Append the losses of noisy copies, ``[copies B, ...]``, to those of a trace."""
+    batch = trace.losses.shape[1]
+    if steps is not None and trace.step_losses is not None:
+        trace.step_losses = torch.cat((trace.step_losses, steps.unflatten(0, (-1, batch))))
+    trace.losses = torch.cat((trace.losses, losses.view(-1, batch)))
+    for name, values in local.items():
+        values = values.unflatten(0, (-1, batch))
+        trace.local[name] = torch.cat((trace.local[name], values))
+
+
+def _slopes(trace: Trace, losses: Tensor, local: Mapping[str, Tensor]) -> None:
+    """Append the tangents of losses ``[copies B, ...]`` to the slopes of a trace."""
+    batch = trace.losses.shape[1]
+    found = _tangent(losses).view(-1, batch)
+    trace.slopes = found if trace.slopes is None else torch.cat((trace.slopes, found))
+    for name, values in local.items():
+        slopes = _tangent(values).unflatten(0, (-1, batch))
+        known = trace.local_slopes.get(name)
+        trace.local_slopes[name] = slopes if known is None else torch.cat((known, slopes))
+
+
+def _tangent(values: Tensor) -> Tensor:
+    primal, tangent = forward_ad.unpack_dual(values)
+    return torch.zeros_like(primal) if tangent is None else tangent
+
+
+@torch.no_grad()
+def perturbed(
+    module: nn.Module, noise: ParameterNoise, losses: Callable[[], Losses]
+) -> Iterator[Losses]:
+    """Yield the losses under the parameter noise of each copy.
+
+    The parameters are restored from what they were, not by subtraction, so that they keep their
+    bits; also when a copy fails.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    found = []
+    try:
+        for copy, scale in enumerate(noise.scales):
+            draws = noise.draw(copy, parameters)
+            for parameter, value, draw in zip(parameters, kept, draws, strict=True):
+                parameter.copy_(value + scale * draw)
+            found.append(losses())
+    finally:
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+    return iter(found)
+
+
+def find_sites(module: nn.Module, sites: Sites | None) -> tuple[Site, ...]:
+    """Return the sites of a module (see ``TorchSubstrate``).
+
+    Raises:
+        CapabilityError: a name is not a submodule, or there is no synaptic layer.
+    """
+    if sites is None and isinstance(module, Network):
+        return module.sites
+    if sites is None:
+        kinds = (*LAYERS, SynapticLayer)
+        sites = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+    if isinstance(sites, Mapping):
+        found = [Site(name, tuple(ls), (False,) * len(ls)) for name, ls in sites.items()]
+    else:
+        found = [s if isinstance(s, Site) else Site(s, (s,), (False,)) for s in sites]
+    known = dict(module.named_modules())
+    for site in found:
+        for name in filter(None, (*site.modules, site.activity, site.current, site.population)):
+            if name not in known:
+                raise CapabilityError(f"no layer {name!r}: {nearest(name, filter(None, known))}")
+    if not found:
+        raise CapabilityError(
+            f"{type(module).__name__} has no linear or convolutional layer: name its sites"
+        )
+    return tuple(found)

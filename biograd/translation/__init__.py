@@ -1,0 +1,1 @@
+"""Brian2's compiled statements as expressions that torch differentiates."""

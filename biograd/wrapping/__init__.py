@@ -1,0 +1,1 @@
+"""Existing Brian2 networks, read and made circuits."""

@@ -1,0 +1,210 @@
+"""Brian2 synapses, read as weights and delays; nothing of them is changed.
+
+Statements are read by a walk over their syntax tree, and what is not understood is refused by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biograd.brian.quantities import BINARY
+from biograd.errors import CapabilityError
+from biograd.wrapping.groups import brief, check_clock, own_names
+
+Array = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """Synapses of one delay onto one variable.
+
+    Attributes:
+        weights: what a spike adds, in SI units, ``[target units, source units]``.
+        mask: where there are synapses.
+        steps: of the delay.
+    """
+
+    name: str
+    source: Any
+    target: Any
+    variable: str
+    weights: Array
+    mask: NDArray[np.bool_]
+    steps: int
+
+
+def read_synapses(synapses: Any, dt: float, namespace: Mapping[str, Any]) -> list[Way]:
+    """Return what a ``Synapses`` object adds to whom, one way for each variable and delay.
+
+    Raises:
+        CapabilityError: they do something else than ``X_post += w``.
+    """
+    where = f"synapses {synapses.name!r}"
+    _check_synapses(synapses, where)
+    ways = []
+    several = sum(pathway.prepost == "pre" for pathway in synapses._pathways) > 1
+    for pathway in synapses._pathways:
+        check_clock(pathway, dt, where)
+        if pathway.prepost == "post":
+            raise CapabilityError(f"{where}: on_post: plasticity cannot be wrapped: remove it")
+        if pathway.event != "spike" or pathway.when != "synapses":
+            raise CapabilityError(
+                f"{where}: {pathway.objname!r} must act on spikes, in the slot 'synapses'"
+            )
+        steps, added = _steps(pathway, dt, where), _added(pathway, synapses, namespace, where)
+        name = f"{synapses.name}_{pathway.objname}" if several else synapses.name
+        for variable, values in added.items():
+            for delay in np.unique(steps):
+                way = _way(synapses, variable, values, steps == delay, int(delay))
+                ways.append(dataclasses.replace(way, name=name))
+    return ways
+
+
+def _added(
+    pathway: Any, synapses: Any, namespace: Mapping[str, Any], where: str
+) -> dict[str, Array]:
+    """Return what a spike adds to each variable, in SI units, for every synapse."""
+    found: dict[str, Array] = {}
+    for node, line in _statements(pathway.code, where):
+        variable, sign = _target(node, line, synapses, where)
+        values = sign * _Value(synapses, namespace, where, line).of(node.value)
+        found[variable] = found.get(variable, np.zeros(())) + values
+    return found
+
+
+def end_of(side: Any) -> tuple[Any, int]:
+    """Return the whole group to which synapses lead, and where their part of it begins."""
+    parent = getattr(side, "source", None)
+    if type(side).__name__ == "Subgroup" and parent is not None:
+        return parent, int(side.start)
+    return side, 0
+
+
+def _check_synapses(synapses: Any, where: str) -> None:
+    from brian2.synapses.synapses import SynapticPathway
+
+    changing = sorted(synapses.equations.diff_eq_names)
+    if synapses.event_driven:
+        changing += sorted(synapses.event_driven.diff_eq_names)
+    if changing:
+        raise CapabilityError(
+            f"{where}: {', '.join(changing)} changes in time: synapses with equations cannot be "
+            "wrapped: let them add to a variable of the neurons"
+        )
+    if synapses.summed_updaters:
+        raise CapabilityError(
+            f"{where}: summed variables cannot be wrapped: let spikes add to a variable of the "
+            "neurons, on_pre='g_post += w'"
+        )
+    for part in synapses.contained_objects:
+        if not isinstance(part, SynapticPathway):
+            raise CapabilityError(f"{where}: {part.name} cannot be wrapped: remove it")
+    if not getattr(synapses, "_connect_called", True) or not len(synapses):
+        raise CapabilityError(f"{where}: there are none yet: call connect() first")
+
+
+def _steps(pathway: Any, dt: float, where: str) -> NDArray[np.int64]:
+    """Return the delay of every synapse in steps."""
+    delays = np.asarray(pathway.variables["delay"].get_value(), dtype=float)
+    steps = np.rint(delays / dt).astype(int)
+    apart = np.abs(delays - steps * dt) > 1e-6 * dt
+    if apart.any():
+        raise CapabilityError(
+            f"{where}: a delay of {1e3 * delays[apart][0]:g} ms is no number of steps of "
+            f"{1e3 * dt:g} ms: round it"
+        )
+    return np.broadcast_to(steps, len(pathway.synapses))
+
+
+def _statements(code: str, where: str) -> Iterator[tuple[ast.AugAssign, str]]:
+    """Yield the statements ``X += value`` and ``X -= value`` of a text."""
+    try:
+        nodes = ast.parse(code).body
+    except SyntaxError:
+        raise CapabilityError(f"{where}: on_pre {brief(code)!r} cannot be read") from None
+    for node in nodes:
+        line = ast.unparse(node)
+        simple = isinstance(node, ast.AugAssign) and isinstance(node.op, (ast.Add, ast.Sub))
+        if not (simple and isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)):
+            raise CapabilityError(
+                f"{where}: on_pre {brief(line)!r}: only 'X_post += w' can be wrapped, with X a "
+                "variable of the neurons and w one of the synapses"
+            )
+        yield node, line
+
+
+def _target(node: ast.AugAssign, line: str, synapses: Any, where: str) -> tuple[str, int]:
+    """Return the variable of the neurons to which a statement adds, and the sign."""
+    assert isinstance(node.target, ast.Name)
+    name, sign = node.target.id, -1 if isinstance(node.op, ast.Sub) else 1
+    group, _ = end_of(synapses.target)
+    variable = name.removesuffix("_post")
+    if name in synapses.equations.names or name.endswith("_pre"):
+        raise CapabilityError(
+            f"{where}: on_pre {brief(line)!r} changes {name!r}: only what adds to the neurons "
+            "behind can be wrapped"
+        )
+    equations = getattr(group, "equations", None)
+    if equations is None or variable not in equations.diff_eq_names:
+        raise CapabilityError(
+            f"{where}: on_pre {brief(line)!r}: {variable!r} has no differential equation in group "
+            f"{group.name!r}: give it one, such as 'd{variable}/dt = 0*{variable}/second'"
+        )
+    return variable, sign
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """What the right side of a statement is for every synapse, in SI units."""
+
+    synapses: Any
+    namespace: Mapping[str, Any]
+    where: str
+    line: str
+
+    def of(self, node: ast.expr) -> Array:
+        """Return the value of an expression, ``[synapses]`` or a number."""
+        match node:
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+                return np.asarray(float(value))
+            case ast.Name(id=name):
+                return self._name(name)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -self.of(operand)
+            case ast.BinOp(left=left, op=sign, right=right) if type(sign) in BINARY:
+                return np.asarray(BINARY[type(sign)](self.of(left), self.of(right)))
+        raise CapabilityError(
+            f"{self.where}: on_pre {brief(self.line)!r}: {brief(ast.unparse(node))!r} is no "
+            "product of numbers, constants and variables of the synapses"
+        )
+
+    def _name(self, name: str) -> Array:
+        from brian2.core.namespace import DEFAULT_UNITS
+
+        if name in self.synapses.equations.parameter_names:
+            return np.asarray(self.synapses.variables[name].get_value(), dtype=float)
+        known = {**DEFAULT_UNITS, **own_names(self.namespace), **(self.synapses.namespace or {})}
+        if name in self.synapses.variables or name not in known:
+            hint = "changes in time" if name in self.synapses.variables else "is in no namespace"
+            raise CapabilityError(
+                f"{self.where}: on_pre {brief(self.line)!r}: {name!r} {hint}: only constants and "
+                "variables of the synapses can be wrapped as weights"
+            )
+        return np.asarray(known[name], dtype=float)
+
+
+def _way(synapses: Any, variable: str, values: Array, chosen: NDArray[np.bool_], steps: int) -> Way:
+    (source, first), (target, begin) = end_of(synapses.source), end_of(synapses.target)
+    pre = np.asarray(synapses.i[:])[chosen] + first
+    post = np.asarray(synapses.j[:])[chosen] + begin
+    weights = np.zeros((len(target), len(source)))
+    np.add.at(weights, (post, pre), np.broadcast_to(values, chosen.shape)[chosen])
+    mask = np.zeros(weights.shape, bool)
+    mask[post, pre] = True
+    return Way(synapses.name, source, target, variable, weights, mask, steps)
