@@ -244,7 +244,8 @@ def _spread(
             continue
         other = other_values(neuron)[name]
         each = tuple(now if unit % 2 else other for unit in range(UNITS))
-        for given in (each, f"uniform({other}, {other * 1.5})"):
+        tried: tuple[Any, ...] = (each, f"uniform({other}, {other * 1.5})")
+        for given in tried:
             cells = attempt(dataclasses.replace(neuron, **{name: given}), simulator)
             if isinstance(cells, str):
                 if name not in cells:
