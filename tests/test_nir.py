@@ -176,7 +176,9 @@ def named() -> Network:
             "a_b": to("a", "b", kind="sparse", density=0.5, sign="excitatory", bias=False),
             "b_c": to("b", "c"),
             "c_a": to("c", "a", delay_ms=2.0, sign="inhibitory"),
-            "input_c": to("input", "c"),
+            "a_c": to("input", "c"),
+            "own": to("c", "c", kind="one_to_one", bias=False, sign="inhibitory"),
+            "with_bias": to("c", "c", kind="one_to_one", delay_ms=1.0),
         },
         network={"substrate": "torch"},
     )
@@ -185,7 +187,7 @@ def named() -> Network:
 def images_of_layers() -> Network:
     """Convolutions, windows that are summed, dense layers that feed back to themselves."""
     shape = {"channels": [2], "hidden": [6], "pooling": 2, "pool": "sum", "stride": 1}
-    return built((1, 6, 6), network=shape)
+    return built((1, 6, 6), network={**shape, "gain": 3.0})
 
 
 def windows() -> Network:
@@ -901,12 +903,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "maximum": (
         lambda: built((1, 6, 6), network={"channels": [2], "pooling": 2, "pool": "max"}),
         "blocks.1.synapse: NIR has no node for Pooling",
-    ),
-    "line": (
-        lambda: circuit(
-            {"a": {"units": 12}}, {"x": to("input", "a", kind="convolution", channels=2)}, (1, 12)
-        ),
-        "x: NIR has no node for a layer",
     ),
     "adex": (population(**ADEX), r"blocks.0: .*2 differential equations \(v, w\)"),
     "refractory": (population(refractory="2*ms"), r"refractoriness \(refractory = '2\*ms'\)"),

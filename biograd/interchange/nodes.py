@@ -348,6 +348,8 @@ def _dense(layer: nn.Module, path: str) -> tuple[Array, Array | None, Array | No
         weight = np.zeros(layer.shape, array(layer.weight).dtype)
         weight[mask] = _signed(layer)  # both by target, then by source
         return weight, _optional(layer.bias), mask
+    if isinstance(layer, OneToOne):
+        return np.diag(_signed(layer)[:, 0]), _optional(layer.bias), np.eye(len(layer.weight)) > 0
     if isinstance(layer, Masked):
         mask = array(layer.mask)
         return _signed(layer) * mask, _optional(layer.bias), mask
