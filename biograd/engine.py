@@ -31,8 +31,8 @@ from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Sites
+from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
-from biograd.substrate import torch_substrate as make_substrate
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 

@@ -111,8 +111,8 @@ def test_the_manual_is_not_stale(root: Path) -> None:
     assert written == manual.text(), "run python -m biograd.commands.manual"
 
 
-def test_the_table_of_estimators_in_the_readme_is_not_stale(root: Path) -> None:
-    written = (root / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_estimators_is_not_stale(root: Path) -> None:
+    written = (root / "docs" / "rules.md").read_text(encoding="utf-8")
     assert written == manual.with_estimators(written), "run python -m biograd.commands.manual"
 
 

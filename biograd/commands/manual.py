@@ -1,6 +1,7 @@
 """The manual of the console, and the table of the estimators, written from the code itself.
 
-``python -m biograd.commands.manual`` rewrites ``cli/README.md`` and the table in ``README.md``.
+``python -m biograd.commands.manual`` rewrites ``cli/README.md`` and the table in
+``docs/rules.md``.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _row(option: click.Option) -> str:
 
 
 MARKS = ("<!-- estimators -->\n", "<!-- /estimators -->")
-"""What stands before and behind the table of the estimators in the README."""
+"""What stands before and behind the table of the estimators in the page of the rules."""
 
 
 def estimators() -> str:
@@ -105,26 +106,26 @@ def _markdown(cell: str) -> str:
     return cell.replace("``", "`").replace("|", "\\|")
 
 
-def with_estimators(readme: str) -> str:
-    """Return a README with the table of the estimators between its marks.
+def with_estimators(page: str) -> str:
+    """Return a page with the table of the estimators between its marks.
 
     Raises:
         ValueError: a mark is missing.
     """
-    before, table, rest = readme.partition(MARKS[0])
+    before, table, rest = page.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (table and end):
-        raise ValueError(f"no {' … '.join(mark.strip() for mark in MARKS)} in the README")
+        raise ValueError(f"no {' … '.join(mark.strip() for mark in MARKS)} in the page")
     return f"{before}{table}{estimators()}{end}{after}"
 
 
 def main() -> None:
-    """Rewrite the manual beside the package, and the README of a checkout."""
+    """Rewrite the manual beside the package, and the page of the rules in a checkout."""
     folder = recipes.shipped("cli")
     (folder / "README.md").write_text(text(), encoding="utf-8")
-    readme = folder.parent / "README.md"
-    if readme.is_file():
-        readme.write_text(with_estimators(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    page = folder.parent / "docs" / "rules.md"
+    if page.is_file():
+        page.write_text(with_estimators(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

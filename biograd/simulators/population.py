@@ -47,6 +47,9 @@ class Population(SteppedPopulation):
         RecipeError: values that do not fit the number of neurons, or cannot be learned.
     """
 
+    _now: Any
+    _seen: tuple[list[Tensor], Tensor]
+
     def __init__(
         self,
         neuron: Neuron,
