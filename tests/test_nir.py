@@ -479,6 +479,13 @@ def test_surrogate_masks_and_signs_come_back() -> None:
     assert isinstance(signed, Masked) and signed.sign == "excitatory" and signed.mask.all()
     stacked = import_nir(to_nir(stack(surrogate="arctan", slope=4.0)()))
     assert {(one.surrogate, one.slope) for one in neurons(stacked)} == {("arctan", 4.0)}
+    earlier = to_nir(stack()())
+    earlier.metadata |= {"surrogate": "gaussian", "slope": 2.0}
+    for node in earlier.nodes.values():
+        node.metadata = {k: v for k, v in node.metadata.items() if k == "takes"}
+    assert {(one.surrogate, one.slope) for one in neurons(import_nir(earlier))} == {
+        ("gaussian", 2.0)
+    }
 
 
 def test_what_was_learned_by_every_neuron_is_noted() -> None:
@@ -894,7 +901,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "waits": (stack(refractory_ms=2.0), "blocks.0: neuron.refractory_ms: NIR's neurons are never"),
     "residual": (
         lambda: built(network={"hidden": [5], "residual": True}),
-        "blocks.0.skip: NIR has no skip past neurons",
+        "blocks.0.skip: NIR has no node for a skip past neurons",
     ),
     "norm": (
         lambda: built(network={"normalisation": "batch"}),

@@ -107,7 +107,8 @@ class _Builder:
     def _block(self, found: Found, first: str) -> Block:
         path, notes = found.path, self.parsed.noted(found.main)
         where = f"{self.where}: node {found.main!r}"
-        neuron = neuron_of(found.cell, notes, where)
+        # earlier versions noted one surrogate for the whole graph
+        neuron = neuron_of(found.cell, self.parsed.notes | notes, where)
         weight = np.asarray(found.cell.weight)
         if type(neuron) is not type(found.cell) and np.any(weight != 1):
             self.weights[path] = weight

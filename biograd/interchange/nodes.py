@@ -205,7 +205,7 @@ class _Writer:
         """Write what leads to a population."""
         if one.port == SKIP:
             raise CapabilityError(
-                f"{one.path}: NIR has no skip past neurons: what is summed enters a population"
+                f"{one.path}: NIR has no node for a skip past neurons: it sums currents alone"
             )
         here, shape = self.exits[one.source], self.shapes[one.source]
         steps = one.lag - self.graph.back(one)

@@ -107,7 +107,11 @@ class Parser:
 
     def kind(self, name: str) -> str:
         """Return what kind of node has a name."""
-        return type(self.nodes[name]).__name__
+        return type(self.nodes.get(name)).__name__
+
+    def _sole(self, name: str) -> str:
+        """Return the only node that leads to one; "": there are several, or none."""
+        return self.before[name][0] if len(self.before[name]) == 1 else ""
 
     def noted(self, name: str) -> dict[str, Any]:
         """Return what a node notes."""
@@ -135,7 +139,7 @@ class Parser:
 
     def _split(self, threshold: str) -> Found:
         """Return a population whose threshold is a node of its own."""
-        main = self.before[threshold][0] if len(self.before[threshold]) == 1 else ""
+        main = self._sole(threshold)
         if not main or self.kind(main) not in GRADED or self.after[main] != [threshold]:
             raise CapabilityError(
                 f"node {threshold!r}: a threshold needs a node {', '.join(GRADED)} in front of it "
@@ -181,9 +185,9 @@ class Parser:
         """Return the constants of a node, and the shape of its neurons."""
         node, kind = self.nodes[name], self.kind(name)
         shape = tuple(int(size) for size in np.shape(node.r)) or (1,)
-        wide = [self._outputs(one) for one in self.before[name]]
-        if shape == (1,) and wide and wide[0] > 1:
-            shape = (wide[0],)  # constants are given once for all
+        wide = [one for one in self.before[name] if self.kind(one) in ("Affine", "Linear")]
+        if shape == (1,) and wide:  # constants are given once for all
+            shape = (len(self.nodes[wide[0]].weight),)
         keys = {"resistance": "r"}
         if kind in ("LI", "LIF"):
             keys |= {"time_constant_ms": "tau", "rest": "v_leak"}
@@ -200,11 +204,6 @@ class Parser:
                 raise RecipeError(f"node {name!r}: {keys[own]} must be above zero")
             values[own] = in_milliseconds(values[own])
         return Cell(**values), shape
-
-    def _outputs(self, name: str) -> int:
-        """Return the number of units behind a layer; 0: it does not say."""
-        kind = self.kind(name)
-        return len(self.nodes[name].weight) if kind in ("Affine", "Linear") else 0
 
     def _reset(self, name: str, cell: Cell) -> Cell:
         """Return a cell whose spikes subtract, if they do."""
@@ -242,22 +241,20 @@ class Parser:
 
     def _leak(self, populations: Sequence[Found]) -> str:
         """Return the leaky integrator of weighted spikes that is part of the readout."""
-        ends = self.before[self.names["output"]]
-        one = next((p for p in populations if ends == [p.main] and self.kind(p.main) == "LI"), None)
-        if one is None or one.cell.spiking or np.any(one.cell.rest):
+        stop = self.names["output"]
+        one = next((p for p in populations if self.before[stop] == [p.main]), None)
+        if one is None or self.kind(one.main) != "LI" or self.after[one.main] != [stop]:
             return ""
         alike = all(isinstance(settled(value), float) for value in one.cell.given().values())
-        here = self.before[one.main][0] if len(self.before[one.main]) == 1 else ""
-        if not alike or self.after[one.main] != [self.names["output"]]:
+        weights = self._sole(one.main)
+        dense = self.kind(weights) in ("Affine", "Linear") and self.after[weights] == [one.main]
+        if not alike or np.any(one.cell.rest) or not dense:
             return ""
-        if not here or self.kind(here) not in ("Affine", "Linear"):
-            return ""
-        if {"mask", "sign"} & self.noted(here).keys() or self.after[here] != [one.main]:
-            return ""
-        here = self.before[here][0] if len(self.before[here]) == 1 else ""
-        while here and self.kind(here) == "Flatten":
-            here = self.before[here][0] if len(self.before[here]) == 1 else ""
-        return one.main if any(here == p.exit and p.cell.spiking for p in populations) else ""
+        here = self._sole(weights)
+        while self.kind(here) == "Flatten":
+            here = self._sole(here)
+        spikes = any(here == one.exit and one.cell.spiking for one in populations)
+        return one.main if spikes and not {"mask", "sign"} & self.noted(weights).keys() else ""
 
     def _from(self, place: str) -> Iterator[list[str]]:
         """Yield the nodes on each way from a place to a population or the output, which ends it."""
