@@ -1159,7 +1159,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
             "x a,a t,t y", x=shaped(5), a=nir.Linear(draws(5, 5)),
             t=nir.Threshold(np.ones(5)), y=end(5),
         ),
-        "node 't': a threshold needs a node LI, I, CubaLI in front of it",
+        "node 't': a threshold needs a node I, LI, CubaLI in front of it",
     ),
     "kernel": (
         changed(images, put("c2", nir.Conv2d((4, 4), draws(3, 2, 3, 1), 2, 1, 1, 1, draws(3)))),

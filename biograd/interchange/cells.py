@@ -126,6 +126,13 @@ class Cell(Spiking):
         return bool(np.all(abs(self.taken - self.threshold) <= SAME * abs(self.threshold)))
 
 
+LEAK = {"resistance": "r", "time_constant_ms": "tau", "rest": "v_leak"}
+FILTER = LEAK | {"time_constant_ms": "tau_mem"}
+FILTER |= {"synaptic_time_constant_ms": "tau_syn", "weight": "w_in"}
+SPIKE = {"threshold": "v_threshold", "reset": "v_reset"}
+GRADED = {"I": {"resistance": "r"}, "LI": LEAK, "CubaLI": FILTER}
+KEYS = GRADED | {f"{kind}F": keys | SPIKE for kind, keys in GRADED.items()}
+"""What a node calls the constants of a cell, by its kind; its times are in seconds."""
 FIELDS = tuple(field.name for field in dataclasses.fields(Cell))[4:]
 """Constants of a cell."""
 

@@ -14,16 +14,22 @@ from torch import nn
 
 from biograd.circuit.graph import INPUT
 from biograd.errors import CapabilityError, RecipeError
-from biograd.interchange.cells import Array, Cell, in_milliseconds, milliseconds, settled
+from biograd.interchange.cells import (
+    GRADED,
+    KEYS,
+    Array,
+    Cell,
+    in_milliseconds,
+    milliseconds,
+    settled,
+)
 from biograd.interchange.parts import Found, Way, flat, plain
 from biograd.interchange.readouts import Read
 
-SPIKING = ("LIF", "IF", "CubaLIF")
-GRADED = ("LI", "I", "CubaLI")
 WEIGHTS = ("Affine", "Linear", "Scale", "Conv2d")
 POOLS = ("AvgPool2d", "SumPool2d")
 PASSING = ("Flatten", "Delay", *POOLS)
-KNOWN = ("Input", "Output", "Threshold", *SPIKING, *GRADED, *WEIGHTS, *PASSING)
+KNOWN = ("Input", "Output", "Threshold", *KEYS, *WEIGHTS, *PASSING)
 
 
 class Parser:
@@ -133,7 +139,7 @@ class Parser:
             used |= {found.entry, found.main}
             yield found
         for name in self.nodes:
-            if name not in used and self.kind(name) in (*SPIKING, *GRADED):
+            if name not in used and self.kind(name) in KEYS:
                 cell, shape = self._cell(name)
                 yield Found(self._path(name), name, name, self._reset(name, cell), shape, name)
 
@@ -183,19 +189,11 @@ class Parser:
 
     def _cell(self, name: str) -> tuple[Cell, tuple[int, ...]]:
         """Return the constants of a node, and the shape of its neurons."""
-        node, kind = self.nodes[name], self.kind(name)
-        shape = tuple(int(size) for size in np.shape(node.r)) or (1,)
+        keys = KEYS[self.kind(name)]
+        shape = tuple(int(size) for size in np.shape(self.nodes[name].r)) or (1,)
         wide = [one for one in self.before[name] if self.kind(one) in ("Affine", "Linear")]
         if shape == (1,) and wide:  # constants are given once for all
             shape = (len(self.nodes[wide[0]].weight),)
-        keys = {"resistance": "r"}
-        if kind in ("LI", "LIF"):
-            keys |= {"time_constant_ms": "tau", "rest": "v_leak"}
-        if kind.startswith("Cuba"):
-            keys |= {"time_constant_ms": "tau_mem", "synaptic_time_constant_ms": "tau_syn"}
-            keys |= {"rest": "v_leak", "weight": "w_in"}
-        if kind in SPIKING:
-            keys |= {"threshold": "v_threshold", "reset": "v_reset"}
         values: dict[str, Any] = {
             own: self._values(name, key, int(np.prod(shape))) for own, key in keys.items()
         }
