@@ -34,6 +34,8 @@ from biograd.interchange import export_nir, import_nir, to_nir
 from biograd.interchange.cells import Cell, milliseconds
 from biograd.interchange.readouts import Origin, weighing
 from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
+from biograd.neurons.neuron import step
+from biograd.neurons.scan import coefficients
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe
 from biograd.substrate.network import Network
@@ -768,6 +770,26 @@ def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
         for key in {"weight", "tau", "r"} & node.keys():
             node[key] = node[key] * 1.01
     assert abs(reader.output(course) - network(inputs)[-1].detach().numpy()).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["everything", "direct", "images"])
+def test_the_scan_back_is_that_of_the_steps(name: str) -> None:
+    """The derivative of neurons of their own, by autograd of one step after the other."""
+    for block in import_nir(FOREIGN[name][0](), 1.0, float(STEPS)).graph.blocks.values():
+        cells = block.cells
+        shape = (3, STEPS, cells.units)
+        drive = 2 * torch.rand(shape, generator=generator(0), dtype=torch.float64)
+        drive.requires_grad_()
+        weight = torch.randn(shape, generator=generator(1), dtype=torch.float64)
+        (found,) = torch.autograd.grad((cells(drive) * weight).sum(), drive)
+        c = cells.constants()
+        x, out, total = cells.neuron.begin(drive[:, 0]), torch.zeros_like(drive[:, 0]), 0.0
+        for index in range(STEPS):
+            x, out = step(cells.neuron, c, x, out, {"I": drive[:, index]})
+            total = total + (out * weight[:, index]).sum()
+        assert coefficients(cells.neuron, c) is not None
+        (expected,) = torch.autograd.grad(total, drive)
+        assert expected.any() and (found - expected).abs().max() < 1e-12
 
 
 def test_a_plain_stack_has_the_readout_of_biograd() -> None:
