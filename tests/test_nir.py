@@ -1119,6 +1119,13 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     "outputs": (changed(plain_stack, put("z", end(5))), "needs one Output node, found 'y', 'z'"),
     "nowhere": (changed(plain_stack, edge("x", "q")), "an edge names 'q', which is no node"),
     "read twice": (changed(plain_stack, edge("3", "y")), "node 'y': it sums what several"),
+    "not read": (
+        lambda: graph(
+            "x a,a y,x n,n b,b n", x=shaped(5), a=nir.Linear(draws(3, 5)), n=alike(5),
+            b=nir.Linear(draws(5, 5)), y=end(3),
+        ),
+        "node 'y': no population leads to it",
+    ),
     "sums": (changed(plain_stack, edge("x", "2")), "node '2': it sums what several nodes bring"),
     "shared": (changed(plain_stack, edge("2", "1")), "node '2': its weights act in several"),
     "two layers": (

@@ -80,17 +80,15 @@ class _Writer:
         """Return in which shape the units of the input or a population lie."""
         if name in self.origin.shapes:
             return self.origin.shapes[name]
-        found: list[Any]
-        if name == INPUT:
-            units: int = self.encoding.units
-            from_here = [one for one in self.graph.projections if one.source == INPUT]
-            found = [getattr(one.before or one.layer, "shape", None) for one in from_here]
-            found = [shape for shape in found if shape is not None and math.prod(shape) == units]
-        else:
-            units = self.graph.blocks[name].cells.units  # type: ignore[assignment]
-            into = [one.layer for one in self.graph.projections if one.target == name]
-            found = [getattr(layer, "target_shape", (units,)) for layer in into]
-        return found[0] if found and (name == INPUT or len(set(found)) == 1) else (units,)
+        into, found = name == INPUT, list[Shape]()
+        units: Any = self.encoding.units if into else self.graph.blocks[name].cells.units
+        for one in self.graph.projections:
+            first = one.before or one.layer
+            if into and one.source == INPUT and isinstance(first, (Convolution, Pooling)):
+                found.append(first.shape)
+            if one.target == name:
+                found.append(getattr(one.layer, "target_shape", (units,)))
+        return found[0] if len(set(found)) == 1 else (units,)
 
     def add(self, node: Any, path: str) -> str:
         """Add a node and return its name."""

@@ -98,16 +98,16 @@ class Parser:
             for way in self._from(place):
                 target = self.entries.get(way[-1])
                 (last if target is None else self.ways).append(self._way(source, way, target))
-        if len(last) != 1:
-            said = "it sums what several nodes bring; one is read"
-            said = said if last else "no population leads to it"
+        if len(last) != 1 or last[0].source == INPUT:
+            said = "no population leads to it"
+            said = "it sums what several nodes bring; one is read" if len(last) > 1 else said
             raise CapabilityError(f"node {self.names['output']!r}: {said}")
         (self.last,) = last
         if self.leak:
             self.names = {k: v for k, v in self.names.items() if v != self.leak}
             self.names["readout.leak"] = self.leak
         by_path = {one.path: one for one in self.entries.values()}
-        spikes = self.last.source != INPUT and by_path[self.last.source].cell.spiking
+        spikes = by_path[self.last.source].cell.spiking
         self.read: Read = how or ("sum" if spikes and not self.leak else "mean")
         self.populations = {path: by_path[path] for path in self._order()}
 
