@@ -31,8 +31,8 @@ from biograd.engine import attach
 from biograd.errors import CapabilityError, MissingExtraError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.interchange import export_nir, import_nir, to_nir
-from biograd.interchange.cells import Cell, milliseconds
-from biograd.interchange.readouts import Origin, weighing
+from biograd.interchange.nir_neuron import NirNeuron, milliseconds
+from biograd.interchange.weighing import Origin, weighing
 from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
 from biograd.neurons.neuron import step
 from biograd.neurons.scan import coefficients
@@ -733,10 +733,14 @@ def direct() -> Graph:
 FOREIGN: dict[str, tuple[Callable[[], Graph], list[str], list[type]]] = {
     "plain": (plain_stack, ["1", "3"], [Leaky, Leaky]),
     "recurrent": (recurrent_stack, ["n"], [Leaky]),
-    "images": (images, ["n1", "n2", "n3"], [Cell, Cell, Cell]),
+    "images": (images, ["n1", "n2", "n3"], [NirNeuron, NirNeuron, NirNeuron]),
     "pooled": (pooled, ["n1", "n2"], [Leaky, LeakyIntegrator]),
-    "everything": (without_an_integrator, ["a", "b", "c", "e"], [Cell, Cell, Cell, Cell]),
-    "direct": (direct, ["n", "p", "t", "i"], [Cell, Cell, Cell, Cell]),
+    "everything": (
+        without_an_integrator,
+        ["a", "b", "c", "e"],
+        [NirNeuron, NirNeuron, NirNeuron, NirNeuron],
+    ),
+    "direct": (direct, ["n", "p", "t", "i"], [NirNeuron, NirNeuron, NirNeuron, NirNeuron]),
 }
 
 

@@ -15,7 +15,7 @@ from biograd.errors import RecipeError
 from biograd.interchange.build import Choices, build, step_length
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser
-from biograd.interchange.readouts import Read
+from biograd.interchange.weighing import Read
 from biograd.recipes import EncodingRecipe
 from biograd.runs import storage
 from biograd.runs.reader import Run
@@ -58,7 +58,7 @@ def export_nir(
     Conv2d, SumPool2d and AvgPool2d, delays Delay; decorrelation is folded into the weights, masks
     are noted.  The readout becomes Affine and LI; the graph's metadata say what of its course is
     the output: "mean", "sum" or "last" of the trial, or all "steps".  Times are in seconds.  What a
-    step is stands in ``biograd.interchange.cells``: in it, a spike is a current of 1, and what
+    step is stands in ``biograd.interchange.nir_neuron``: in it, a spike is a current of 1, and what
     leads back arrives one step later, without a Delay.  Encoding, surrogates, dropout and the
     length of a step are noted in the metadata.
 
@@ -107,9 +107,9 @@ def import_nir(
     """Return the network of a NIR file or graph; every rule can train it.
 
     Nodes whose equations are those of ``Leaky`` or ``LeakyIntegrator`` become these, others a
-    neuron of their own (``biograd.interchange.cells.Cell``), with constants of each neuron's own.
-    NIR is continuous in time; in a step everything is solved exactly for what is constant in it.
-    What the file of ``export_nir`` notes need not be given.
+    ``NirNeuron`` (``biograd.interchange.nir_neuron``), with constants of each neuron's own.  NIR is
+    continuous in time; in a step everything is solved exactly for what is constant in it.  What the
+    file of ``export_nir`` notes need not be given.
 
     Args:
         source: path of the file, or a ``nir.NIRGraph``.

@@ -19,9 +19,9 @@ from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne, Sparse
 from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.errors import CapabilityError, MissingExtraError
-from biograd.interchange.cells import KEYS, Array, Cell
-from biograd.interchange.populations import array, cell_of
-from biograd.interchange.readouts import READS, Read, origin_of, weighing
+from biograd.interchange.forms import array, cell_of
+from biograd.interchange.nir_neuron import KEYS, Array, NirNeuron
+from biograd.interchange.weighing import READS, Read, origin_of, weighing
 from biograd.substrate.effective import effective_parameters
 
 Subtract = Literal["loop", "node"]
@@ -146,14 +146,14 @@ class _Writer:
         if loop:
             self._loop(path, cell, main)
 
-    def _weighted_input(self, path: str, cell: Cell) -> Cell:
+    def _weighted_input(self, path: str, cell: NirNeuron) -> NirNeuron:
         """Return a cell whose resistance gives back the weight that it had taken in."""
         weight = self.origin.weights.get(path)
         if weight is None or cell.synaptic_time_constant_ms is None:
             return cell
         return dataclasses.replace(cell, weight=weight, resistance=cell.resistance / weight)
 
-    def _put(self, path: str, cell: Cell, notes: dict[str, Any]) -> Cell:
+    def _put(self, path: str, cell: NirNeuron, notes: dict[str, Any]) -> NirNeuron:
         """Return a cell whose spikes put the potential somewhere; if they take, it is noted."""
         if cell.taken is None:
             return cell
@@ -165,7 +165,7 @@ class _Writer:
         notes["reset"] = "subtract"
         return dataclasses.replace(cell, reset=0 * cell.resistance)
 
-    def _neurons(self, cell: Cell, apart: bool, loop: bool) -> Any:
+    def _neurons(self, cell: NirNeuron, apart: bool, loop: bool) -> Any:
         """Return the node of neurons; a threshold ``apart``, or a filter in front, are others."""
         kind = "I" if cell.time_constant_ms is None else "LI"
         if cell.synaptic_time_constant_ms is not None and not loop:
@@ -175,7 +175,7 @@ class _Writer:
         seconds = {k: v / 1000 if k.startswith("tau") else v for k, v in values.items()}
         return getattr(self.nir, kind)(**seconds)
 
-    def _loop(self, path: str, cell: Cell, main: str) -> None:
+    def _loop(self, path: str, cell: NirNeuron, main: str) -> None:
         """Let the spikes of a population inhibit it, so that each takes what it has to."""
         gain = cell.gain(self.encoding.dt_ms)
         if not gain.all():

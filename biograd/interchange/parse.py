@@ -14,17 +14,17 @@ from torch import nn
 
 from biograd.circuit.graph import INPUT
 from biograd.errors import CapabilityError, RecipeError
-from biograd.interchange.cells import (
+from biograd.interchange.nir_neuron import (
     GRADED,
     KEYS,
     Array,
-    Cell,
+    NirNeuron,
     in_milliseconds,
     milliseconds,
     settled,
 )
-from biograd.interchange.parts import Found, Way, flat, plain
-from biograd.interchange.readouts import Read
+from biograd.interchange.parts import Connection, PopulationNodes, flat, plain
+from biograd.interchange.weighing import Read
 
 WEIGHTS = ("Affine", "Linear", "Scale", "Conv2d")
 POOLS = ("AvgPool2d", "SumPool2d")
@@ -93,7 +93,7 @@ class Parser:
             )
         sources = {one.exit: one.path for one in self.entries.values()}
         sources = {self.names["input"]: INPUT} | sources
-        self.ways, last = list[Way](), list[Way]()
+        self.ways, last = list[Connection](), list[Connection]()
         for place, source in sources.items():
             for way in self._from(place):
                 target = self.entries.get(way[-1])
@@ -132,7 +132,7 @@ class Parser:
 
     # Populations
 
-    def _populations(self) -> Iterator[Found]:
+    def _populations(self) -> Iterator[PopulationNodes]:
         used: set[str] = set()
         for name in [name for name in self.nodes if self.kind(name) == "Threshold"]:
             found = self._split(name)
@@ -141,9 +141,11 @@ class Parser:
         for name in self.nodes:
             if name not in used and self.kind(name) in KEYS:
                 cell, shape = self._cell(name)
-                yield Found(self._path(name), name, name, self._reset(name, cell), shape, name)
+                yield PopulationNodes(
+                    self._path(name), name, name, self._reset(name, cell), shape, name
+                )
 
-    def _split(self, threshold: str) -> Found:
+    def _split(self, threshold: str) -> PopulationNodes:
         """Return a population whose threshold is a node of its own."""
         main = self._sole(threshold)
         if not main or self.kind(main) not in GRADED or self.after[main] != [threshold]:
@@ -155,7 +157,7 @@ class Parser:
         at = self._values(threshold, "threshold", int(np.prod(shape)))
         cell = dataclasses.replace(cell, threshold=at)
         self.names[f"{path}.spikes"] = threshold
-        found = Found(path, main, threshold, cell, shape, main)
+        found = PopulationNodes(path, main, threshold, cell, shape, main)
         loop = next((one for one in self.after[threshold] if self._loops(one, main)), "")
         if not loop:
             return found
@@ -176,7 +178,7 @@ class Parser:
         ends = self.after[name] == [main] and len(self.before[name]) == 1
         return self.kind(name) == "Scale" and ends and self.kind(main) in ("LI", "I")
 
-    def _taken(self, loop: str, cell: Cell, units: int) -> Array:
+    def _taken(self, loop: str, cell: NirNeuron, units: int) -> Array:
         """Return what a spike takes from the potential through a loop."""
         if self.noted(loop).get("takes") == "threshold":
             return np.asarray(cell.threshold)
@@ -187,7 +189,7 @@ class Parser:
         leaks = self.kind(name) == "LI" and not np.any(self.nodes[name].v_leak)
         return leaks and self.after[name] == [main] and bool(self.before[name])
 
-    def _cell(self, name: str) -> tuple[Cell, tuple[int, ...]]:
+    def _cell(self, name: str) -> tuple[NirNeuron, tuple[int, ...]]:
         """Return the constants of a node, and the shape of its neurons."""
         keys = KEYS[self.kind(name)]
         shape = tuple(int(size) for size in np.shape(self.nodes[name].r)) or (1,)
@@ -201,9 +203,9 @@ class Parser:
             if (values[own] <= 0).any():
                 raise RecipeError(f"node {name!r}: {keys[own]} must be above zero")
             values[own] = in_milliseconds(values[own])
-        return Cell(**values), shape
+        return NirNeuron(**values), shape
 
-    def _reset(self, name: str, cell: Cell) -> Cell:
+    def _reset(self, name: str, cell: NirNeuron) -> NirNeuron:
         """Return a cell whose spikes subtract, if they do."""
         noted = self.noted(name).get("reset") == "subtract"
         subtracts = noted if self.subtracts is None else self.subtracts
@@ -237,7 +239,7 @@ class Parser:
 
     # What connects them
 
-    def _leak(self, populations: Sequence[Found]) -> str:
+    def _leak(self, populations: Sequence[PopulationNodes]) -> str:
         """Return the leaky integrator of weighted spikes that is part of the readout."""
         stop = self.names["output"]
         one = next((p for p in populations if self.before[stop] == [p.main]), None)
@@ -278,7 +280,7 @@ class Parser:
                 raise CapabilityError(f"node {here!r}: its weights act in several places")
             open_ways += [[*way, name] for name in self.after[here]]
 
-    def _way(self, source: str, nodes: list[str], target: Found | None) -> Way:
+    def _way(self, source: str, nodes: list[str], target: PopulationNodes | None) -> Connection:
         """Return the nodes between two populations, or behind the last, by what they are."""
         way = [name for name in nodes[:-1] if name != self.leak]
         weights = [name for name in way if self.kind(name) in WEIGHTS]
@@ -307,7 +309,7 @@ class Parser:
             if name not in weights:
                 part = "pool" if name == pool else self.kind(name).lower()
                 self.names[f"{path}.{part}"] = name
-        return Way(path, source, to, weight, pool, delay)
+        return Connection(path, source, to, weight, pool, delay)
 
     def _delay(self, way: list[str], weights: list[str]) -> float:
         """Return how long a way takes, in milliseconds."""
@@ -352,6 +354,6 @@ class Parser:
         return order
 
 
-def _waits(path: str, left: Sequence[str], ways: Sequence[Way]) -> bool:
+def _waits(path: str, left: Sequence[str], ways: Sequence[Connection]) -> bool:
     """Return whether a population receives something from another that has not had its turn."""
     return any(one.target == path and one.source in left and one.source != path for one in ways)
