@@ -215,8 +215,10 @@ def step(
         into: currents by port.
         derivative: stands in for the neuron's surrogate.
     """
-    x = neuron.advance(x, spikes, spikes.detach(), SimpleNamespace(**into), c, Functions)
-    passed = neuron.passed(x, c, Functions)
+    given = SimpleNamespace(**into)
     if not neuron.spiking:
-        return x, passed
+        x = neuron.advance(x, spikes, spikes, given, c, Functions)
+        return x, neuron.passed(x, c, Functions)
+    x = neuron.advance(x, spikes, spikes.detach(), given, c, Functions)
+    passed = neuron.passed(x, c, Functions)
     return x, spike(passed, derivative=derivative or neuron.derivative)
