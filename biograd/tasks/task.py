@@ -192,6 +192,12 @@ def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
     return targets
 
 
+def natural(task: Task, packed: Tensor) -> Tensor:
+    """Return a task's targets of those packed, ``[B, (T,) width]``: without the axis of one."""
+    own = packed.squeeze(-1) if task.width == 1 else packed
+    return own.long() if task.whole else own
+
+
 def known(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return targets with the outputs in place of missing ones, and a mask of what is known.
 
