@@ -80,6 +80,7 @@ class Experiment:
             dataset.shape,
             dataset.task.outputs,
             configuration.seed,
+            dataset.task.timed,
         )
         check_time(built, dataset)
         self.network = built.to(configuration.device)
