@@ -47,7 +47,7 @@ class NetworkRecipe:
     (``membrane``), their number (``rate``), their number by an exponential filter
     (``filtered_rate``), how early the first comes (``first_spike``), or the mean of what is passed
     on (``potential``).  A task in time reads every step through a leaky integrator.  With
-    ``counts`` there is no layer: the outputs are the spikes of each unit, their number or course."""
+    ``counts`` there is no layer: the outputs are the units' own spikes, their number or course."""
     readout_time_constant_ms: Positive = 20.0
 
 
