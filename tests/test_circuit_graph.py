@@ -266,7 +266,7 @@ def edge(source: str, target: str, lag: int = 0, port: str = "I") -> Projection:
 
 
 def test_populations_that_feed_each_other_are_one_group() -> None:
-    """a | b <-> d, with c between them | e within itself | f behind all, although it stands first."""
+    """a | b <-> d, with c between them | e within itself | f behind all, though it stands first."""
     graph = Graph(
         [
             *(block(name) for name in "fabcde"),
