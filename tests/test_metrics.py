@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +112,36 @@ def test_the_loss_of_a_recipe_is_that_of_classes() -> None:
     assert learned(Regression(3), "cross_entropy") == Regression(3)
     with pytest.raises(RecipeError, match=r"training\.loss = 'squared_error' is for classes"):
         learned(biograd.tasks.MultiLabel(3), "squared_error")
+
+
+def test_a_run_of_several_heads_and_one_in_time_name_their_metrics(tmp_path: Path) -> None:
+    stream = torch.Generator().manual_seed(0)
+    inputs = torch.rand(60, 6, generator=stream)
+    heads = {
+        "kind": {"name": "classes", "outputs": 2},
+        "size": {"name": "regression", "outputs": 1},
+    }
+    targets = {"kind": (inputs[:, 0] > 0.5).long(), "size": inputs.sum(1)}
+    run = biograd.train(
+        "ann",
+        (inputs, targets),
+        task={"name": "heads", "heads": heads},
+        estimator="backprop",
+        epochs=1,
+        path=tmp_path / "heads.h5",
+    )
+    assert run.attributes["headline"] == "loss" and run.attributes["better"] == "lower"
+    assert {"test_kind.accuracy", "test_size.r2", "train_loss"} <= set(run.scalars("epoch"))
+    assert figure(run.summary, "train") > 0 and Shown.of([run.summary], False).falls
+    course = torch.rand(40, 15, 4, generator=stream)
+    run = biograd.train(
+        "spiking",
+        ((course > 0.5).float(), course.mean(2).cumsum(1)),
+        estimator="eprop",
+        settings=["encoding.kind=given", "encoding.duration_ms=15"],
+        epochs=1,
+        path=tmp_path / "time.h5",
+        control=True,
+    )
+    assert headline(run.summary) == "r2" and "test_mse" in run.scalars("epoch")
+    assert run.summary["frozen_hidden_control"] is not None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Count
+from biograd.tasks.task import vectors
 
 Capability = Literal[
     "loss",
@@ -134,10 +135,12 @@ class Objective:
 
     Attributes:
         local: name of a site to the losses of its activity; sites in the order of the data flow.
+        vectors: outputs and targets to targets in the outputs' shape.
     """
 
     loss: Loss
     local: Mapping[str, LocalLoss] = dataclasses.field(default_factory=dict)
+    vectors: Loss = vectors
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one loss a row, ``[rows]``."""

@@ -110,7 +110,7 @@ class Engine(Prepared):
         if task is not None and loss is not None:
             raise CapabilityError("attach: a task has its own loss: give task or loss, not both")
         self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
-        self.objective = Objective(self.task.by_step)
+        self.objective = Objective(self.task.by_step, vectors=self.task.vectors)
         self.timed, self.differentiable = self.task.timed, self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}

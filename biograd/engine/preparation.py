@@ -205,7 +205,7 @@ class Prepared:
             self.local.choose(round.blocks, getattr(self.network, "ends", ()))
             self.local.build(trace, round, trace.outputs.shape[-1])
             self.local.to(device)
-            self.objective = self.local.objective(self.objective.loss)
+            self.objective = self.local.objective(self.objective)
             trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
             self._structure = self._find_structure(trace, round)
         round = self._round(encoded, targets, None, generator(self.seed, "build", device=device))

@@ -280,6 +280,8 @@ class Recording:
         train = evaluate(experiment.engine, experiment.dataset.train)
         test = evaluate(experiment.engine, experiment.dataset.evaluated)
         task = experiment.engine.task
+        if task.headline != "loss":
+            del train["loss"]
         costs = {} if ranks.rank() else self._costs()
         evaluated = experiment.dataset.evaluated_on
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
@@ -299,7 +301,7 @@ class Recording:
             "budget": dict([trainer.recipe.budget]),
             "headline": task.headline,
             "better": task.better,
-            **prefixed("train", {name: value for name, value in train.items() if name != "loss"}),
+            **prefixed("train", train),
             **prefixed("test", test),
             "frozen_hidden_control": control,
             "silent": self._silent,

@@ -40,6 +40,7 @@ class Experiment:
             dataset.shape,
             dataset.task.outputs,
             configuration.seed,
+            dataset.task.timed,
         )
         check_time(built, dataset)
         self.network = built.to(configuration.device)
@@ -108,7 +109,7 @@ def check_time(network: nn.Module, dataset: data.Dataset) -> None:
     if not encoding.timed:
         kind = encoding.recipe.kind
         raise RecipeError(f"{where}, encoding.kind = {kind!r} gives them one: set it to 'given'")
-    check_duration(dataset.steps, encoding.steps, encoding.dt_ms)
+    check_duration(dataset.steps, encoding.steps, encoding.dt_ms, dataset.task.timed)
 
 
 @contextmanager
