@@ -18,7 +18,7 @@ from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
 from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
 from biograd.neurons.stepped import SteppedPopulation
-from biograd.neurons.values import check_trainable, spread, start, value
+from biograd.neurons.values import bounded, check_trainable, spread
 from biograd.threads import Turn
 
 Simulator = Literal["torch", "snntorch", "brian2"]
@@ -68,9 +68,7 @@ class Population(SteppedPopulation):
         self.differing = tuple(found := spread(neuron, units, where, stream or where))
         for name, values in found.items():
             self.register_buffer(f"values_{name}", values, persistent=False)
-        self.factors = nn.ParameterDict(
-            {name: torch.full((units,), start(*ends)) for name, ends in neuron.trainable.items()}
-        )
+        self.factors = nn.ParameterDict({name: torch.zeros(units) for name in neuron.trainable})
         self._turn = Turn()
         self._foreign: Any = None
         if simulator != "torch":
@@ -99,7 +97,7 @@ class Population(SteppedPopulation):
     def learned(self) -> dict[str, Tensor]:
         """Return the learned fields, each ``[units]``, in the recipe's units."""
         return {
-            name: value(self.factors[name], self._initial(name), *self.neuron.trainable[name])
+            name: bounded(self.factors[name], self._initial(name), *self.neuron.trainable[name])
             for name in self.factors
         }
 
