@@ -219,6 +219,13 @@ def connect(recipe: ProjectionRecipe, name: str, source: tuple[int, ...], units:
     if recipe.kind == "masked":
         nothing = torch.zeros(units, count)
         return Masked(nothing, recipe.bias, recipe.sign, recipe.density)
+    if recipe.kind == "one_to_one":
+        if count != units:
+            raise RecipeError(
+                f"projections.{name}.kind = 'one_to_one': {count} units of {recipe.source!r}, but "
+                f"populations.{recipe.target}.units = {units}"
+            )
+        return OneToOne(units, recipe.bias, recipe.sign)
     if recipe.sign != "both":
         return Masked(torch.ones(units, count), recipe.bias, recipe.sign)
     return nn.Linear(count, units, bias=recipe.bias)
@@ -235,10 +242,11 @@ def _convolution(
     if recipe.sign != "both":
         raise RecipeError(f"projections.{name}.sign: the weights of a convolution have either sign")
     shape = (source[0], source[1], source[2])
-    target = grid(shape, recipe.channels, recipe.kernel, recipe.stride)
+    size = (recipe.channels, recipe.kernel, recipe.stride)
+    target = grid(shape, *size, recipe.padding)
     if math.prod(target) != units:  # before any memory is asked for
         raise RecipeError(
             f"projections.{name}: the convolution has {math.prod(target)} outputs {target}, but "
             f"populations.{recipe.target}.units = {units}"
         )
-    return Convolution(shape, recipe.channels, recipe.kernel, recipe.stride, recipe.bias)
+    return Convolution(shape, *size, recipe.bias, recipe.padding)

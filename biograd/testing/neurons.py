@@ -202,11 +202,11 @@ def _other(name: str, hint: Any, now: Any) -> Any:
         return next(word for word in typing.get_args(hint) if word != now)
     if isinstance(now, bool):
         return not now
-    if isinstance(now, float | int):
+    if isinstance(now, float):
         most = [
             limit.high for limit in getattr(hint, "__metadata__", ()) if isinstance(limit, Range)
         ]
-        return type(now)(min([1.7 * now, *most])) if now else type(now)(min([4 * DT_MS, *most]))
+        return min([1.7 * now if now else 4 * DT_MS, *most])
     raise CheckFailed(f"field {name}: no other value is known for {now!r}")
 
 
