@@ -214,18 +214,17 @@ def connect(recipe: ProjectionRecipe, name: str, source: tuple[int, ...], units:
     count = math.prod(source)
     if recipe.kind == "convolution":
         return _convolution(recipe, name, source, units)
+    if recipe.kind == "one_to_one":
+        if count != units:
+            raise RecipeError(
+                f"projections.{name}.kind = 'one_to_one': leads from {count} units to {units}"
+            )
+        return OneToOne(units, recipe.bias, recipe.sign)
     if recipe.kind == "sparse":
         return Sparse(count, units, recipe.density, recipe.bias, recipe.sign)
     if recipe.kind == "masked":
         nothing = torch.zeros(units, count)
         return Masked(nothing, recipe.bias, recipe.sign, recipe.density)
-    if recipe.kind == "one_to_one":
-        if count != units:
-            raise RecipeError(
-                f"projections.{name}.kind = 'one_to_one': {count} units of {recipe.source!r}, but "
-                f"populations.{recipe.target}.units = {units}"
-            )
-        return OneToOne(units, recipe.bias, recipe.sign)
     if recipe.sign != "both":
         return Masked(torch.ones(units, count), recipe.bias, recipe.sign)
     return nn.Linear(count, units, bias=recipe.bias)
@@ -242,11 +241,12 @@ def _convolution(
     if recipe.sign != "both":
         raise RecipeError(f"projections.{name}.sign: the weights of a convolution have either sign")
     shape = (source[0], source[1], source[2])
-    size = (recipe.channels, recipe.kernel, recipe.stride)
-    target = grid(shape, *size, recipe.padding)
+    target = grid(shape, recipe.channels, recipe.kernel, recipe.stride, recipe.padding)
     if math.prod(target) != units:  # before any memory is asked for
         raise RecipeError(
             f"projections.{name}: the convolution has {math.prod(target)} outputs {target}, but "
             f"populations.{recipe.target}.units = {units}"
         )
-    return Convolution(shape, *size, recipe.bias, recipe.padding)
+    return Convolution(
+        shape, recipe.channels, recipe.kernel, recipe.stride, recipe.bias, recipe.padding
+    )

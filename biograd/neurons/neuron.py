@@ -142,7 +142,7 @@ class Neuron:
         )
 
     def nir(self, p: Any) -> Mapping[str, Any]:
-        """Return the neuron in the terms of NIR: the fields of ``interchange.cells.Cell``.
+        """Return the neuron in the terms of NIR, as fields of ``interchange.nir_neuron``.
 
         Args:
             p: the fields, learned ones as they are; one that differs between neurons is ``[U]``.
@@ -217,8 +217,10 @@ def step(
         into: currents by port.
         derivative: stands in for the neuron's surrogate.
     """
-    x = neuron.advance(x, spikes, spikes.detach(), SimpleNamespace(**into), c, Functions)
-    passed = neuron.passed(x, c, Functions)
+    given = SimpleNamespace(**into)
     if not neuron.spiking:
-        return x, passed
+        x = neuron.advance(x, spikes, spikes, given, c, Functions)
+        return x, neuron.passed(x, c, Functions)
+    x = neuron.advance(x, spikes, spikes.detach(), given, c, Functions)
+    passed = neuron.passed(x, c, Functions)
     return x, spike(passed, derivative=derivative or neuron.derivative)

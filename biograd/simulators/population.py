@@ -260,17 +260,17 @@ class Population(SteppedPopulation):
         first: bool,
     ) -> tuple[State, Tensor]:
         """Return the state after one step and what is passed on (see ``SteppedPopulation``)."""
-        into = dict(self.by_port(current))
+        neuron, now = self.neuron, self._now
+        spiking, port = neuron.spiking, neuron.ports[0]
+        into = {port: current} if isinstance(current, Tensor) else dict(current)
         if fed is not None:
-            port = self.neuron.ports[0]
             into[port] = into[port] + fed
-        spiking = self.neuron.spiking
-        x = state_of(self.neuron.variables)(*(state[:-1] if spiking else state))
-        last = self.passed(state)
+        x = state_of(neuron.variables)(*(state[:-1] if spiking else state))
+        last = state[-1] if spiking else neuron.passed(x, now, Functions)
         if self.simulator == "snntorch":
-            new, out = self.foreign()(x, last, into[self.neuron.ports[0]], self._now)
+            new, out = self.foreign()(x, last, into[port], now)
         else:
-            new, out = step(self.neuron, self._now, x, last, into, self.transport.derivative)
+            new, out = step(neuron, now, x, last, into, self.transport.derivative)
         if self.simulator == "brian2":
             new, out = self._as_brian2(new, out, into, first)
         return ((*new, out) if spiking else tuple(new)), out
