@@ -261,7 +261,7 @@ def test_a_circuit_of_everything_is_the_same() -> None:
 
 
 def test_units_that_do_not_match_one_to_one_are_refused() -> None:
-    with pytest.raises(RecipeError, match="projections.x.kind = 'one_to_one': leads from 64):
+    with pytest.raises(RecipeError, match="projections.x.kind = 'one_to_one': leads from 64"):
         course({}, {}, to("input", "b", kind="one_to_one"))
 
 
@@ -276,7 +276,7 @@ def edge(source: str, target: str, lag: int = 0, port: str = "I") -> Projection:
 
 
 def test_populations_that_feed_each_other_are_one_group() -> None:
-    """a | b <-> d by way of c | e within itself | f behind all, although it stands first."""
+    """a | b <-> d, with c between them | e within itself | f behind all, though it stands first."""
     graph = Graph(
         [
             *(block(name) for name in "fabcde"),

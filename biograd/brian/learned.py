@@ -66,8 +66,8 @@ def _of_neuron(
     start = spread(neuron, len(factor), "neuron", stream).get(constant, getattr(neuron, constant))
     values = bounded(factor, start, *neuron.trainable[constant])
     unit = "ms" if constant.endswith("_ms") else ""
-    figures = (float(figure) for figure in (values.mean(), values.min(), values.max()))
-    return Learned(population, constant, *figures, unit)
+    mean, lowest, highest = (float(v) for v in (values.mean(), values.min(), values.max()))
+    return Learned(population, constant, mean, lowest, highest, unit)
 
 
 def _described(population: str, constant: str, values: Any, like: Any) -> Learned:

@@ -126,7 +126,7 @@ def _simulators(kind: type[Neuron]) -> str:
     found = []
     for name in ("torch", "snntorch", "brian2"):
         try:
-            Population(kind(), 1, 1, 1.0, name)  # type: ignore[arg-type]
+            Population(kind(), 1, 1, 1.0, name)
             found.append(name)
         except CapabilityError:
             pass

@@ -14,11 +14,13 @@ import torch
 
 from biograd.data import (
     digits,
+    evidence_accumulation,
     files,
     given,
     hdf5,
     idx,
     npz,
+    pattern_generation,
     random_manifolds,
     yin_yang,
 )
@@ -62,6 +64,8 @@ SOURCES: Registry[Callable[[Request], Parts]] = Registry(
         "idx": idx.read,
         "yin_yang": yin_yang.read,
         "random_manifolds": random_manifolds.read,
+        "pattern_generation": pattern_generation.read,
+        "evidence_accumulation": evidence_accumulation.read,
         "npz": npz.read,
         "hdf5": hdf5.read,
         "folder": files.read,

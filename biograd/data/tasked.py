@@ -35,9 +35,10 @@ def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]
     known = settings.pop("name", "") or parts.task or ("classes" if classes else "")
     where = f"dataset {name}"
     kind = known or infer(targets, f"{where}: targets")
-    given = {**TASKS.find(kind, f"{where}: task.name").fitting(targets), **settings}
+    made = TASKS.find(kind, f"{where}: task.name")
+    given = {**made.fitting(targets), **settings}
     outputs = int(given.pop("outputs", 0))
-    if kind in ("classes", "reward"):
+    if made.whole:  # of a reward that depends on the reward
         outputs = classes or outputs
     task = make(kind, outputs, given, where)
     if first.weight is not None:

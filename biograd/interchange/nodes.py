@@ -291,7 +291,9 @@ class _Writer:
         own = self.origin.resistance
         r = 1.0 if tau is None else unit if own is None else own
         here, shape = self.exits[source], self.shapes[source]
-        weight, bias, _ = _dense(network.readout, "readout")
+        weight, bias = np.eye(math.prod(shape)), None
+        if not isinstance(network.readout, nn.Identity):
+            weight, bias, _ = _dense(network.readout, "readout")
         bare = tau is None and bias is None and np.array_equal(weight, np.eye(len(weight)))
         if not bare:
             here = self._fitted(here, shape, (weight.shape[1],), "readout")

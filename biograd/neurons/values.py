@@ -29,7 +29,7 @@ WIDEST = 1e9
 
 def per_neuron(neuron: Neuron) -> tuple[str, ...]:
     """Return the names of the fields that may differ between neurons."""
-    return tuple(name for name, kind in _kinds(neuron).items() if kind in _DIFFERING)
+    return tuple(n for n, kind in _kinds(neuron).items() if kind in _DIFFERING)
 
 
 _DIFFERING = (PerNeuron, PerNeuronOrZero)

@@ -120,12 +120,9 @@ def _compare(
     dataset: data.Dataset,
     weights: Weights,
 ) -> Diagnosis:
+    task = dataset.task
     network = build(
-        configuration.recipe,
-        dataset.shape,
-        dataset.task.outputs,
-        configuration.seed,
-        dataset.task.timed,
+        configuration.recipe, dataset.shape, task.outputs, configuration.seed, task.timed
     )
     network.load_state_dict(weights)  # first: the noise is scaled by the currents that it finds
     made = Experiment(configuration, dataset, network)

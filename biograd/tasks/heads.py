@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import DataError, RecipeError, nearest
-from biograd.tasks.task import Metrics, Task, Totals
+from biograd.tasks.task import Metrics, Task, Totals, natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Heads(Task):
         for head in self.heads:
             given = targets[..., first : first + head.task.width]
             first += head.task.width
-            yield head, given.squeeze(-1).long() if head.task.whole else given
+            yield head, natural(head.task, given)
 
     def pack(self, targets: Any, where: str) -> Tensor:
         """Return a mapping of targets as one tensor in double precision, ``[N, (T,) width]``.

@@ -215,6 +215,12 @@ def vectors(outputs: Tensor, targets: Tensor) -> Tensor:
     return (marks * (targets >= 0).unsqueeze(-1)).to(outputs)
 
 
+def natural(task: Task, packed: Tensor) -> Tensor:
+    """Return a task's targets of those packed, ``[B, (T,) width]``: without the axis of one."""
+    own = packed.squeeze(-1) if task.width == 1 else packed
+    return own.long() if task.whole else own
+
+
 def known(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return targets with the outputs in place of missing ones, and a mask of what is known.
 

@@ -202,11 +202,12 @@ def _other(name: str, hint: Any, now: Any) -> Any:
         return next(word for word in typing.get_args(hint) if word != now)
     if isinstance(now, bool):
         return not now
-    if isinstance(now, float):
+    if isinstance(now, float | int):
         most = [
             limit.high for limit in getattr(hint, "__metadata__", ()) if isinstance(limit, Range)
         ]
-        return min([1.7 * now if now else 4 * DT_MS, *most])
+        kind: type[int | float] = int if isinstance(now, int) else float
+        return kind(min([1.7 * now if now else 4 * DT_MS, *most]))
     raise CheckFailed(f"field {name}: no other value is known for {now!r}")
 
 
