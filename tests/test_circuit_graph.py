@@ -261,7 +261,7 @@ def test_a_circuit_of_everything_is_the_same() -> None:
 
 
 def test_units_that_do_not_match_one_to_one_are_refused() -> None:
-    with pytest.raises(RecipeError, match="projections.x.kind = 'one_to_one': leads from 64"):
+    with pytest.raises(RecipeError, match=r"x\.kind = 'one_to_one': leads from 64"):
         course({}, {}, to("input", "b", kind="one_to_one"))
 
 
