@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import biograd
+from biograd.brian.import_brian2 import import_brian2
 from biograd.contracts import Transport
 from biograd.errors import CapabilityError, CheckFailed, RecipeError
 from biograd.estimators import make
-from biograd.brian.import_brian2 import import_brian2
 from biograd.neurons import (
     NEURONS,
     AdaptiveCurrent,

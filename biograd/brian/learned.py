@@ -15,7 +15,9 @@ from biograd.neurons.neuron import Neuron
 from biograd.neurons.values import spread, value
 from biograd.recipes import ModelRecipe
 
-FACTORS = re.compile(r"(blocks\.\d+\.activity|cells\.(\w+?)(?:\.activity)?(?:\.layer)?)\.factors\.(\w+)")
+FACTORS = re.compile(
+    r"(blocks\.\d+\.activity|cells\.(\w+?)(?:\.activity)?(?:\.layer)?)\.factors\.(\w+)"
+)
 """Name of a population's parameter in the network of a recipe."""
 
 
@@ -64,8 +66,8 @@ def _of_neuron(
     start = spread(neuron, len(factor), "neuron", stream).get(constant, getattr(neuron, constant))
     values = value(factor, start, *neuron.trainable[constant])
     unit = "ms" if constant.endswith("_ms") else ""
-    figures = (float(figure) for figure in (values.mean(), values.min(), values.max()))
-    return Learned(population, constant, *figures, unit)
+    mean, lowest, highest = (float(v) for v in (values.mean(), values.min(), values.max()))
+    return Learned(population, constant, mean, lowest, highest, unit)
 
 
 def _described(population: str, constant: str, values: Any, like: Any) -> Learned:

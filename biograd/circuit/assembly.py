@@ -53,8 +53,8 @@ def build_circuit(
     parts: list[Block | Projection] = list(_normalised(recipe, blocks, shapes, encoding).values())
     for name, one in projections:
         parts.append(_projection(recipe, name, one, blocks, shapes, encoding))
-    readout = nn.Linear(recipe.populations[order[-1]].units, outputs)
-    filtered, behind = reading(recipe, encoding, timed)
+    units = recipe.populations[order[-1]].units
+    readout, filtered, behind = reading(recipe, encoding, timed, units, outputs)
     substrate = recipe.network.substrate
     return Circuit(parts, readout, encoding, filtered, behind, simulator=substrate)
 

@@ -102,13 +102,24 @@ def _equations(
 
 
 def reading(
-    recipe: ModelRecipe, encoding: Encoding, timed: bool
-) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return what stands before the readout, and behind it if it reads every step."""
+    recipe: ModelRecipe, encoding: Encoding, timed: bool, units: int, outputs: int
+) -> tuple[nn.Module, nn.Module | None, nn.Module | None]:
+    """Return the readout of ``units``, what stands before it, and behind it for every step.
+
+    Raises:
+        RecipeError: the units themselves are to be the outputs, but their numbers differ.
+    """
     network = recipe.network
-    rate = network.kind == "rate"
+    if network.readout == "counts":
+        if units != outputs:
+            raise RecipeError(
+                f"network.readout = 'counts': {units} units are the outputs, the task has {outputs}"
+            )
+        kind = Readout("rate", encoding.steps)
+        return nn.Identity(), None if timed else kind, nn.Identity() if timed else None
+    layer, rate = nn.Linear(units, outputs), network.kind == "rate"
     if timed:
-        return None, nn.Identity() if rate else LeakyReadout.of(network, encoding.dt_ms)
+        return layer, None, nn.Identity() if rate else LeakyReadout.of(network, encoding.dt_ms)
     if rate:
-        return LastStep(), None
-    return Readout.of(network, encoding.steps, encoding.dt_ms), None
+        return layer, LastStep(), None
+    return layer, Readout.of(network, encoding.steps, encoding.dt_ms), None

@@ -108,13 +108,16 @@ class Layers:
             self._dense(width, pooled)
             pooled = 1
         before = None if self.network.hidden else self._before(pooled, dense=True)
-        readout = nn.Linear(self.place.units, self.outputs)
+        units = self.place.units
         if self.encoding is None:
+            readout: nn.Module = nn.Linear(units, self.outputs)
             flat = nn.Flatten() if before is None and self.place.lies else before
             if self.labels:
                 return Labelled(self.parts, readout, flat, self.labels)
             return Circuit(self.parts, readout, filtered=flat)
-        filtered, behind = reading(self.recipe, self.encoding, self.timed)
+        readout, filtered, behind = reading(
+            self.recipe, self.encoding, self.timed, units, self.outputs
+        )
         if before is not None:
             filtered = before if filtered is None else nn.Sequential(before, filtered)
         simulator = self.network.substrate

@@ -14,11 +14,13 @@ import torch
 
 from biograd.data import (
     digits,
+    evidence_accumulation,
     files,
     given,
     hdf5,
     idx,
     npz,
+    pattern_generation,
     random_manifolds,
     yin_yang,
 )
@@ -62,6 +64,8 @@ SOURCES: Registry[Callable[[Request], Parts]] = Registry(
         "idx": idx.read,
         "yin_yang": yin_yang.read,
         "random_manifolds": random_manifolds.read,
+        "pattern_generation": pattern_generation.read,
+        "evidence_accumulation": evidence_accumulation.read,
         "npz": npz.read,
         "hdf5": hdf5.read,
         "folder": files.read,
@@ -116,8 +120,12 @@ def load(
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
     task, kind = set_task(parts, recipe, name)
-    sources = {split: tasked(each, task, f"{name}: {split} split")
-               for split, each in parts.sources.items()}  # fmt: skip
+    looked = [each for split, each in parts.sources.items() if split != "test"]
+    steps = max(each.steps for each in looked) if task.timed and looked[0].timed else 0
+    sources = {
+        split: tasked(each, task, f"{name}: {split} split", steps)
+        for split, each in parts.sources.items()
+    }
     notes, shape = parts.notes, recipe.shape or sources["train"].shape
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from biograd.data.arrays import Arrays
 from biograd.data.request import Parts, Request
-from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Range
 
@@ -53,11 +52,9 @@ def read(request: Request) -> Parts:
     """
     settings = request.settings(Settings)
     request.without_files()
-    shape, classes = request.recipe.shape, request.recipe.classes or CLASSES
-    if len(shape) != 1:
-        raise RecipeError(f"dataset {request.name}: shape = {list(shape)}: write [units]")
+    units, classes = request.units(), request.recipe.classes or CLASSES
     seed = request.seed if settings.seed is None else settings.seed
-    drawn = [_class(settings, shape[0], seed, label) for label in range(classes)]
+    drawn = [_class(settings, units, seed, label) for label in range(classes)]
     train, test = (torch.stack(parts, 1) for parts in zip(*drawn, strict=True))
     return Parts({"train": _split(train), "test": _split(test)})
 

@@ -71,6 +71,45 @@ class Request:
         """
         return construct(kind, self.recipe.settings, f"dataset {self.name}", "settings")
 
+    def units(self) -> int:
+        """Return the number of channels of the recipe's ``shape``.
+
+        Raises:
+            RecipeError: ``shape`` is not one number.
+        """
+        shape = self.recipe.shape
+        if len(shape) != 1:
+            raise RecipeError(f"dataset {self.name}: shape = {list(shape)}: write [units]")
+        return shape[0]
+
+    def steps(self, key: str, duration_ms: float) -> int:
+        """Return a duration in steps.
+
+        Raises:
+            RecipeError: it is not a whole number of them.
+        """
+        found = round(duration_ms / self.dt_ms)
+        if abs(found * self.dt_ms - duration_ms) > 1e-6 * self.dt_ms:
+            raise RecipeError(
+                f"dataset {self.name}: settings.{key} = {duration_ms:g}: is not a whole number of "
+                f"steps of encoding.dt_ms = {self.dt_ms:g}"
+            )
+        return found
+
+    def chance(self, key: str, rate_hz: float) -> float:
+        """Return the probability of a spike in a step, ``rate dt``.
+
+        Raises:
+            RecipeError: it is more than 1.
+        """
+        found = rate_hz * self.dt_ms / 1000
+        if found > 1:
+            raise RecipeError(
+                f"dataset {self.name}: settings.{key} = {rate_hz:g}: is more than a spike in each "
+                f"step of encoding.dt_ms = {self.dt_ms:g}"
+            )
+        return found
+
     def without_files(self) -> None:
         """Refuse files and addresses for a source that would not look at them.
 

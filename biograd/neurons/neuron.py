@@ -142,7 +142,7 @@ class Neuron:
         )
 
     def nir(self, p: Any) -> Mapping[str, Any]:
-        """Return the neuron in the terms of NIR: the fields of ``interchange.cells.Cell``.
+        """Return the neuron in the terms of NIR, as fields of ``interchange.nir_neuron``.
 
         Args:
             p: the fields, learned ones as they are; one that differs between neurons is ``[U]``.

@@ -37,7 +37,7 @@ _DIFFERING = (PerNeuron, PerNeuronOrZero)
 
 
 @cache
-def _kinds(kind: type[Neuron]) -> dict[str, Any]:
+def _kinds(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 

@@ -46,7 +46,8 @@ class NetworkRecipe:
     """What is read of the last population of a spiking network: spikes through a leaky integrator
     (``membrane``), their number (``rate``), their number by an exponential filter
     (``filtered_rate``), how early the first comes (``first_spike``), or the mean of what is passed
-    on (``potential``).  A task in time reads every step through a leaky integrator."""
+    on (``potential``).  A task in time reads every step through a leaky integrator.  With
+    ``counts`` there is no layer: the outputs are the units' own spikes, their number or course."""
     readout_time_constant_ms: Positive = 20.0
 
 

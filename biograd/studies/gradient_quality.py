@@ -120,7 +120,10 @@ def _compare(
     dataset: data.Dataset,
     weights: Weights,
 ) -> Diagnosis:
-    network = build(configuration.recipe, dataset.shape, dataset.task.outputs, configuration.seed)
+    task = dataset.task
+    network = build(
+        configuration.recipe, dataset.shape, task.outputs, configuration.seed, task.timed
+    )
     network.load_state_dict(weights)  # first: the noise is scaled by the currents that it finds
     made = Experiment(configuration, dataset, network)
     batch = dataset.train.take(torch.arange(min(settings.examples, len(dataset.train))))

@@ -115,6 +115,10 @@ class Heads(Task):
         found = [h.weight * h.task.stepwise(o, t) for h, o, t in self.parts(outputs, targets)]
         return torch.stack(found).sum(0)
 
+    def vectors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the heads' targets side by side, in the outputs' shape."""
+        return torch.cat([h.task.vectors(o, t) for h, o, t in self.parts(outputs, targets)], -1)
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return the heads' metrics, each under ``head.metric``."""
         return {

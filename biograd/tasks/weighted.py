@@ -82,6 +82,12 @@ class Weighted(Task):
         own, weights = self.split(targets)
         return self.task.stepwise(outputs, own) * weights.to(outputs.dtype)
 
+    def vectors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the task's targets in the outputs' shape, times the weights."""
+        own, weights = self.split(targets)
+        found = self.task.vectors(outputs, own)
+        return found * weights.view(*weights.shape, *[1] * (found.dim() - weights.dim())).to(found)
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return the task's metrics; an example's weight is the mean of those of its steps."""
         own, weights = self.split(targets)

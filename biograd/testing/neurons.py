@@ -206,7 +206,8 @@ def _other(name: str, hint: Any, now: Any) -> Any:
         most = [
             limit.high for limit in getattr(hint, "__metadata__", ()) if isinstance(limit, Range)
         ]
-        return type(now)(min([1.7 * now, *most])) if now else type(now)(min([4 * DT_MS, *most]))
+        kind: type[int | float] = int if isinstance(now, int) else float
+        return kind(min([1.7 * now if now else 4 * DT_MS, *most]))
     raise CheckFailed(f"field {name}: no other value is known for {now!r}")
 
 
@@ -244,7 +245,8 @@ def _spread(
             continue
         other = other_values(neuron)[name]
         each = tuple(now if unit % 2 else other for unit in range(UNITS))
-        for given in (each, f"uniform({other}, {other * 1.5})"):
+        tried: tuple[Any, ...] = (each, f"uniform({other}, {other * 1.5})")
+        for given in tried:
             cells = attempt(dataclasses.replace(neuron, **{name: given}), simulator)
             if isinstance(cells, str):
                 if name not in cells:
