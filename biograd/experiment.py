@@ -26,7 +26,7 @@ from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
 from biograd.errors import DataError, RecipeError
 from biograd.progress import Progress, Silent
-from biograd.recording import Experiment, Interrupted, Onlooker, Recording
+from biograd.recording import Experiment, Interrupted, NullWriter, Recording
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe
@@ -132,9 +132,9 @@ def begin(
     pristine = deepcopy(network) if configuration.control else None
     experiment = Experiment(configuration, dataset, network)
     probe = make_probe(dataset)
-    writer: RunWriter | Onlooker
+    writer: RunWriter | NullWriter
     if ranks.rank():
-        writer = Onlooker(path)
+        writer = NullWriter(path)
     else:
         writer = RunWriter(
             path,
@@ -290,7 +290,7 @@ def _check_epochs(configuration: Configuration, epochs: int, path: Path) -> None
 
 def _taken_over(
     path: Path, configuration: Configuration
-) -> tuple[RunWriter | Onlooker, Checkpoint]:
+) -> tuple[RunWriter | NullWriter, Checkpoint]:
     """Return a run's writer and its last checkpoint, which rank 0 reads for all."""
     if ranks.size() == 1:
         return RunWriter.resume(path, config=configuration.table())
@@ -305,7 +305,7 @@ def _taken_over(
     sent = ranks.from_first(read)
     start = 8 + int.from_bytes(sent[:8], "big")
     checkpoint = from_bytes(sent[start:], sent[8:start], str(path))
-    return taken[0] if taken else Onlooker(path), checkpoint
+    return taken[0] if taken else NullWriter(path), checkpoint
 
 
 def train(

@@ -111,9 +111,23 @@ def test_the_manual_is_not_stale(root: Path) -> None:
     assert written == manual.text(), "run python -m biograd.commands.manual"
 
 
-def test_the_table_of_estimators_is_not_stale(root: Path) -> None:
-    written = (root / "docs" / "rules.md").read_text(encoding="utf-8")
-    assert written == manual.with_estimators(written), "run python -m biograd.commands.manual"
+@pytest.mark.parametrize("page", manual.TABLES)
+def test_the_tables_of_the_pages_are_not_stale(page: str, root: Path) -> None:
+    written, (name, table) = (root / "docs" / page).read_text(encoding="utf-8"), manual.TABLES[page]
+    assert written == manual.with_table(written, name, table()), (
+        "run python -m biograd.commands.manual"
+    )
+
+
+def test_the_table_of_neurons_says_who_simulates_them() -> None:
+    from biograd.neurons import NEURONS
+
+    rows = manual.neurons().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| `{name}`" for name in NEURONS]
+    simulators = {row.split(" | ")[0][3:-1]: row.split(" | ")[2] for row in rows}
+    assert simulators["leaky"] == "torch, snntorch, brian2"
+    assert simulators["alpha"] == "torch, brian2"
+    assert simulators["event_driven"] == "torch, without steps"
 
 
 def test_the_table_of_estimators_says_what_the_classes_say() -> None:
@@ -124,11 +138,11 @@ def test_the_table_of_estimators_says_what_the_classes_say() -> None:
     for row, (name, estimator) in zip(rows, ESTIMATORS.items(), strict=True):
         assert row.startswith(f"| `{name}` | ") and set(rule) == set("| -")
         assert all(word in row for word in (*estimator.needs, estimator.passes, estimator.bias))
-    old = f"head\n{manual.MARKS[0]}| an old table |\n{manual.MARKS[1]}\ntail\n"
-    assert manual.with_estimators(old) != old
-    assert "an old table" not in manual.with_estimators(old)
-    with pytest.raises(ValueError, match="no <!-- estimators -->"):
-        manual.with_estimators("no marks")
+    old = "head\n<!-- rules -->\n| an old table |\n<!-- /rules -->\ntail\n"
+    new = "head\n<!-- rules -->\n| a table |\n<!-- /rules -->\ntail\n"
+    assert manual.with_table(old, "rules", "| a table |\n") == new
+    with pytest.raises(ValueError, match="no <!-- rules -->"):
+        manual.with_table("no marks", "rules", "")
 
 
 # Wrong usage: exit code 2, one line

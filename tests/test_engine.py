@@ -300,7 +300,7 @@ def test_a_detached_engine_says_so() -> None:
 
 
 def test_sites_cannot_be_given_to_a_substrate_that_names_its_own() -> None:
-    recipe = {"kind": "event_driven", "reset": "zero", "synaptic_time_constant_ms": 4.0}
+    recipe = {"kind": "event_driven", "synaptic_time_constant_ms": 4.0}
     with pytest.raises(CapabilityError, match="names its own sites"):
         attach(spiking("torch", neuron=recipe), make("weak"), sites=["nonsense"])
 

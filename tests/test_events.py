@@ -656,6 +656,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"network": {"dropout": 0.5}}, "network.dropout"),
     ({"network": {"normalisation": "batch"}}, "network.normalisation"),
     ({"network": {"readout": "rate"}}, "network.readout"),
+    ({"neuron": {"reset": "zero"}}, "neuron.reset = 'zero'"),
     ({"neuron": {"synaptic_time_constant_ms": 0.0}}, "neuron.synaptic_time_constant_ms = 0"),
     ({"neuron": {"synaptic_time_constant_ms": 10.0}}, "differs from neuron.time_constant_ms"),
     ({"neuron": {"synaptic_time_constant_ms": 0.01}}, "encoding.duration_ms = 20"),

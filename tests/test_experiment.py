@@ -191,7 +191,8 @@ def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     keys = (
         "schema_version run model dataset estimator decorrelation seed epochs budget headline "
         "better train_accuracy test_accuracy test_loss frozen_hidden_control silent "
-        "evaluated_on seconds steps_per_second ranks training_seconds forward_passes peak_memory_bytes "
+        "evaluated_on seconds steps_per_second ranks training_seconds forward_passes "
+        "peak_memory_bytes "
         "multiply_accumulates synaptic_operations"
     )
     assert " ".join(summary) == keys
@@ -445,7 +446,7 @@ def test_ctrl_c_while_the_results_are_measured_can_be_resumed(
 
     path = tmp_path / "a.h5"
     with monkeypatch.context() as patched:
-        patched.setattr("biograd.recording.frozen_hidden", stop)
+        patched.setattr("biograd.recording.recorder.frozen_hidden", stop)
         with pytest.raises(Interrupted, match="biograd resume") as caught:
             experiment.execute(request(path, "ann", "weak", control=True))
     assert caught.value.exit_code == 130

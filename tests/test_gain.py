@@ -460,7 +460,7 @@ def test_pooled_activity_is_refused_until_the_neurons_are_named() -> None:
 def test_an_event_driven_network_is_refused() -> None:
     recipe = ModelRecipe(
         network=NetworkRecipe(kind="spiking"),
-        neuron=EventDriven(reset="zero"),
+        neuron=EventDriven(),
     )
     with pytest.raises(CapabilityError, match="an event-driven block passes on lists"):
         attach(biograd.build(recipe, 6, CLASSES), make("gain"))(*batch())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.metrics import Shown, figure, headline, is_share, written
 from biograd.recipes import TrainingRecipe
-from biograd.recording import Sums, prefixed
+from biograd.recording import EpochSums, prefixed
 from biograd.studies.writing import write_cell
 from biograd.tasks import Classes, Regression, Task, learned
 from biograd.training import StepRecord, Trainer, evaluate
@@ -57,7 +58,7 @@ def test_an_epoch_pools_what_its_steps_have_counted() -> None:
     given = split(50)
     one = trainer(Regression(1), 1, given, epochs=1, learning_rate=1e-9)
     again = trainer(Regression(1), 1, given, epochs=1, learning_rate=1e-9)
-    sums = Sums()
+    sums = EpochSums()
     seen: list[Tensor] = []
     for record in one.steps():
         sums = sums.and_of(record)
@@ -70,13 +71,13 @@ def test_an_epoch_pools_what_its_steps_have_counted() -> None:
 
 
 def test_sums_of_checkpoints_from_before_there_were_tasks_go_on() -> None:
-    old = Sums.of([6.0, 2.4, 3], 10)
+    old = EpochSums.of([6.0, 2.4, 3], 10)
     assert old.totals == {"accuracy": [[24.0], [30.0]]} and old.steps == 3
     record = StepRecord(4, 0, 1.0, {}, 1.0, 0.1, False, 1.0, 0, {"accuracy": [[8.0], [10.0]]})
     assert Classes(3).figures(old.and_of(record).totals)["accuracy"] == 0.8
-    assert Sums.of([0.0, 0.0, 0], 10) == Sums()
+    assert EpochSums.of([0.0, 0.0, 0], 10) == EpochSums()
     kept = {"loss": 1.0, "steps": 1, "totals": {"accuracy": [[8.0], [10.0]]}}
-    assert Sums.of(kept, 10) == Sums(1.0, 1, {"accuracy": [[8.0], [10.0]]})
+    assert EpochSums.of(kept, 10) == EpochSums(1.0, 1, {"accuracy": [[8.0], [10.0]]})
 
 
 def test_a_summary_of_before_means_the_accuracy() -> None:
@@ -111,3 +112,36 @@ def test_the_loss_of_a_recipe_is_that_of_classes() -> None:
     assert learned(Regression(3), "cross_entropy") == Regression(3)
     with pytest.raises(RecipeError, match=r"training\.loss = 'squared_error' is for classes"):
         learned(biograd.tasks.MultiLabel(3), "squared_error")
+
+
+def test_a_run_of_several_heads_and_one_in_time_name_their_metrics(tmp_path: Path) -> None:
+    stream = torch.Generator().manual_seed(0)
+    inputs = torch.rand(60, 6, generator=stream)
+    heads = {
+        "kind": {"name": "classes", "outputs": 2},
+        "size": {"name": "regression", "outputs": 1},
+    }
+    targets = {"kind": (inputs[:, 0] > 0.5).long(), "size": inputs.sum(1)}
+    run = biograd.train(
+        "ann",
+        (inputs, targets),
+        task={"name": "heads", "heads": heads},
+        estimator="backprop",
+        epochs=1,
+        path=tmp_path / "heads.h5",
+    )
+    assert run.attributes["headline"] == "loss" and run.attributes["better"] == "lower"
+    assert {"test_kind.accuracy", "test_size.r2", "train_loss"} <= set(run.scalars("epoch"))
+    assert figure(run.summary, "train") > 0 and Shown.of([run.summary], False).falls
+    course = torch.rand(40, 15, 4, generator=stream)
+    run = biograd.train(
+        "spiking",
+        ((course > 0.5).float(), course.mean(2).cumsum(1)),
+        estimator="eprop",
+        settings=["encoding.kind=given", "encoding.duration_ms=15"],
+        epochs=1,
+        path=tmp_path / "time.h5",
+        control=True,
+    )
+    assert headline(run.summary) == "r2" and "test_mse" in run.scalars("epoch")
+    assert run.summary["frozen_hidden_control"] is not None

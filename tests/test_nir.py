@@ -31,9 +31,11 @@ from biograd.engine import attach
 from biograd.errors import CapabilityError, MissingExtraError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.interchange import export_nir, import_nir, to_nir
-from biograd.interchange.cells import Cell, milliseconds
-from biograd.interchange.readouts import Origin, weighing
+from biograd.interchange.nir_neuron import NirNeuron, milliseconds
+from biograd.interchange.weighing import Origin, weighing
 from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
+from biograd.neurons.neuron import step
+from biograd.neurons.scan import coefficients
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe
 from biograd.substrate.network import Network
@@ -176,7 +178,9 @@ def named() -> Network:
             "a_b": to("a", "b", kind="sparse", density=0.5, sign="excitatory", bias=False),
             "b_c": to("b", "c"),
             "c_a": to("c", "a", delay_ms=2.0, sign="inhibitory"),
-            "input_c": to("input", "c"),
+            "a_c": to("input", "c"),
+            "own": to("c", "c", kind="one_to_one", bias=False, sign="inhibitory"),
+            "with_bias": to("c", "c", kind="one_to_one", delay_ms=1.0),
         },
         network={"substrate": "torch"},
     )
@@ -185,7 +189,7 @@ def named() -> Network:
 def images_of_layers() -> Network:
     """Convolutions, windows that are summed, dense layers that feed back to themselves."""
     shape = {"channels": [2], "hidden": [6], "pooling": 2, "pool": "sum", "stride": 1}
-    return built((1, 6, 6), network=shape)
+    return built((1, 6, 6), network={**shape, "gain": 3.0})
 
 
 def windows() -> Network:
@@ -477,6 +481,13 @@ def test_surrogate_masks_and_signs_come_back() -> None:
     assert isinstance(signed, Masked) and signed.sign == "excitatory" and signed.mask.all()
     stacked = import_nir(to_nir(stack(surrogate="arctan", slope=4.0)()))
     assert {(one.surrogate, one.slope) for one in neurons(stacked)} == {("arctan", 4.0)}
+    earlier = to_nir(stack()())
+    earlier.metadata |= {"surrogate": "gaussian", "slope": 2.0}
+    for node in earlier.nodes.values():
+        node.metadata = {k: v for k, v in node.metadata.items() if k == "takes"}
+    assert {(one.surrogate, one.slope) for one in neurons(import_nir(earlier))} == {
+        ("gaussian", 2.0)
+    }
 
 
 def test_what_was_learned_by_every_neuron_is_noted() -> None:
@@ -722,10 +733,14 @@ def direct() -> Graph:
 FOREIGN: dict[str, tuple[Callable[[], Graph], list[str], list[type]]] = {
     "plain": (plain_stack, ["1", "3"], [Leaky, Leaky]),
     "recurrent": (recurrent_stack, ["n"], [Leaky]),
-    "images": (images, ["n1", "n2", "n3"], [Cell, Cell, Cell]),
+    "images": (images, ["n1", "n2", "n3"], [NirNeuron, NirNeuron, NirNeuron]),
     "pooled": (pooled, ["n1", "n2"], [Leaky, LeakyIntegrator]),
-    "everything": (without_an_integrator, ["a", "b", "c", "e"], [Cell, Cell, Cell, Cell]),
-    "direct": (direct, ["n", "p", "t", "i"], [Cell, Cell, Cell, Cell]),
+    "everything": (
+        without_an_integrator,
+        ["a", "b", "c", "e"],
+        [NirNeuron, NirNeuron, NirNeuron, NirNeuron],
+    ),
+    "direct": (direct, ["n", "p", "t", "i"], [NirNeuron, NirNeuron, NirNeuron, NirNeuron]),
 }
 
 
@@ -759,6 +774,26 @@ def test_graphs_of_others_come_back(name: str, tmp_path: Path) -> None:
         for key in {"weight", "tau", "r"} & node.keys():
             node[key] = node[key] * 1.01
     assert abs(reader.output(course) - network(inputs)[-1].detach().numpy()).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["everything", "direct", "images"])
+def test_the_scan_back_is_that_of_the_steps(name: str) -> None:
+    """The derivative of neurons of their own, by autograd of one step after the other."""
+    for block in import_nir(FOREIGN[name][0](), 1.0, float(STEPS)).graph.blocks.values():
+        cells = block.cells
+        shape = (3, STEPS, cells.units)
+        drive = 2 * torch.rand(shape, generator=generator(0), dtype=torch.float64)
+        drive.requires_grad_()
+        weight = torch.randn(shape, generator=generator(1), dtype=torch.float64)
+        (found,) = torch.autograd.grad((cells(drive) * weight).sum(), drive)
+        c = cells.constants()
+        x, out, total = cells.neuron.begin(drive[:, 0]), torch.zeros_like(drive[:, 0]), 0.0
+        for index in range(STEPS):
+            x, out = step(cells.neuron, c, x, out, {"I": drive[:, index]})
+            total = total + (out * weight[:, index]).sum()
+        assert coefficients(cells.neuron, c) is not None
+        (expected,) = torch.autograd.grad(total, drive)
+        assert expected.any() and (found - expected).abs().max() < 1e-12
 
 
 def test_a_plain_stack_has_the_readout_of_biograd() -> None:
@@ -892,7 +927,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "waits": (stack(refractory_ms=2.0), "blocks.0: neuron.refractory_ms: NIR's neurons are never"),
     "residual": (
         lambda: built(network={"hidden": [5], "residual": True}),
-        "blocks.0.skip: NIR has no skip past neurons",
+        "blocks.0.skip: NIR has no node for a skip past neurons",
     ),
     "norm": (
         lambda: built(network={"normalisation": "batch"}),
@@ -901,12 +936,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "maximum": (
         lambda: built((1, 6, 6), network={"channels": [2], "pooling": 2, "pool": "max"}),
         "blocks.1.synapse: NIR has no node for Pooling",
-    ),
-    "line": (
-        lambda: circuit(
-            {"a": {"units": 12}}, {"x": to("input", "a", kind="convolution", channels=2)}, (1, 12)
-        ),
-        "x: NIR has no node for a layer",
     ),
     "adex": (population(**ADEX), r"blocks.0: .*2 differential equations \(v, w\)"),
     "refractory": (population(refractory="2*ms"), r"refractoriness \(refractory = '2\*ms'\)"),
@@ -1094,6 +1123,13 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     "outputs": (changed(plain_stack, put("z", end(5))), "needs one Output node, found 'y', 'z'"),
     "nowhere": (changed(plain_stack, edge("x", "q")), "an edge names 'q', which is no node"),
     "read twice": (changed(plain_stack, edge("3", "y")), "node 'y': it sums what several"),
+    "not read": (
+        lambda: graph(
+            "x a,a y,x n,n b,b n", x=shaped(5), a=nir.Linear(draws(3, 5)), n=alike(5),
+            b=nir.Linear(draws(5, 5)), y=end(3),
+        ),
+        "node 'y': no population leads to it",
+    ),
     "sums": (changed(plain_stack, edge("x", "2")), "node '2': it sums what several nodes bring"),
     "shared": (changed(plain_stack, edge("2", "1")), "node '2': its weights act in several"),
     "two layers": (
@@ -1156,7 +1192,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
             "x a,a t,t y", x=shaped(5), a=nir.Linear(draws(5, 5)),
             t=nir.Threshold(np.ones(5)), y=end(5),
         ),
-        "node 't': a threshold needs a node LI, I, CubaLI in front of it",
+        "node 't': a threshold needs a node I, LI, CubaLI in front of it",
     ),
     "kernel": (
         changed(images, put("c2", nir.Conv2d((4, 4), draws(3, 2, 3, 1), 2, 1, 1, 1, draws(3)))),

@@ -534,6 +534,21 @@ def test_a_function_is_typed_each_time_and_never_read_from_a_file(
     assert "a file cannot name code" in capsys.readouterr().err
 
 
+def test_a_course_of_targets_trains_a_network_in_time(small: Path) -> None:
+    """Own trials of different lengths with a target in every step, from arrays to the run."""
+    rows = [(torch.rand(4 + n % 3, 2), torch.rand(4 + n % 3, 1)) for n in range(30)]
+    settings = ["encoding.kind=given", "encoding.duration_ms=6", "decorrelation.rule=off"]
+    run = biograd.train(
+        "spiking",
+        {"train": rows_of(rows), "validation": rows_of(rows[:8])},
+        path="a.h5",
+        estimator="backprop",
+        settings=settings,
+    )
+    assert run.config["data"]["task"]["name"] == "time_series"
+    assert run.summary["headline"] == "r2" and "test" not in run.summary
+
+
 # Refusals ----------------------------------------------------------------------------------------
 
 
@@ -593,7 +608,7 @@ def test_time_is_never_flattened(small: Path) -> None:
         )
 
     assert "'given'" in train("dataset.timed=true")
-    assert "the network has none" in train("encoding.kind=given", model="ann")
+    assert "the network has none" in train("dataset.timed=true", model="ann")
     text = train("encoding.kind=given", "encoding.duration_ms=5")
     assert "set encoding.duration_ms = 7" in text
 

@@ -58,3 +58,30 @@ def test_without_the_package_there_is_no_such_rule() -> None:
     code, said = console(*words, installed=False)
     assert code == 2 and said.startswith("biograd: ann: estimator = 'signed_feedback': ")
     assert "signed_feedback" not in console("list", "estimators", installed=False)[1]
+
+
+def test_a_source_passes_the_public_check(importable: None) -> None:
+    import ramps
+
+    from biograd import data
+    from biograd.recipes import DatasetRecipe
+    from biograd.testing import check_source
+
+    found = data.load(DatasetRecipe("ramps"), name="ramps")
+    check_source(found.train)
+    assert found.task.outputs == 2 and data.SOURCES["ramps"] is ramps.read
+
+
+def test_a_source_and_an_encoding_train_from_the_console(tmp_path: Path) -> None:
+    (tmp_path / "ramps.toml").write_text('source = "ramps"\n[settings]\nrows = 100\n')
+    asked = ["train", "--model", "spiking", "--dataset", "ramps.toml", "--estimator", "backprop"]
+    asked += ["--out", "a.h5", "--quiet", "--json"]
+    settings = ("encoding.kind=clock", "encoding.settings.steps=2", "encoding.threshold=0.5")
+    asked += [word for key in (*settings, "training.epochs=8") for word in ("--set", key)]
+    code, said = console(*asked, folder=tmp_path)
+    assert code == 0, said
+    assert json.loads(said)["test_accuracy"] > 0.9
+    code, said = console(
+        *asked[:-2], "--force", "--set", "encoding.settings.step=2", folder=tmp_path
+    )
+    assert code == 2 and "encoding: unknown key settings.step: did you mean 'steps'?" in said

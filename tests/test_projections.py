@@ -374,3 +374,32 @@ def test_a_density_stands_for_masked_and_sparse_alone() -> None:
     }
     with pytest.raises(RecipeError, match="kind = 'masked' or 'sparse'"):
         biograd.build(construct(ModelRecipe, table, "test"), 6, 3)
+
+
+def connected(**settings: Any) -> Any:
+    table = {
+        "network": {"kind": "circuit"},
+        "populations": {"a": {"units": 9}},
+        "projections": {"x": {"source": "input", "target": "a", **settings}},
+    }
+    return biograd.build(construct(ModelRecipe, table, "test"), (1, 5, 5), 3).projections["x"]
+
+
+def test_a_recipe_says_one_to_one_and_the_padding() -> None:
+    with pytest.raises(RecipeError, match=r"projections.x.kind = 'one_to_one': leads from 25"):
+        connected(kind="one_to_one")
+    kernel = {"kind": "convolution", "channels": 1, "stride": 1}
+    layer = connected(**kernel, padding="valid")
+    assert (layer.padding, layer.target_shape) == (0, (1, 3, 3))
+    with pytest.raises(RecipeError, match=r"has 49 outputs \(1, 7, 7\)"):
+        connected(**kernel, padding=2)
+    table = {
+        "network": {"kind": "circuit"},
+        "populations": {"a": {"units": 6}},
+        "projections": {
+            "x": {"source": "input", "target": "a"},
+            "own": {"source": "a", "target": "a", "kind": "one_to_one", "sign": "inhibitory"},
+        },
+    }
+    own = biograd.build(construct(ModelRecipe, table, "test"), 4, 3).projections["own"]
+    assert isinstance(own, OneToOne) and own.sign == "inhibitory" and own.bias is not None

@@ -18,14 +18,23 @@ import torch
 from torch import nn
 
 import biograd
-from biograd import experiment, reproduction
+from biograd import experiment
 from biograd.__main__ import main
 from biograd.configuration import Request
 from biograd.errors import DataError, RecipeError, RunFileError
 from biograd.experiment import Interrupted
 from biograd.progress import Silent
 from biograd.recording import Recording
-from biograd.reproduction import RATE, SPIKING, Change, Difference, Reproduction, reproduce
+from biograd.reproduction import (
+    RATE,
+    SPIKING,
+    Change,
+    Difference,
+    Reproduction,
+    repeating,
+    reproduce,
+    side_by_side,
+)
 from biograd.runs import checkpoint
 from biograd.runs.reader import open_run
 
@@ -158,9 +167,9 @@ def test_without_its_parts_a_longer_run_is_another(tmp_path: Path, monkeypatch: 
     path = tmp_path / "a.h5"
     experiment.execute(request(path, "ann", "training.schedule=cosine", epochs=1))
     experiment.proceed(path, epochs=2)
-    read = reproduction._configuration
+    read = repeating._configuration
     monkeypatch.setattr(
-        reproduction, "_configuration", lambda *a: dataclasses.replace(read(*a), stages=())
+        repeating, "_configuration", lambda *a: dataclasses.replace(read(*a), stages=())
     )
     found = reproduce(path)
     assert found.verdict == "neither"
@@ -264,7 +273,7 @@ def test_what_is_missing_is_named(trained: Path, tmp_path: Path) -> None:
 
 def rounded(monkeypatch: Any, amount: float) -> None:
     """Let the repeated network start a little beside the first one, as if it were rounded."""
-    begin = reproduction.begin
+    begin = repeating.begin
 
     def beside(*arguments: Any, **options: Any) -> Recording:
         recording = begin(*arguments, **options)
@@ -273,18 +282,18 @@ def rounded(monkeypatch: Any, amount: float) -> None:
                 parameter *= 1 + amount
         return recording
 
-    monkeypatch.setattr(reproduction, "begin", beside)
+    monkeypatch.setattr(repeating, "begin", beside)
 
 
 def another_machine(monkeypatch: Any) -> None:
-    here = reproduction.environment
+    here = side_by_side.environment
 
     def elsewhere(device: str) -> dict[str, Any]:
         found = here(device)
         versions = {**found["versions"], "torch": "9.9"}
         return {**found, "versions": versions, "cpu": "Another One", "threads": 77}
 
-    monkeypatch.setattr(reproduction, "environment", elsewhere)
+    monkeypatch.setattr(side_by_side, "environment", elsewhere)
 
 
 def test_numbers_are_enough_on_another_machine(tmp_path: Path, monkeypatch: Any) -> None:
@@ -370,11 +379,11 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_repetition_leaves_nothing(trained: Path, tmp_path: Path) -> None:
-    folders = set(Path(reproduction.tempfile.gettempdir()).glob("biograd-*"))
+    folders = set(Path(repeating.tempfile.gettempdir()).glob("biograd-*"))
     with pytest.raises(Interrupted, match=r"nothing of the repetition of .* is kept") as caught:
         reproduce(trained, progress=Stop(3))
     assert caught.value.exit_code == 130
-    assert set(Path(reproduction.tempfile.gettempdir()).glob("biograd-*")) <= folders
+    assert set(Path(repeating.tempfile.gettempdir()).glob("biograd-*")) <= folders
     out = tmp_path / "b.h5"
     with pytest.raises(Interrupted, match=r"biograd resume .*b\.h5"):
         reproduce(trained, out=out, progress=Stop(3))

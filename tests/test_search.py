@@ -95,7 +95,7 @@ def test_interrupted_it_goes_on_as_if_it_had_not_been(
     search.run(settings(5), REQUEST, tmp_path / "whole.journal")
     validate, calls = search.validate, []
 
-    def dying(configuration: Any) -> float:
+    def dying(configuration: Any, own: Any = None) -> float:
         calls.append(configuration)
         if len(calls) == 3:
             raise KeyboardInterrupt

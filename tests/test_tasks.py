@@ -294,3 +294,19 @@ def test_the_leaky_sum_is_its_loop_in_value_and_both_derivatives() -> None:
     assert torch.autograd.gradcheck(
         lambda v: leaky_sum(v, 0.8), values, check_forward_ad=True, check_batched_grad=False
     )
+
+
+def test_targets_take_the_outputs_shape_for_rules_that_use_them() -> None:
+    one_hot = nn.functional.one_hot(CLASSES, K).double()
+    outputs = drawn(B, K)
+    assert torch.equal(tasks.Classes(K).vectors(outputs, CLASSES), one_hot)
+    weights = torch.arange(B).double()
+    packed = WEIGHTED.pack((CLASSES, weights), "targets")
+    assert torch.equal(WEIGHTED.vectors(outputs, packed), one_hot * weights[:, None])
+    both = HEADS.vectors(drawn(B, K + 1), PACKED)
+    assert torch.equal(both[:, :K], one_hot) and torch.equal(both[:, K], drawn(B))
+    course = COURSE.clone()
+    course[0, 0] = MISSING
+    timed = tasks.Classes(K, timed=True).vectors(drawn(B, T, K), course)
+    assert not timed[0, 0].any() and timed.sum() == B * T - 1
+    assert tasks.Rates(K, duration_ms=500.0).vectors(outputs, torch.full((B, K), 8.0))[0, 0] == 4.0

@@ -21,7 +21,7 @@ from biograd.neurons import Leaky
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
 from biograd.substrate.network import initialise
-from biograd.tasks import Classes, Regression, TimeSeries
+from biograd.tasks import Classes, Regression, TimeSeries, summed
 
 STEPS, INPUTS, UNITS, OUTPUTS, ROWS = 12, 5, 7, 2, 4
 
@@ -333,3 +333,51 @@ def test_eprop_with_random_feedback_learns_a_pattern_better_than_the_readout_alo
         }.items()
     }
     assert sum(found["eprop"]) < 0.7 * sum(found["control"])
+
+
+class Loop(nn.Module):
+    """A user's own recurrent network, stepped in Python: leaky tanh units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed, self.recurrent = nn.Linear(4 * INPUTS, 64), nn.Linear(64, 64, bias=False)
+        self.readout = nn.Linear(64, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state, outputs = inputs.new_zeros(len(inputs), 64), []
+        for now in inputs.unbind(1):
+            state = 0.8 * state + 0.2 * torch.tanh(self.feed(now) + self.recurrent(state))
+            outputs.append(self.readout(state))
+        return torch.stack(outputs, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_loop_of_ones_own_learns_a_pattern_by_noise_of_single_steps_and_not_of_trials() -> None:
+    """The script that a user would write; what the control reaches stands beside it."""
+    inputs, targets = pattern(0, 50)
+    rules = {
+        "backprop": biograd.Backpropagation(),
+        "control": biograd.FrozenHidden(),
+        "noise of steps": biograd.NodePerturbation(copies=65),
+        "weak": biograd.WeakGradient(copies=65),
+        "noise of trials": biograd.NodePerturbation(copies=65, time_bin="trial"),
+    }
+    found = {}
+    for name, rule in rules.items():
+        torch.manual_seed(0)
+        network = Loop()
+        sites = {"hidden": ("feed", "recurrent"), "readout": ("readout",)}
+        engine = attach(network, rule, task=TimeSeries(1), sites=sites)
+        engine.prepare(inputs, targets)
+        optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+        for _ in range(200):
+            engine(inputs, targets).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            engine.update()
+        totals = summed(engine.task.metrics(network(inputs).detach(), targets))
+        found[name] = 1 - engine.task.figures(totals)["r2"]
+    assert found["backprop"] < 0.03
+    assert max(found["noise of steps"], found["weak"]) < 0.4 * found["control"]
+    assert found["noise of trials"] > found["control"]

@@ -214,6 +214,12 @@ def connect(recipe: ProjectionRecipe, name: str, source: tuple[int, ...], units:
     count = math.prod(source)
     if recipe.kind == "convolution":
         return _convolution(recipe, name, source, units)
+    if recipe.kind == "one_to_one":
+        if count != units:
+            raise RecipeError(
+                f"projections.{name}.kind = 'one_to_one': leads from {count} units to {units}"
+            )
+        return OneToOne(units, recipe.bias, recipe.sign)
     if recipe.kind == "sparse":
         return Sparse(count, units, recipe.density, recipe.bias, recipe.sign)
     if recipe.kind == "masked":
@@ -235,10 +241,12 @@ def _convolution(
     if recipe.sign != "both":
         raise RecipeError(f"projections.{name}.sign: the weights of a convolution have either sign")
     shape = (source[0], source[1], source[2])
-    target = grid(shape, recipe.channels, recipe.kernel, recipe.stride)
+    target = grid(shape, recipe.channels, recipe.kernel, recipe.stride, recipe.padding)
     if math.prod(target) != units:  # before any memory is asked for
         raise RecipeError(
             f"projections.{name}: the convolution has {math.prod(target)} outputs {target}, but "
             f"populations.{recipe.target}.units = {units}"
         )
-    return Convolution(shape, recipe.channels, recipe.kernel, recipe.stride, recipe.bias)
+    return Convolution(
+        shape, recipe.channels, recipe.kernel, recipe.stride, recipe.bias, recipe.padding
+    )

@@ -206,6 +206,11 @@ class Layers:
         if self.encoding is None:
             return ACTIVATIONS[network.activation](), False
         neuron: Any = Rate(network.activation) if network.kind == "rate" else self.recipe.neuron
+        if len(neuron.ports) > 1:
+            raise RecipeError(
+                f"neuron.kind = {neuron.kind!r}: has the ports {', '.join(neuron.ports)}: needs "
+                "network.kind = 'circuit', whose projections say to which they lead"
+            )
         return make_population(
             neuron,
             self.recipe.population if network.kind == "spiking" else None,

@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "run": Listing("biograd.commands.run:run", "Run a whole study and print its table."),
     "list": Listing(
-        "biograd.commands.list:listing", "List models, datasets, estimators and studies."
+        "biograd.commands.list:listing", "List what the other commands and the recipes take."
     ),
     "matrix": Listing("biograd.commands.matrix:matrix", "Try every rule on every kind of network."),
     "data": Listing("biograd.commands.data:data", "Fetch and verify datasets."),

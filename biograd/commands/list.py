@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import click
@@ -52,16 +54,57 @@ def _estimators() -> list[Row]:
     rows = []
     for name, estimator in ESTIMATORS.items():
         facts = {key: _fact(estimator, key) for key in ("needs", "passes", "bias")}
-        summary = (estimator.__doc__ or "").strip().partition("\n")[0]
         rows.append(
             {
                 "name": name,
                 **facts,
-                "description": summary,
+                "description": _summary(estimator),
                 "reference": _fact(estimator, "reference"),
             }
         )
     return rows
+
+
+def _neurons() -> list[Row]:
+    from biograd.neurons import NEURONS
+
+    return _parts(NEURONS, lambda kind: kind, {"kind", "trainable"})
+
+
+def _tasks() -> list[Row]:
+    from biograd.tasks import TASKS
+
+    return _parts(TASKS, lambda kind: kind)
+
+
+def _encodings() -> list[Row]:
+    from biograd.encoding import ENCODINGS
+
+    return _parts(ENCODINGS, lambda kind: kind.Settings)
+
+
+def _sources() -> list[Row]:
+    from biograd.data import SOURCES
+
+    return _parts(SOURCES, lambda read: getattr(inspect.getmodule(read), "Settings", None))
+
+
+def _parts(
+    parts: Mapping[str, Any], of: Callable[[Any], Any], hidden: Collection[str] = ()
+) -> list[Row]:
+    """Return a row for each part, with its keys: the fields of the dataclass ``of`` it."""
+    rows = []
+    for name, part in parts.items():
+        made = of(part)
+        fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
+        keys = [field.name for field in fields if field.name not in hidden]
+        rows.append({"name": name, "keys": keys, "description": _summary(part)})
+    return rows
+
+
+def _summary(part: Any) -> str:
+    """Return the first line of what a part says of itself."""
+    return (inspect.getdoc(part) or "").partition("\n")[0]
 
 
 def _studies() -> list[Row]:
@@ -87,6 +130,10 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "models": _models,
     "datasets": _datasets,
     "estimators": _estimators,
+    "neurons": _neurons,
+    "encodings": _encodings,
+    "tasks": _tasks,
+    "sources": _sources,
     "studies": _studies,
 }
 HIDDEN = {"licence"}
@@ -96,9 +143,10 @@ HIDDEN = {"licence"}
 @command("list")
 @click.argument("kind", type=Words(list(KINDS)), required=False, metavar="[KIND]")
 def listing(kind: str | None) -> Answer:
-    """List models, datasets, estimators and studies.
+    """List what the other commands and the recipes take, with the parts of other packages.
 
-    KIND is one of these four words; without it all are listed.
+    KIND is models, datasets, estimators, neurons, encodings, tasks, sources or studies; without it
+    all are listed.
     """
     found = {name: KINDS[name]() for name in ([kind] if kind else KINDS)}
     texts = {name: _text(name, rows) for name, rows in found.items()}

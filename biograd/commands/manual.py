@@ -1,11 +1,11 @@
-"""The manual of the console, and the table of the estimators, written from the code itself.
+"""The manual of the console, and the tables of rules and neurons, written from the code itself.
 
-``python -m biograd.commands.manual`` rewrites ``cli/README.md`` and the table in
-``docs/rules.md``.
+``python -m biograd.commands.manual`` rewrites ``cli/README.md`` and the tables in ``docs/``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator
 
@@ -13,6 +13,7 @@ import click
 
 from biograd import recipes
 from biograd.commands import COMMANDS, console
+from biograd.neurons.neuron import Neuron
 
 HEAD = """\
 # The console
@@ -83,10 +84,6 @@ def _row(option: click.Option) -> str:
     return f"| {names}{value} | {help_text}{' [required]' if option.required else ''} |"
 
 
-MARKS = ("<!-- estimators -->\n", "<!-- /estimators -->")
-"""What stands before and behind the table of the estimators in the page of the rules."""
-
-
 def estimators() -> str:
     """Return the table of all estimators as Markdown: what each class says of itself."""
     from biograd.estimators import ESTIMATORS
@@ -106,26 +103,63 @@ def _markdown(cell: str) -> str:
     return cell.replace("``", "`").replace("|", "\\|")
 
 
-def with_estimators(page: str) -> str:
-    """Return a page with the table of the estimators between its marks.
+def neurons() -> str:
+    """Return the table of all named neurons: their equations in a word, who simulates them."""
+    from biograd.neurons import NEURONS
+
+    head = ("`neuron.kind`", "neuron", "simulators", "fields beside `kind` and `trainable`")
+    rows = [head, ("---",) * len(head)]
+    for name, kind in NEURONS.items():
+        said = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+        names = [f.name for f in dataclasses.fields(kind) if f.name not in ("kind", "trainable")]
+        fields = ", ".join(f"`{one}`" for one in names)
+        rows.append((f"`{name}`", said.rstrip("."), _simulators(kind), fields))
+    lines = (" | ".join(_markdown(cell) for cell in row) for row in rows)
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _simulators(kind: type[Neuron]) -> str:
+    """Return the names of those that run a neuron with its default fields."""
+    from biograd.errors import CapabilityError
+    from biograd.simulators.population import Population
+
+    found = []
+    for name in ("torch", "snntorch", "brian2"):
+        try:
+            Population(kind(), 1, 1, 1.0, name)
+            found.append(name)
+        except CapabilityError:
+            pass
+    return ", ".join(found) or "torch, without steps"
+
+
+TABLES = {"rules.md": ("estimators", estimators), "networks.md": ("neurons", neurons)}
+"""Pages with a table between two marks, ``<!-- name -->`` and ``<!-- /name -->``."""
+
+
+def with_table(page: str, name: str, table: str) -> str:
+    """Return a page with a table between its marks.
 
     Raises:
         ValueError: a mark is missing.
     """
-    before, table, rest = page.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (table and end):
-        raise ValueError(f"no {' … '.join(mark.strip() for mark in MARKS)} in the page")
-    return f"{before}{table}{estimators()}{end}{after}"
+    marks = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, start, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not (start and end):
+        raise ValueError(f"no {' … '.join(mark.strip() for mark in marks)} in the page")
+    return f"{before}{start}{table}{end}{after}"
 
 
 def main() -> None:
-    """Rewrite the manual beside the package, and the page of the rules in a checkout."""
+    """Rewrite the manual beside the package, and the tables of the pages in a checkout."""
     folder = recipes.shipped("cli")
     (folder / "README.md").write_text(text(), encoding="utf-8")
-    page = folder.parent / "docs" / "rules.md"
-    if page.is_file():
-        page.write_text(with_estimators(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for file, (name, table) in TABLES.items():
+        page = folder.parent / "docs" / file
+        if page.is_file():
+            old = page.read_text(encoding="utf-8")
+            page.write_text(with_table(old, name, table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     decorrelation = record.get("decorrelation") or "off"
     with_it = "" if decorrelation == "off" else f", decorrelation {decorrelation}"
-    loss = record.get("test_loss")
+    loss, evaluated = record.get("test_loss"), record.get("evaluated_on", "test")
+    unseen = record.get("test", {}).get(name)
     return [
         ("run", str(record["run"])),
         ("model", str(record["model"])),
@@ -141,9 +142,10 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(record.get("seed", ""))),
         ("epochs", _epochs(record)),
         (f"train {words(name)}", result(f"train_{name}")),
-        (f"test {words(name)}", result(f"test_{name}")),
+        (f"{evaluated} {words(name)}", result(f"test_{name}")),
+        (f"test {words(name)}", "" if unseen is None else written(name, unseen)),
         ("frozen hidden", result("frozen_hidden_control")),
-        ("test loss", "" if loss is None else f"{loss:.4f}"),
+        (f"{evaluated} loss", "" if loss is None else f"{loss:.4f}"),
         ("silent units", _silent(record.get("silent") or {})),
         *costs(record),
     ]

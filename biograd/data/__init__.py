@@ -120,8 +120,12 @@ def load(
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
     task, kind = set_task(parts, recipe, name)
-    sources = {split: tasked(each, task, f"{name}: {split} split")
-               for split, each in parts.sources.items()}  # fmt: skip
+    looked = [each for split, each in parts.sources.items() if split != "test"]
+    steps = max(each.steps for each in looked) if task.timed and looked[0].timed else 0
+    sources = {
+        split: tasked(each, task, f"{name}: {split} split", steps)
+        for split, each in parts.sources.items()
+    }
     notes, shape = parts.notes, recipe.shape or sources["train"].shape
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")

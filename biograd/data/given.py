@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from biograd.data import layout
+from biograd.data import files, hdf5, layout, npz
 from biograd.data.arrays import Arrays, as_inputs, as_targets
 from biograd.data.choosing import SPLITS
 from biograd.data.items import Items
@@ -21,6 +22,7 @@ from biograd.data.source import Source, is_source
 from biograd.data.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.errors import DataError, RecipeError
 from biograd.recipes.dataset import of_path
+from biograd.tasks import make
 
 LOADERS = {"train_dataloader": "train", "val_dataloader": "validation", "test_dataloader": "test"}
 
@@ -152,14 +154,12 @@ def _by_split(given: Mapping[str, Any], request: Request, where: str) -> Parts:
 
 
 def _file(given: str | Path, request: Request) -> Parts:
-    import dataclasses
-
-    from biograd.data import SOURCES
-
-    _name, keys = of_path(str(given))
+    """Return the sources of a file, a folder or a function that stands for a split."""
+    readers = {"npz": npz.read, "hdf5": hdf5.read, "folder": files.read, "python": function}
+    keys = of_path(str(given))[1]
     recipe = dataclasses.replace(request.recipe, paths={}, **keys)
-    typed = str(given) if keys["source"] == "python" else None
-    return SOURCES[keys["source"]](dataclasses.replace(request, recipe=recipe, given=typed))
+    whole = dataclasses.replace(request, recipe=recipe, given=given)
+    return readers[keys["source"]](whole)
 
 
 def _column(values: Any, where: str) -> Any:
@@ -171,10 +171,21 @@ def _column(values: Any, where: str) -> Any:
     return values if hasattr(values, "shape") else np.asarray(values)
 
 
+def _heads(targets: Mapping[str, Any], request: Request, where: str) -> torch.Tensor:
+    """Return targets by name as one tensor, each head's beside the other's."""
+    settings = dict(request.recipe.task)
+    if settings.pop("name", "") != "heads":
+        names = ", ".join(map(str, targets))
+        raise DataError(
+            f"{where}: targets by name ({names}): give the task 'heads', with a table for each"
+        )
+    return make("heads", 0, settings, where).pack(targets, f"{where}: targets")
+
+
 def _pair(inputs: Any, targets: Any, request: Request, where: str) -> Source:
     columns = {"x": _column(inputs, where), "y": targets}
     if isinstance(targets, Mapping):
-        raise DataError(f"{where}: targets by name: give them in one array, for the task 'heads'")
+        targets = _heads(targets, request, where)
     if isinstance(columns["x"], list):
         raise DataError(f"{where}: rows differ in shape: pad them and give lengths")
     x, y = as_inputs(columns["x"], f"{where}: inputs"), as_targets(targets, f"{where}: targets")

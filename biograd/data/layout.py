@@ -28,6 +28,7 @@ from torch import Tensor
 from biograd.data.arrays import Arrays, as_inputs, as_targets, ended, missing, tensor, without
 from biograd.data.choosing import SPLITS
 from biograd.data.events import Events, Flat
+from biograd.data.lazy_rows import LazyRows
 from biograd.data.request import Parts, Request
 from biograd.data.source import Source, rows_of
 from biograd.errors import DataError, RecipeError, nearest
@@ -208,8 +209,6 @@ class _Reader:
             raise DataError(f"{where}: axes = {self.about.axes!r}, but timed is not set")
         lazy = getattr(x, "lazy", False)
         if lazy and not {"mask", "lengths"} & columns.keys():
-            from biograd.data.hdf5 import LazyRows
-
             return LazyRows(x, targets, self.request.timed, weight, self.digest, where)
         inputs = as_inputs(x[:], f"{where}: x")
         if self.about.axes.split(",")[:2] == ["time", "trial"]:

@@ -16,7 +16,7 @@ from biograd.data.request import Parts
 from biograd.data.source import FIXED, Batch, Key, Source, many, streams
 from biograd.data.stream import FIRST
 from biograd.recipes import DatasetRecipe
-from biograd.tasks import TASKS, Task, Weighted, infer, make
+from biograd.tasks import MISSING, TASKS, Task, Weighted, infer, make
 
 
 def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]:
@@ -35,9 +35,10 @@ def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]
     known = settings.pop("name", "") or parts.task or ("classes" if classes else "")
     where = f"dataset {name}"
     kind = known or infer(targets, f"{where}: targets")
-    given = {**TASKS.find(kind, f"{where}: task.name").fitting(targets), **settings}
+    made = TASKS.find(kind, f"{where}: task.name")
+    given = {**made.fitting(targets), **settings}
     outputs = int(given.pop("outputs", 0))
-    if kind in ("classes", "reward"):
+    if made.whole:  # of a reward that depends on the reward
         outputs = classes or outputs
     task = make(kind, outputs, given, where)
     if first.weight is not None:
@@ -45,12 +46,32 @@ def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]
     return task, kind
 
 
-def tasked(source: Source, task: Task, where: str) -> Source:
-    """Return a source whose targets are the task's."""
+def tasked(source: Source, task: Task, where: str, steps: int = 0) -> Source:
+    """Return a source whose targets are the task's.
+
+    Args:
+        steps: to which trials with a target in every step are padded; 0: not at all.
+    """
     if isinstance(source, Arrays):
         targets = packed(task, source.targets, source.weight, where)
-        return Arrays(source.inputs, targets, source.timed, source.lengths)
-    return (TaskedStream if streams(source) else Tasked)(source, task, where)
+        inputs, targets = lasting(source.inputs, targets, steps)
+        return Arrays(inputs, targets, source.timed, source.lengths)
+    return (TaskedStream if streams(source) else Tasked)(source, task, where, steps)
+
+
+def lasting(inputs: Tensor, targets: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return trials of at least ``steps``: inputs 0 and targets missing behind their end."""
+    more = steps - inputs.shape[1] if steps else 0
+    if more <= 0:
+        return inputs, targets
+    if targets.dim() > 1 and targets.shape[1] == inputs.shape[1]:
+        absent = torch.nan if targets.is_floating_point() else MISSING
+        targets = torch.cat([targets, targets.new_full(_of(targets, more), absent)], 1)
+    return torch.cat([inputs, inputs.new_zeros(_of(inputs, more))], 1), targets
+
+
+def _of(values: Tensor, steps: int) -> tuple[int, ...]:
+    return (len(values), steps, *values.shape[2:])
 
 
 def packed(task: Task, targets: Tensor, weight: Tensor | None, where: str) -> Tensor:
@@ -64,8 +85,8 @@ def packed(task: Task, targets: Tensor, weight: Tensor | None, where: str) -> Te
 class Tasked:
     """A source that is not in memory: its batches are checked and packed when they are taken."""
 
-    def __init__(self, source: Source, task: Task, where: str) -> None:
-        self.source, self.task, self.where = source, task, where
+    def __init__(self, source: Source, task: Task, where: str, steps: int = 0) -> None:
+        self.source, self.task, self.where, self.least = source, task, where, steps
         self.shape, self.timed = source.shape, source.timed
 
     def __len__(self) -> int:
@@ -74,7 +95,7 @@ class Tasked:
     @property
     def steps(self) -> int:
         """Most steps of a trial."""
-        return self.source.steps
+        return max(self.source.steps, self.least)
 
     @property
     def digest(self) -> str:
@@ -103,7 +124,8 @@ class Tasked:
         targets = packed(self.task, targets, batch.weight, self.where)
         if self.source.targets is None:
             self.task.check(targets, self.where)
-        return dataclasses.replace(batch, targets=targets, weight=None)
+        inputs, targets = lasting(batch.inputs, targets, self.least)
+        return dataclasses.replace(batch, inputs=inputs, targets=targets, weight=None)
 
 
 class TaskedStream(Tasked):

@@ -27,13 +27,13 @@ class Given(Encoding):
         return torch.nn.functional.pad(current, (0, 0, 0, self.steps - inputs.shape[1]))
 
 
-def check_duration(given: int, steps: int, dt_ms: float) -> None:
-    """Refuse data of more steps than a trial has.
+def check_duration(given: int, steps: int, dt_ms: float, alike: bool = False) -> None:
+    """Refuse data of more steps than a trial has; ``alike``: also of fewer.
 
     Raises:
         DataError: with the duration that they need.
     """
-    if given > steps:
+    if given > steps or (alike and given < steps):
         raise DataError(
             f"encoding.duration_ms = {steps * dt_ms:g}: the data last {given} steps of "
             f"{dt_ms:g} ms: set encoding.duration_ms = {given * dt_ms:g}"

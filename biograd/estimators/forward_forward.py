@@ -57,7 +57,7 @@ class ForwardForward(Estimator):
     def plans(self, round: Round) -> Iterable[Plan]:
         """Yield a plan for the readout, one with right labels and one with wrong labels."""
         hidden = frozenset(round.hidden)
-        if round.targets is None or round.targets.is_floating_point():
+        if round.targets is None or round.targets.is_floating_point() or round.targets.dim() > 1:
             raise CapabilityError("forward_forward: targets must be the numbers of classes")
         yield Plan(cut=hidden)
         outputs = round.traces[0].outputs

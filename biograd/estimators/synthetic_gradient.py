@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from biograd.contracts import Capability, Plan, Round, SiteTrace, Trace, Transport
 from biograd.errors import CapabilityError, nearest
@@ -255,11 +254,7 @@ class SyntheticGradient(Estimator):
 
 def labels(trace: Trace) -> Tensor:
     """Return what the synthesisers know of the targets, ``[B, labels]``; a class is one-hot."""
-    targets, outputs = trace.targets, trace.outputs
-    if targets.dim() < outputs.dim() and not targets.is_floating_point():
-        known = (targets >= 0).unsqueeze(-1)
-        targets = functional.one_hot(targets.long().clamp_min(0), outputs.shape[-1]) * known
-    return targets.flatten(1).nan_to_num().to(outputs.dtype)
+    return trace.objective.vectors(trace.outputs, trace.targets).flatten(1)
 
 
 def _arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional
 
 from biograd.contracts import Round, Trace
 from biograd.errors import CapabilityError
@@ -52,26 +51,10 @@ class TargetProjection(DirectFeedback):
             CapabilityError: the targets are neither classes nor of the outputs' shape.
         """
         outputs, targets = trace.outputs, trace.targets
-        course = -vectors(outputs, targets) / len(outputs)
+        course = -trace.objective.vectors(outputs, targets) / len(outputs)
+        if course.shape != outputs.shape:
+            raise CapabilityError(
+                f"target projection needs targets of the outputs' shape {tuple(outputs.shape)} or "
+                f"one class for each example, not {tuple(targets.shape)} of {targets.dtype}"
+            )
         return course / outputs.shape[1] if round.timed else course.flatten(1).unsqueeze(1)
-
-
-def vectors(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return targets in the outputs' shape: numbers as they are, classes as one-hot vectors.
-
-    Raises:
-        CapabilityError: they are neither.
-    """
-    real = targets.is_floating_point()
-    if targets.numel() == outputs.numel() and (real or targets.shape == outputs.shape):
-        return targets.view_as(outputs).nan_to_num().to(outputs)
-    if real or targets.shape not in (outputs.shape[:1], outputs.shape[:-1]):
-        raise CapabilityError(
-            f"target projection needs targets of the outputs' shape {tuple(outputs.shape)} or "
-            f"one class for each example, not {tuple(targets.shape)} of {targets.dtype}"
-        )
-    if targets.dim() < outputs.dim() - 1:
-        targets = targets[:, None].expand(outputs.shape[:-1])
-    known = (targets >= 0).unsqueeze(-1)
-    marks = functional.one_hot(targets.clamp_min(0), outputs.shape[-1]) * known
-    return marks.to(outputs)

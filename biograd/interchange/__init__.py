@@ -1,7 +1,7 @@
 """Exchange of networks with other simulators by the Neuromorphic Intermediate Representation (NIR).
 
-``network -> sketch -> graph -> file`` and back: ``describe`` and ``nodes`` write, ``parse`` and
-``build`` read; ``cells`` says what a population is in the terms of NIR.
+``nodes`` writes a network's graph as one of NIR; ``parse`` and ``build`` read one; ``nir_neuron``
+is what a population is in the terms of NIR, which its neuron decides (``Neuron.nir``).
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.encoding import build as build_encoding
 from biograd.errors import CapabilityError, RecipeError
-from biograd.interchange.cells import SAME, Array, milliseconds, neuron_of, settled
+from biograd.interchange.nir_neuron import SAME, Array, milliseconds, neuron_of, settled
 from biograd.interchange.nodes import SIGNS
 from biograd.interchange.parse import Parser
-from biograd.interchange.parts import Found, Way, plain
-from biograd.interchange.readouts import READS, Origin, weighing
+from biograd.interchange.parts import Connection, PopulationNodes, plain
+from biograd.interchange.weighing import READS, Origin, weighing
 from biograd.recipes import EncodingRecipe, PopulationRecipe
 from biograd.simulators.population import Population, Simulator
 from biograd.substrate.normalisation import Dropout
@@ -99,15 +99,16 @@ class _Builder:
         )
         return network
 
-    def _back(self, one: Way) -> bool:
+    def _back(self, one: Connection) -> bool:
         return self.places[one.source] >= self.places[one.target]
 
     # Populations
 
-    def _block(self, found: Found, first: str) -> Block:
+    def _block(self, found: PopulationNodes, first: str) -> Block:
         path, notes = found.path, self.parsed.noted(found.main)
         where = f"{self.where}: node {found.main!r}"
-        neuron = neuron_of(found.cell, notes, where)
+        # earlier versions noted one surrogate for the whole graph
+        neuron = neuron_of(found.cell, self.parsed.notes | notes, where)
         weight = np.asarray(found.cell.weight)
         if type(neuron) is not type(found.cell) and np.any(weight != 1):
             self.weights[path] = weight
@@ -132,7 +133,7 @@ class _Builder:
 
     # What connects them
 
-    def _projection(self, one: Way) -> Projection:
+    def _projection(self, one: Connection) -> Projection:
         parsed, back = self.parsed, self._back(one)
         pool, shape = self._pooled(one, self._shape(one.source))
         layer = self._layer(one, shape)
@@ -151,7 +152,9 @@ class _Builder:
             return self.parsed.shape
         return self.parsed.populations[source].shape
 
-    def _pooled(self, one: Way, shape: tuple[int, ...]) -> tuple[Pooling | None, tuple[int, ...]]:
+    def _pooled(
+        self, one: Connection, shape: tuple[int, ...]
+    ) -> tuple[Pooling | None, tuple[int, ...]]:
         """Return what reduces the source's grid, and the shape behind it."""
         if not one.pool:
             return None, shape
@@ -166,7 +169,7 @@ class _Builder:
         pool = Pooling(shape, int(sizes.pop()), int(strides.pop()), kind)  # type: ignore[arg-type]
         return pool, pool.target_shape
 
-    def _layer(self, one: Way, shape: tuple[int, ...]) -> nn.Module:
+    def _layer(self, one: Connection, shape: tuple[int, ...]) -> nn.Module:
         """Return the layer of a way, its weights set."""
         if not one.weight:
             return OneToOne(math.prod(shape)).double()
@@ -219,7 +222,7 @@ class _Builder:
         channels = len(node.weight)
         return Convolution(shape, channels, side, stride.pop(), bias, int(padding.pop()))
 
-    def _lag(self, one: Way) -> int:
+    def _lag(self, one: Connection) -> int:
         """Return a delay in steps."""
         dt_ms, node = self.encoding.dt_ms, self.parsed.names.get(f"{one.path}.delay")
         steps = one.delay_ms / dt_ms

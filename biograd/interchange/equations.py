@@ -20,7 +20,7 @@ import numpy as np
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.layer import Brian2Layer
 from biograd.errors import CapabilityError
-from biograd.interchange.cells import SAME, Array, Cell, in_milliseconds
+from biograd.interchange.nir_neuron import SAME, Array, NirNeuron, in_milliseconds
 
 EXACT = ("", "exact", "linear")
 """Methods that solve a linear equation exactly."""
@@ -28,7 +28,7 @@ INTEGRATING = (*EXACT, "euler", "rk2", "rk4")
 """Methods that solve an equation exactly whose right side does not depend on the potential."""
 
 
-def of_equations(layer: Brian2Layer) -> Cell:
+def of_equations(layer: Brian2Layer) -> NirNeuron:
     """Return the population that Brian2 equations describe.
 
     Raises:
@@ -51,7 +51,7 @@ class _Algebra:
     def refuse(self, what: str) -> CapabilityError:
         return CapabilityError(f"{self.where}: NIR cannot express {what}")
 
-    def cell(self) -> Cell:
+    def cell(self) -> NirNeuron:
         """Return the population."""
         self._check()
         found, beta = self._linear(), 1.0
@@ -89,7 +89,7 @@ class _Algebra:
             raise self.refuse(f"{len(names)} differential equations ({listed}); a node has one")
         return names[0]
 
-    def _linear(self) -> Cell:
+    def _linear(self) -> NirNeuron:
         """Return the population of one differential equation."""
         v, current = self.symbol(self._potential()), self.symbol(self.port)
         pairs = dict(self.model.equations.get_substituted_expressions(self.model.sample.variables))
@@ -103,11 +103,11 @@ class _Algebra:
         drive = drive * self.model.scales[self.port]
         if not slope.any() and not offset.any():
             self._check_method(INTEGRATING)
-            return Cell(resistance=drive)
+            return NirNeuron(resistance=drive)
         if (slope >= 0).any():
             raise self.refuse(f"the equation d{v}/dt = {text}, which does not decay")
         self._check_method(EXACT)
-        return Cell(
+        return NirNeuron(
             time_constant_ms=in_milliseconds(-1 / slope),
             resistance=-drive / slope,
             rest=-offset / slope + 0.0,

@@ -15,7 +15,7 @@ from biograd.errors import RecipeError
 from biograd.interchange.build import Choices, build, step_length
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser
-from biograd.interchange.readouts import Read
+from biograd.interchange.weighing import Read
 from biograd.recipes import EncodingRecipe
 from biograd.runs import storage
 from biograd.runs.reader import Run
@@ -54,12 +54,13 @@ def export_nir(
 ) -> Path:
     """Write a spiking network or a circuit as a NIR file.
 
-    Populations become LIF, IF, CubaLIF, LI, CubaLI and I nodes, layers Affine, Linear, Scale and
-    Conv2d, delays Delay; decorrelation is folded into the weights.  The readout becomes Affine and
-    LI; the graph's metadata say what of its course is the output: "mean", "sum" or "last" of the
-    trial.  Times are in seconds.  What a step is stands in ``biograd.interchange.cells``: in it, a
-    spike is a current of 1, and what leads back arrives one step later, without a Delay.  Encoding,
-    surrogate and the length of a step are noted in the metadata.
+    Populations become LIF, IF, CubaLIF, LI, CubaLI and I nodes, layers Affine, Linear, Scale,
+    Conv2d, SumPool2d and AvgPool2d, delays Delay; decorrelation is folded into the weights, masks
+    are noted.  The readout becomes Affine and LI; the graph's metadata say what of its course is
+    the output: "mean", "sum" or "last" of the trial, or all "steps".  Times are in seconds.  What a
+    step is stands in ``biograd.interchange.nir_neuron``: in it, a spike is a current of 1, and what
+    leads back arrives one step later, without a Delay.  Encoding, surrogates, dropout and the
+    length of a step are noted in the metadata.
 
     Args:
         network: of ``biograd.build``, or a run.
@@ -105,10 +106,10 @@ def import_nir(
 ) -> Circuit:
     """Return the network of a NIR file or graph; every rule can train it.
 
-    A stack of dense layers of equal leaky integrate-and-fire neurons becomes a ``SpikingNetwork``;
-    anything else a ``Circuit`` of Brian2 populations, with constants of each neuron's own.  NIR is
-    continuous in time; in a step everything is solved exactly for what is constant in it
-    (``biograd.interchange.cells``).  What the file of ``export_nir`` notes need not be given.
+    Nodes whose equations are those of ``Leaky`` or ``LeakyIntegrator`` become these, others a
+    ``NirNeuron`` (``biograd.interchange.nir_neuron``), with constants of each neuron's own.  NIR is
+    continuous in time; in a step everything is solved exactly for what is constant in it.  What the
+    file of ``export_nir`` notes need not be given.
 
     Args:
         source: path of the file, or a ``nir.NIRGraph``.
@@ -116,11 +117,11 @@ def import_nir(
         duration_ms: length of a trial.
         encoding: how a datum becomes what flows in; without one that is noted, data are courses
             ``[steps, units]``.
-        substrate: who simulates a stack: "torch", the default, "snntorch" or "brian2".
+        substrate: who simulates it: "torch", the default, "snntorch" or "brian2".
         reset: what a spike does in the steps of LIF, IF and CubaLIF nodes: "value" puts the
             potential to ``v_reset``, "subtract" takes ``v_threshold - v_reset`` from it.
         read: what of the output's course is the network's output: "mean" over the trial, "sum" or
-            "last"; by default the sum of spikes, the mean of potentials.
+            "last", or all "steps"; by default the sum of spikes, the mean of potentials.
 
     Raises:
         CapabilityError: a node, or a way to connect nodes, that biograd does not know, by name.

@@ -19,9 +19,9 @@ from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne, Sparse
 from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.errors import CapabilityError, MissingExtraError
-from biograd.interchange.cells import Array, Cell
-from biograd.interchange.populations import array, cell_of
-from biograd.interchange.readouts import READS, Read, origin_of, weighing
+from biograd.interchange.forms import array, cell_of
+from biograd.interchange.nir_neuron import KEYS, Array, NirNeuron
+from biograd.interchange.weighing import READS, Read, origin_of, weighing
 from biograd.substrate.effective import effective_parameters
 
 Subtract = Literal["loop", "node"]
@@ -80,17 +80,15 @@ class _Writer:
         """Return in which shape the units of the input or a population lie."""
         if name in self.origin.shapes:
             return self.origin.shapes[name]
-        found: list[Any]
-        if name == INPUT:
-            units: int = self.encoding.units
-            from_here = [one for one in self.graph.projections if one.source == INPUT]
-            found = [getattr(one.before or one.layer, "shape", None) for one in from_here]
-            found = [shape for shape in found if shape is not None and math.prod(shape) == units]
-        else:
-            units = self.graph.blocks[name].cells.units  # type: ignore[assignment]
-            into = [one.layer for one in self.graph.projections if one.target == name]
-            found = [getattr(layer, "target_shape", (units,)) for layer in into]
-        return found[0] if found and (name == INPUT or len(set(found)) == 1) else (units,)
+        into, found = name == INPUT, list[Shape]()
+        units: Any = self.encoding.units if into else self.graph.blocks[name].cells.units
+        for one in self.graph.projections:
+            first = one.before or one.layer
+            if into and one.source == INPUT and isinstance(first, (Convolution, Pooling)):
+                found.append(first.shape)
+            if one.target == name:
+                found.append(getattr(one.layer, "target_shape", (units,)))
+        return found[0] if len(set(found)) == 1 else (units,)
 
     def add(self, node: Any, path: str) -> str:
         """Add a node and return its name."""
@@ -136,52 +134,48 @@ class _Writer:
                 f"{path}: synaptic_time_constant_ms: zero for some neurons; NIR filters all or none"
             )
         loop = cell.taken is not None and self.subtract == "loop"
-        bare = cell.spiking and cell.reset is None and cell.taken is None
-        if cell.spiking and not loop and not bare:
-            node = self._spiking(path, cell, notes)
-        else:
-            node = self._integrator(cell, split=loop)
+        apart = loop or (cell.spiking and cell.reset is None and cell.taken is None)
+        if cell.spiking and not apart:
+            cell = self._put(path, cell, notes)
+        node = self._neurons(cell, apart, loop)
         node.metadata = notes
         main = self.entries[path] = self.exits[path] = self.add(node, path)
-        if loop or bare:
+        if apart:
             threshold = self.nir.Threshold(threshold=cell.threshold)
             self.exits[path] = self.then(main, threshold, f"{path}.spikes")
         if loop:
             self._loop(path, cell, main)
 
-    def _weighted_input(self, path: str, cell: Cell) -> Cell:
+    def _weighted_input(self, path: str, cell: NirNeuron) -> NirNeuron:
         """Return a cell whose resistance gives back the weight that it had taken in."""
         weight = self.origin.weights.get(path)
         if weight is None or cell.synaptic_time_constant_ms is None:
             return cell
         return dataclasses.replace(cell, weight=weight, resistance=cell.resistance / weight)
 
-    def _integrator(self, cell: Cell, split: bool) -> Any:
-        """Return a population without its threshold; ``split``: its filter is another node."""
-        if cell.time_constant_ms is None:
-            return self.nir.I(r=cell.resistance)
-        if cell.synaptic_time_constant_ms is None or split:
-            return self.nir.LI(tau=_tau(cell), r=cell.resistance, v_leak=cell.rest)
-        return self.nir.CubaLI(**_filtered(cell), r=cell.resistance)
-
-    def _spiking(self, path: str, cell: Cell, notes: dict[str, Any]) -> Any:
-        """Return a population as one node."""
-        if cell.reset is None and not cell.takes_threshold():
+    def _put(self, path: str, cell: NirNeuron, notes: dict[str, Any]) -> NirNeuron:
+        """Return a cell whose spikes put the potential somewhere; if they take, it is noted."""
+        if cell.taken is None:
+            return cell
+        if not cell.takes_threshold():
             raise CapabilityError(
                 f"{path}: subtract = 'node': a spike takes something else than the threshold from "
                 "the potential; take subtract = 'loop'"
             )
-        if cell.taken is not None:
-            notes["reset"] = "subtract"
-        put = np.zeros(np.shape(cell.resistance)) if cell.reset is None else cell.reset
-        spike = {"r": cell.resistance, "v_threshold": cell.threshold, "v_reset": put}
-        if cell.time_constant_ms is None:
-            return self.nir.IF(**spike)
-        if cell.synaptic_time_constant_ms is not None:
-            return self.nir.CubaLIF(**_filtered(cell), **spike)
-        return self.nir.LIF(tau=_tau(cell), v_leak=cell.rest, **spike)
+        notes["reset"] = "subtract"
+        return dataclasses.replace(cell, reset=0 * cell.resistance)
 
-    def _loop(self, path: str, cell: Cell, main: str) -> None:
+    def _neurons(self, cell: NirNeuron, apart: bool, loop: bool) -> Any:
+        """Return the node of neurons; a threshold ``apart``, or a filter in front, are others."""
+        kind = "I" if cell.time_constant_ms is None else "LI"
+        if cell.synaptic_time_constant_ms is not None and not loop:
+            kind = "CubaLI"
+        kind += "F" if cell.spiking and not apart else ""
+        values = {key: getattr(cell, own) for own, key in KEYS[kind].items()}
+        seconds = {k: v / 1000 if k.startswith("tau") else v for k, v in values.items()}
+        return getattr(self.nir, kind)(**seconds)
+
+    def _loop(self, path: str, cell: NirNeuron, main: str) -> None:
         """Let the spikes of a population inhibit it, so that each takes what it has to."""
         gain = cell.gain(self.encoding.dt_ms)
         if not gain.all():
@@ -205,7 +199,7 @@ class _Writer:
         """Write what leads to a population."""
         if one.port == SKIP:
             raise CapabilityError(
-                f"{one.path}: NIR has no skip past neurons: what is summed enters a population"
+                f"{one.path}: NIR has no node for a skip past neurons: it sums currents alone"
             )
         here, shape = self.exits[one.source], self.shapes[one.source]
         steps = one.lag - self.graph.back(one)
@@ -333,15 +327,6 @@ class _Writer:
         return (filtered.time_constant_ms if through else None), how  # type: ignore[union-attr]
 
 
-def _tau(cell: Cell) -> Array:
-    return cell.time_constant_ms / 1000
-
-
-def _filtered(cell: Cell) -> dict[str, Any]:
-    synaptic = cell.synaptic_time_constant_ms / 1000
-    return {"tau_mem": _tau(cell), "tau_syn": synaptic, "w_in": cell.weight, "v_leak": cell.rest}
-
-
 def _dense(layer: nn.Module, path: str) -> tuple[Array, Array | None, Array | None]:
     """Return weight, bias and mask of a layer, with what is folded into its weights."""
     if isinstance(layer, Sparse):
@@ -350,6 +335,8 @@ def _dense(layer: nn.Module, path: str) -> tuple[Array, Array | None, Array | No
         weight = np.zeros(layer.shape, array(layer.weight).dtype)
         weight[mask] = _signed(layer)  # both by target, then by source
         return weight, _optional(layer.bias), mask
+    if isinstance(layer, OneToOne):
+        return np.diag(_signed(layer)[:, 0]), _optional(layer.bias), np.eye(len(layer.weight)) > 0
     if isinstance(layer, Masked):
         mask = array(layer.mask)
         return _signed(layer) * mask, _optional(layer.bias), mask

@@ -14,16 +14,22 @@ from torch import nn
 
 from biograd.circuit.graph import INPUT
 from biograd.errors import CapabilityError, RecipeError
-from biograd.interchange.cells import Array, Cell, in_milliseconds, milliseconds, settled
-from biograd.interchange.parts import Found, Way, flat, plain
-from biograd.interchange.readouts import Read
+from biograd.interchange.nir_neuron import (
+    GRADED,
+    KEYS,
+    Array,
+    NirNeuron,
+    in_milliseconds,
+    milliseconds,
+    settled,
+)
+from biograd.interchange.parts import Connection, PopulationNodes, flat, plain
+from biograd.interchange.weighing import Read
 
-SPIKING = ("LIF", "IF", "CubaLIF")
-GRADED = ("LI", "I", "CubaLI")
 WEIGHTS = ("Affine", "Linear", "Scale", "Conv2d")
 POOLS = ("AvgPool2d", "SumPool2d")
 PASSING = ("Flatten", "Delay", *POOLS)
-KNOWN = ("Input", "Output", "Threshold", *SPIKING, *GRADED, *WEIGHTS, *PASSING)
+KNOWN = ("Input", "Output", "Threshold", *KEYS, *WEIGHTS, *PASSING)
 
 
 class Parser:
@@ -87,27 +93,31 @@ class Parser:
             )
         sources = {one.exit: one.path for one in self.entries.values()}
         sources = {self.names["input"]: INPUT} | sources
-        self.ways, last = list[Way](), list[Way]()
+        self.ways, last = list[Connection](), list[Connection]()
         for place, source in sources.items():
             for way in self._from(place):
                 target = self.entries.get(way[-1])
                 (last if target is None else self.ways).append(self._way(source, way, target))
-        if len(last) != 1:
-            said = "it sums what several nodes bring; one is read"
-            said = said if last else "no population leads to it"
+        if len(last) != 1 or last[0].source == INPUT:
+            said = "no population leads to it"
+            said = "it sums what several nodes bring; one is read" if len(last) > 1 else said
             raise CapabilityError(f"node {self.names['output']!r}: {said}")
         (self.last,) = last
         if self.leak:
             self.names = {k: v for k, v in self.names.items() if v != self.leak}
             self.names["readout.leak"] = self.leak
         by_path = {one.path: one for one in self.entries.values()}
-        spikes = self.last.source != INPUT and by_path[self.last.source].cell.spiking
+        spikes = by_path[self.last.source].cell.spiking
         self.read: Read = how or ("sum" if spikes and not self.leak else "mean")
         self.populations = {path: by_path[path] for path in self._order()}
 
     def kind(self, name: str) -> str:
         """Return what kind of node has a name."""
-        return type(self.nodes[name]).__name__
+        return type(self.nodes.get(name)).__name__
+
+    def _sole(self, name: str) -> str:
+        """Return the only node that leads to one; "": there are several, or none."""
+        return self.before[name][0] if len(self.before[name]) == 1 else ""
 
     def noted(self, name: str) -> dict[str, Any]:
         """Return what a node notes."""
@@ -122,20 +132,22 @@ class Parser:
 
     # Populations
 
-    def _populations(self) -> Iterator[Found]:
+    def _populations(self) -> Iterator[PopulationNodes]:
         used: set[str] = set()
         for name in [name for name in self.nodes if self.kind(name) == "Threshold"]:
             found = self._split(name)
             used |= {found.entry, found.main}
             yield found
         for name in self.nodes:
-            if name not in used and self.kind(name) in (*SPIKING, *GRADED):
+            if name not in used and self.kind(name) in KEYS:
                 cell, shape = self._cell(name)
-                yield Found(self._path(name), name, name, self._reset(name, cell), shape, name)
+                yield PopulationNodes(
+                    self._path(name), name, name, self._reset(name, cell), shape, name
+                )
 
-    def _split(self, threshold: str) -> Found:
+    def _split(self, threshold: str) -> PopulationNodes:
         """Return a population whose threshold is a node of its own."""
-        main = self.before[threshold][0] if len(self.before[threshold]) == 1 else ""
+        main = self._sole(threshold)
         if not main or self.kind(main) not in GRADED or self.after[main] != [threshold]:
             raise CapabilityError(
                 f"node {threshold!r}: a threshold needs a node {', '.join(GRADED)} in front of it "
@@ -145,7 +157,7 @@ class Parser:
         at = self._values(threshold, "threshold", int(np.prod(shape)))
         cell = dataclasses.replace(cell, threshold=at)
         self.names[f"{path}.spikes"] = threshold
-        found = Found(path, main, threshold, cell, shape, main)
+        found = PopulationNodes(path, main, threshold, cell, shape, main)
         loop = next((one for one in self.after[threshold] if self._loops(one, main)), "")
         if not loop:
             return found
@@ -166,7 +178,7 @@ class Parser:
         ends = self.after[name] == [main] and len(self.before[name]) == 1
         return self.kind(name) == "Scale" and ends and self.kind(main) in ("LI", "I")
 
-    def _taken(self, loop: str, cell: Cell, units: int) -> Array:
+    def _taken(self, loop: str, cell: NirNeuron, units: int) -> Array:
         """Return what a spike takes from the potential through a loop."""
         if self.noted(loop).get("takes") == "threshold":
             return np.asarray(cell.threshold)
@@ -177,21 +189,13 @@ class Parser:
         leaks = self.kind(name) == "LI" and not np.any(self.nodes[name].v_leak)
         return leaks and self.after[name] == [main] and bool(self.before[name])
 
-    def _cell(self, name: str) -> tuple[Cell, tuple[int, ...]]:
+    def _cell(self, name: str) -> tuple[NirNeuron, tuple[int, ...]]:
         """Return the constants of a node, and the shape of its neurons."""
-        node, kind = self.nodes[name], self.kind(name)
-        shape = tuple(int(size) for size in np.shape(node.r)) or (1,)
-        wide = [self._outputs(one) for one in self.before[name]]
-        if shape == (1,) and wide and wide[0] > 1:
-            shape = (wide[0],)  # constants are given once for all
-        keys = {"resistance": "r"}
-        if kind in ("LI", "LIF"):
-            keys |= {"time_constant_ms": "tau", "rest": "v_leak"}
-        if kind.startswith("Cuba"):
-            keys |= {"time_constant_ms": "tau_mem", "synaptic_time_constant_ms": "tau_syn"}
-            keys |= {"rest": "v_leak", "weight": "w_in"}
-        if kind in SPIKING:
-            keys |= {"threshold": "v_threshold", "reset": "v_reset"}
+        keys = KEYS[self.kind(name)]
+        shape = tuple(int(size) for size in np.shape(self.nodes[name].r)) or (1,)
+        wide = [one for one in self.before[name] if self.kind(one) in ("Affine", "Linear")]
+        if shape == (1,) and wide:  # constants are given once for all
+            shape = (len(self.nodes[wide[0]].weight),)
         values: dict[str, Any] = {
             own: self._values(name, key, int(np.prod(shape))) for own, key in keys.items()
         }
@@ -199,14 +203,9 @@ class Parser:
             if (values[own] <= 0).any():
                 raise RecipeError(f"node {name!r}: {keys[own]} must be above zero")
             values[own] = in_milliseconds(values[own])
-        return Cell(**values), shape
+        return NirNeuron(**values), shape
 
-    def _outputs(self, name: str) -> int:
-        """Return the number of units behind a layer; 0: it does not say."""
-        kind = self.kind(name)
-        return len(self.nodes[name].weight) if kind in ("Affine", "Linear") else 0
-
-    def _reset(self, name: str, cell: Cell) -> Cell:
+    def _reset(self, name: str, cell: NirNeuron) -> NirNeuron:
         """Return a cell whose spikes subtract, if they do."""
         noted = self.noted(name).get("reset") == "subtract"
         subtracts = noted if self.subtracts is None else self.subtracts
@@ -240,24 +239,22 @@ class Parser:
 
     # What connects them
 
-    def _leak(self, populations: Sequence[Found]) -> str:
+    def _leak(self, populations: Sequence[PopulationNodes]) -> str:
         """Return the leaky integrator of weighted spikes that is part of the readout."""
-        ends = self.before[self.names["output"]]
-        one = next((p for p in populations if ends == [p.main] and self.kind(p.main) == "LI"), None)
-        if one is None or one.cell.spiking or np.any(one.cell.rest):
+        stop = self.names["output"]
+        one = next((p for p in populations if self.before[stop] == [p.main]), None)
+        if one is None or self.kind(one.main) != "LI" or self.after[one.main] != [stop]:
             return ""
         alike = all(isinstance(settled(value), float) for value in one.cell.given().values())
-        here = self.before[one.main][0] if len(self.before[one.main]) == 1 else ""
-        if not alike or self.after[one.main] != [self.names["output"]]:
+        weights = self._sole(one.main)
+        dense = self.kind(weights) in ("Affine", "Linear") and self.after[weights] == [one.main]
+        if not alike or np.any(one.cell.rest) or not dense:
             return ""
-        if not here or self.kind(here) not in ("Affine", "Linear"):
-            return ""
-        if {"mask", "sign"} & self.noted(here).keys() or self.after[here] != [one.main]:
-            return ""
-        here = self.before[here][0] if len(self.before[here]) == 1 else ""
-        while here and self.kind(here) == "Flatten":
-            here = self.before[here][0] if len(self.before[here]) == 1 else ""
-        return one.main if any(here == p.exit and p.cell.spiking for p in populations) else ""
+        here = self._sole(weights)
+        while self.kind(here) == "Flatten":
+            here = self._sole(here)
+        spikes = any(here == one.exit and one.cell.spiking for one in populations)
+        return one.main if spikes and not {"mask", "sign"} & self.noted(weights).keys() else ""
 
     def _from(self, place: str) -> Iterator[list[str]]:
         """Yield the nodes on each way from a place to a population or the output, which ends it."""
@@ -283,7 +280,7 @@ class Parser:
                 raise CapabilityError(f"node {here!r}: its weights act in several places")
             open_ways += [[*way, name] for name in self.after[here]]
 
-    def _way(self, source: str, nodes: list[str], target: Found | None) -> Way:
+    def _way(self, source: str, nodes: list[str], target: PopulationNodes | None) -> Connection:
         """Return the nodes between two populations, or behind the last, by what they are."""
         way = [name for name in nodes[:-1] if name != self.leak]
         weights = [name for name in way if self.kind(name) in WEIGHTS]
@@ -312,7 +309,7 @@ class Parser:
             if name not in weights:
                 part = "pool" if name == pool else self.kind(name).lower()
                 self.names[f"{path}.{part}"] = name
-        return Way(path, source, to, weight, pool, delay)
+        return Connection(path, source, to, weight, pool, delay)
 
     def _delay(self, way: list[str], weights: list[str]) -> float:
         """Return how long a way takes, in milliseconds."""
@@ -357,6 +354,6 @@ class Parser:
         return order
 
 
-def _waits(path: str, left: Sequence[str], ways: Sequence[Way]) -> bool:
+def _waits(path: str, left: Sequence[str], ways: Sequence[Connection]) -> bool:
     """Return whether a population receives something from another that has not had its turn."""
     return any(one.target == path and one.source in left and one.source != path for one in ways)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from biograd.errors import CapabilityError
-from biograd.interchange.cells import Cell
+from biograd.interchange.nir_neuron import NirNeuron
 
 
 @dataclasses.dataclass
-class Found:
+class PopulationNodes:
     """The nodes that make a population: where it receives, where it sends, what it is.
 
     Attributes:
@@ -25,7 +25,7 @@ class Found:
     path: str
     entry: str
     exit: str
-    cell: Cell
+    cell: NirNeuron
     shape: tuple[int, ...]
     main: str
     loop: str = ""
@@ -37,7 +37,7 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class Connection:
     """Nodes from the input or a population to a population or the output.
 
     Attributes:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from biograd.contracts import Loss, Objective, Round, Trace
+from biograd.contracts import Objective, Round, Trace
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.local.objectives import LOCAL_LOSSES, Setting
 from biograd.local.partition import Cells, Kind, channel_count
@@ -113,9 +113,10 @@ class LocalLosses(nn.Module):
             self.heads[name.replace(".", "/")] = head
             self.cells[name] = tuple(head(site.activity.detach(), trace.targets).shape[1:])
 
-    def objective(self, loss: Loss) -> Objective:
-        """Return ``loss`` of the outputs, with the local losses beside it."""
-        return Objective(loss, {name: self.heads[name.replace(".", "/")] for name in self.cells})
+    def objective(self, outputs: Objective) -> Objective:
+        """Return the objective of the outputs with the local losses beside it."""
+        local = {name: self.heads[name.replace(".", "/")] for name in self.cells}
+        return dataclasses.replace(outputs, local=local)
 
     def spread(self, values: Tensor, units: tuple[int, ...], level: int) -> Tensor:
         """Return for each unit what is credited to it; see ``Cells.spread``."""

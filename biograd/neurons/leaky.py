@@ -118,8 +118,9 @@ class Leaky(Spiking):
             )
         if self.reset == "zero" and filtered:
             raise CapabilityError(
-                "neuron.reset = 'zero' with a synaptic filter: snnTorch's Synaptic also resets the "
-                "synaptic current; use reset = 'subtract' or network.substrate = 'torch'"
+                "neuron.reset = 'zero' with neuron.synaptic_time_constant_ms: snnTorch's Synaptic "
+                "also resets the synaptic current; use reset = 'subtract' or network.substrate = "
+                "'torch'"
             )
         names = ("beta", "threshold", *(("alpha",) if filtered else ()))
         one = torch.ones((), dtype=torch.float64)  # a number would become float32

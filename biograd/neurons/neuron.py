@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from biograd.checking import NotNegative, Positive
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 
-PerNeuron = Positive | tuple[Positive, ...] | str
+PerNeuron = Positive | str | tuple[Positive, ...]
 """One value for all neurons of a population, one for each, or a draw: ``"uniform(5, 20)"``."""
-PerNeuronOrZero = NotNegative | tuple[NotNegative, ...] | str
+PerNeuronOrZero = NotNegative | str | tuple[NotNegative, ...]
 State = Any
 """A named tuple of a neuron's variables, each ``[rows, *U]``."""
 SnnTorchStep = Callable[[State, Tensor, Tensor, Any], tuple[State, Tensor]]
@@ -81,6 +81,8 @@ class Neuron:
             setattr(cls, "nir", Neuron.nir)  # noqa: B010 - mypy takes no method as a value
 
     def __post_init__(self) -> None:
+        if self.kind and self.kind != self.name and "name" in vars(type(self)):
+            raise RecipeError(f"{self.noun}: kind = {self.kind!r}: it is {self.name!r}")
         object.__setattr__(self, "kind", self.kind or self.name)
 
     @property
@@ -140,7 +142,7 @@ class Neuron:
         )
 
     def nir(self, p: Any) -> Mapping[str, Any]:
-        """Return the neuron in the terms of NIR: the fields of ``interchange.cells.Cell``.
+        """Return the neuron in the terms of NIR, as fields of ``interchange.nir_neuron``.
 
         Args:
             p: the fields, learned ones as they are; one that differs between neurons is ``[U]``.
@@ -215,8 +217,10 @@ def step(
         into: currents by port.
         derivative: stands in for the neuron's surrogate.
     """
-    x = neuron.advance(x, spikes, spikes.detach(), SimpleNamespace(**into), c, Functions)
-    passed = neuron.passed(x, c, Functions)
+    given = SimpleNamespace(**into)
     if not neuron.spiking:
-        return x, passed
+        x = neuron.advance(x, spikes, spikes, given, c, Functions)
+        return x, neuron.passed(x, c, Functions)
+    x = neuron.advance(x, spikes, spikes.detach(), given, c, Functions)
+    passed = neuron.passed(x, c, Functions)
     return x, spike(passed, derivative=derivative or neuron.derivative)

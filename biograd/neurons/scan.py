@@ -82,6 +82,9 @@ def coefficients(neuron: Neuron, c: Any) -> Coefficients | None:
                 return None
         if _differ(distance(zero) + _dot(sight, x), distance(x)):
             return None
+        last = zip(at(x, 0.0, 0.0, i), at(x, 1.0, 1.0, i), strict=True)
+        if not neuron.spiking and any(_differ(a, b) for a, b in last):
+            return None  # what it passes on comes back as a value, not as a spike
     except (AttributeError, TypeError):  # it calls a function
         return None
     gated = [_minus(one, other) for one, other in zip(by_state[1.0], by_state[0.0], strict=True)]

@@ -11,6 +11,8 @@ from biograd.neurons.neuron import Neuron, state_of
 
 SPIKED = "spiked"
 """The variable that holds the spikes of the step before."""
+OUTPUT = "passed_on"
+"""What a neuron without a threshold passed on in the step before."""
 
 
 class Text(NamedTuple):
@@ -51,7 +53,8 @@ def _operator(sign: str, swapped: bool) -> Callable[[Any, Any], Symbol]:
     return write
 
 
-for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "truediv": "/"}.items():
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**"}
+for _name, _sign in _OPERATORS.items():
     setattr(Symbol, f"__{_name}__", _operator(_sign, swapped=False))
     setattr(Symbol, f"__r{_name}__", _operator(_sign, swapped=True))
 
@@ -108,9 +111,10 @@ def write(neuron: Neuron, constants: Any) -> Text:
         CapabilityError: Brian2 lacks a function that the step calls.
     """
     names, c = neuron.variables, _Read(constants)
-    x, spiked = state_of(names)(*map(Symbol, names)), Symbol(SPIKED)
+    x = state_of(names)(*map(Symbol, names))
+    last = Symbol(SPIKED if neuron.spiking else OUTPUT)
     into = SimpleNamespace(**{port: Symbol(port) for port in neuron.ports})
-    new = neuron.advance(x, spiked, spiked, into, c, FUNCTIONS)
+    new = neuron.advance(x, last, last, into, c, FUNCTIONS)
     passed = neuron.passed(state_of(names)(*map(Symbol, names)), c, FUNCTIONS)
     lines = [f"new_{name} = {_text(value)}" for name, value in zip(names, new, strict=True)]
     lines += [f"{name} = new_{name}" for name in names]

@@ -1,7 +1,9 @@
 """What differs between the neurons of a population: lists, draws, and what is learned.
 
-A learned field stays within its bounds: ``initial low (high / low)**sigmoid(factor)``, where the
-optimiser moves the factor of every neuron.
+A learned field stays within its bounds: it is
+``initial (high / low)**(sigmoid(factor + b) - sigmoid(b))``
+where ``sigmoid(b) = -log(low) / log(high / low)``.  The optimiser moves the factor of every neuron;
+it starts at zero, where the field has its initial value to the last bit.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,9 +30,16 @@ WIDEST = 1e9
 
 def per_neuron(neuron: Neuron) -> tuple[str, ...]:
     """Return the names of the fields that may differ between neurons."""
-    kinds = (PerNeuron, PerNeuronOrZero)
-    fields = dataclasses.fields(neuron)
-    return tuple(f.name for f in fields if f.type in kinds or str(f.type).startswith("PerNeuron"))
+    return tuple(n for n, kind in _kinds(type(neuron)).items() if kind in _DIFFERING)
+
+
+_DIFFERING = (PerNeuron, PerNeuronOrZero)
+
+
+@cache
+def _kinds(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def spread(neuron: Neuron, units: int, where: str, stream: str) -> dict[str, Tensor]:
@@ -65,8 +76,8 @@ def _drawn(neuron: Neuron, name: str, text: str, units: int, key: str, stream: s
         raise RecipeError(f"{key} = {text!r}: its arguments must be two numbers") from error
     draws = _draw(match[1], first, second, units, f"{stream}.{name}", key)
     least = float(draws.min())
-    kind = {field.name: field.type for field in dataclasses.fields(neuron)}[name]
-    if not math.isfinite(float(draws.sum())) or least < 0 or (not least and kind == "PerNeuron"):
+    zero = _kinds(type(neuron))[name] == PerNeuronOrZero
+    if not math.isfinite(float(draws.sum())) or least < 0 or not (least or zero):
         raise RecipeError(f"{key} = {text!r}: it draws {least:g}, which is out of range")
     return draws
 
@@ -106,12 +117,19 @@ def check_trainable(neuron: Neuron, where: str) -> None:
             raise RecipeError(f"{key}: zero stays zero, whatever its factor")
 
 
+def bounded(factor: Tensor, initial: float | Tensor, low: float, high: float) -> Tensor:
+    """Return the value of a learned field."""
+    begin = start(low, high)
+    share = torch.sigmoid(factor + begin) - torch.sigmoid(torch.full_like(factor, begin))
+    return initial * (high / low) ** share
+
+
 def start(low: float, high: float) -> float:
-    """Return the factor whose field has its initial value."""
+    """Return the factor whose ``value`` is the initial one."""
     share = -math.log(low) / math.log(high / low)
     return math.log(share / (1 - share))
 
 
 def value(factor: Tensor, initial: float | Tensor, low: float, high: float) -> Tensor:
-    """Return a learned value within its bounds: ``initial low (high / low)**sigmoid(factor)``."""
+    """Return a learned constant of equations: ``initial low (high / low)**sigmoid(factor)``."""
     return initial * low * (high / low) ** torch.sigmoid(factor)

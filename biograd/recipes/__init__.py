@@ -3,7 +3,15 @@
 A model recipe says what the data go through and how it learns, a dataset recipe what goes in.
 Every key has a type, most a range; an unknown key, a wrong type or a value out of range is
 refused with the file, the key and the nearest valid word.
+
+Why some are lazy: the recipe of a network holds neurons, which are written for torch, and a line of
+help or a misspelt name should not wait for that.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from biograd.checking import (
     Count,
@@ -14,12 +22,6 @@ from biograd.checking import (
     Table,
     construct,
     validate,
-)
-from biograd.recipes.architecture import (
-    MixerRecipe,
-    NetworkRecipe,
-    PopulationRecipe,
-    ProjectionRecipe,
 )
 from biograd.recipes.dataset import (
     FUNCTION,
@@ -32,8 +34,16 @@ from biograd.recipes.dataset import (
 )
 from biograd.recipes.encodings import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
-from biograd.recipes.model import ModelRecipe, load_model
 from biograd.recipes.toml import merge, names, override, read, shipped
+
+if TYPE_CHECKING:
+    from biograd.recipes.architecture import (
+        MixerRecipe,
+        NetworkRecipe,
+        PopulationRecipe,
+        ProjectionRecipe,
+    )
+    from biograd.recipes.model import ModelRecipe, load_model
 
 __all__ = [
     "Range",
@@ -67,3 +77,10 @@ __all__ = [
     "OWN",
     "title",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import the recipe of a model, or of a part of it, on its first use."""
+    if name not in __all__:
+        raise AttributeError(f"module 'biograd.recipes' has no attribute {name!r}")
+    return getattr(importlib.import_module("biograd.recipes.model"), name)

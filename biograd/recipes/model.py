@@ -9,7 +9,7 @@ from typing import Any
 
 from biograd.checking import Table, construct, convert
 from biograd.errors import RecipeError
-from biograd.neurons import Leaky
+from biograd.neurons import NEURONS, Leaky
 from biograd.recipes.architecture import (
     MixerRecipe,
     NetworkRecipe,
@@ -72,7 +72,8 @@ def load_model(
 ) -> ModelRecipe:
     """Return the model recipe ``name`` (shipped name or path to a TOML file).
 
-    Later wins: the file, its ``[dataset.<dataset>]`` table, ``over``, then ``assignments``.
+    Later wins: the file, its ``[dataset.<dataset>]`` table, ``over``, then ``assignments``.  Where
+    these ask for another ``neuron.kind``, keys of the file that it does not have go.
 
     Raises:
         RecipeError: with the file, the key and the nearest valid word.
@@ -84,7 +85,18 @@ def load_model(
         convert(Table, changes, path, f"dataset.{known}")
         construct(ModelRecipe, merge(table, changes), f"{path}: dataset.{known}")
     table = merge(table, for_dataset.get(dataset, {}))
-    return construct(ModelRecipe, override(merge(table, over or {}), assignments), path)
+    given = override(dict(over or {}), assignments)
+    return construct(ModelRecipe, merge(_of_kind(table, given), given), path)
+
+
+def _of_kind(table: Table, given: Table) -> Table:
+    """Return a file's table without keys of its neuron that the kind asked for does not have."""
+    asked, own = given.get("neuron"), table.get("neuron")
+    kind = asked.get("kind") if isinstance(asked, Mapping) else None
+    if kind is None or kind not in NEURONS or not isinstance(own, Mapping):
+        return table
+    known = {"kind", *MOVED, *(field.name for field in dataclasses.fields(NEURONS[kind]))}
+    return {**table, "neuron": {key: value for key, value in own.items() if key in known}}
 
 
 def _check_budget(table: Table, path: Path) -> None:

@@ -14,12 +14,11 @@ from biograd.brian.simulation import Simulation
 from biograd.errors import BiogradError
 from biograd.neurons.neuron import Neuron
 from biograd.neurons.scan import Course
-from biograd.neurons.symbols import SPIKED, write
+from biograd.neurons.symbols import OUTPUT, SPIKED, write
 from biograd.recipes import PopulationRecipe
 
 KEPT = 4
 """Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
-OUTPUT = "passed_on"
 
 
 class Brian2Group:

@@ -18,7 +18,7 @@ from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
 from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
 from biograd.neurons.stepped import SteppedPopulation
-from biograd.neurons.values import check_trainable, spread, start, value
+from biograd.neurons.values import bounded, check_trainable, spread
 from biograd.threads import Turn
 
 Simulator = Literal["torch", "snntorch", "brian2"]
@@ -68,9 +68,7 @@ class Population(SteppedPopulation):
         self.differing = tuple(found := spread(neuron, units, where, stream or where))
         for name, values in found.items():
             self.register_buffer(f"values_{name}", values, persistent=False)
-        self.factors = nn.ParameterDict(
-            {name: torch.full((units,), start(*ends)) for name, ends in neuron.trainable.items()}
-        )
+        self.factors = nn.ParameterDict({name: torch.zeros(units) for name in neuron.trainable})
         self._turn = Turn()
         self._foreign: Any = None
         if simulator != "torch":
@@ -99,7 +97,7 @@ class Population(SteppedPopulation):
     def learned(self) -> dict[str, Tensor]:
         """Return the learned fields, each ``[units]``, in the recipe's units."""
         return {
-            name: value(self.factors[name], self._initial(name), *self.neuron.trainable[name])
+            name: bounded(self.factors[name], self._initial(name), *self.neuron.trainable[name])
             for name in self.factors
         }
 
@@ -262,17 +260,17 @@ class Population(SteppedPopulation):
         first: bool,
     ) -> tuple[State, Tensor]:
         """Return the state after one step and what is passed on (see ``SteppedPopulation``)."""
-        into = dict(self.by_port(current))
+        neuron, now = self.neuron, self._now
+        spiking, port = neuron.spiking, neuron.ports[0]
+        into = {port: current} if isinstance(current, Tensor) else dict(current)
         if fed is not None:
-            port = self.neuron.ports[0]
             into[port] = into[port] + fed
-        spiking = self.neuron.spiking
-        x = state_of(self.neuron.variables)(*(state[:-1] if spiking else state))
-        last = self.passed(state)
+        x = state_of(neuron.variables)(*(state[:-1] if spiking else state))
+        last = state[-1] if spiking else neuron.passed(x, now, Functions)
         if self.simulator == "snntorch":
-            new, out = self.foreign()(x, last, into[self.neuron.ports[0]], self._now)
+            new, out = self.foreign()(x, last, into[port], now)
         else:
-            new, out = step(self.neuron, self._now, x, last, into, self.transport.derivative)
+            new, out = step(neuron, now, x, last, into, self.transport.derivative)
         if self.simulator == "brian2":
             new, out = self._as_brian2(new, out, into, first)
         return ((*new, out) if spiking else tuple(new)), out

@@ -84,6 +84,7 @@ class Place:
         placement: who runs the trainings, and how many at a time.
         task: the number of the only training that is to be done; None: all of them.
         own: data that are in no file, by the name that the study has for them; never written.
+        digests: of own data that were looked at.
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class Place:
     placement: Placement = dataclasses.field(default_factory=Placement)
     task: int | None = None
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    digests: dict[Any, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def data(self, name: str) -> Any:
         """Return the user's own data that a study calls ``name``; None: it is no name of such.

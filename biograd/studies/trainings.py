@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from biograd import experiment, placement
+from biograd.data import ASKED
 from biograd.errors import BiogradError, RecipeError
 from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
@@ -38,6 +39,9 @@ from biograd.studies.comparison import Comparison, Summary
 from biograd.studies.design import Trainings, stem
 from biograd.studies.grid import Cell
 from biograd.studies.search import Search
+
+OWN = (*ASKED, "npz", "hdf5", "folder")
+"""Sources whose content no recipe fixes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +105,9 @@ class Training:
         Raises:
             RecipeError: the request is not valid, or what is there was made with other settings.
         """
-        asked = _plain(experiment.configure(self.request()))
-        known = self._read()
+        request = self.request()
+        configuration = experiment.configure(request)
+        asked, known = _plain(configuration), self._read()
         if known is not None:
             if not self.path.exists():
                 raise RecipeError(
@@ -110,10 +115,28 @@ class Training:
                     "it again"
                 )
             _same(known["configuration"], asked, self.note)
+            if configuration.data.source in OWN:
+                self._same_data(configuration, request.own)
         elif self._begun():
             with experiment.load(self.path) as run:
                 _same(run.config, asked, self.path)
         return asked
+
+    def _same_data(self, configuration: experiment.Configuration, own: Any) -> None:
+        """Refuse what was learned from own data that are others now."""
+        key = (
+            id(own),
+            json.dumps(dataclasses.asdict(configuration.data), default=str),
+            configuration.dataset,
+        )
+        if key not in self.place.digests:
+            self.place.digests[key] = configuration.read(own).digest
+        with experiment.load(self.path) as run:
+            if run.attributes["dataset_sha256"] != self.place.digests[key]:
+                raise RecipeError(
+                    f"{self.path}: was learned from other {configuration.dataset} data: give "
+                    "another folder, or delete the file"
+                )
 
     def known(self) -> Summary | None:
         """Return its summary; None if it has not been trained to the end."""

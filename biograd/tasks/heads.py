@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import DataError, RecipeError, nearest
-from biograd.tasks.task import Metrics, Task, Totals
+from biograd.tasks.task import Metrics, Task, Totals, natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Heads(Task):
         for head in self.heads:
             given = targets[..., first : first + head.task.width]
             first += head.task.width
-            yield head, given.squeeze(-1).long() if head.task.whole else given
+            yield head, natural(head.task, given)
 
     def pack(self, targets: Any, where: str) -> Tensor:
         """Return a mapping of targets as one tensor in double precision, ``[N, (T,) width]``.
@@ -114,6 +114,10 @@ class Heads(Task):
         """Return the weighted sum of the heads' losses in every step, ``[B, T]``."""
         found = [h.weight * h.task.stepwise(o, t) for h, o, t in self.parts(outputs, targets)]
         return torch.stack(found).sum(0)
+
+    def vectors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the heads' targets side by side, in the outputs' shape."""
+        return torch.cat([h.task.vectors(o, t) for h, o, t in self.parts(outputs, targets)], -1)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return the heads' metrics, each under ``head.metric``."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from biograd.checking import Positive
-from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, refuse
+from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, refuse, vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Rates(Task):
         """Return one loss an example, ``[B]``."""
         error, mask = self._error(outputs, targets)
         return error.sum(-1) / (self.scale_hz**2 * mask.sum(-1).clamp_min(1))
+
+    def vectors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the counts that the rates ask for; of a step, their share."""
+        counts = vectors(outputs[:, 0] if self.timed else outputs, targets)
+        counts = counts * (self.duration_ms / 1000)
+        return (counts[:, None] / outputs.shape[1]).expand_as(outputs) if self.timed else counts
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return the squared error in Hz^2."""

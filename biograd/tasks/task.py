@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from biograd.errors import CapabilityError, DataError
 
@@ -80,6 +81,10 @@ class Task:
             return self.stepwise(outputs, targets)
         except NotImplementedError:
             return self.losses(outputs, targets)
+
+    def vectors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return targets in the outputs' shape, for rules that use them in place of an error."""
+        return vectors(outputs, targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return what ``figures`` needs, by name; ``headline`` is one of the names, or "loss"."""
@@ -190,6 +195,30 @@ def aligned(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.shape != outputs.shape:
         raise DataError(f"targets {list(targets.shape)} do not fit outputs {list(outputs.shape)}")
     return targets
+
+
+def vectors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return targets in the outputs' shape if they can be: classes as one-hot vectors.
+
+    Numbers stay as they are; what is missing is 0.
+    """
+    if targets.is_floating_point():
+        whole = targets.numel() == outputs.numel()
+        return (targets.view_as(outputs) if whole else targets).nan_to_num().to(outputs)
+    if targets.shape == outputs.shape or targets.shape not in (
+        outputs.shape[:1], outputs.shape[:-1]
+    ):  # fmt: skip
+        return targets.to(outputs)
+    if targets.dim() < outputs.dim() - 1:
+        targets = targets[:, None].expand(outputs.shape[:-1])
+    marks = functional.one_hot(targets.clamp_min(0), outputs.shape[-1])
+    return (marks * (targets >= 0).unsqueeze(-1)).to(outputs)
+
+
+def natural(task: Task, packed: Tensor) -> Tensor:
+    """Return a task's targets of those packed, ``[B, (T,) width]``: without the axis of one."""
+    own = packed.squeeze(-1) if task.width == 1 else packed
+    return own.long() if task.whole else own
 
 
 def known(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import DataError
-from biograd.tasks.task import Metrics, Task, Totals, refuse
+from biograd.tasks.task import Metrics, Task, Totals, natural, refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Weighted(Task):
 
     def split(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the task's own targets, and the weights ``[B]`` or ``[B, T]``."""
-        own = targets[..., :-1]
-        return (own.squeeze(-1).long() if self.task.whole else own), targets[..., -1]
+        return natural(self.task, targets[..., :-1]), targets[..., -1]
 
     def pack(self, targets: Any, where: str) -> Tensor:
         """Return ``(targets, weights)`` as one tensor in double precision, ``[N, (T,) width]``.
@@ -52,6 +51,8 @@ class Weighted(Task):
         own = self.task.pack(targets[0], where)
         self.task.check(own, where)
         weights = torch.as_tensor(targets[1]).double()
+        if own.dim() < 1 + self.timed:
+            raise DataError(f"{where}: weights need a target for every step, [N, steps]")
         if own.dim() == 1 + self.timed:
             own = own.unsqueeze(-1)
         if self.timed and weights.dim() == 1:
@@ -80,6 +81,12 @@ class Weighted(Task):
         """Return the weighted losses of the steps, ``[B, T]``."""
         own, weights = self.split(targets)
         return self.task.stepwise(outputs, own) * weights.to(outputs.dtype)
+
+    def vectors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the task's targets in the outputs' shape, times the weights."""
+        own, weights = self.split(targets)
+        found = self.task.vectors(outputs, own)
+        return found * weights.view(*weights.shape, *[1] * (found.dim() - weights.dim())).to(found)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return the task's metrics; an example's weight is the mean of those of its steps."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import CheckFailed, DataError
-from biograd.tasks import Task, summed
+from biograd.tasks import Task, Weighted, summed
 
 
 def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
@@ -17,7 +17,8 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
 
     Good targets pass ``check`` and bad ones do not; a loss for each row, by itself; losses of steps
     that sum to it; the graph that it claims to have, and gradients that are those of finite
-    differences; a missing target that leaves no trace; metrics that add up over batches.
+    differences; a missing target that leaves no trace; targets that can be packed beside weights;
+    metrics that add up over batches.
 
     Args:
         outputs: of some network, ``[B, K]`` or ``[B, T, K]`` with B > 2, drawn at random.
@@ -32,6 +33,7 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
         _losses(task, outputs, targets),
         _graph(task, outputs, targets),
         _missing(task, outputs, targets),
+        _weighted(task, outputs, targets),
         _metrics(task, outputs, targets),
     ):
         raise CheckFailed(f"{type(task).__name__}: {found}")
@@ -100,6 +102,22 @@ def _missing(task: Task, outputs: Tensor, targets: Tensor) -> Iterator[str]:
     (gradient,) = torch.autograd.grad(task.losses(leaf, gap).sum(), leaf)
     if not gradient.isfinite().all():
         yield "a missing target makes the gradient NaN"
+
+
+def _weighted(task: Task, outputs: Tensor, targets: Tensor) -> Iterator[str]:
+    whole = Weighted(task=task)
+    if targets.dim() < 1 + task.timed:
+        return  # one for all steps
+    try:
+        packed = whole.pack((targets, torch.ones(len(targets))), "targets")
+        found = whole.losses(outputs, packed)
+    except NotImplementedError:
+        return  # of steps, which the task does not know
+    except (DataError, RuntimeError, ValueError) as error:
+        yield f"its targets cannot be packed beside weights: width = {task.width}: {error}"
+        return
+    if not torch.allclose(found, task.losses(outputs, targets)):
+        yield f"targets packed beside weights of 1 are others: width = {task.width}"
 
 
 def _metrics(task: Task, outputs: Tensor, targets: Tensor) -> Iterator[str]:

@@ -26,7 +26,7 @@ SAME = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell(Spiking):
+class NirNeuron(Spiking):
     """The neuron that every node of NIR is; what there is not is None.
 
     With ``alpha = exp(-dt/tau_syn)``, ``beta = exp(-dt/tau)``, ``g = I`` without a filter::
@@ -108,7 +108,7 @@ class Cell(Spiking):
         found = {name: getattr(self, name) for name in FIELDS}
         return {name: value for name, value in found.items() if value is not None}
 
-    def each(self, change: Any) -> Cell:
+    def each(self, change: Any) -> NirNeuron:
         """Return a cell with every constant changed."""
         changed = {name: change(value) for name, value in self.given().items()}
         return dataclasses.replace(self, **changed)
@@ -126,11 +126,18 @@ class Cell(Spiking):
         return bool(np.all(abs(self.taken - self.threshold) <= SAME * abs(self.threshold)))
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Cell))[4:]
+LEAK = {"resistance": "r", "time_constant_ms": "tau", "rest": "v_leak"}
+FILTER = LEAK | {"time_constant_ms": "tau_mem"}
+FILTER |= {"synaptic_time_constant_ms": "tau_syn", "weight": "w_in"}
+SPIKE = {"threshold": "v_threshold", "reset": "v_reset"}
+GRADED = {"I": {"resistance": "r"}, "LI": LEAK, "CubaLI": FILTER}
+KEYS = GRADED | {f"{kind}F": keys | SPIKE for kind, keys in GRADED.items()}
+"""What a node calls the constants of a cell, by its kind; its times are in seconds."""
+FIELDS = tuple(field.name for field in dataclasses.fields(NirNeuron))[4:]
 """Constants of a cell."""
 
 
-def neuron_of(cell: Cell, notes: Mapping[str, Any], where: str) -> Neuron:
+def neuron_of(cell: NirNeuron, notes: Mapping[str, Any], where: str) -> Neuron:
     """Return the named neuron that a cell is, else the cell, with numbers where neurons agree.
 
     A named neuron leaks to 0, and its spikes reset to 0 or take the threshold; its resistance

@@ -13,13 +13,13 @@ from torch import Tensor
 from biograd.brian.layer import Brian2Layer
 from biograd.circuit.graph import Block
 from biograd.errors import CapabilityError
-from biograd.interchange.cells import Array, Cell
 from biograd.interchange.equations import of_equations
+from biograd.interchange.nir_neuron import Array, NirNeuron
 from biograd.simulators.population import Population
 from biograd.substrate.normalisation import Dropout
 
 
-def cell_of(one: Block) -> tuple[Cell, dict[str, Any]]:
+def cell_of(one: Block) -> tuple[NirNeuron, dict[str, Any]]:
     """Return the neurons of a population, and what is noted of them.
 
     Raises:
@@ -47,12 +47,12 @@ def cell_of(one: Block) -> tuple[Cell, dict[str, Any]]:
     return cell, notes | {key: part.p for key, part in one.after.items()}
 
 
-def _named(cells: Population) -> Cell:
+def _named(cells: Population) -> NirNeuron:
     """Return the form that a neuron gives itself in NIR."""
     neuron = cells.neuron
     fields = {field.name: getattr(neuron, field.name) for field in dataclasses.fields(neuron)}
     values = {name: array(values).astype(float) for name, values in cells.values().items()}
-    return Cell(**neuron.nir(SimpleNamespace(**fields | values)))
+    return NirNeuron(**neuron.nir(SimpleNamespace(**fields | values)))
 
 
 def array(values: Tensor) -> Array:

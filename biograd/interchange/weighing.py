@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from biograd.interchange.cells import Array
+from biograd.interchange.nir_neuron import Array
 
 Read = Literal["mean", "sum", "last", "steps"]
 READS: dict[str, tuple[bool, Read]] = {

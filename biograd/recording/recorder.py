@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from biograd import data, decorrelation, estimators, local, networks, ranks, tasks
-from biograd.configuration import Configuration
+from biograd import ranks
 from biograd.costs import operations, peak_memory
-from biograd.diagnosis import Diagnosis, Reference, probe
-from biograd.encoding import check_duration
-from biograd.engine import attach
-from biograd.errors import BiogradError, RecipeError
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
+from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
+from biograd.recording.interruption import Interrupted, graceful
+from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
-from biograd.tasks import added
-from biograd.training import StepRecord, Trainer, activity, evaluate, placed
+from biograd.training import StepRecord, activity, evaluate, placed
 
 
-class Interrupted(BiogradError):
-    """The run was asked to stop; everything up to the last step is saved."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-class Onlooker:
+class NullWriter:
     """Stands on the other ranks where rank 0 has its writer; writes nothing."""
 
     def __init__(self, path: Path) -> None:
@@ -57,121 +43,13 @@ class Onlooker:
         """Close nothing."""
 
 
-class Experiment:
-    """The parts of one run, assembled from its configuration."""
-
-    def __init__(
-        self,
-        configuration: Configuration,
-        dataset: data.Dataset,
-        network: nn.Module | None = None,
-        estimator: str | None = None,
-    ) -> None:
-        self.configuration, self.dataset = configuration, dataset
-        recipe = configuration.recipe
-        name = estimator or configuration.estimator
-        settings = (
-            configuration.settings
-            if name == configuration.estimator
-            else (recipe.estimators.get(name, {}))
-        )
-        built = networks.build(
-            network if network is not None else recipe,
-            dataset.shape,
-            dataset.task.outputs,
-            configuration.seed,
-            dataset.task.timed,
-        )
-        check_time(built, dataset)
-        self.network = built.to(configuration.device)
-        self.engine = attach(
-            self.network,
-            estimators.make(name, settings, configuration.model),
-            decorrelation.make(recipe.decorrelation, configuration.model),
-            local.make(recipe.local, configuration.model),
-            task=tasks.learned(dataset.task, recipe.training.loss),
-            seed=configuration.seed,
-        )
-        try:
-            self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
-        except BaseException:
-            self.engine.detach()
-            raise
-
-    @property
-    def watched(self) -> tuple[str, ...]:
-        """Names of the modules whose activity goes into the run file."""
-        return getattr(self.network, "populations", ()) or self.engine.hidden
-
-    def diagnose(
-        self,
-        examples: int = 64,
-        *,
-        draws: int = 16,
-        reference: Reference = "auto",
-        thorough: bool = True,
-    ) -> Diagnosis:
-        """Return how good the gradient estimate is now, on training data by turns.
-
-        Args:
-            thorough: also try noise of other sizes, and a step of the optimiser at the full
-                learning rate (a schedule may have ended at zero).
-        """
-        batch = self.dataset.shown(self.dataset.train, examples)
-        inputs, targets = placed(self.network, batch.inputs, batch.targets)
-        self.network.train()
-        with _full_rate(self.trainer) as optimiser:
-            return probe(
-                self.engine,
-                inputs,
-                targets,
-                batch.index,
-                draws=draws,
-                reference=reference,
-                optimiser=optimiser if thorough else None,
-                neighbours=thorough,
-            )
-
-
-def check_time(network: nn.Module, dataset: data.Dataset) -> None:
-    """Refuse data with a time axis for a network of biograd that would flatten or cut it.
-
-    Raises:
-        RecipeError: the network has no time, or its encoding gives the data one.
-        DataError: a trial of the data is longer than one of the network.
-    """
-    if not dataset.train.timed or not isinstance(network, networks.Network):
-        return
-    where = f"{dataset.name}: the data have a time axis"
-    encoding = network.encoding
-    if encoding is None:
-        raise RecipeError(f"{where}, the network has none: take a spiking or a recurrent one")
-    if not encoding.timed:
-        kind = encoding.recipe.kind
-        raise RecipeError(f"{where}, encoding.kind = {kind!r} gives them one: set it to 'given'")
-    check_duration(dataset.steps, encoding.steps, encoding.dt_ms)
-
-
-@contextmanager
-def _full_rate(trainer: Trainer) -> Iterator[torch.optim.Optimizer]:
-    optimiser: torch.optim.Optimizer = trainer.optimiser
-    kept = [group["lr"] for group in optimiser.param_groups]
-    try:
-        for group in optimiser.param_groups:
-            group["lr"] = trainer.recipe.learning_rate
-        yield optimiser
-    finally:
-        for group, rate in zip(optimiser.param_groups, kept, strict=True):
-            group["lr"] = rate
-
-
 class Recording:
     """One run under way: trains, measures, writes, commits."""
 
     def __init__(
         self,
         experiment: Experiment,
-        writer: RunWriter | Onlooker,
+        writer: RunWriter | NullWriter,
         probe: Probe,
         progress: Progress,
     ) -> None:
@@ -182,7 +60,7 @@ class Recording:
         self._firing: dict[str, float] = {}
         self.seconds = 0.0
         self._started = time.perf_counter()
-        self._sums = Sums()
+        self._sums = EpochSums()
         self._silent: dict[str, float] = {}
         self._memory = 0
         self._saved: int | None = None
@@ -207,7 +85,7 @@ class Recording:
         self.experiment.trainer.restore(tensors, meta)
         self._saved = self.experiment.trainer.step
         batch = self.experiment.configuration.recipe.training.batch_size
-        self._sums, self.seconds = Sums.of(meta["sums"], batch), float(meta["seconds"])
+        self._sums, self.seconds = EpochSums.of(meta["sums"], batch), float(meta["seconds"])
         self._memory = int(meta.get("peak_memory_bytes", 0))
         self._norms = {
             name.removeprefix("snapshot."): value
@@ -227,7 +105,7 @@ class Recording:
         title = f"{configuration.model} · {configuration.dataset} · {configuration.estimator}"
         self.progress.begin(trainer.total - int(trainer.spent), title + _budget(trainer.recipe))
         try:
-            with _graceful() as stop:
+            with graceful() as stop:
                 self._train(stop, until)
                 # torchrun has asked all
                 summary = self._finish(until) if ranks.size() > 1 else None
@@ -341,7 +219,7 @@ class Recording:
         if often or trainer.spent >= trainer.budget:
             self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
-        self._sums = Sums()
+        self._sums = EpochSums()
         self._commit()
         place = {"epoch": epoch, "step": record.step} | ({"epochs": epochs} if epochs else {})
         self.progress.epoch({**place, **values, **self._shown})
@@ -356,7 +234,7 @@ class Recording:
 
     def _snapshot(self, step: int, found: Mapping[str, torch.Tensor]) -> None:
         """Write the probes' activity and the parameters' norms."""
-        if isinstance(self.writer, Onlooker):
+        if isinstance(self.writer, NullWriter):
             return
         experiment = self.experiment
         params = {}
@@ -391,7 +269,7 @@ class Recording:
         return {name: float(energy) for name, energy in found.items()}
 
     def _commit(self) -> None:
-        if not isinstance(self.writer, Onlooker):
+        if not isinstance(self.writer, NullWriter):
             self.writer.commit(self.experiment.trainer.step, self.checkpoint())
         self._saved = self.experiment.trainer.step
 
@@ -402,6 +280,8 @@ class Recording:
         train = evaluate(experiment.engine, experiment.dataset.train)
         test = evaluate(experiment.engine, experiment.dataset.evaluated)
         task = experiment.engine.task
+        if task.headline != "loss":
+            del train["loss"]
         costs = {} if ranks.rank() else self._costs()
         evaluated = experiment.dataset.evaluated_on
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
@@ -421,7 +301,7 @@ class Recording:
             "budget": dict([trainer.recipe.budget]),
             "headline": task.headline,
             "better": task.better,
-            **prefixed("train", {name: value for name, value in train.items() if name != "loss"}),
+            **prefixed("train", train),
             **prefixed("test", test),
             "frozen_hidden_control": control,
             "silent": self._silent,
@@ -452,111 +332,3 @@ def _budget(recipe: TrainingRecipe) -> str:
     if recipe.passes is not None:
         return f" · {recipe.passes} passes"
     return "" if recipe.seconds is None else f" · {recipe.seconds:g} s"
-
-
-MANY = 0.5
-"""Share of a layer's units that must be silent to be worth a word."""
-
-
-def silent(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Return the share of silent units of each layer where it is large."""
-    shares = {
-        name: float((value == 0).flatten(0, -2).all(0).float().mean())
-        for name, value in found.items()
-    }
-    return {name: share for name, share in shares.items() if share > MANY}
-
-
-def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]:
-    """Return spikes per neuron and trial (spiking networks) and the share of silent units.
-
-    A unit is silent if it is inactive for every probe.
-    """
-    if not found:
-        return {}
-    silent = torch.cat([(v == 0).flatten(0, -2).all(0) for v in found.values()]).float().mean()
-    values = {"silent_fraction": float(silent)}
-    if spiking:
-        counts = torch.cat([value.sum(1).mean(0) for value in found.values()])
-        values["spikes_per_neuron"] = float(counts.mean())
-    return values
-
-
-def frozen_hidden(
-    configuration: Configuration, dataset: data.Dataset, network: nn.Module | None = None
-) -> float:
-    """Return the headline metric of the control: the same run, with only the readout trained.
-
-    Args:
-        network: a copy of the user's own module from before the training.
-    """
-    experiment = Experiment(configuration, dataset, network, "frozen_hidden")
-    for _record in experiment.trainer.steps():
-        pass
-    found = evaluate(experiment.engine, dataset.evaluated)
-    experiment.engine.detach()
-    return found[experiment.engine.task.headline]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sums:
-    """What the steps of an epoch have found so far, together."""
-
-    loss: float = 0.0
-    steps: int = 0
-    totals: tasks.Totals = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, kept: Mapping[str, Any] | list[float], batch: int) -> Sums:
-        """Return what a checkpoint kept; one of before other tasks has loss, accuracy and steps."""
-        if isinstance(kept, Mapping):
-            return cls(**kept)
-        loss, accuracy, steps = kept
-        totals = {"accuracy": [[batch * accuracy], [batch * steps]]} if steps else {}
-        return cls(loss, int(steps), totals)
-
-    def and_of(self, record: StepRecord) -> Sums:
-        """Return the sums with another step."""
-        return Sums(self.loss + record.loss, self.steps + 1, added(self.totals, record.totals))
-
-
-def prefixed(split: str, figures: Mapping[str, float]) -> dict[str, float]:
-    """Return figures under the names of a split, ``test_accuracy``."""
-    return {f"{split}_{name}": value for name, value in figures.items()}
-
-
-def log_spaced(limit: int) -> set[int]:
-    """Return 1, 2, 5, 10, 20, 50, ... up to ``limit``.
-
-    >>> sorted(log_spaced(30))
-    [1, 2, 5, 10, 20]
-    """
-    found, scale = set(), 1
-    while scale <= limit:
-        found |= {scale * factor for factor in (1, 2, 5) if scale * factor <= limit}
-        scale *= 10
-    return found
-
-
-@contextmanager
-def _graceful() -> Iterator[list[int]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills.
-
-    Why: an interrupt inside the optimiser would leave half a step in the weights.
-    """
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    kept = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

@@ -1,0 +1,92 @@
+"""What a rule, a network and a task must be to go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from biograd.contracts import Substrate
+from biograd.errors import CapabilityError
+from biograd.estimators import ESTIMATORS, Estimator
+from biograd.tasks import Task
+
+if TYPE_CHECKING:
+    pass
+
+
+def check_capabilities(estimator: Estimator, substrate: Substrate, task: Task) -> None:
+    """Refuse a rule at once, naming everything that is missing.
+
+    Raises:
+        CapabilityError: the substrate, its module or the task's loss is not what the rule needs.
+    """
+    estimator.check([site.name for site in substrate.sites])
+    missing = sorted(estimator.needs - substrate.capabilities)
+    if missing:
+        able = ", ".join(sorted(substrate.capabilities))
+        raise CapabilityError(
+            f"{type(estimator).__name__} needs {', '.join(missing)}, which the substrate "
+            f"{substrate.name!r} cannot do (it can: {able})"
+            + "".join(f": {reason}" for reason in substrate.limits[:1])
+        )
+    for name, layer in substrate.module.named_modules():
+        if isinstance(layer, _BatchNorm) and not estimator.batch_norm:
+            raise CapabilityError(
+                f"{type(estimator).__name__}: {name} ({type(layer).__name__}) ties the "
+                "examples of a batch together: use layer normalisation"
+            )
+    if estimator.one_to_one:
+        _check_mixing(estimator, substrate)
+    if not task.differentiable:
+        check_graphless(estimator, task)
+    if not any(parameter.requires_grad for parameter in substrate.module.parameters()):
+        raise CapabilityError(f"{type(substrate.module).__name__} has no trainable parameter")
+
+
+def _check_mixing(estimator: Estimator, substrate: Substrate) -> None:
+    """Refuse modules behind a hidden site that give other units than they take."""
+    first, reached = substrate.sites[0].modules if len(substrate.sites) > 1 else (), False
+    for name, layer in substrate.module.named_modules():
+        reached |= name in first
+        mixes = getattr(layer, "mixes", "")
+        if reached and mixes:
+            raise CapabilityError(
+                f"{type(estimator).__name__} needs an activity for each current: {name} "
+                f"{mixes}: take WeakGradient or NodePerturbation"
+            )
+
+
+def check_graphless(estimator: Estimator, task: Task) -> None:
+    """Refuse a rule that needs the gradient of a loss without one.
+
+    Raises:
+        CapabilityError: it does.
+    """
+    if not estimator.graphless:
+        able = ", ".join(sorted({kind.__name__ for kind in ESTIMATORS.values() if kind.graphless}))
+        raise CapabilityError(
+            f"{type(estimator).__name__} needs the gradient of the loss, and "
+            f"{type(task).__name__} has none: take {able}"
+        )
+
+
+def check_ranks(estimator: Estimator, network: nn.Module) -> None:
+    """Refuse what several ranks cannot do together as one process would.
+
+    Raises:
+        CapabilityError: the rule, or a layer, needs the whole batch in one process.
+    """
+    rule, division = type(estimator).__name__, estimator.divides
+    if not division:
+        raise CapabilityError(
+            f"{rule} does not say what several processes could divide: train it in one, "
+            "without torchrun"
+        )
+    for name, layer in network.named_modules():
+        if isinstance(layer, _BatchNorm) and division == "examples":
+            raise CapabilityError(
+                f"{name} ({type(layer).__name__}) ties the examples of a batch together, which "
+                "several processes divide: use layer normalisation, or train in one process"
+            )

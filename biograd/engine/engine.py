@@ -1,0 +1,364 @@
+"""The engine: plan, run, credit, pullback.
+
+::
+
+    engine = biograd.attach(network, biograd.WeakGradient(copies=17))
+    result = engine(inputs, targets)
+    result.backward(); optimiser.step(); optimiser.zero_grad(); engine.update()
+
+``result.surrogate`` is a scalar whose value is the clean loss and whose gradient is the
+estimator's credit, ``loss + sum <z, delta> - <z, delta>.detach()``; so loss scaling, gradient
+accumulation and every torch optimiser work on it unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from biograd import parallel, tasks
+from biograd.circuit.projections import Sparse
+from biograd.contracts import Loss, Objective, Plan, Round, Trace
+from biograd.decorrelation import Decorrelation
+from biograd.errors import CapabilityError
+from biograd.estimators import Estimator
+from biograd.networks import Sites
+from biograd.networks import substrate as make_substrate
+from biograd.randomness import generator
+from biograd.substrate.network import LAYERS
+from biograd.tasks import Task
+
+if TYPE_CHECKING:
+    from biograd.local import LocalLosses
+from biograd.engine.capabilities import check_capabilities, check_ranks
+from biograd.engine.preparation import Prepared, part, root_mean_squares
+
+STREAMS = ("encoding", "noise", "dropout", "decorrelation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one step found.
+
+    Attributes:
+        surrogate: scalar whose value is the mean clean loss and whose gradient is the credit.
+        outputs: clean outputs ``[B, ...]``.
+        losses: ``[S, B]``, one loss per copy and example, copy 0 clean; of the copies and examples
+            of this rank.
+        passes: times that an example went forward, all plans together (``Plan.passes``).
+    """
+
+    surrogate: Tensor
+    outputs: Tensor
+    losses: Tensor
+    passes: int
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean clean loss, without a graph."""
+        return self.losses[0].mean()
+
+    @property
+    def informative(self) -> float:
+        """Share of the noisy copies whose loss differs from the clean one; 1 without copies."""
+        if len(self.losses) == 1:
+            return 1.0
+        return float((self.losses[1:] != self.losses[:1]).float().mean())
+
+    def backward(self) -> None:
+        """Add the credit to the ``.grad`` of every parameter."""
+        self.surrogate.backward()
+
+
+class Engine(Prepared):
+    """Runs an estimator on a network; made by ``attach``.
+
+    Attributes:
+        task: what the outputs are to be.
+        timed: whether the task is one in time.
+        differentiable: whether its loss has a graph; known when prepared.
+        network: the network as it was given; class, keys and parameters stay as they are.
+        substrate: who runs its forward passes.
+        scales: root mean square of each hidden site's mean current, a running mean.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        estimator: Estimator,
+        decorrelate: Decorrelation | None = None,
+        local: LocalLosses | None = None,
+        *,
+        task: Task | None = None,
+        loss: str | Loss | None = None,
+        seed: int = 0,
+        sites: Sites | None = None,
+    ) -> None:
+        if not isinstance(estimator, Estimator):
+            raise CapabilityError(
+                f"attach needs an estimator object, as in biograd.WeakGradient(), not {estimator!r}"
+            )
+        self.network, self.estimator = network, estimator
+        self.decorrelate, self.local = decorrelate, local
+        if task is not None and loss is not None:
+            raise CapabilityError("attach: a task has its own loss: give task or loss, not both")
+        self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
+        self.objective = Objective(self.task.by_step, vectors=self.task.vectors)
+        self.timed, self.differentiable = self.task.timed, self.task.differentiable
+        self.seed, self.step = seed, 0
+        self.scales: dict[str, float] = {}
+        self.substrate = make_substrate(network, sites)
+        try:
+            check_capabilities(estimator, self.substrate, self.task)
+            device = next(network.parameters()).device
+            self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
+            if decorrelate is not None:
+                decorrelate.attach(
+                    self.substrate, self._decorrelated(), self.streams["decorrelation"]
+                )
+            estimator.to(device)
+            if local is not None:
+                local.to(device)
+        except BaseException:
+            self.detach()
+            raise
+        self._last: tuple[Sequence[Trace], Round] | None = None
+        self._prepared = self._detached = False
+        self._structure: dict[str, Any] = {}
+        self._layers: dict[str, nn.Module] = {}
+        self._kept: dict[str, Tensor] = {}
+
+    def _decorrelated(self) -> tuple[str, ...]:
+        """Return the layers whose input is to be decorrelated; a sparse one, unless rates are
+        given by layer, to be refused: its input would need a dense matrix."""
+        whole = self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping)
+        kinds = (*LAYERS, Sparse) if whole else LAYERS
+        layers = [name for site in self.substrate.sites for name in site.modules]
+        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), kinds))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what the optimiser trains: the network's parameters, then the estimator's.
+
+        Raises:
+            CapabilityError: the estimator, or a local loss, has parameters whose shapes are not
+                known yet.
+        """
+        if not self._prepared and (self.estimator.builds or self.local is not None):
+            raise CapabilityError(
+                f"{type(self.local or self.estimator).__name__} keeps tensors of its own, made for "
+                "the network's shapes: call engine.prepare(inputs, targets) with a batch first"
+            )
+        return self._parameters()
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.network.parameters()
+        yield from self.estimator.parameters()
+        if self.local is not None:
+            yield from self.local.parameters()
+
+    def __call__(self, inputs: Tensor, targets: Tensor, index: Tensor | None = None) -> Result:
+        """Run one step on a batch and return its result; nothing is updated yet.
+
+        Args:
+            inputs: ``[B, ...]``.
+            targets: ``[B, ...]``.
+            index: rows of the examples in the data set, for estimators that keep one state each.
+
+        Raises:
+            CapabilityError: the loss is not one number per example, a site does not exist, or the
+                engine is detached.
+            BiogradError: a loss or a current is not finite.
+        """
+        self.prepare(inputs, targets)
+        encoded = self.substrate.encode(inputs, self.streams["encoding"])
+        round = self._round(encoded, targets, index, self.streams["noise"])
+        self._check_finite(())
+        if self.decorrelate is not None:
+            self.decorrelate.begin()
+        traces, dropout = round.traces, self.streams["dropout"]
+        begin = dropout.get_state()
+        for plan in self.estimator.plans(round):
+            dropout.set_state(begin)  # all passes of a step share their masks
+            with self._counted_once() if traces else nullcontext():
+                traces.append(self._run(plan, encoded, targets))
+        self._check_finite(traces)
+        pairs = list(self.estimator.credit(traces, round))
+        self._last = (traces, round)
+        self.step += 1
+        trace = traces[0]
+        passes = sum(trace.plan.passes for trace in traces)
+        return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
+
+    @contextmanager
+    def _counted_once(self) -> Iterator[None]:
+        """Keep batch normalisation's running statistics: those of a step's first plan count."""
+        layers = [
+            layer
+            for layer in self.network.modules()
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats
+        ]
+        try:
+            for layer in layers:
+                layer.track_running_stats = False
+            yield
+        finally:
+            for layer in layers:
+                layer.track_running_stats = True
+
+    def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
+        noise, stream = plan.parameter_noise, self.streams["dropout"]
+        own = None if noise is None else parallel.dealt(len(noise.seeds))
+        if noise is None or own is None:
+            return self.substrate.run(plan, encoded, targets, self.objective, stream)
+        part = dataclasses.replace(noise, seeds=noise.seeds[own], scales=noise.scales[own])
+        given = dataclasses.replace(plan, parameter_noise=part)
+        trace = self.substrate.run(given, encoded, targets, self.objective, stream)
+        kinds = {"": trace.losses, **trace.local}
+        means = torch.stack([values[1:].flatten(1).mean(1) for values in kinds.values()], 1)
+        found = parallel.exchange(own, len(noise.seeds), means)
+        trace.plan, trace.means = plan, dict(zip(kinds, found.unbind(1), strict=True))
+        return trace
+
+    def update(self, pace: float = 1.0) -> None:
+        """Update what learns by itself: decorrelation and the estimator; after ``backward``.
+
+        Args:
+            pace: factor on decorrelation's rate; give it the learning rate's schedule, else the
+                matrices go on moving when the weights behind them no longer follow.
+        """
+        if self._last is None:
+            return
+        traces, round = self._last
+        known = traces[0].sites  # in their order, which is that of every rank
+        seen = [s.name for s in self.substrate.sites if s.name in self.scales and s.name in known]
+        for name, new in root_mean_squares(traces[0], seen).items():
+            self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
+        if self.decorrelate is not None:
+            self.decorrelate.update(pace)
+        self.estimator.after(traces, round)
+        self._last = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all state beside the network's own, as a flat dictionary of tensors."""
+        state = {f"estimator.{k}": v for k, v in self.estimator.state_dict().items()}
+        if self.decorrelate is not None:
+            state |= {f"decorrelation.{k}": v for k, v in self.decorrelate.state_dict().items()}
+        if self.local is not None:
+            state |= {f"local.{k}": v for k, v in self.local.state_dict().items()}
+        for name in ("estimator.", "local."):  # loaded, but not in its place yet
+            state |= {name + k: v for k, v in part(self._kept, name).items()}
+        state |= {f"stream.{name}": s.get_state() for name, s in self.streams.items()}
+        state |= {
+            f"scale.{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.scales.items()
+        }
+        state["step"] = torch.tensor(self.step)
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned.
+
+        What the estimator or a local loss makes for the network's shapes is restored when they
+        are known, in ``prepare`` or the first step.
+
+        Raises:
+            RecipeError: the state is of another estimator, or of a network of other shapes.
+        """
+        if self.decorrelate is not None:
+            self.decorrelate.load_state_dict(part(state, "decorrelation."))
+        for name, value in part(state, "stream.").items():
+            self.streams[name].set_state(value.cpu())
+        self.scales = {name: float(value) for name, value in part(state, "scale.").items()}
+        self.step = int(state["step"])
+        if self._prepared or not (self.estimator.builds or self.local is not None):
+            self._load_own(state)
+        else:
+            self._kept = dict(state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """Return a detached copy: the hooks of a copied network lead nowhere."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        copied.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        copied._detached = True
+        return copied
+
+    def detach(self) -> nn.Module:
+        """Remove every hook and return the network, its parameters as they are now.
+
+        The decorrelating matrices go with the hooks: call ``engine.decorrelate.fold()`` before, or
+        the weights act without the transform that they were trained behind.
+        """
+        self._detached = True
+        self.substrate.close()
+        if self.decorrelate is not None:
+            self.decorrelate.detach()
+        return self.network
+
+    def check_ranks(self) -> None:
+        """Refuse what several ranks cannot do together as one process would.
+
+        Raises:
+            CapabilityError: the rule, or a layer, needs the whole batch in one process.
+        """
+        check_ranks(self.estimator, self.network)
+
+
+def attach(
+    network: nn.Module,
+    estimator: Estimator,
+    decorrelate: Decorrelation | None = None,
+    local: LocalLosses | None = None,
+    *,
+    task: Task | None = None,
+    loss: str | Loss | None = None,
+    seed: int = 0,
+    sites: Sites | None = None,
+) -> Engine:
+    """Attach an estimator to a network by forward hooks and return the engine.
+
+    Args:
+        network: any ``nn.Module``, or a network of ``biograd.build``.
+        estimator: decides what is run and what credit follows.
+        decorrelate: acts on every synaptic layer's input, with any estimator.
+        local: losses at hidden sites, each of which trains its own block.
+        task: what the outputs are to be; its losses are minimised.
+        loss: in place of a task "cross_entropy" (the default) or "squared_error" of classes, or a
+            function of outputs and targets that returns one loss per row, ``[B]``, or per step of
+            outputs in time, ``[B, T]``.
+        seed: of the engine's own random streams.
+        sites: names of layers, or name -> layers that share a current, or ``Site`` objects, the
+            readout included; by default all linear and convolutional layers.  The one called last
+            is the readout.
+
+    Raises:
+        CapabilityError: lists everything that the substrate cannot do for this estimator.
+
+    >>> import biograd, torch
+    >>> network = biograd.build("ann", inputs=4, classes=3)
+    >>> engine = biograd.attach(network, biograd.WeakGradient(copies=5))
+    >>> result = engine(torch.randn(8, 4), torch.arange(8) % 3)
+    >>> result.losses.shape
+    torch.Size([5, 8])
+    >>> result.backward(); network.blocks[0].synapse.weight.grad.shape
+    torch.Size([30, 4])
+    >>> engine.detach() is network
+    True
+    """
+    return Engine(
+        network, estimator, decorrelate, local, task=task, loss=loss, seed=seed, sites=sites
+    )
+
+
+def _surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    total = loss
+    for tensor, cotangent in pairs:
+        if tensor.requires_grad:
+            term = (tensor * cotangent.detach().to(tensor.dtype)).sum()
+            total = total + (term - term.detach())
+    return total

@@ -1,0 +1,328 @@
+"""What an engine learns of its network, its task and its rule before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from biograd import parallel, structure
+from biograd.contracts import (
+    Objective,
+    ParameterNoise,
+    Plan,
+    Round,
+    Site,
+    SiteShape,
+    Substrate,
+    Trace,
+)
+from biograd.decorrelation import Decorrelation
+from biograd.errors import BiogradError, CapabilityError, RecipeError
+from biograd.estimators import Estimator
+from biograd.randomness import generator
+from biograd.tasks import Task
+
+if TYPE_CHECKING:
+    from biograd.local import LocalLosses
+from biograd.engine.capabilities import check_graphless
+
+
+class Prepared:
+    """The part of an engine that looks at the network by passes that leave no trace.
+
+    Attributes:
+        scales: root mean square of each hidden site's mean current, a running mean.
+    """
+
+    network: nn.Module
+    estimator: Estimator
+    decorrelate: Decorrelation | None
+    local: LocalLosses | None
+    task: Task
+    objective: Objective
+    timed: bool
+    differentiable: bool
+    substrate: Substrate
+    streams: dict[str, torch.Generator]
+    seed: int
+    step: int
+    scales: dict[str, float]
+    _prepared: bool
+    _detached: bool
+    _structure: dict[str, Any]
+    _layers: dict[str, nn.Module]
+    _shapes: dict[str, SiteShape]
+    _kept: dict[str, Tensor]
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Names of the sites that can be perturbed and cut: all but the readout."""
+        return tuple(site.name for site in self.substrate.sites[:-1])
+
+    @property
+    def _sides(self) -> frozenset[str]:
+        return frozenset(site.name for site in self.substrate.sites if site.block is not None)
+
+    def _check_finite(self, traces: Sequence[Trace]) -> None:
+        finite = all(math.isfinite(scale) for scale in self.scales.values())
+        found = [losses for t in traces for losses in (t.losses, *t.means.values())]
+        if finite and all(bool(torch.isfinite(losses).all()) for losses in found):
+            return
+        if not self.step:
+            raise BiogradError(
+                "the loss is not finite before the first update: lower the initial weights "
+                "(network.gain), the input (encoding.gain) or the rule's noise (sigma), or see "
+                "whether the data are finite"
+            )
+        raise BiogradError(
+            f"the loss is not finite at step {self.step + 1}: lower the learning rate "
+            "(training.learning_rate) or that of decorrelation (decorrelation.rate)"
+        )
+
+    def _round(
+        self,
+        encoded: Tensor,
+        targets: Tensor,
+        index: Tensor | None,
+        stream: torch.Generator,
+    ) -> Round:
+        sites = self.substrate.sites
+        parameters = tuple(p for p in self.network.parameters() if p.requires_grad)
+        names = [name for site in sites for name in site.modules]
+        if list(self._layers) != names:  # at first, and when their order is known
+            self._layers = {name: self.network.get_submodule(name) for name in names}
+        return Round(
+            batch=encoded.shape[0],
+            step=self.step,
+            hidden=self.hidden,
+            shapes=self._shapes,
+            scales=dict(self.scales),
+            generator=stream,
+            device=encoded.device,
+            dtype=parameters[0].dtype,
+            parameters=parameters,
+            readout=sites[-1].name,
+            layers=self._layers,
+            site_layers={site.name: site.modules for site in sites},
+            targets=targets,
+            index=index,
+            sides=self._sides,
+            inner=_inner(sites),
+            timed=self.timed,
+            differentiable=self.differentiable,
+            **self._structure,
+        )
+
+    def prepare(self, inputs: Tensor, targets: Tensor) -> None:
+        """Learn the sites' order, shapes and scales from first passes that leave no trace.
+
+        Feedback, heads and synthesisers are made then.  The first step does so by itself; later
+        calls do nothing.
+
+        Raises:
+            CapabilityError: the network, the loss and the estimator do not fit together, or the
+                engine is detached.
+            RecipeError: the estimator cannot work with these sites.
+        """
+        if self._detached:
+            raise CapabilityError(
+                "the engine is detached from its network, as a copy of an engine always is: attach "
+                "an estimator to the network again"
+            )
+        if self._prepared:
+            return
+        stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
+        kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        devices = [stream.device] if stream.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                self._look(inputs, targets, stream)
+        finally:
+            with torch.no_grad():
+                for name, buffer in self.network.named_buffers():
+                    if name in kept and buffer.shape == kept[name].shape:
+                        buffer.copy_(kept[name])
+            if self.decorrelate is not None:
+                self.decorrelate.forget()
+        self._prepared = True
+        if self._kept:
+            self._load_own(self._kept)
+            self._kept = {}
+
+    def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        encoded = self.substrate.encode(inputs, stream)
+        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        self._check_finite([trace])
+        self._know_task(trace)
+        if self.timed and self.substrate.time(trace.outputs.shape[1]):
+            trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        self._shapes = {name: site.shape for name, site in trace.sites.items()}
+        if not self.scales:
+            readout = () if self.differentiable else (self.substrate.sites[-1].name,)
+            self.scales = root_mean_squares(trace, (*self.hidden, *readout))
+        if self.decorrelate is not None and not self.estimator.learns_hidden:
+            # only now the order of a plain module's layers is known
+            self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
+        noisy = self.hidden if self.differentiable else self.substrate.sites
+        if self.estimator.needs & {"perturb_site", "jvp_site"} and not noisy:
+            raise CapabilityError("there is no hidden site to perturb: the network has one layer")
+        plan = self._silent_copies(encoded)
+        if plan is not None and self.network.training:
+            self._check_common_randomness(plan, encoded, targets, stream)
+        if self.local is not None or self.estimator.builds:
+            self._build(encoded, targets, stream)
+        self._check_plans(encoded, targets, stream)
+
+    def _know_task(self, trace: Trace) -> None:
+        """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
+        self.task.check_outputs(trace.outputs)
+        self.timed = self.timed or trace.step_losses is not None
+        with torch.enable_grad():
+            outputs = trace.outputs.clone().requires_grad_()
+            self.differentiable = self.task.losses(outputs, trace.targets).requires_grad
+        if not self.differentiable:
+            check_graphless(self.estimator, self.task)
+        if self.local is not None and (
+            trace.targets.is_floating_point() or trace.targets.dim() > 1
+        ):
+            raise CapabilityError(
+                f"local losses need one class for each example, not the targets of "
+                f"{type(self.task).__name__}: leave local out"
+            )
+
+    def _build(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        """Make local heads, find what they depend on, then make what the estimator keeps."""
+        device = self.streams["noise"].device
+        trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
+        if self.local is not None:
+            own = generator(self.seed, "local", device=device)
+            round = self._round(encoded, targets, None, own)
+            self.local.choose(round.blocks, getattr(self.network, "ends", ()))
+            self.local.build(trace, round, trace.outputs.shape[-1])
+            self.local.to(device)
+            self.objective = self.local.objective(self.objective)
+            trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
+            self._structure = self._find_structure(trace, round)
+        round = self._round(encoded, targets, None, generator(self.seed, "build", device=device))
+        if self.estimator.__dict__.get("built", False):
+            raise CapabilityError(
+                f"this {type(self.estimator).__name__} was made for another network's shapes: give "
+                "every engine an estimator of its own"
+            )
+        self.estimator.build(trace, round)
+        self.estimator.__dict__["built"] = self.estimator.builds
+        self.estimator.to(device)
+
+    def _find_structure(self, trace: Trace, round: Round) -> dict[str, Any]:
+        assert self.local is not None
+        of = self.objective.local
+        with torch.enable_grad():
+            activity = {name: trace.sites[name].activity for name in of}
+            live = {n: of[n](a, trace.targets) for n, a in activity.items() if a is not None}
+        owners = structure.owners(self.hidden, list(of))
+        levels = structure.levels(trace, live, owners, self.local.exclusive)
+        return {
+            "owners": owners,
+            "cells": {name: tuple(values.shape[1:]) for name, values in live.items()},
+            "levels": levels,
+            "parameter_owners": self._parameter_owners(live, owners, round),
+            "spread": _Spread(self.local, self._shapes, levels),
+        }
+
+    def _parameter_owners(
+        self, live: Mapping[str, Tensor], owners: Mapping[str, str], round: Round
+    ) -> tuple[str, ...]:
+        if "local_vjp" in self.substrate.capabilities:
+            return structure.parameter_owners(live, round.parameters)
+        # no graph tells: a layer's parameters belong to its site
+        of = {
+            id(parameter): owners.get(site, "")
+            for site, names in round.site_layers.items()
+            for name in names
+            for parameter in round.layers[name].parameters()
+        }
+        return tuple(of.get(id(parameter), "") for parameter in round.parameters)
+
+    def _check_plans(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        """Ask for the first plan and see whether its boundaries are tight."""
+        round = self._round(encoded, targets, torch.arange(len(encoded)), stream)
+        plan = next(iter(self.estimator.plans(round)))
+        boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
+        if boundaries and "local_vjp" in self.substrate.capabilities:
+            order = [name for name in self.hidden if name in boundaries]
+            plan = Plan(boundaries=frozenset(order), detach=plan.detach)
+            trace = self.substrate.run(plan, encoded, targets, self.objective, stream)
+            structure.check_boundaries(trace, order)
+
+    def _silent_copies(self, encoded: Tensor) -> Plan | None:
+        """Return a plan of two copies without noise; None if the estimator makes no copies."""
+        if "perturb_site" in self.estimator.needs:
+            name = self.substrate.sites[0].name
+            shape = (2, encoded.shape[0], 1, *self._shapes[name].units)
+            noise = encoded.new_zeros(shape, dtype=next(self.network.parameters()).dtype)
+            return Plan(noise={name: noise}, graph=False)
+        if "perturb_parameter" in self.estimator.needs:
+            return Plan(parameter_noise=ParameterNoise((0, 0), (0.0, 0.0)), graph=False)
+        return None
+
+    def _check_common_randomness(
+        self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> None:
+        """Copies without noise must have the loss of the clean one."""
+        found = self.substrate.run(plan, encoded, targets, self.objective, stream).losses
+        if not torch.allclose(found[1:], found[:1], rtol=1e-3, atol=1e-4):
+            raise CapabilityError(
+                "two copies without noise differ in their loss: the network draws random numbers "
+                "outside of dropout modules, so noise cannot be told from chance"
+            )
+
+    def _load_own(self, state: Mapping[str, Tensor]) -> None:
+        try:
+            self.estimator.load_state_dict(part(state, "estimator."))
+            if self.local is not None:
+                self.local.load_state_dict(part(state, "local."))
+        except (KeyError, RuntimeError) as error:  # keys are missing, or shapes differ
+            raise RecipeError(
+                f"the state does not fit {type(self.estimator).__name__} on this network: load it "
+                "into an engine with the estimator, local losses and layers that it was saved from"
+            ) from error
+
+
+def _inner(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
+    """Return for each block the layers, of whatever site, that its own activity feeds."""
+    found: dict[str, tuple[str, ...]] = {}
+    for site in sites:
+        own = site.modules[1:] if site.inner is None else site.inner
+        found[site.block or site.name] = found.get(site.block or site.name, ()) + own
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spread:
+    """Gives each unit of a site the values of the cells that it acts on (``Round.spread``)."""
+
+    local: LocalLosses
+    shapes: Mapping[str, SiteShape]
+    levels: Mapping[str, int]
+
+    def __call__(self, name: str, values: Tensor) -> Tensor:
+        return self.local.spread(values, self.shapes[name].units, self.levels[name])
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return what stands under a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def root_mean_squares(trace: Trace, names: Sequence[str]) -> dict[str, float]:
+    """Return the root mean square of each site's mean current over the trial; 1 without input."""
+    if not names:
+        return {}
+    powers = [trace.sites[name].trial_mean().square().mean() for name in names]
+    found = parallel.average(torch.stack(powers)).sqrt().tolist()
+    return {name: scale if scale > 0 else 1.0 for name, scale in zip(names, found, strict=True)}

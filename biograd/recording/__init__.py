@@ -1,0 +1,20 @@
+"""A run under way: train, measure, write, commit, and stop when asked to."""
+
+from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
+from biograd.recording.interruption import Interrupted
+from biograd.recording.recorder import NullWriter, Recording
+from biograd.recording.training_setup import Experiment, check_time, frozen_hidden
+
+__all__ = [
+    "Experiment",
+    "Interrupted",
+    "NullWriter",
+    "Recording",
+    "EpochSums",
+    "check_time",
+    "firing",
+    "frozen_hidden",
+    "log_spaced",
+    "prefixed",
+    "silent",
+]

@@ -1,0 +1,80 @@
+"""The figures that a run keeps: sums of an epoch, activity, when to look."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from biograd import tasks
+from biograd.tasks import added
+from biograd.training import StepRecord
+
+MANY = 0.5
+"""Share of a layer's units that must be silent to be worth a word."""
+
+
+def silent(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return the share of silent units of each layer where it is large."""
+    shares = {
+        name: float((value == 0).flatten(0, -2).all(0).float().mean())
+        for name, value in found.items()
+    }
+    return {name: share for name, share in shares.items() if share > MANY}
+
+
+def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]:
+    """Return spikes per neuron and trial (spiking networks) and the share of silent units.
+
+    A unit is silent if it is inactive for every probe.
+    """
+    if not found:
+        return {}
+    silent = torch.cat([(v == 0).flatten(0, -2).all(0) for v in found.values()]).float().mean()
+    values = {"silent_fraction": float(silent)}
+    if spiking:
+        counts = torch.cat([value.sum(1).mean(0) for value in found.values()])
+        values["spikes_per_neuron"] = float(counts.mean())
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochSums:
+    """What the steps of an epoch have found so far, together."""
+
+    loss: float = 0.0
+    steps: int = 0
+    totals: tasks.Totals = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any] | list[float], batch: int) -> EpochSums:
+        """Return what a checkpoint kept; one of before other tasks has loss, accuracy and steps."""
+        if isinstance(kept, Mapping):
+            return cls(**kept)
+        loss, accuracy, steps = kept
+        totals = {"accuracy": [[batch * accuracy], [batch * steps]]} if steps else {}
+        return cls(loss, int(steps), totals)
+
+    def and_of(self, record: StepRecord) -> EpochSums:
+        """Return the sums with another step."""
+        return EpochSums(self.loss + record.loss, self.steps + 1, added(self.totals, record.totals))
+
+
+def prefixed(split: str, figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures under the names of a split, ``test_accuracy``."""
+    return {f"{split}_{name}": value for name, value in figures.items()}
+
+
+def log_spaced(limit: int) -> set[int]:
+    """Return 1, 2, 5, 10, 20, 50, ... up to ``limit``.
+
+    >>> sorted(log_spaced(30))
+    [1, 2, 5, 10, 20]
+    """
+    found, scale = set(), 1
+    while scale <= limit:
+        found |= {scale * factor for factor in (1, 2, 5) if scale * factor <= limit}
+        scale *= 10
+    return found

@@ -1,0 +1,141 @@
+"""Network, engine and trainer of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from biograd import data, decorrelation, estimators, local, networks, tasks
+from biograd.configuration import Configuration
+from biograd.diagnosis import Diagnosis, Reference, probe
+from biograd.encoding import check_duration
+from biograd.engine import attach
+from biograd.errors import RecipeError
+from biograd.training import Trainer, evaluate, placed
+
+
+class Experiment:
+    """The parts of one run, assembled from its configuration."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        dataset: data.Dataset,
+        network: nn.Module | None = None,
+        estimator: str | None = None,
+    ) -> None:
+        self.configuration, self.dataset = configuration, dataset
+        recipe = configuration.recipe
+        name = estimator or configuration.estimator
+        settings = (
+            configuration.settings
+            if name == configuration.estimator
+            else (recipe.estimators.get(name, {}))
+        )
+        built = networks.build(
+            network if network is not None else recipe,
+            dataset.shape,
+            dataset.task.outputs,
+            configuration.seed,
+            dataset.task.timed,
+        )
+        check_time(built, dataset)
+        self.network = built.to(configuration.device)
+        self.engine = attach(
+            self.network,
+            estimators.make(name, settings, configuration.model),
+            decorrelation.make(recipe.decorrelation, configuration.model),
+            local.make(recipe.local, configuration.model),
+            task=tasks.learned(dataset.task, recipe.training.loss),
+            seed=configuration.seed,
+        )
+        try:
+            self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
+        except BaseException:
+            self.engine.detach()
+            raise
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Names of the modules whose activity goes into the run file."""
+        return getattr(self.network, "populations", ()) or self.engine.hidden
+
+    def diagnose(
+        self,
+        examples: int = 64,
+        *,
+        draws: int = 16,
+        reference: Reference = "auto",
+        thorough: bool = True,
+    ) -> Diagnosis:
+        """Return how good the gradient estimate is now, on training data by turns.
+
+        Args:
+            thorough: also try noise of other sizes, and a step of the optimiser at the full
+                learning rate (a schedule may have ended at zero).
+        """
+        batch = self.dataset.shown(self.dataset.train, examples)
+        inputs, targets = placed(self.network, batch.inputs, batch.targets)
+        self.network.train()
+        with _full_rate(self.trainer) as optimiser:
+            return probe(
+                self.engine,
+                inputs,
+                targets,
+                batch.index,
+                draws=draws,
+                reference=reference,
+                optimiser=optimiser if thorough else None,
+                neighbours=thorough,
+            )
+
+
+def check_time(network: nn.Module, dataset: data.Dataset) -> None:
+    """Refuse data with a time axis for a network of biograd that would flatten or cut it.
+
+    Raises:
+        RecipeError: the network has no time, or its encoding gives the data one.
+        DataError: a trial of the data is longer than one of the network.
+    """
+    if not dataset.train.timed or not isinstance(network, networks.Network):
+        return
+    where = f"{dataset.name}: the data have a time axis"
+    encoding = network.encoding
+    if encoding is None:
+        raise RecipeError(f"{where}, the network has none: take a spiking or a recurrent one")
+    if not encoding.timed:
+        kind = encoding.recipe.kind
+        raise RecipeError(f"{where}, encoding.kind = {kind!r} gives them one: set it to 'given'")
+    check_duration(dataset.steps, encoding.steps, encoding.dt_ms, dataset.task.timed)
+
+
+@contextmanager
+def _full_rate(trainer: Trainer) -> Iterator[torch.optim.Optimizer]:
+    optimiser: torch.optim.Optimizer = trainer.optimiser
+    kept = [group["lr"] for group in optimiser.param_groups]
+    try:
+        for group in optimiser.param_groups:
+            group["lr"] = trainer.recipe.learning_rate
+        yield optimiser
+    finally:
+        for group, rate in zip(optimiser.param_groups, kept, strict=True):
+            group["lr"] = rate
+
+
+def frozen_hidden(
+    configuration: Configuration, dataset: data.Dataset, network: nn.Module | None = None
+) -> float:
+    """Return the headline metric of the control: the same run, with only the readout trained.
+
+    Args:
+        network: a copy of the user's own module from before the training.
+    """
+    experiment = Experiment(configuration, dataset, network, "frozen_hidden")
+    for _record in experiment.trainer.steps():
+        pass
+    found = evaluate(experiment.engine, dataset.evaluated)
+    experiment.engine.detach()
+    return found[experiment.engine.task.headline]

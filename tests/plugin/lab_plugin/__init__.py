@@ -1,0 +1,1 @@
+"""Parts of a laboratory's own: one file each, one line each in the entry points."""
