@@ -159,7 +159,7 @@ class TorchSubstrate:
     ) -> Trace:
         now = self._begin(plan, "clean", objective)
         with torch.enable_grad() if plan.graph else torch.no_grad():
-            with self._running(now), self.shared.clean():
+            with self._running(now), self.shared.clean(alone=plan.passes == 1):
                 outputs = self.forward(encoded)
             losses, local, steps = losses_of(now, outputs, targets, objective)
             total = losses.mean()
