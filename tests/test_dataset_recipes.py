@@ -92,9 +92,7 @@ def test_recipe_loads(name: str) -> None:
 def test_data_are_the_same_for_every_run(name: str) -> None:
     recipe = recipes.load_dataset(name, ["validation=0.1"])
     first, second = (
-        data.load(
-            recipe, name=name, data_dir=folder_of(name), offline=True, seed=seed, dt_ms=10.0
-        )
+        data.load(recipe, name=name, data_dir=folder_of(name), offline=True, seed=seed, dt_ms=10.0)
         for seed in (0, 1)
     )
     assert first.digest == second.digest and first.evaluated_on == "validation"
