@@ -22,10 +22,9 @@ from biograd.circuit.sugar import Layers, check_keys
 from biograd.contracts import Substrate
 from biograd.errors import CapabilityError, RecipeError
 from biograd.events.event_network import EventNetwork
-from biograd.neurons import EventDriven, Leaky
+from biograd.neurons import EventDriven
 from biograd.recipes import (
     Count,
-    EncodingRecipe,
     ModelRecipe,
     PopulationRecipe,
     load_model,
@@ -104,7 +103,7 @@ def _in_memory(kind: str) -> Iterator[None]:
 def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool) -> Network:
     network = recipe.network
     static = network.kind == "local_mixer" or (network.kind == "rate" and not network.recurrent)
-    _check(recipe, static)
+    _check(recipe)
     if static and timed:
         raise RecipeError(
             "an output in every step needs a network in time: network.kind = 'spiking' or "
@@ -124,7 +123,7 @@ def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: 
     return Layers(recipe, shape, encoded, outputs, timed).circuit()
 
 
-def _check(recipe: ModelRecipe, static: bool) -> None:
+def _check(recipe: ModelRecipe) -> None:
     """Refuse what this kind of network would not look at."""
     network, neuron = recipe.network, recipe.neuron
     check_keys(network)
@@ -146,12 +145,6 @@ def _check(recipe: ModelRecipe, static: bool) -> None:
     named = [one for one in recipe.populations.values() if not one.equations]
     if circuit and recipe.populations and not named:
         check_no_constants(neuron, "[populations]")
-    if network.kind in ("rate", "local_mixer") and neuron != Leaky():
-        raise RecipeError(
-            f"[neuron]: has no effect on network.kind = {network.kind!r}: take it out"
-        )
-    if static and recipe.encoding != EncodingRecipe():
-        raise RecipeError("[encoding]: has no effect on a network without time: take it out")
 
 
 def substrate(network: nn.Module, sites: Sites | None = None) -> Substrate:

@@ -21,6 +21,7 @@ import biograd
 from biograd import __version__, commands, errors
 from biograd.__main__ import main
 from biograd.commands import COMMANDS, console, doctor, manual, options
+from biograd.commands import list as list_command
 from biograd.commands.columns import columns
 from biograd.commands.display import ProgressDisplay, describe
 from biograd.commands.options import Answer
@@ -330,7 +331,7 @@ def test_a_broken_pipe_is_quiet() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["list", kind] for kind in ("models", "datasets", "estimators")] + [["data", "list"]],
+    [["list", kind] for kind in list_command.KINDS] + [["data", "list"]],
     ids=" ".join,
 )
 def test_lists(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
@@ -349,7 +350,7 @@ def test_lists(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None
 def test_the_list_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert set(record) == {"schema_version", "models", "datasets", "estimators", "studies"}
+    assert set(record) == {"schema_version", *list_command.KINDS}
     estimators = {row["name"]: row for row in record["estimators"]}
     assert "perturb_site" in estimators["weak"]["needs"]
 

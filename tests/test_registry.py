@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from biograd.data import SOURCES
 from biograd.decorrelation_rules import RULES
+from biograd.encoding import ENCODINGS
 from biograd.errors import BiogradError, RecipeError
 from biograd.estimators import ESTIMATORS
 from biograd.estimators.loss_regression import METHODS
 from biograd.estimators.synthesisers import SYNTHESISERS
 from biograd.estimators.tangents import TANGENTS
 from biograd.local.objectives import LOCAL_LOSSES
+from biograd.neurons import NEURONS
+from biograd.neurons.surrogate import SURROGATES
 from biograd.registry import Registry
+from biograd.tasks import TASKS
 
-REGISTRIES = (ESTIMATORS, RULES, LOCAL_LOSSES, METHODS, TANGENTS, SYNTHESISERS)
+REGISTRIES = (ESTIMATORS, NEURONS, TASKS, SOURCES, ENCODINGS, SURROGATES)
+REGISTRIES += (RULES, LOCAL_LOSSES, METHODS, TANGENTS, SYNTHESISERS)
 GROUP = "biograd.numbers"
 
 

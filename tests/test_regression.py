@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.engine import attach
 from biograd.errors import RecipeError
-from biograd.estimators import WeakGradient, regression
+from biograd.estimators import WeakGradient, loss_regression
 from biograd.estimators.loss_regression import METHODS, Regression
 from biograd.randomness import generator
 
@@ -73,12 +73,14 @@ def anchored_ridge(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
     change = losses[1:] - losses[:1]
     mirrored = torch.cat((torch.zeros_like(change[:1]), change, -change))
     both = torch.cat((directions, -directions))
-    return regression.ridge_regression(mirrored, both, 2 * ridge)
+    return loss_regression.ridge_regression(mirrored, both, 2 * ridge)
 
 
 def antithetic_least_squares(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
     half = (losses[1::2] - losses[2::2]) / 2
-    return regression.anchored(torch.cat((torch.zeros_like(half[:1]), half)), directions[::2], 0)
+    return loss_regression.anchored(
+        torch.cat((torch.zeros_like(half[:1]), half)), directions[::2], 0
+    )
 
 
 def traceless(norm: float) -> Tensor:
@@ -145,7 +147,7 @@ def test_projection_keeps_its_share(method: str, copies: int) -> None:
 def test_ridge_solves_its_normal_equations(copies: int) -> None:
     """Both of its systems against the direct solution with an intercept column."""
     losses, directions, _ = trials("ridge", copies, 5, World(tau=0.3))
-    found = regression.ridge_regression(losses, directions, 0.1)
+    found = loss_regression.ridge_regression(losses, directions, 0.1)
     penalty = torch.full((DIMENSIONS + 1,), 0.1 * DIMENSIONS, dtype=torch.float64)
     penalty[0] = 0
     for row in range(5):
@@ -159,8 +161,8 @@ def test_ridge_solves_its_normal_equations(copies: int) -> None:
 @pytest.mark.parametrize("copies", [16, 100])
 def test_ridge_without_penalty_is_least_squares(copies: int) -> None:
     losses, directions, _ = trials("ridge", copies, 5, World(tau=0.3))
-    ridge = regression.ridge_regression(losses, directions, 0.0)
-    assert (ridge - regression.least_squares(losses, directions, 0.0)).abs().max() < 1e-8
+    ridge = loss_regression.ridge_regression(losses, directions, 0.0)
+    assert (ridge - loss_regression.least_squares(losses, directions, 0.0)).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"score"}))
@@ -175,10 +177,10 @@ def test_a_constant_added_to_all_losses_changes_nothing(method: str) -> None:
 def test_rank_is_the_gaussian_mean_of_ranks() -> None:
     """``E[rank z] = E[phi(z)] = 1/(2 sqrt(pi))``, whatever the scale of the losses."""
     losses, directions, truth = trials("rank", 16, 3000)
-    found = regression.rank(losses, directions, 0.0)
+    found = loss_regression.rank(losses, directions, 0.0)
     mean, standard = slope(found, truth)
     assert abs(mean - 1 / (2 * math.sqrt(math.pi))) < 4 * standard
-    assert torch.equal(found, regression.rank(losses.exp(), directions, 0.0))
+    assert torch.equal(found, loss_regression.rank(losses.exp(), directions, 0.0))
 
 
 # Variance laws, each within 10 % --------------------------------------------------------------
@@ -288,7 +290,7 @@ def test_ridge_with_intercept_is_better_than_through_a_noisy_clean_loss() -> Non
 
 
 def test_orthonormal_directions_are_uniform() -> None:
-    directions = regression.orthonormal((3, 4000, 5), generator(0), torch.float64)
+    directions = loss_regression.orthonormal((3, 4000, 5), generator(0), torch.float64)
     gram = torch.einsum("mbd,nbd->bmn", directions, directions)
     assert (gram - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-12
     assert directions[0].mean(0).abs().max() < 4 / math.sqrt(5 * 4000)

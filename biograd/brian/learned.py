@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.quantities import quantity
 from biograd.neurons.neuron import Neuron
-from biograd.neurons.values import spread, value
+from biograd.neurons.values import bounded, spread, value
 from biograd.recipes import ModelRecipe
 
 FACTORS = re.compile(
@@ -64,7 +64,7 @@ def _of_neuron(
 ) -> Learned:
     """Return a learned field of a named neuron; times are in milliseconds."""
     start = spread(neuron, len(factor), "neuron", stream).get(constant, getattr(neuron, constant))
-    values = value(factor, start, *neuron.trainable[constant])
+    values = bounded(factor, start, *neuron.trainable[constant])
     unit = "ms" if constant.endswith("_ms") else ""
     mean, lowest, highest = (float(v) for v in (values.mean(), values.min(), values.max()))
     return Learned(population, constant, mean, lowest, highest, unit)

@@ -285,6 +285,8 @@ def check_keys(network: NetworkRecipe) -> None:
         for name in ("kernel", "stride", "pooling", "pool"):
             if getattr(network, name) != getattr(NetworkRecipe, name):
                 raise RecipeError(f"network.{name}: has no effect without network.channels")
+    if network.pooling == 1 and network.pool != NetworkRecipe.pool:
+        raise RecipeError("network.pool: has no effect without network.pooling")
     in_time = network.kind == "spiking" or network.recurrent
     if in_time and network.normalisation == "length":
         raise RecipeError("network.normalisation = 'length': only without time; take 'layer'")

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import re
 import typing
-from functools import cache
 from typing import Any
 
 import torch
@@ -30,16 +29,15 @@ WIDEST = 1e9
 
 def per_neuron(neuron: Neuron) -> tuple[str, ...]:
     """Return the names of the fields that may differ between neurons."""
-    return tuple(n for n, kind in _kinds(type(neuron)).items() if kind in _DIFFERING)
+    return tuple(n for n, kind in _kinds(neuron).items() if kind in _DIFFERING)
 
 
 _DIFFERING = (PerNeuron, PerNeuronOrZero)
 
 
-@cache
-def _kinds(kind: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+def _kinds(neuron: Neuron) -> dict[str, Any]:
+    hints = typing.get_type_hints(type(neuron), include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(neuron)}
 
 
 def spread(neuron: Neuron, units: int, where: str, stream: str) -> dict[str, Tensor]:
@@ -76,7 +74,7 @@ def _drawn(neuron: Neuron, name: str, text: str, units: int, key: str, stream: s
         raise RecipeError(f"{key} = {text!r}: its arguments must be two numbers") from error
     draws = _draw(match[1], first, second, units, f"{stream}.{name}", key)
     least = float(draws.min())
-    zero = _kinds(type(neuron))[name] == PerNeuronOrZero
+    zero = _kinds(neuron)[name] == PerNeuronOrZero
     if not math.isfinite(float(draws.sum())) or least < 0 or not (least or zero):
         raise RecipeError(f"{key} = {text!r}: it draws {least:g}, which is out of range")
     return draws

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
+from biograd.credit_paths import mapped
 from biograd.errors import CapabilityError
 from biograd.recipes import Count, Fraction, Positive, validate
 
@@ -65,16 +66,25 @@ class TimeNormalisation(nn.Module):
         Raises:
             CapabilityError: the statistics are of a trial, and one step arrives alone.
         """
+        ways = iter((self.norm, self._by_input))  # credit to the layer before takes its own way
         if self.kind == "layer":
-            found: Tensor = self.norm(inputs)
-            return found
+            return mapped(lambda current: next(ways)(current), inputs)
         if self.training and self.steps > 1 and inputs.dim() < 3:
             raise CapabilityError(
                 f"batch normalisation over time: one step of {self.steps} arrives alone: take "
                 "kind = 'layer' for a population in a loop"
             )
-        found = self.norm(inputs.reshape(-1, *self.shape))
-        return found.reshape(inputs.shape)
+        lies = (-1, *self.shape)
+        return mapped(lambda one: next(ways)(one.reshape(lies)).reshape(one.shape), inputs)
+
+    def _by_input(self, current: Tensor) -> Tensor:
+        """Return the same, but of the module's parameters and running statistics nothing moves."""
+        norm, training = self.norm, self.training
+        weight, bias = norm.weight.detach(), norm.bias.detach()
+        if isinstance(norm, nn.LayerNorm):
+            return functional.layer_norm(current, norm.normalized_shape, weight, bias, norm.eps)
+        known = (None, None) if training else (norm.running_mean, norm.running_var)
+        return functional.batch_norm(current, *known, weight, bias, training, eps=norm.eps)
 
     def extra_repr(self) -> str:
         """Return the shape of the units for ``print``."""
