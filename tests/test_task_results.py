@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_diabetes, make_multilabel_classification
+from sklearn.datasets import make_friedman1, make_multilabel_classification
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.multioutput import MultiOutputClassifier
@@ -96,14 +96,13 @@ def own(
 
 
 @pytest.mark.parametrize("estimator", ["backprop", "weak", "node_perturbation"])
-def test_diabetes(tmp_path: Path, estimator: str) -> None:
-    """442 patients, 10 numbers each; ridge regression is the oracle."""
-    inputs, targets = load_diabetes(return_X_y=True)
-    data = splits(inputs, (targets - 150) / 75, (300, 350))
+def test_a_number_that_is_no_linear_function(tmp_path: Path, estimator: str) -> None:
+    """Friedman's function of 5 of 10 inputs; ridge regression is the oracle, .96 the noise limit."""
+    inputs, targets = make_friedman1(1000, noise=1.0, random_state=0)
+    data = splits(inputs, (targets - 14) / 5, (700, 850))
     ridge = Ridge().fit(*data["train"])
     linear = r2_score(data["test"][1], ridge.predict(data["test"][0]))
-    settings = ("training.learning_rate=0.001", "training.epochs=20")
-    assert own(tmp_path, data, estimator, *settings)["r2"] > linear - 0.15
+    assert own(tmp_path, data, estimator, "training.epochs=30")["r2"] > linear + 0.05
 
 
 def test_several_labels(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from biograd.circuit.readouts import LeakyReadout, Readout
+from biograd.circuit.readouts import Counts, LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
@@ -115,8 +115,9 @@ def reading(
             raise RecipeError(
                 f"network.readout = 'counts': {units} units are the outputs, the task has {outputs}"
             )
-        kind = Readout("rate", encoding.steps)
-        return nn.Identity(), None if timed else kind, nn.Identity() if timed else None
+        if timed:
+            return Counts(), None, nn.Identity()
+        return Counts(), Readout("rate", encoding.steps), None
     layer, rate = nn.Linear(units, outputs), network.kind == "rate"
     if timed:
         return layer, None, nn.Identity() if rate else LeakyReadout.of(network, encoding.dt_ms)

@@ -80,6 +80,18 @@ class Readout(nn.Module):
         return f"{self.kind!r}, steps={self.steps}"
 
 
+class Counts(nn.Module):
+    """The units are the outputs themselves: spikes ``[rows, units]`` or ``[rows, steps, units]``.
+
+    Where credit is cut behind the units a graph begins here, so that the error has a derivative.
+    """
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Return the spikes."""
+        cut = torch.is_grad_enabled() and not spikes.requires_grad
+        return spikes.detach().requires_grad_() if cut else spikes
+
+
 class LeakyReadout(nn.Module):
     """Outputs in every step: what a layer returns, ``i[t]``, through a leaky integrator.
 

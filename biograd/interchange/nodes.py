@@ -17,7 +17,7 @@ from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne, Sparse
-from biograd.circuit.readouts import LeakyReadout, Readout
+from biograd.circuit.readouts import Counts, LeakyReadout, Readout
 from biograd.errors import CapabilityError, MissingExtraError
 from biograd.interchange.forms import array, cell_of
 from biograd.interchange.nir_neuron import KEYS, Array, NirNeuron
@@ -292,7 +292,7 @@ class _Writer:
         r = 1.0 if tau is None else unit if own is None else own
         here, shape = self.exits[source], self.shapes[source]
         weight, bias = np.eye(math.prod(shape)), None
-        if not isinstance(network.readout, nn.Identity):
+        if not isinstance(network.readout, Counts):
             weight, bias, _ = _dense(network.readout, "readout")
         bare = tau is None and bias is None and np.array_equal(weight, np.eye(len(weight)))
         if not bare:
