@@ -128,6 +128,13 @@ def _check(recipe: ModelRecipe) -> None:
     """Refuse what this kind of network would not look at."""
     network, neuron = recipe.network, recipe.neuron
     check_keys(network)
+    if isinstance(neuron, EventDriven) and (network.kind, network.substrate) != (
+        "spiking",
+        "torch",
+    ):
+        raise RecipeError(
+            "neuron.kind = 'event_driven': needs network.kind = 'spiking', network.substrate = 'torch'"
+        )
     circuit = network.kind == "circuit"
     if not circuit and (recipe.populations or recipe.projections):
         raise RecipeError("populations, projections: need network.kind = 'circuit'")

@@ -50,7 +50,7 @@ def digits(*settings: str) -> tuple[Rows, Rows]:
             out from the training digits, and the test digits are not looked at.
     """
     found = data.load(load_dataset("digits", settings), name="digits")
-    return Rows.of(found.train), Rows.of(found.test)
+    return Rows.of(found.train), Rows.of(found.evaluated)
 
 
 class Stepped:

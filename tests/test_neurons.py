@@ -149,7 +149,7 @@ EVENTS = {
 
 def test_every_field_of_event_driven_neurons_is_obeyed_or_refused() -> None:
     fields = {field.name for field in dataclasses.fields(NEURONS["event_driven"])}
-    assert fields == {*EVENTS, "kind", "trainable", "reset"}
+    assert fields == {*EVENTS, "kind", "trainable"}
     inputs, found = torch.rand(4, 6, generator=generator(0)).double(), []
     for changes in ({}, *({name: value} for name, value in EVENTS.items())):
         table = {
@@ -162,10 +162,9 @@ def test_every_field_of_event_driven_neurons_is_obeyed_or_refused() -> None:
         assert network.activity(inputs)["blocks.0.raster"].any()
     for one, other in itertools.combinations(found, 2):
         assert not torch.equal(one, other)
-    for name, value in (("trainable", {"threshold": [0.5, 2.0]}), ("reset", "zero")):
-        table["neuron"] = {"kind": "event_driven", name: value}
-        with pytest.raises(RecipeError, match=rf"neuron\.{name}"):
-            biograd.build(construct(ModelRecipe, table, "test"), 6, 3)
+    table["neuron"] = {"kind": "event_driven", "trainable": {"threshold": [0.5, 2.0]}}
+    with pytest.raises(RecipeError, match=r"neuron\.trainable"):
+        biograd.build(construct(ModelRecipe, table, "test"), 6, 3)
 
 
 # What is wrong is noticed -------------------------------------------------------------------------

@@ -214,8 +214,6 @@ def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> No
     for key in ("recurrent", "channels", "residual", "dropout", "normalisation"):
         if getattr(recipe, key) != getattr(NetworkRecipe, key):
             raise RecipeError(f"network.{key}: exact spike times need dense feed-forward layers")
-    if neuron.reset != "subtract":
-        raise RecipeError(f"neuron.reset = {neuron.reset!r}: exact spike times need 'subtract'")
     if recipe.substrate != "torch":
         raise RecipeError("neuron.kind = 'event_driven': needs network.substrate = 'torch'")
     if neuron.trainable:

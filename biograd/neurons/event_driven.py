@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from biograd.checking import Positive
 from biograd.errors import CapabilityError
@@ -14,15 +14,14 @@ from biograd.neurons.neuron import Neuron
 class EventDriven(Neuron):
     """Spike times in continuous time with their exact derivatives (``events.spike_times``).
 
-    The equations are those of ``Leaky``, solved in closed form between spikes; there is no step,
-    and no surrogate.
+    The equations are those of ``Leaky`` with reset "subtract", solved in closed form between spikes;
+    there is no step, and no surrogate.
     """
 
     time_constant_ms: Positive = 10.0
     synaptic_time_constant_ms: Positive = 5.0
     resistance: Positive = 1.0
     threshold: Positive = 1.0
-    reset: Literal["zero", "subtract"] = "subtract"
 
     name: ClassVar[str] = "event_driven"
 

@@ -32,7 +32,7 @@ def per_neuron(neuron: Neuron) -> tuple[str, ...]:
     return tuple(n for n, kind in _kinds(neuron).items() if kind in _DIFFERING)
 
 
-_DIFFERING = (PerNeuron, PerNeuronOrZero)
+_DIFFERING = (PerNeuron, PerNeuronOrZero, Any)
 
 
 def _kinds(neuron: Neuron) -> dict[str, Any]:

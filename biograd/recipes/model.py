@@ -56,8 +56,8 @@ class ModelRecipe:
             return table
         rest = {key: value for key, value in neuron.items() if key not in MOVED}
         if neuron.get("method") == "event":
-            of_steps = {"surrogate": "fast_sigmoid", "slope": 10.0}
-            rest = {k: v for k, v in rest.items() if v != of_steps.get(k)}
+            # exact spike times never read them
+            rest = {k: v for k, v in rest.items() if k not in ("surrogate", "slope", "reset")}
             rest["kind"] = "event_driven"
         read = {k: v for k, v in neuron.items() if k in MOVED - {"method"}}
         network = table.get("network", {})

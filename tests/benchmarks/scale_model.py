@@ -25,7 +25,7 @@ rank makes the whole gradient; or copies, of whose gradient every rank makes a p
 
 RULES = ("backprop", "direct_feedback", "weak", "weight_perturbation")
 PERTURBING = ("weak", "weight_perturbation")
-FIGURES = 8 * 6
+FIGURES = 8 * 7
 """Bytes of the table of figures that the ranks exchange in every step."""
 REPLAYED = 30
 """Floats that a Brian2 population's derivative takes for a neuron's step: measured, 28 to 32."""
