@@ -31,7 +31,8 @@ from biograd.recipes import (
     validate,
 )
 from biograd.substrate.network import Network, initialise
-from biograd.substrate.torch_substrate import Sites, TorchSubstrate
+from biograd.substrate.sites import Sites
+from biograd.substrate.torch_substrate import TorchSubstrate
 
 __all__ = [
     "Circuit",

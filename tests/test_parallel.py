@@ -84,7 +84,7 @@ class Case:
         for record in records:
             figures = (record.loss, record.metrics["accuracy"], record.informative)
             found[f"record.{record.step}"] = torch.tensor(figures, dtype=torch.float64)
-        results = evaluate(trainer.engine, trainer.split, batch_size=8)
+        results = evaluate(trainer.engine, trainer.source, batch_size=8)
         found["evaluated"] = torch.tensor(list(results.values()), dtype=torch.float64)
         found["passes"] = torch.tensor(trainer.passes)
         for name, value in trainer.engine.estimator.measures().items():

@@ -24,7 +24,7 @@ from biograd.randomness import generator
 from biograd.recipes import ModelRecipe, construct
 from biograd.substrate.effective import respond
 from biograd.substrate.network import initialise
-from biograd.substrate.torch_substrate import find_sites
+from biograd.substrate.sites import find_sites
 
 SIGNS = ("both", "excitatory", "inhibitory")
 

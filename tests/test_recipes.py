@@ -239,3 +239,13 @@ def test_the_default_recipe_survives_its_own_schema() -> None:
     assert construct(ModelRecipe, table, "here") == ModelRecipe()
     fields = {field.name for field in dataclasses.fields(DatasetRecipe)}
     assert fields >= set(tomllib.loads("source = 'digits'"))
+
+
+def test_another_kind_of_neuron_drops_the_keys_of_the_file_that_it_lacks() -> None:
+    known = recipes.load_model("spiking").neuron
+    found = recipes.load_model("spiking", assignments=["neuron.kind=integrator"]).neuron
+    assert hasattr(known, "reset") and not hasattr(found, "reset")
+    assert found.kind == "integrator" and found.time_constant_ms == known.time_constant_ms
+    both = ["neuron.reset=zero", "neuron.kind=integrator"]  # what the user gives is never dropped
+    with pytest.raises(RecipeError, match=r"unknown key neuron\.reset"):
+        recipes.load_model("spiking", assignments=both)

@@ -36,6 +36,7 @@ class SharedRandomness:
     module: nn.Module
     stream: torch.Generator | None = None
     recording: bool | None = None
+    alone: bool = False
     handles: list[Hook] = dataclasses.field(default_factory=list)
     masks: dict[nn.Module, list[Tensor]] = dataclasses.field(default_factory=dict)
     calls: dict[nn.Module, int] = dataclasses.field(default_factory=dict)
@@ -80,9 +81,13 @@ class SharedRandomness:
         return draws.repeat(rows // len(draws), *[1] * len(shape))
 
     @contextmanager
-    def clean(self) -> Iterator[None]:
-        """Record masks and statistics."""
-        self.masks, self.statistics = {}, {}
+    def clean(self, alone: bool = False) -> Iterator[None]:
+        """Record masks and statistics.
+
+        Args:
+            alone: no other copy follows, and nobody needs the statistics.
+        """
+        self.masks, self.statistics, self.alone = {}, {}, alone
         with self._as(True):
             yield
 
@@ -143,6 +148,8 @@ class SharedRandomness:
         if self.recording is None or not layer.training:
             return
         assert isinstance(layer, _BatchNorm)
+        if self.recording and self.alone:
+            return
         if self.recording:
             values = inputs[0].detach()
             axes = [axis for axis in range(values.dim()) if axis != 1]

@@ -8,11 +8,8 @@ nothing in it.
 from __future__ import annotations
 
 import dataclasses
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +19,6 @@ from torch.autograd import forward_ad
 from biograd.contracts import (
     Capability,
     Objective,
-    ParameterNoise,
     Plan,
     Site,
     SiteShape,
@@ -31,13 +27,13 @@ from biograd.contracts import (
     Transport,
     Visits,
 )
-from biograd.errors import CapabilityError, nearest
+from biograd.errors import CapabilityError
 from biograd.substrate.copies import SharedRandomness
-from biograd.substrate.network import LAYERS, Network, SynapticLayer
+from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
+from biograd.substrate.losses import Losses, add_slopes, extend, forward_mode, losses_of, perturbed
+from biograd.substrate.network import Network
 from biograd.substrate.passes import Pass, repeat
-
-Sites = Sequence[str] | Sequence[Site] | Mapping[str, Sequence[str]]
-"""Names of layers, name -> layers that share a current, or sites in full."""
+from biograd.substrate.sites import Sites, before, find_sites
 
 
 class TorchSubstrate:
@@ -77,7 +73,7 @@ class TorchSubstrate:
         self.shared = SharedRandomness(module)
         self._pass: Pass | None = None
         self._shapes: dict[str, SiteShape] = {}
-        self._before = _before(self.sites)
+        self._before = before(self.sites)
         self._populations = {
             name: part
             for name, part in module.named_modules()
@@ -85,24 +81,24 @@ class TorchSubstrate:
         }
         self._temporal = frozenset(s.name for s in self.sites if s.neurons in self._populations)
         self._handles: list[Any] = []
-        self._hooks: list[_Hook] = []
+        self._hooks: list[Hook] = []
         for site in self.sites:
             for place, name in enumerate(site.modules):
                 layer = module.get_submodule(name)
                 behind = layer if site.current is None else module.get_submodule(site.current)
-                enter = self._hook(_Enter(self, site, place))
+                enter = self._hook(Enter(self, site, place))
                 self._handles.append(layer.register_forward_pre_hook(enter))
                 if behind is layer:
-                    through = self._hook(_Through(self, site, place))
+                    through = self._hook(Through(self, site, place))
                     self._handles.append(layer.register_forward_hook(through))
                     continue
                 self._handles += [
-                    layer.register_forward_hook(self._hook(_Bend(self, site, place))),
-                    behind.register_forward_hook(self._hook(_Leave(self, site, place))),
+                    layer.register_forward_hook(self._hook(Bend(self, site, place))),
+                    behind.register_forward_hook(self._hook(Leave(self, site, place))),
                 ]
             if site.activity is not None and site.block is None:
                 part = module.get_submodule(site.activity)
-                self._handles.append(part.register_forward_hook(self._hook(_Reach(self, site))))
+                self._handles.append(part.register_forward_hook(self._hook(Reach(self, site))))
 
     def _hook(self, hook: Any) -> Any:
         self._hooks.append(hook)
@@ -163,9 +159,9 @@ class TorchSubstrate:
     ) -> Trace:
         now = self._begin(plan, "clean", objective)
         with torch.enable_grad() if plan.graph else torch.no_grad():
-            with self._running(now), self.shared.clean():
+            with self._running(now), self.shared.clean(alone=plan.passes == 1):
                 outputs = self.forward(encoded)
-            losses, local, steps = _losses(now, outputs, targets, objective)
+            losses, local, steps = losses_of(now, outputs, targets, objective)
             total = losses.mean()
             for values in local.values():
                 total = total + values.reshape(len(values), -1).sum(1).mean()
@@ -234,7 +230,7 @@ class TorchSubstrate:
                  for s in plain if self._in_time(s, steps)}  # fmt: skip
         if found:
             self.sites = tuple(found.get(site.name, site) for site in self.sites)
-            self._before, self._shapes = _before(self.sites), {}
+            self._before, self._shapes = before(self.sites), {}
             for hook in self._hooks:
                 hook.site = found.get(hook.site.name, hook.site)
         return bool(found)
@@ -251,7 +247,7 @@ class TorchSubstrate:
             last = {name: place for place, name in enumerate(now.order)}
             called = [site for site in self.sites if site.modules[0] in last]
             self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
-            self._before = _before(self.sites)
+            self._before = before(self.sites)
         steps = self.module.steps if isinstance(self.module, Network) else None
         for site in self.sites:
             outputs = now.visits[site.name][0].outputs
@@ -281,7 +277,7 @@ class TorchSubstrate:
         now = self._begin(plan, "noisy", trace.objective, copies)
         with self._running(now), self.shared.noisy():
             outputs = self.forward(now.begin(encoded))
-        extend(trace, *_losses(now, outputs, repeat(trace.targets, copies), trace.objective))
+        extend(trace, *losses_of(now, outputs, repeat(trace.targets, copies), trace.objective))
         for name, noise in plan.noise.items():
             trace.sites[name].noise = noise
         if plan.observe:
@@ -302,7 +298,7 @@ class TorchSubstrate:
             now = self._begin(Plan(), "noisy", trace.objective)
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(encoded)
-            return _losses(now, outputs, trace.targets, trace.objective)
+            return losses_of(now, outputs, trace.targets, trace.objective)
 
         for found in perturbed(self.module, trace.plan.parameter_noise, losses):
             extend(trace, *found)
@@ -314,11 +310,11 @@ class TorchSubstrate:
         assert tangents
         copies = next(iter(tangents.values())).shape[0]
         now = self._begin(trace.plan, "tangent", trace.objective, copies)
-        with _forward_mode():
+        with forward_mode():
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(now.begin(encoded))
             targets = repeat(trace.targets, copies)
-            _slopes(trace, *_losses(now, outputs, targets, trace.objective)[:2])
+            add_slopes(trace, *losses_of(now, outputs, targets, trace.objective)[:2])
 
     @torch.no_grad()
     def _run_parameter_tangents(self, trace: Trace, encoded: Tensor) -> None:
@@ -329,14 +325,14 @@ class TorchSubstrate:
         named = {f"module.{n}": p for n, p in self.module.named_parameters() if p.requires_grad}
         for copy, scale in enumerate(noise.scales):
             now = self._begin(trace.plan, "tangent", trace.objective)
-            with _forward_mode(), self._running(now), self.shared.noisy():
+            with forward_mode(), self._running(now), self.shared.noisy():
                 draws = noise.draw(copy, named.values())
                 dual = {
                     name: forward_ad.make_dual(parameter.detach(), scale * draw)
                     for (name, parameter), draw in zip(named.items(), draws, strict=True)
                 }
                 outputs = torch.func.functional_call(runner, dual, (encoded,))
-                _slopes(trace, *_losses(now, outputs, trace.targets, trace.objective)[:2])
+                add_slopes(trace, *losses_of(now, outputs, trace.targets, trace.objective)[:2])
 
     def enter(self, site: Site, place: int, inputs: Any) -> Any:
         """Look at the input of a site's layer; called by its hook."""
@@ -372,68 +368,6 @@ def _forward_only(part: nn.Module) -> str:
     return str(getattr(part, "forward_only", ""))
 
 
-def _eager() -> AbstractContextManager[object]:
-    """Run compiled modules as they were written: torch's compiler knows no forward mode."""
-    compiles = "torch._dynamo" in sys.modules  # its import takes a second
-    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
-
-
-@contextmanager
-def _forward_mode() -> Iterator[None]:
-    with forward_ad.dual_level():
-        with warnings.catch_warnings():
-            # torch's first dual tensor compiles decompositions in a way that torch deprecates
-            warnings.simplefilter("ignore", DeprecationWarning)
-            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
-        with _eager():
-            yield
-
-
-class _Hook:
-    """A hook that leads back to its substrate; a copy of the network runs without it."""
-
-    def __init__(self, substrate: TorchSubstrate, site: Site, place: int = 0) -> None:
-        self.substrate: TorchSubstrate | None = substrate
-        self.site, self.place = site, place
-
-    def __deepcopy__(self, _memo: object) -> _Hook:
-        copy = object.__new__(type(self))
-        copy.substrate, copy.site, copy.place = None, self.site, self.place
-        return copy
-
-
-class _Enter(_Hook):
-    def __call__(self, _module: nn.Module, inputs: Any) -> Any:
-        return self.substrate.enter(self.site, self.place, inputs) if self.substrate else None
-
-
-class _Bend(_Hook):
-    def __call__(self, module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
-        if self.substrate is None:
-            return None
-        return self.substrate.bend(self.site, self.place, module, output)
-
-
-class _Leave(_Hook):
-    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
-        return self.substrate.leave(self.site, self.place, output) if self.substrate else None
-
-
-class _Through(_Hook):
-    """Both at once, where the layer's output is the current: a hook has its price."""
-
-    def __call__(self, module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
-        if self.substrate is None or self.substrate._pass is None:
-            return None
-        bent = self.substrate.bend(self.site, self.place, module, output)
-        return self.substrate.leave(self.site, self.place, bent)
-
-
-class _Reach(_Hook):
-    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
-        return self.substrate.reach(self.site, output) if self.substrate else None
-
-
 class _Runner(nn.Module):
     """Holds a network as a submodule, so that its parameters can be swapped for a call."""
 
@@ -444,104 +378,3 @@ class _Runner(nn.Module):
 
     def forward(self, encoded: Tensor) -> Tensor:
         return self.__dict__["substrate"].forward(encoded)
-
-
-Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]
-"""Losses ``[rows]``, local losses ``[rows, *cells]``, and what each step adds, ``[rows, T]``."""
-
-
-def _losses(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective) -> Losses:
-    """Return the losses of a pass."""
-    local = {}
-    for name, loss in objective.local.items():
-        activity = now.activity(name)
-        if activity is None:
-            raise CapabilityError(f"site {name}: its activity was not reached: no local loss there")
-        local[name] = loss(activity, targets)
-    found = objective.loss(outputs, targets)
-    return (found, local, None) if found.dim() == 1 else (found.sum(1), local, found)
-
-
-def _before(sites: Sequence[Site]) -> dict[str, Site]:
-    """Return the site before each whose activity is the input of the site's first layer."""
-    return {site.name: one for one, site in pairwise(sites) if one.activity is None}
-
-
-def extend(
-    trace: Trace, losses: Tensor, local: Mapping[str, Tensor], steps: Tensor | None = None
-) -> None:
-    """Append the losses of noisy copies, ``[copies B, ...]``, to those of a trace."""
-    batch = trace.losses.shape[1]
-    if steps is not None and trace.step_losses is not None:
-        trace.step_losses = torch.cat((trace.step_losses, steps.unflatten(0, (-1, batch))))
-    trace.losses = torch.cat((trace.losses, losses.view(-1, batch)))
-    for name, values in local.items():
-        values = values.unflatten(0, (-1, batch))
-        trace.local[name] = torch.cat((trace.local[name], values))
-
-
-def _slopes(trace: Trace, losses: Tensor, local: Mapping[str, Tensor]) -> None:
-    """Append the tangents of losses ``[copies B, ...]`` to the slopes of a trace."""
-    batch = trace.losses.shape[1]
-    found = _tangent(losses).view(-1, batch)
-    trace.slopes = found if trace.slopes is None else torch.cat((trace.slopes, found))
-    for name, values in local.items():
-        slopes = _tangent(values).unflatten(0, (-1, batch))
-        known = trace.local_slopes.get(name)
-        trace.local_slopes[name] = slopes if known is None else torch.cat((known, slopes))
-
-
-def _tangent(values: Tensor) -> Tensor:
-    primal, tangent = forward_ad.unpack_dual(values)
-    return torch.zeros_like(primal) if tangent is None else tangent
-
-
-@torch.no_grad()
-def perturbed(
-    module: nn.Module, noise: ParameterNoise, losses: Callable[[], Losses]
-) -> Iterator[Losses]:
-    """Yield the losses under the parameter noise of each copy.
-
-    The parameters are restored from what they were, not by subtraction, so that they keep their
-    bits; also when a copy fails.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    kept = [parameter.detach().clone() for parameter in parameters]
-    found = []
-    try:
-        for copy, scale in enumerate(noise.scales):
-            draws = noise.draw(copy, parameters)
-            for parameter, value, draw in zip(parameters, kept, draws, strict=True):
-                parameter.copy_(value + scale * draw)
-            found.append(losses())
-    finally:
-        for parameter, value in zip(parameters, kept, strict=True):
-            parameter.copy_(value)
-    return iter(found)
-
-
-def find_sites(module: nn.Module, sites: Sites | None) -> tuple[Site, ...]:
-    """Return the sites of a module (see ``TorchSubstrate``).
-
-    Raises:
-        CapabilityError: a name is not a submodule, or there is no synaptic layer.
-    """
-    if sites is None and isinstance(module, Network):
-        return module.sites
-    if sites is None:
-        kinds = (*LAYERS, SynapticLayer)
-        sites = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
-    if isinstance(sites, Mapping):
-        found = [Site(name, tuple(ls), (False,) * len(ls)) for name, ls in sites.items()]
-    else:
-        found = [s if isinstance(s, Site) else Site(s, (s,), (False,)) for s in sites]
-    known = dict(module.named_modules())
-    for site in found:
-        for name in filter(None, (*site.modules, site.activity, site.current, site.population)):
-            if name not in known:
-                raise CapabilityError(f"no layer {name!r}: {nearest(name, filter(None, known))}")
-    if not found:
-        raise CapabilityError(
-            f"{type(module).__name__} has no linear or convolutional layer: name its sites"
-        )
-    return tuple(found)

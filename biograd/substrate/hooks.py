@@ -1,0 +1,67 @@
+"""The hooks by which a substrate looks at the layers of a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from biograd.contracts import Site
+
+
+class Hook:
+    """A hook that leads back to its substrate; a copy of the network runs without it."""
+
+    def __init__(self, substrate: Any, site: Site, place: int = 0) -> None:
+        self.substrate: Any = substrate
+        self.site, self.place = site, place
+
+    def __deepcopy__(self, _memo: object) -> Hook:
+        copy = object.__new__(type(self))
+        copy.substrate, copy.site, copy.place = None, self.site, self.place
+        return copy
+
+
+class Enter(Hook):
+    """Looks at what a site's layer receives."""
+
+    def __call__(self, _module: nn.Module, inputs: Any) -> Any:
+        """Act, if the substrate still holds the network."""
+        return self.substrate.enter(self.site, self.place, inputs) if self.substrate else None
+
+
+class Bend(Hook):
+    """Changes the way back through a site's layer."""
+
+    def __call__(self, module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        """Act, if the substrate still holds the network."""
+        if self.substrate is None:
+            return None
+        return self.substrate.bend(self.site, self.place, module, output)
+
+
+class Leave(Hook):
+    """Records, perturbs or cuts a site's current."""
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        """Act, if the substrate still holds the network."""
+        return self.substrate.leave(self.site, self.place, output) if self.substrate else None
+
+
+class Through(Hook):
+    """Both at once, where the layer's output is the current: a hook has its price."""
+
+    def __call__(self, module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        """Act, if the substrate still holds the network."""
+        if self.substrate is None or self.substrate._pass is None:
+            return None
+        bent = self.substrate.bend(self.site, self.place, module, output)
+        return self.substrate.leave(self.site, self.place, bent)
+
+
+class Reach(Hook):
+    """Records or cuts what leaves a block."""
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+        """Act, if the substrate still holds the network."""
+        return self.substrate.reach(self.site, output) if self.substrate else None
