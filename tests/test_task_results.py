@@ -106,7 +106,7 @@ def own(
 
 @pytest.mark.parametrize("estimator", ["backprop", "weak", "node_perturbation"])
 def test_a_number_that_is_no_linear_function(tmp_path: Path, estimator: str) -> None:
-    """Friedman's function of 5 of 10 inputs; ridge regression is the oracle, .96 the noise limit."""
+    """Friedman's function of 5 of 10 inputs; ridge regression is the oracle, .96 the limit."""
     inputs, targets = make_friedman1(1000, noise=1.0, random_state=0)
     data = splits(inputs, (targets - 14) / 5, (700, 850))
     ridge = Ridge().fit(*data["train"])
