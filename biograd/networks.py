@@ -133,7 +133,8 @@ def _check(recipe: ModelRecipe) -> None:
         "torch",
     ):
         raise RecipeError(
-            "neuron.kind = 'event_driven': needs network.kind = 'spiking', network.substrate = 'torch'"
+            "neuron.kind = 'event_driven': needs network.kind = 'spiking', network.substrate = "
+            "'torch'"
         )
     circuit = network.kind == "circuit"
     if not circuit and (recipe.populations or recipe.projections):

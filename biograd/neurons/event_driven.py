@@ -14,8 +14,8 @@ from biograd.neurons.neuron import Neuron
 class EventDriven(Neuron):
     """Spike times in continuous time with their exact derivatives (``events.spike_times``).
 
-    The equations are those of ``Leaky`` with reset "subtract", solved in closed form between spikes;
-    there is no step, and no surrogate.
+    The equations are those of ``Leaky`` with reset "subtract", solved in closed form between
+    spikes; there is no step, and no surrogate.
     """
 
     time_constant_ms: Positive = 10.0
