@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 LABELS = {
     "dense": ("dense", ""),
     "convolution": ("conv", "convolution"),
-    "residual": ("skip", "residual"),
+    "residual": ("res", "residual"),
     "recurrent": ("rec", "recurrent"),
-    "batch norm": ("norm", "batch normalisation"),
+    "batch norm": ("bat", "batch normalisation"),
     "local losses": ("loc", "local losses"),
     "spiking": ("spk", "spiking"),
     "spiking recurrent": ("rec", ""),
