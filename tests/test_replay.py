@@ -23,7 +23,7 @@ from biograd.errors import CapabilityError
 from biograd.neurons.leaky import Leaky
 from biograd.neurons.leaky_scan import leaky_scan
 from biograd.neurons.surrogate import SURROGATES, spike
-from biograd.translation.expressions import Graph
+from biograd.translation.expressions import ExpressionGraph
 from biograd.translation.linearisation import Record
 from biograd.translation.operations import FUNCTIONS_OF_ONE, exprel
 from biograd.translation.replay import check, replay
@@ -717,7 +717,7 @@ def test_noise_from_outside_takes_the_place_of_xi() -> None:
 @pytest.mark.parametrize("name", sorted(FUNCTIONS_OF_ONE))
 def test_every_function_has_its_derivative(name: str) -> None:
     """Against torch's own derivative of the same function."""
-    graph = Graph()
+    graph = ExpressionGraph()
     x = graph.input("x")
     y = x.apply(name)
     where = torch.tensor([-0.9, -0.31, -1e-3, 0.0, 1e-9, 0.26, 0.8], dtype=torch.float64)
@@ -735,7 +735,7 @@ def test_every_function_has_its_derivative(name: str) -> None:
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "mod", "pow"])
 def test_every_sign_has_its_derivatives(name: str) -> None:
     """Against torch's own derivatives of the same operation."""
-    graph = Graph()
+    graph = ExpressionGraph()
     a, b = graph.input("a"), graph.input("b")
     y = a.apply(name, b)
     given = {

@@ -41,7 +41,7 @@ class EventPopulation(nn.Module):
         return str(self.membrane)
 
 
-class Raster(nn.Module):
+class StepRaster(nn.Module):
     """Spike times ``[rows, units, K]`` as spikes in time steps ``[rows, steps, units]``, 0 or 1.
 
     For run files, which hold spikes in steps: several spikes in one step count as one.
@@ -92,7 +92,7 @@ class EventNetwork(Network):
             block = {
                 "synapse": nn.Linear(units, width),
                 "activity": EventPopulation(self.membrane),
-                "raster": Raster(self.steps, encoding.dt_ms),
+                "raster": StepRaster(self.steps, encoding.dt_ms),
             }
             self.blocks.append(nn.ModuleDict(block))
             name = f"blocks.{index}"

@@ -62,7 +62,7 @@ class Representations:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class MeasuredBlock:
     """What was measured in one block."""
 
     dissimilarity: Matrix
@@ -77,7 +77,7 @@ def run(settings: Representations, place: Place, progress: StudyProgress) -> Rep
         name: construct(TrainedRule, table, "study", f"cells.{name}")
         for name, table in settings.cells.items()
     }
-    found: dict[str, list[tuple[float, dict[str, Block]]]] = {name: [] for name in cells}
+    found: dict[str, list[tuple[float, dict[str, MeasuredBlock]]]] = {name: [] for name in cells}
     for seed in settings.seeds:
         for name, cell in cells.items():
             progress.note(f"{name}, seed {seed}")
@@ -112,7 +112,7 @@ def _trained(
     seed: int,
     place: Place,
     progress: StudyProgress,
-) -> tuple[float, dict[str, Block]]:
+) -> tuple[float, dict[str, MeasuredBlock]]:
     """Return the test accuracy in per cent and what each block holds."""
     configuration = experiment.configure(
         experiment.Request(
@@ -137,7 +137,9 @@ def _trained(
     return accuracy, layers
 
 
-def _measure(settings: Representations, made: Experiment, split: data.Source) -> dict[str, Block]:
+def _measure(
+    settings: Representations, made: Experiment, split: data.Source
+) -> dict[str, MeasuredBlock]:
     """Measure every block on examples of the training split that no probe has learned from."""
     count = min(settings.probe_examples, len(split) // 2)
     batch = split.take(torch.arange(2 * count))
@@ -151,7 +153,7 @@ def _measure(settings: Representations, made: Experiment, split: data.Source) ->
         learn, test = values[:count].double(), values[count:].double()
         pixels = inputs.flatten(1).double()
         weight = made.network.get_submodule(site).get_parameter("weight")
-        layers[name] = Block(
+        layers[name] = MeasuredBlock(
             dissimilarity(test[chosen]),
             100 * classified(learn, labels[:count], test, labels[count:], settings.ridge),
             100 * variance_left(learn, pixels[:count], test, pixels[count:], settings.ridge),
@@ -209,7 +211,7 @@ def variance_left(
 
 def _row(
     settings: Representations,
-    found: dict[str, list[tuple[float, dict[str, Block]]]],
+    found: dict[str, list[tuple[float, dict[str, MeasuredBlock]]]],
     name: str,
     block: str,
 ) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def _row(
     }
 
 
-def _draw(found: dict[str, dict[str, Block]], path: Path) -> Path:
+def _draw(found: dict[str, dict[str, MeasuredBlock]], path: Path) -> Path:
     """Draw the dissimilarity matrices: a row for each cell, a column for each block."""
     from matplotlib.figure import Figure
 

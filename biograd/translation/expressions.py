@@ -66,7 +66,7 @@ class Expression:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: ExpressionGraph,
         operation: str,
         arguments: tuple[Expression, ...] = (),
         content: Any = None,
@@ -117,10 +117,10 @@ class Expression:
         return self.graph.apply("div", other, self)
 
 
-class Graph:
+class ExpressionGraph:
     """Expressions in the order in which they can be evaluated.
 
-    >>> graph = Graph()
+    >>> graph = ExpressionGraph()
     >>> v = graph.input("v")
     >>> decayed = v * graph.constant(-1.0).apply("exp")
     >>> graph.derivative(decayed, v).content
@@ -260,8 +260,8 @@ class Graph:
         return [self.nodes[place] for place in sorted(found)]
 
 
-def _rebuilt(nodes: Sequence[tuple[str, tuple[int, ...], Any, bool]]) -> Graph:
-    graph = Graph()
+def _rebuilt(nodes: Sequence[tuple[str, tuple[int, ...], Any, bool]]) -> ExpressionGraph:
+    graph = ExpressionGraph()
     for operation, places, content, boolean in nodes:
         sign = math.copysign(1.0, content) if operation == "constant" else 1.0
         arguments = tuple(graph.nodes[place] for place in places)
@@ -269,7 +269,7 @@ def _rebuilt(nodes: Sequence[tuple[str, tuple[int, ...], Any, bool]]) -> Graph:
     return graph
 
 
-def _found(graph: Graph, place: int) -> Expression:
+def _found(graph: ExpressionGraph, place: int) -> Expression:
     return graph.nodes[place]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from biograd.credit_paths import starts
 from biograd.errors import CapabilityError
-from biograd.translation.expressions import Expression, Graph
+from biograd.translation.expressions import Expression, ExpressionGraph
 from biograd.translation.operations import Value
 from biograd.translation.scopes import FIRED
 from biograd.translation.transpile import NeuronStep
@@ -269,7 +269,7 @@ class Linearisation:
 
 
 def _jacobian(
-    graph: Graph,
+    graph: ExpressionGraph,
     of: Mapping[str, Expression],
     seeds: tuple[str, ...],
     inputs: Mapping[str, Tensor],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from biograd.errors import CapabilityError, brief
-from biograd.translation.expressions import Expression, Graph
+from biograd.translation.expressions import Expression, ExpressionGraph
 from biograd.translation.operations import FUNCTIONS_OF_ONE
 from biograd.translation.statements import live, statements_of
 
@@ -57,7 +57,7 @@ class Scope:
     def __init__(
         self,
         group: Any,
-        graph: Graph,
+        graph: ExpressionGraph,
         states: Mapping[str, Expression],
         runner: Any,
         place: str,
@@ -231,7 +231,7 @@ class Reset(Scope):
     def __init__(
         self,
         group: Any,
-        graph: Graph,
+        graph: ExpressionGraph,
         states: Mapping[str, Expression],
         runner: Any,
         held: Collection[str],
@@ -269,7 +269,7 @@ def _conjuncts(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def read(graph: Graph, variable: Any, name: str) -> Expression:
+def read(graph: ExpressionGraph, variable: Any, name: str) -> Expression:
     """Return a variable of the population as an input, always a number outside."""
     value = graph.input(name)
     return value.apply("ne", 0.0) if np.issubdtype(variable.dtype, np.bool_) else value

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import CapabilityError, nearest
-from biograd.translation.expressions import Expression, Graph
+from biograd.translation.expressions import Expression, ExpressionGraph
 from biograd.translation.scopes import FIRED, HELD, JUST_OVER, READY, TIME, Reset, Scope, read
 from biograd.translation.statements import KEPT, runners_of, statements_of
 
@@ -81,9 +81,9 @@ class NeuronStep:
     reads: tuple[str, ...]
     jumps: tuple[str, ...]
     dt: float
-    update: Graph
+    update: ExpressionGraph
     updated: Mapping[str, Expression]
-    crossing: Graph
+    crossing: ExpressionGraph
     distance: Expression | None
     allowed: Expression | None
 
@@ -175,14 +175,14 @@ class _Translation:
         self.states = self._states()
 
     def step(self, ports: tuple[str, ...]) -> NeuronStep:
-        crossing = Graph()
+        crossing = ExpressionGraph()
         distance, allowed = None, None
         if self.threshold is not None:
             bound = {name: self._variable(crossing, name) for name in self.states}
             scope = Scope(self.group, crossing, bound, self.threshold, "the threshold")
             distance, allowed = scope.crossing()
         held = self._held(crossing, distance)
-        update = Graph()
+        update = ExpressionGraph()
         bound = {name: self._variable(update, name) for name in self.states}
         for runner in self.resets:
             bound = Reset(self.group, update, bound, runner, held).run()
@@ -214,7 +214,7 @@ class _Translation:
         own = [name for name in names if name in self.group.variables and name not in KEPT]
         return tuple(dict.fromkeys(own))
 
-    def _held(self, crossing: Graph, distance: Expression | None) -> set[str]:
+    def _held(self, crossing: ExpressionGraph, distance: Expression | None) -> set[str]:
         """Return the potentials, and the variables that are no real numbers."""
         kinds = {name: self.group.variables[name].dtype for name in self.states}
         whole = {name for name, kind in kinds.items() if not np.issubdtype(kind, np.floating)}
@@ -237,7 +237,7 @@ class _Translation:
         value = np.asarray(self.group.variables[name].get_value() if known else 1.0, np.float64)
         return torch.from_numpy(np.where(value == 0, 1.0, value))
 
-    def _variable(self, graph: Graph, name: str) -> Expression:
+    def _variable(self, graph: ExpressionGraph, name: str) -> Expression:
         return read(graph, self.group.variables[name], name)
 
 
