@@ -310,3 +310,9 @@ def test_targets_take_the_outputs_shape_for_rules_that_use_them() -> None:
     timed = tasks.Classes(K, timed=True).vectors(drawn(B, T, K), course)
     assert not timed[0, 0].any() and timed.sum() == B * T - 1
     assert tasks.Rates(K, duration_ms=500.0).vectors(outputs, torch.full((B, K), 8.0))[0, 0] == 4.0
+
+
+def test_whole_numbers_are_numbers_for_a_single_output() -> None:
+    outputs, targets = torch.tensor([[1.0], [3.5]]), torch.tensor([2, 3])
+    losses = tasks.of_loss("squared_error").losses(outputs, targets)
+    assert torch.equal(losses, torch.tensor([0.5, 0.125]))

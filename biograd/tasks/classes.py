@@ -20,8 +20,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return ``|outputs - one_hot(target)|^2 / 2`` for every row; real targets are vectors."""
-    if targets.is_floating_point():
+    """Return ``|outputs - one_hot(target)|^2 / 2`` for every row.
+
+    Real targets are vectors; for a single output the targets are numbers, whole or not.
+    """
+    if targets.is_floating_point() or outputs.shape[-1] == 1:
         targets = aligned(outputs, targets)
     elif targets.dim() < outputs.dim():
         targets = functional.one_hot(targets, outputs.shape[-1])

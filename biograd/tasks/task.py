@@ -202,9 +202,9 @@ def vectors(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Numbers stay as they are; what is missing is 0.
     """
-    if targets.is_floating_point():
+    if targets.is_floating_point() or outputs.shape[-1] == 1:
         whole = targets.numel() == outputs.numel()
-        return (targets.view_as(outputs) if whole else targets).nan_to_num().to(outputs)
+        return (targets.view_as(outputs) if whole else targets).to(outputs).nan_to_num()
     if targets.shape == outputs.shape or targets.shape not in (
         outputs.shape[:1], outputs.shape[:-1]
     ):  # fmt: skip
