@@ -10,6 +10,7 @@ from pictures import message
 
 import biograd
 from biograd.circuit.circuit import Circuit
+from biograd.circuit.readouts import Readout
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.estimators import make
@@ -69,3 +70,10 @@ def test_counts_travel_through_nir(tmp_path: Path) -> None:
     network = counting()
     path = export_nir(network, tmp_path / "network.nir")
     assert torch.allclose(import_nir(path)(inputs()), network(inputs()))
+
+
+def test_a_misspelt_readout_is_named_with_its_key() -> None:
+    with pytest.raises(
+        RecipeError, match=r"network\.readout = 'membrain': did you mean 'membrane'"
+    ):
+        Readout.of(NetworkRecipe(readout="membrain"), 5, 1.0)

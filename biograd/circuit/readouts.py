@@ -65,6 +65,11 @@ class Readout(nn.Module):
     @classmethod
     def of(cls, network: NetworkRecipe, steps: int, dt_ms: float) -> Readout:
         """Return the readout of a recipe."""
+        if network.readout not in KINDS:
+            known = (*KINDS, "counts")
+            raise RecipeError(
+                f"network.readout = {network.readout!r}: {nearest(network.readout, known)}"
+            )
         return cls(network.readout, steps, dt_ms, network.readout_time_constant_ms)
 
     def forward(self, course: Tensor) -> Tensor:
