@@ -26,7 +26,14 @@ from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
 from biograd.errors import DataError, RecipeError
 from biograd.progress import Progress, Silent
-from biograd.recording import Experiment, Interrupted, NullWriter, Recording
+from biograd.recording import (
+    Experiment,
+    Interrupted,
+    NullWriter,
+    Recording,
+    epoch_sums,
+    restore,
+)
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe
@@ -117,7 +124,7 @@ def begin(
     ranks.own_device(configuration.device)
     if not ranks.rank():
         RunWriter.check(path, force=force)
-    known = (like.attributes["dataset_sha256"], like.path) if like else ("", "")
+    known = (like.attribute("dataset_sha256"), like.path) if like else ("", "")
     dataset = _load(configuration, own, *known)
     if repeatable and not dataset.digest:
         raise DataError(f"{configuration.dataset}: the data do not repeat: nothing can be compared")
@@ -240,8 +247,7 @@ def proceed(
 def _known(path: Path) -> bytes:
     """Return what must be known of a run to go on with it, as JSON."""
     with open_run(path) as run:
-        _tensors, meta = run.checkpoint()
-        known = [run.config, run.attributes["dataset_sha256"], int(meta["step"])]
+        known = [run.config, run.attribute("dataset_sha256"), run.last_step]
     return json.dumps(known).encode()
 
 
@@ -272,9 +278,13 @@ def go_on(
         raise RecipeError(
             f"{path}: --epochs {epochs}: the run is in epoch {done} already; give at least as many"
         )
-    writer, checkpoint = _taken_over(path, configuration)
-    recording = Recording(experiment, writer, make_probe(dataset), progress)
-    recording.restore(*checkpoint)
+    try:
+        writer, checkpoint = _taken_over(path, configuration, experiment)
+        recording = Recording(experiment, writer, make_probe(dataset), progress)
+        recording.restore(*checkpoint, path)
+    except BaseException:
+        experiment.engine.detach()
+        raise
     return recording
 
 
@@ -289,15 +299,23 @@ def _check_epochs(configuration: Configuration, epochs: int, path: Path) -> None
 
 
 def _taken_over(
-    path: Path, configuration: Configuration
+    path: Path, configuration: Configuration, experiment: Experiment
 ) -> tuple[RunWriter | NullWriter, Checkpoint]:
-    """Return a run's writer and its last checkpoint, which rank 0 reads for all."""
+    """Return a run's writer and its last checkpoint, which rank 0 reads for all.
+
+    The checkpoint is tried before anything on the disk is changed.
+    """
+
+    def tried(checkpoint: Checkpoint) -> None:
+        restore(experiment, *checkpoint, path)
+        epoch_sums(checkpoint[1], configuration.recipe.training.batch_size, path)
+
     if ranks.size() == 1:
-        return RunWriter.resume(path, config=configuration.table())
+        return RunWriter.resume(path, config=configuration.table(), tried=tried)
     taken: list[RunWriter] = []
 
     def read() -> bytes:
-        writer, checkpoint = RunWriter.resume(path, config=configuration.table())
+        writer, checkpoint = RunWriter.resume(path, config=configuration.table(), tried=tried)
         taken.append(writer)
         body, text = to_bytes(*checkpoint)
         return len(text).to_bytes(8, "big") + text + body
@@ -447,10 +465,10 @@ def _restored(
     need_data(configuration, own, run.path, call)
     configuration = configuration.given(own)
     state = None if step == 0 else run.checkpoint(step)  # the beginning follows from the seed
-    known = run.attributes["dataset_sha256"]
+    known = run.attribute("dataset_sha256")
     experiment = Experiment(configuration, _load(configuration, own, known, run.path), network)
     if state is not None:
-        experiment.trainer.restore(*state)
+        restore(experiment, *state, run.path)
     return experiment
 
 

@@ -345,9 +345,9 @@ def test_data_that_cannot_be_learned_from_are_refused(
 def test_a_full_disk_during_a_commit_keeps_what_was_committed(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from biograd.runs import storage
+    from biograd import disk
 
-    write, calls = storage.write_bytes, []
+    write, calls = disk.write_bytes, []
 
     def full(path: Path, content: bytes) -> None:
         calls.append(path)
@@ -356,7 +356,7 @@ def test_a_full_disk_during_a_commit_keeps_what_was_committed(
         write(path, content)
 
     path = tmp_path / "a.h5"
-    monkeypatch.setattr(storage, "write_bytes", full)
+    monkeypatch.setattr(disk, "write_bytes", full)
     with pytest.raises(BiogradError, match=r"no space left on the disk.*biograd resume") as caught:
         experiment.execute(request(path, "ann", "weak", epochs=4))
     assert caught.value.exit_code == 1

@@ -86,6 +86,15 @@ GROWING = ("scalars", "snapshots", "layers", "params", "learning", "trials", "sp
 COORDINATES = ("snapshot", "probe", "unit")
 """Coordinates that the groups of layers, parameters and learning measures have of their own."""
 
+TIMES = ("start_ms", "stop_ms")
+WHOLE = {
+    "scalars": ("step", "epoch"),
+    "snapshots": ("step", "epoch"),
+    "trials": ("snapshot", "probe", "label"),
+    "spikes": ("node_ids", "trial_ids", "trial_ptr"),
+}
+"""Columns of whole numbers."""
+
 Array = npt.NDArray[Any]
 
 
@@ -212,6 +221,33 @@ def check_layers(layers: Mapping[str, LayerInfo], probe: Probe | None) -> None:
         probe.arrays()
 
 
+def checked_layer(values: Mapping[str, Any]) -> LayerInfo:
+    """Return the layer of a table of which nothing is known.
+
+    Raises:
+        RecipeError: a value is not of its type, or the values do not fit together.
+    """
+    whole = [values.get("n_units"), *_list(values.get("shape")), *_list(values.get("unit"))]
+    steps, dt = values.get("n_steps"), values.get("dt_ms")
+    sound = (
+        all(type(n) is int and 0 <= n < 2**31 for n in [*whole, 0 if steps is None else steps])
+        and (dt is None or (type(dt) in (int, float) and 0 <= dt < 1e9))
+        and isinstance(values.get("kind"), str)
+        and isinstance(values.get("neuron_params"), dict)
+    )
+    if not sound or (values.get("unit") is None and values["n_units"] > 2**24):
+        raise RecipeError("n_units, shape, unit, dt_ms, n_steps, kind or neuron_params")
+    layer = LayerInfo.from_json(values)
+    check_layers({"layer": layer}, None)
+    return layer
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list | tuple | None):
+        raise RecipeError(f"{value!r} is not a list")
+    return list(value or ())
+
+
 def _check_units(name: str, layer: LayerInfo) -> None:
     units = layer.units
     if layer.n_units < 1 or (layer.shape and math.prod(layer.shape) != layer.n_units):
@@ -266,6 +302,26 @@ def grows(name: str) -> bool:
     top, *rest = name.split("/")
     fixed = top in ("layers", "params", "learning") and rest[-1] in COORDINATES
     return top in GROWING and not fixed
+
+
+def kinds_of(name: str) -> str:
+    """Return the kinds, as NumPy names them, that the values of a growing data set may have.
+
+    >>> kinds_of("scalars/epoch/step"), kinds_of("scalars/epoch/loss")
+    ('iu', 'f')
+    """
+    return "iu" if name.rpartition("/")[2] in WHOLE.get(name.split("/")[0], ()) else "f"
+
+
+def required(table: str) -> tuple[str, ...]:
+    """Return the columns that a table cannot lack.
+
+    >>> required("scalars/epoch")
+    ('step', 'epoch', 'wall_time')
+    """
+    top = table.split("/")[0]
+    more = {"scalars": ("wall_time",), "snapshots": ("wall_time",), "trials": TIMES}
+    return (*WHOLE[top], *more[top]) if top in more else ()
 
 
 def units_of(name: str, layers: Mapping[str, LayerInfo]) -> str | None:
