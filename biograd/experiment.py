@@ -58,6 +58,8 @@ __all__ = [
 ]
 
 PROBES = 200
+STIMULI = 2**24
+"""Bytes of stimuli that a run file takes; larger ones are found by their rows."""
 
 
 def execute(request: Request, progress: Progress | None = None) -> dict[str, Any]:
@@ -177,10 +179,17 @@ def make_probe(dataset: data.Dataset) -> Probe:
     """Return the fixed stimuli of all snapshots: the evaluated split, its groups in turn."""
     source = dataset.evaluated
     index = dataset.probes(source, PROBES)
+    inputs = source.take(index).inputs
     targets = source.take(index).targets if source.targets is None else source.targets[index]
     strata = dataset.task.strata(targets)
     label = torch.zeros(len(index), dtype=torch.int64) if strata is None else strata
-    return Probe(index=index.numpy(), label=label.cpu().numpy(), split=dataset.evaluated_on)
+    return Probe(
+        index=index.numpy(),
+        label=label.cpu().numpy(),
+        split=dataset.evaluated_on,
+        input=inputs.numpy() if inputs.nbytes <= STIMULI else None,
+        source_row=data.original(source, index).numpy(),
+    )
 
 
 def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from biograd.data.dataset import Dataset, digest, validate
 from biograd.data.events import Events
 from biograd.data.items import Items
 from biograd.data.request import Parts, Request
-from biograd.data.source import Batch, Rows, Source, batches, rows_of, streams
+from biograd.data.source import Batch, Rows, Source, batches, original, rows_of, streams
 from biograd.data.stream import Stream
 from biograd.data.tasked import set_task, tasked
 from biograd.errors import DataError, RecipeError
@@ -54,6 +54,7 @@ __all__ = [
     "batches",
     "by_turns",
     "load",
+    "original",
     "rows_of",
 ]
 

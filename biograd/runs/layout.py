@@ -6,7 +6,9 @@ Finished file ``run.h5``::
                           parts_id biograd_version ... and whatever the run says about itself
     /config /environment /hyperparameters /summary     JSON text, one scalar each
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
-    /probe/               index i8 | label i4 | split | input (optional)
+    /probe/               index i8 (row of the split) | label i4 | split | input f4, the stimuli
+                          source_row i8 (row of what the source gave: of the file of the split,
+                          or of all of it if biograd divided it, as load_digits of scikit-learn)
     /snapshots/           step i8 | epoch i4 | wall_time f8 [s]
     /layers/<module>/     snapshot i8 (its step) | probe i8 (its index) | unit i8
                           activation f4 (snapshot, probe, unit)
@@ -148,10 +150,12 @@ class Probe:
     """The fixed stimuli that every snapshot shows to the network.
 
     Attributes:
-        index: row of each stimulus in the data set, int64 ``[probe]``.
+        index: row of each stimulus in the split that was trained with, int64 ``[probe]``.
         label: class of each stimulus, int32 ``[probe]``.
         split: ``train`` or ``test``, one for all or one for each.
         input: the stimuli themselves, ``[probe, ...]``; optional.
+        source_row: row of each stimulus in what the source gave as this split, or as a whole if
+            biograd divided it, int64 ``[probe]``; optional.
         gap_ms: silence between two trials in the continuous raster.
     """
 
@@ -160,6 +164,7 @@ class Probe:
     split: str | Sequence[str] = "test"
     input: Array | None = None
     gap_ms: float = 10.0
+    source_row: Array | None = None
 
     def __len__(self) -> int:
         """Return the number of stimuli."""
@@ -175,9 +180,11 @@ class Probe:
         }
         if self.input is not None:
             values["input"] = as_array(self.input)
+        if self.source_row is not None:
+            values["source_row"] = as_array(self.source_row).astype(np.int64)
         lengths = {name: len(value) for name, value in values.items()}
         if len(set(lengths.values())) > 1 or len(self) == 0:
-            raise RecipeError(f"probe: index, label, split and input differ in length: {lengths}")
+            raise RecipeError(f"probe: its parts differ in length: {lengths}")
         return values
 
 

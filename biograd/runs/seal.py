@@ -21,6 +21,8 @@ from biograd.errors import RunFileError
 
 SEAL = re.compile(rb"\nbiograd sha256 ([0-9a-f]{64})\n")
 LENGTH = 81
+SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
+"""How an HDF5 file begins that says at byte 40 where it ends."""
 BLOCK = 2**20
 
 
@@ -52,7 +54,7 @@ def _is_sealed(path: Path, inode: int, size: int, changed: int) -> bool:
         seal = SEAL.fullmatch(stream.read(LENGTH))
         if seal is None:
             end = int.from_bytes(start[40:48], "little")
-            if start[8:9] == b"\0" and size > end:
+            if len(start) == 48 and start[:9] == SIGNATURE and size > end:
                 raise RunFileError(f"{path}: is damaged (the digest at its end cannot be read)")
             return False
         if _digest(stream, size - LENGTH) != seal[1].decode():
