@@ -30,7 +30,10 @@ def restore(
         for name, value in own.items():
             if name.startswith(("network.", "engine.")) and name in tensors:
                 _alike(name, value, tensors[name])
-        _counts({"step": 0, "passes": 0, "training_seconds": 0.0, **meta})
+        _counts(
+            {"step": meta["step"], "passes": meta.get("passes", 0)},
+            {"training_seconds": meta.get("training_seconds", 0.0)},
+        )
         _groups(known["param_groups"], meta["param_groups"])
         trainer.restore(tensors, meta)
         for group in trainer.optimiser.param_groups:
@@ -48,12 +51,15 @@ def epoch_sums(meta: Mapping[str, Any], batch: int, where: object) -> tuple[Epoc
     """
     with fitting(where):
         sums = EpochSums.of(meta["sums"], batch)
-        _counts({"step": sums.steps, "sums": sums.loss, "seconds": meta["seconds"]}, finite=False)
+        memory = meta.get("peak_memory_bytes", 0)
+        _counts({"steps": sums.steps, "peak_memory_bytes": memory}, {"seconds": meta["seconds"]})
+        if type(sums.loss) not in NUMBERS:
+            raise TypeError(f"sums: {sums.loss!r} is not a number")
         for rows in sums.totals.values():
             for number in (number for row in rows for number in row):
                 if type(number) not in NUMBERS:
                     raise TypeError(f"sums: {number!r} is not a number")
-        return sums, float(meta["seconds"]), int(meta.get("peak_memory_bytes", 0))
+        return sums, float(meta["seconds"]), memory
 
 
 @contextlib.contextmanager
@@ -84,15 +90,13 @@ def _alike(name: str, own: Tensor, given: Tensor) -> None:
         )
 
 
-def _counts(meta: Mapping[str, Any], finite: bool = True) -> None:
-    """Check the numbers of a checkpoint: whole where they count, and not negative."""
-    for name in ("step", "epoch", "passes", "training_seconds", "seconds", "sums"):
-        value = meta.get(name, 0)
-        whole = name in ("step", "epoch", "passes")
-        sound = type(value) is int if whole else type(value) in NUMBERS
-        if not sound or (whole and not 0 <= value < 2**53):
+def _counts(whole: Mapping[str, Any], real: Mapping[str, Any]) -> None:
+    """Check the numbers of a checkpoint: those that count, and finite seconds."""
+    for name, value in whole.items():
+        if type(value) is not int or not 0 <= value < 2**53:
             raise ValueError(f"{name} is {value!r}")
-        if finite and not math.isfinite(value):
+    for name, value in real.items():
+        if type(value) not in NUMBERS or not math.isfinite(value):
             raise ValueError(f"{name} is {value!r}")
 
 

@@ -55,7 +55,9 @@ def _is_sealed(path: Path, inode: int, size: int, changed: int) -> bool:
         if seal is None:
             end = int.from_bytes(start[40:48], "little")
             if len(start) == 48 and start[:9] == SIGNATURE and size > end:
-                raise RunFileError(f"{path}: is damaged (the digest at its end cannot be read)")
+                raise RunFileError(
+                    f"{path}: is damaged or cut short (the digest at its end cannot be read)"
+                )
             return False
         if _digest(stream, size - LENGTH) != seal[1].decode():
             raise RunFileError(
