@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.contracts import Round, Trace, Visits
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators.loss_regression import pairs
-from biograd.estimators.weak_gradient import WeakGradient
+from biograd.estimators.weak_gradient import SHARED, WeakGradient
 from biograd.recipes import Count, Positive, Range, validate
 from biograd.substrate.effective import effective_parameters, respond
 from biograd.substrate.network import LAYERS
@@ -55,7 +55,10 @@ class LikelihoodRatio(WeakGradient):
     """
 
     passes = "S forward"
-    bias = "second order in sigma; bits = product: the sign of the inputs stands for the inputs"
+    bias = (
+        "second order in sigma; bits = product: the sign of the inputs stands for the inputs; "
+        + SHARED
+    )
     reference = "Jiang et al. 2023, arXiv 2305.08960; one bit: Zhang et al. 2024, arXiv 2403.12320"
     batch_norm = False
 

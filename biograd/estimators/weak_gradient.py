@@ -17,6 +17,9 @@ from biograd.estimators.loss_regression import METHODS, binned
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
 
+SHARED = "steps of a time bin share its credit"
+
+
 class WeakGradient(Estimator):
     """Regress each example's gradient at the hidden sites from the losses of noisy copies.
 
@@ -46,7 +49,10 @@ class WeakGradient(Estimator):
 
     divides = "examples"
     passes = "S forward"
-    bias = "shrinks (ridge); second order in sigma (score, baseline)"
+    bias = (
+        "second order in sigma (finite_difference: first); ridge shrinks; least_squares, anchored, "
+        "orthogonal and differences shrink to m/d with m < d noisy copies; " + SHARED
+    )
     reference = "Hazelden 2023, arXiv 2311.10869"
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
     graphless: bool = True
