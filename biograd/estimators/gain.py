@@ -56,8 +56,8 @@ class MeasuredGain(Estimator):
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
     passes = "S forward, 1 backward through the weights"
     bias = (
-        "second order in sigma; shrinks (ridge); no credit through recurrent weights; steps of a time "
-        "bin share its credit"
+        "second order in sigma; shrinks (ridge); no credit through recurrent weights; steps of a "
+        "time bin share its credit"
     )
     reference = "Stein 1981 (slopes by noise); Rumelhart et al. 1986 (transport)"
     one_to_one = True

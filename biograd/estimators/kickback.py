@@ -47,8 +47,8 @@ class Kickback(Broadcast):
         "(influence = false): which way a unit acts is lost"
     )
     reference = (
-        "Balduzzi, Vanchinathan & Buhmann 2015, arXiv 1411.6191; simplified: Czarnecki et al. 2017, "
-        "arXiv 1703.00522"
+        "Balduzzi, Vanchinathan & Buhmann 2015, arXiv 1411.6191; simplified: Czarnecki et al. "
+        "2017, arXiv 1703.00522"
     )
 
     def __init__(

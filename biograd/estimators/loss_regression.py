@@ -6,8 +6,8 @@ the size ``sigma`` of the perturbation of each unit gives the gradient.
 
 Notation: ``dL_s = L_s - L_0``, ``m = S - 1`` noisy copies.
 
-In the mean over directions every method but one is wrong by the second order in ``sigma`` (noise and
-its opposite are as likely); ``finite_difference``, whose offsets have one sign, by the first.
+In the mean over directions the error of every method but one is of second order in ``sigma`` (noise
+and its opposite are as likely); of ``finite_difference``, whose offsets have one sign, of first.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class NodePerturbation(WeakGradient):
     """
 
     bias = (
-        "second order in sigma; measured: also the noise of deeper layers, and a norm for each site "
-        "where Dalm et al. take one over all; " + SHARED
+        "second order in sigma; measured: also the noise of deeper layers, and a norm for each "
+        "site where Dalm et al. take one over all; " + SHARED
     )
     reference = "Williams 1992; Dalm et al. 2023, arXiv 2310.00965"
 

@@ -12,8 +12,9 @@ class SpatialLearningThroughTime(Estimator):
     """Back-propagate within each step as if the state that it starts from were given.
 
     ``grad W = sum_t delta[t] x[t]^T`` with
-    ``delta_l[t] = phi'(v_l[t]) (1 - beta) R W_{l+1}^T delta_{l+1}[t]``: nothing of the past need
-    be stored, as published; here autograd stores every step.  It is truncated back-propagation through time with a window of one step.
+    ``delta_l[t] = phi'(v_l[t]) (1 - beta) R W_{l+1}^T delta_{l+1}[t]``: as published nothing of
+    the past need be stored; here autograd stores every step.  It is truncated back-propagation
+    through time with a window of one step.
     """
 
     needs = frozenset(("loss", "vjp"))
