@@ -46,7 +46,7 @@ class LikelihoodRatio(WeakGradient):
             unit and each input, times ``sqrt(pi/2)`` and the example's mean ``|x_i|``.
         sites: "all" hidden sites together, or "round_robin" one in each step.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
-            step where the task is in time, else the whole trial.
+            step where inputs or targets vary in time, else the whole trial.
 
     Raises:
         RecipeError: an even number of copies for pairs.

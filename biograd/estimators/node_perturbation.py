@@ -28,7 +28,7 @@ class NodePerturbation(WeakGradient):
         activity: "injected" or "measured".
         sites: "all" hidden sites together, or "round_robin" one in each step.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
-            step where the task is in time, else the whole trial.
+            step where inputs or targets vary in time, else the whole trial.
     """
 
     bias = (
