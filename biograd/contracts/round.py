@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -144,6 +144,10 @@ class Substrate(Protocol):
 
     def time(self, steps: int) -> bool:
         """Take axes of ``steps`` as time in a task that has it; return whether a site changed."""
+        ...
+
+    def join(self, groups: Sequence[Sequence[str]]) -> None:
+        """Make each group of sites one, which has the first's name and the layers of all."""
         ...
 
     def close(self) -> None:

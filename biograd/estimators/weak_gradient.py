@@ -38,8 +38,8 @@ class WeakGradient(Estimator):
             names, the other layers get their credit by back-propagation.
         ridge: relative strength of the ridge penalty, ``lambda = ridge D``.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
-            step where inputs or targets vary in time, else the whole trial.  In a task in time a bin's credit
-            comes from the losses of its own and later steps.
+            step where inputs or targets vary in time, else the whole trial.  In a task in time a
+            bin's credit comes from the losses of its own and later steps.
 
     Raises:
         CapabilityError: no site of that name.
