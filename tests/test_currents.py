@@ -12,6 +12,7 @@ from torch.nn import functional
 import biograd
 from biograd.engine import Engine
 from biograd.estimators import Estimator
+from biograd.recipes import load_model
 
 STEPS, FEATURES, UNITS = 6, 4, 7
 RULES: dict[str, Callable[..., Estimator]] = {
@@ -192,9 +193,19 @@ def test_what_does_not_vary_keeps_its_noise() -> None:
     static = biograd.attach(biograd.build("spiking", 24, 3), RULES["weak"]())
     static.prepare(data()[0].float(), data()[1])
     assert not static.varying
-    rows = biograd.attach(biograd.build("ann_recurrent", (1, 8, 8), 3), RULES["weak"]())
-    rows.prepare(torch.rand(4, 1, 8, 8), data()[1])
-    assert rows.varying
+
+
+VARYING = {"rows": True, "delta": True, "given": True, "current": False, "poisson": False}
+
+
+@pytest.mark.parametrize("kind", VARYING)
+def test_what_a_step_tells_of_decides(kind: str) -> None:
+    """Spikes of a datum that stands still differ between steps, and tell of the same."""
+    recipe = load_model("spiking", over={"encoding": {"kind": kind, "gain": 1.0}})
+    engine = biograd.attach(biograd.build(recipe, (1, 8, 8), 3), RULES["weak"]())
+    shape = (4, 20, 1, 8, 8) if kind == "given" else (4, 1, 8, 8)
+    engine.prepare(torch.rand(shape), data()[1])
+    assert engine.varying == VARYING[kind]
 
 
 def test_a_probe_names_the_noise() -> None:

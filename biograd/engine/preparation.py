@@ -188,7 +188,8 @@ class Prepared:
     ) -> None:
         """See whether the inputs vary in time, and make layers that feed one current one site."""
         if isinstance(self.network, Network):
-            steps = encoded.unbind(1) if self.network.steps > 1 else ()
+            encoding = self.network.encoding if self.network.steps > 1 else None
+            steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
             found = any(not torch.equal(steps[0], step) for step in steps[1:])
         else:
             found = bool(self.hidden) and currents.varying(trace, self.hidden[0])
