@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from biograd.brian.import_brian2 import import_brian2, one_line
+from biograd.brian.language import TOO_LONG, Language
 from biograd.brian.neuron_checks import NOISE, Checks, check_names
 from biograd.brian.quantities import distribution, quantity
 from biograd.errors import CapabilityError, RecipeError, brief, nearest
@@ -108,6 +109,7 @@ class NeuronModel:
         }
         self._brian2 = import_brian2()
         check_names(recipe, where)
+        self._check_texts()
         self.equations = self._equations()
         self.impulses = tuple(name for name in self.ports if name in self.equations.diff_eq_names)
         checks = Checks(recipe, where, self.equations, self.ports)
@@ -127,6 +129,19 @@ class NeuronModel:
         checks.effective(self.details.found)
         self.scales = {port: self._scale(port) for port in self.ports}
         """What a current of 1 is at each port, in SI units."""
+
+    def _check_texts(self) -> None:
+        """Read every text over the allow-list, before Brian2 sees any of it."""
+        functions = [name for name, value in self.constants.items() if callable(value)]
+        language, recipe = Language(self.where, functions), self.recipe
+        language.equations(recipe.equations)
+        for key in ("threshold", "refractory"):
+            if getattr(recipe, key):
+                language.expression(getattr(recipe, key), key)
+        for key in ("reset", "update"):
+            language.statements(getattr(recipe, key), key)
+        for one in self.details.regular:
+            language.statements(one.code, "run_regularly")
 
     def group(self, neurons: int, numpy: bool = False) -> Any:
         """Return a Brian2 group of neurons of this model, at their initial values.
@@ -220,6 +235,13 @@ class NeuronModel:
             raise RecipeError(
                 f"{self.where}.method = {recipe.method!r}: noise xi is drawn in steps of 'euler', "
                 "so that all copies of an example receive the same"
+            )
+        with self._explained():
+            kind = b2.Equations(recipe.equations).stochastic_type if self.noises else None
+        if kind == "multiplicative":
+            raise RecipeError(
+                f"{self.where}.equations: the factor of noise xi changes in time, for which steps "
+                "of 'euler' are not right: make it a constant"
             )
         text = recipe.equations
         for name in self.noises:
@@ -377,6 +399,6 @@ def _explained(where: str, text: str) -> Iterator[None]:
             cause = cause.__cause__
         said = cause.args[0] if isinstance(cause, KeyError) and cause.args else cause
         if isinstance(cause, RecursionError):
-            said = "a formula is too long: give parts of it names, in lines like 'part = ... : 1'"
+            said = TOO_LONG
         message = " ".join(str(said).split()).rstrip(".")
         raise RecipeError(f"{where}: {brief(message)} (in: {text})") from error
