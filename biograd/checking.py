@@ -18,6 +18,11 @@ Thing = TypeVar("Thing")
 
 
 @dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """The settings of a part that has no keys of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Range:
     """A closed interval that a number must lie in; ``above`` makes the lower end open."""
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from biograd.data.arrays import Arrays
 from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Range
 
@@ -20,7 +20,7 @@ MOST_FREQUENCIES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ManifoldSettings:
     """How hard the task is; the recipe's ``shape`` and ``classes`` say how many units and classes.
 
     Attributes:
@@ -50,7 +50,7 @@ def read(request: Request) -> Parts:
 
     Source: F. Zenke and T. P. Vogels, Neural Computation 33:899 (2021).
     """
-    settings = request.settings(Settings)
+    settings = request.settings(ManifoldSettings)
     request.without_files()
     units, classes = request.units(), request.recipe.classes or CLASSES
     seed = request.seed if settings.seed is None else settings.seed
@@ -59,7 +59,7 @@ def read(request: Request) -> Parts:
     return Parts({"train": _split(train), "test": _split(test)})
 
 
-def _class(settings: Settings, units: int, seed: int, label: int) -> tuple[Tensor, Tensor]:
+def _class(settings: ManifoldSettings, units: int, seed: int, label: int) -> tuple[Tensor, Tensor]:
     """Return the standardised training and test rows of one class, ``[rows, units]``."""
     stream = generator(seed, "random_manifolds", label)
     theta = manifold(units, settings.dimension, settings.smoothness, stream)
