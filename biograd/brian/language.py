@@ -12,11 +12,12 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from biograd.brian.import_brian2 import import_brian2
 from biograd.errors import RecipeError, brief, nearest
+from biograd.recipes import PopulationRecipe
 
 LONGEST, DEEPEST = 20_000, 200
 """Characters of a text; levels of brackets and operations in a formula."""
@@ -56,6 +57,29 @@ def parse(text: str, longest: int = LONGEST) -> ast.expr:
         raise SyntaxError(TOO_LONG) from None
     except ValueError as error:
         raise SyntaxError(str(error)) from None
+
+
+def check_texts(
+    recipe: PopulationRecipe, where: str, constants: Mapping[str, Any], regular: Iterable[str]
+) -> None:
+    """Check every text of a population.
+
+    Args:
+        constants: Python objects; those that can be called may be called by their names.
+        regular: statements beside those of the recipe.
+
+    Raises:
+        RecipeError: what may not stand there.
+    """
+    language = Language(where, [name for name, value in constants.items() if callable(value)])
+    language.equations(recipe.equations)
+    for key in ("threshold", "refractory"):
+        if getattr(recipe, key):
+            language.expression(getattr(recipe, key), key)
+    for key in ("reset", "update"):
+        language.statements(getattr(recipe, key), key)
+    for code in regular:
+        language.statements(code, "run_regularly")
 
 
 class Language:

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from biograd.brian.import_brian2 import import_brian2, one_line
-from biograd.brian.language import TOO_LONG, Language
-from biograd.brian.neuron_checks import NOISE, Checks, check_names
+from biograd.brian.language import TOO_LONG, check_texts
+from biograd.brian.neuron_checks import NOISE, Checks, check_names, check_noise
 from biograd.brian.quantities import distribution, quantity
 from biograd.errors import CapabilityError, RecipeError, brief, nearest
 from biograd.randomness import generator
@@ -109,7 +109,7 @@ class NeuronModel:
         }
         self._brian2 = import_brian2()
         check_names(recipe, where)
-        self._check_texts()
+        check_texts(recipe, where, self.constants, [one.code for one in self.details.regular])
         self.equations = self._equations()
         self.impulses = tuple(name for name in self.ports if name in self.equations.diff_eq_names)
         checks = Checks(recipe, where, self.equations, self.ports)
@@ -129,19 +129,6 @@ class NeuronModel:
         checks.effective(self.details.found)
         self.scales = {port: self._scale(port) for port in self.ports}
         """What a current of 1 is at each port, in SI units."""
-
-    def _check_texts(self) -> None:
-        """Read every text over the allow-list, before Brian2 sees any of it."""
-        functions = [name for name, value in self.constants.items() if callable(value)]
-        language, recipe = Language(self.where, functions), self.recipe
-        language.equations(recipe.equations)
-        for key in ("threshold", "refractory"):
-            if getattr(recipe, key):
-                language.expression(getattr(recipe, key), key)
-        for key in ("reset", "update"):
-            language.statements(getattr(recipe, key), key)
-        for one in self.details.regular:
-            language.statements(one.code, "run_regularly")
 
     def group(self, neurons: int, numpy: bool = False) -> Any:
         """Return a Brian2 group of neurons of this model, at their initial values.
@@ -237,12 +224,7 @@ class NeuronModel:
                 "so that all copies of an example receive the same"
             )
         with self._explained():
-            kind = b2.Equations(recipe.equations).stochastic_type if self.noises else None
-        if kind == "multiplicative":
-            raise RecipeError(
-                f"{self.where}.equations: the factor of noise xi changes in time, for which steps "
-                "of 'euler' are not right: make it a constant"
-            )
+            check_noise(recipe, self.where)
         text = recipe.equations
         for name in self.noises:
             text = re.sub(rf"\b{name}\b", self.noise(name), text)
