@@ -19,6 +19,11 @@ Thing = TypeVar("Thing")
 
 
 @dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """The settings of a part that has no keys of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Range:
     """A closed interval that a number must lie in; ``above`` makes the lower end open."""
 
@@ -116,7 +121,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Check the fields, and give each its type: a whole number for a real one is made one."""
-        for name, hint in _fields(type(self)).items():
+        for name, hint in _fields(type(self)).items():  # type: ignore[arg-type]
             value = convert(hint, getattr(self, name), type(self).__name__, name)
             object.__setattr__(self, name, value)
 

@@ -20,7 +20,7 @@ from torch import nn
 import biograd
 from biograd import experiment
 from biograd.__main__ import main
-from biograd.configuration import Request
+from biograd.configuration import TrainingRequest
 from biograd.errors import DataError, RecipeError, RunFileError
 from biograd.experiment import Interrupted
 from biograd.progress import Silent
@@ -49,8 +49,8 @@ SMALL = (
 )
 
 
-def request(path: Path, model: str = "ann", *more: str, **changes: Any) -> Request:
-    asked = Request(
+def request(path: Path, model: str = "ann", *more: str, **changes: Any) -> TrainingRequest:
+    asked = TrainingRequest(
         model=model,
         dataset="random_manifolds",
         estimator="weak",
@@ -74,7 +74,7 @@ class Stop(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def interrupted(asked: Request, after: int) -> None:
+def interrupted(asked: TrainingRequest, after: int) -> None:
     with pytest.raises(Interrupted):
         experiment.execute(asked, Stop(after))
 

@@ -145,7 +145,7 @@ def describe(report: Report, title: str, folder: Path) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from biograd.studies.writing import COSTLY
+    from biograd.studies.results.writing import COSTLY
 
     results = {key: name for key, name in report.columns.items() if key not in COSTLY}
     parts: list[RenderableType] = [Text(title), "", _table(report.rows, results, report.fine)]
@@ -180,7 +180,7 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
-    from biograd.studies.writing import write_cell
+    from biograd.studies.results.writing import write_cell
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for place, name in enumerate(columns.values()):

@@ -17,7 +17,7 @@ from biograd.recipes.architecture import (
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.recipes.encodings import EncodingRecipe
+from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.toml import merge, override, read
 

@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from biograd.runs.hdf5 import storage_options
 from biograd.runs.layout import STEPS, TRIALS, LayerInfo, counted_by, units_of
-from biograd.runs.sources import Sources, growing, table_rows
+from biograd.runs.parts.segments import Sources, growing, table_rows
+from biograd.runs.stored_arrays import storage_options
 
 Column = tuple[tuple[int, ...], np.dtype[Any]]
 """Shape of a row, and dtype."""

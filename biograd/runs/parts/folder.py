@@ -17,9 +17,9 @@ from typing import Any
 from biograd.errors import RecipeError
 from biograd.runs import storage
 from biograd.runs.contents import settle
-from biograd.runs.hdf5 import create, write_probe
 from biograd.runs.layout import FORMAT, VERSION, LayerInfo, Probe, plain_attributes, to_json
 from biograd.runs.storage import RunPaths
+from biograd.runs.stored_arrays import create, write_probe
 
 
 def header(

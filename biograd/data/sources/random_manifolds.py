@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked
-from biograd.data.arrays import Arrays
 from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Range
 
@@ -21,7 +21,7 @@ MOST_FREQUENCIES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Checked):
+class ManifoldSettings(Checked):
     """How hard the task is; the recipe's ``shape`` and ``classes`` say how many units and classes.
 
     Attributes:
@@ -51,7 +51,7 @@ def read(request: Request) -> Parts:
 
     Source: F. Zenke and T. P. Vogels, Neural Computation 33:899 (2021).
     """
-    settings = request.settings(Settings)
+    settings = request.settings(ManifoldSettings)
     request.without_files()
     units, classes = request.units(), request.recipe.classes or CLASSES
     seed = request.seed if settings.seed is None else settings.seed
@@ -60,7 +60,7 @@ def read(request: Request) -> Parts:
     return Parts({"train": _split(train), "test": _split(test)})
 
 
-def _class(settings: Settings, units: int, seed: int, label: int) -> tuple[Tensor, Tensor]:
+def _class(settings: ManifoldSettings, units: int, seed: int, label: int) -> tuple[Tensor, Tensor]:
     """Return the standardised training and test rows of one class, ``[rows, units]``."""
     stream = generator(seed, "random_manifolds", label)
     theta = manifold(units, settings.dimension, settings.smoothness, stream)

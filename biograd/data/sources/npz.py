@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from biograd.data import layout
-from biograd.data.files import paths_of
 from biograd.data.request import Parts, Request
+from biograd.data.rows import tables
+from biograd.data.sources.own_files import paths_of
 from biograd.errors import DataError
 
 
@@ -20,7 +20,7 @@ def read(request: Request) -> Parts:
         DataError: not ``.npz``, an array of objects, or not what ``layout`` asks for.
     """
     found = {split: _one(path, request) for split, path in paths_of(request).items()}
-    return layout.joined(found, request.name)
+    return tables.joined(found, request.name)
 
 
 def _one(path: Path, request: Request) -> Parts:
@@ -29,7 +29,7 @@ def _one(path: Path, request: Request) -> Parts:
             table = {name: _array(file, name, path) for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as npz: {error}") from error
-    return layout.read(table, request, str(path))
+    return tables.read(table, request, str(path))
 
 
 def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:

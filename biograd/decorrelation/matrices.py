@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from biograd import parallel
 from biograd.contracts import Substrate
-from biograd.decorrelation_rules import RULES, Moments
+from biograd.decorrelation.rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
+from biograd.ranks import parallel
 from biograd.recipes import (
     DecorrelationRecipe,
     Fraction,

@@ -10,8 +10,8 @@ import torch
 
 from biograd.data.choosing import SPLITS
 from biograd.data.digests import of_files
-from biograd.data.items import Items
 from biograd.data.request import Parts, Request
+from biograd.data.rows.items import Items
 from biograd.data.source import Source
 from biograd.errors import DataError
 

@@ -9,10 +9,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from biograd.data import layout
 from biograd.data.digests import of_files
-from biograd.data.files import paths_of
 from biograd.data.request import Parts, Request
+from biograd.data.rows import tables
+from biograd.data.sources.own_files import paths_of
 from biograd.errors import DataError
 
 IN_MEMORY = 500_000_000
@@ -60,7 +60,7 @@ def read(request: Request) -> Parts:
     paths = paths_of(request)
     for split, path in paths.items():
         found[split] = _one(path, request)
-    return layout.joined(found, request.name)
+    return tables.joined(found, request.name)
 
 
 def _one(path: Path, request: Request) -> Parts:
@@ -78,5 +78,5 @@ def _one(path: Path, request: Request) -> Parts:
         raise DataError(
             f"{path}: cannot be read as HDF5: {' '.join(str(error).split())}"
         ) from error
-    about = layout.About.of(attributes, str(path), strict=False)
-    return layout.read(table, request, str(path), about, of_files([path]))
+    about = tables.About.of(attributes, str(path), strict=False)
+    return tables.read(table, request, str(path), about, of_files([path]))

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked, Count, Positive, Range
-from biograd.data.arrays import Arrays
 from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
 
 NAME = "pattern_generation"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Checked):
+class PatternSettings(Checked):
     """Of the pattern; ``shape`` of the recipe says how many inputs there are.
 
     Attributes:
@@ -47,7 +47,7 @@ def read(request: Request) -> Parts:
 
     Source: G. Bellec et al., Nature Communications 11:3625 (2020).
     """
-    settings = request.settings(Settings)
+    settings = request.settings(PatternSettings)
     request.without_files()
     steps = request.steps("duration_ms", settings.duration_ms)
     stream = generator(settings.seed, NAME, "spikes")
@@ -59,7 +59,7 @@ def read(request: Request) -> Parts:
     return Parts({"train": shown, "test": trial})
 
 
-def pattern(settings: Settings, steps: int, dt_ms: float) -> Tensor:
+def pattern(settings: PatternSettings, steps: int, dt_ms: float) -> Tensor:
     """Return the target ``[steps, 1]``."""
     frequencies = torch.tensor(settings.frequencies_hz, dtype=torch.float64)
     stream = generator(settings.seed, NAME, "pattern")

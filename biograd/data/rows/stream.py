@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biograd.data.arrays import Arrays
-from biograd.data.items import collated
+from biograd.data.rows.arrays import Arrays
+from biograd.data.rows.items import collated
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError, RecipeError
 

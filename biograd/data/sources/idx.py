@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biograd.data.arrays import Arrays
-from biograd.data.fetch import fetch_by_key
-from biograd.data.request import NoSettings, Parts, Request
+from biograd.checking import NoSettings
+from biograd.data.files.fetch import fetch_by_key
+from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
 from biograd.errors import DataError, RecipeError, nearest
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from biograd.data.arrays import Arrays
+from biograd.checking import NoSettings
 from biograd.data.choosing import stratified
-from biograd.data.request import NoSettings, Parts, Request
+from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
 
 TEST_ROWS = 360

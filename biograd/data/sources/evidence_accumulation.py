@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range
-from biograd.data.arrays import Arrays
 from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
 from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.tasks import MISSING
@@ -20,7 +20,7 @@ RECALL, BACKGROUND = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Checked):
+class EvidenceSettings(Checked):
     """Of the trials; ``shape`` of the recipe says how many inputs there are, a quarter a group.
 
     Attributes:
@@ -63,7 +63,7 @@ def read(request: Request) -> Parts:
     Source: G. Bellec et al., Nature Communications 11:3625 (2020), whose trials take 2250 ms: 7
     cues of 100 ms 50 ms apart, a delay of 1050 ms and a recall of 150 ms.
     """
-    settings = request.settings(Settings)
+    settings = request.settings(EvidenceSettings)
     request.without_files()
     if request.units() % 4:
         raise RecipeError(f"dataset {request.name}: shape = [{request.units()}]: must be 4 groups")
@@ -71,7 +71,7 @@ def read(request: Request) -> Parts:
     return Parts({split: _split(request, settings, split, n) for split, n in counts.items()})
 
 
-def _split(request: Request, settings: Settings, split: str, rows: int) -> Arrays:
+def _split(request: Request, settings: EvidenceSettings, split: str, rows: int) -> Arrays:
     """Return the trials of a split."""
     sides = torch.stack([draw_sides(settings, split, row) for row in range(rows)])
     rates = chances(request, settings, sides)
@@ -86,7 +86,7 @@ def _split(request: Request, settings: Settings, split: str, rows: int) -> Array
     return Arrays(inputs, targets, timed=True)
 
 
-def draw_sides(settings: Settings, split: str, row: int) -> Tensor:
+def draw_sides(settings: EvidenceSettings, split: str, row: int) -> Tensor:
     """Return the side of each cue of a trial, ``[cues]``."""
     stream = generator(settings.seed, NAME, split, row, "sides")
     side = torch.randint(2, (1,), generator=stream)
@@ -94,7 +94,7 @@ def draw_sides(settings: Settings, split: str, row: int) -> Tensor:
     return torch.where(same, side, 1 - side)
 
 
-def chances(request: Request, settings: Settings, sides: Tensor) -> Tensor:
+def chances(request: Request, settings: EvidenceSettings, sides: Tensor) -> Tensor:
     """Return the probability of a spike of each group in each step, ``[N, T, 4]``."""
     pause, cue, delay, recall = (
         request.steps(key, getattr(settings, key))

@@ -11,9 +11,10 @@ from typing import Any
 
 from biograd.metrics import Shown, figure
 from biograd.placement import Failure
-from biograd.studies import Report, statistics
+from biograd.studies import Report
 from biograd.studies.grid import Cell
-from biograd.studies.writing import COSTLY
+from biograd.studies.results import statistics
+from biograd.studies.results.writing import COSTLY
 
 Summary = dict[str, Any]
 Row = dict[str, Any]

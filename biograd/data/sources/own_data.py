@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from biograd.data import files, hdf5, layout, npz
-from biograd.data.arrays import Arrays, as_inputs, as_targets
 from biograd.data.choosing import SPLITS
-from biograd.data.items import Items
 from biograd.data.request import Parts, Request
+from biograd.data.rows import tables
+from biograd.data.rows.arrays import Arrays, as_inputs, as_targets
+from biograd.data.rows.items import Items
+from biograd.data.rows.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.data.source import Source, is_source
-from biograd.data.stream import FIRST, Stream, is_stream, of_iterable
+from biograd.data.sources import hdf5, npz, own_files
 from biograd.errors import DataError, RecipeError
-from biograd.recipes.dataset import of_path
+from biograd.recipes.dataset_recipe import of_path
 from biograd.tasks import make
 
 LOADERS = {"train_dataloader": "train", "val_dataloader": "validation", "test_dataloader": "test"}
@@ -101,7 +102,7 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         return _by_split(given, request, where)
     if isinstance(given, Mapping):
         columns = {name: _column(value, f"{where}: {name}") for name, value in given.items()}
-        return layout.read(columns, request, where)
+        return tables.read(columns, request, where)
     if isinstance(given, tuple | list) and len(given) in (4, 6):
         names = ("train", "test") if len(given) == 4 else SPLITS
         pairs = zip(names, given[::2], given[1::2], strict=True)
@@ -155,7 +156,7 @@ def _by_split(given: Mapping[str, Any], request: Request, where: str) -> Parts:
 
 def _file(given: str | Path, request: Request) -> Parts:
     """Return the sources of a file, a folder or a function that stands for a split."""
-    readers = {"npz": npz.read, "hdf5": hdf5.read, "folder": files.read, "python": function}
+    readers = {"npz": npz.read, "hdf5": hdf5.read, "folder": own_files.read, "python": function}
     keys = of_path(str(given))[1]
     recipe = dataclasses.replace(request.recipe, paths={}, **keys)
     whole = dataclasses.replace(request, recipe=recipe, given=given)

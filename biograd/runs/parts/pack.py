@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 
 from biograd.errors import RunFileError
-from biograd.runs import hdf5, storage
+from biograd.runs import storage, stored_arrays
 from biograd.runs.contents import Contents, described, read_parts, settle
 from biograd.runs.layout import COMMIT_COLUMNS
-from biograd.runs.merge import link_scales, merge
+from biograd.runs.parts.merge import link_scales, merge
 from biograd.runs.storage import OutputError, RunPaths
 
 
@@ -55,7 +55,7 @@ def pack_parts(place: RunPaths) -> Path:
     _check_space(contents, hint)
     try:
         with storage.writing(place.file, hint):
-            with hdf5.create(place.temporary) as output:
+            with stored_arrays.create(place.temporary) as output:
                 write_all(contents, output)
             os.replace(place.temporary, place.file)
             storage.sync_folder(place.file.parent)
@@ -88,14 +88,14 @@ def write_all(contents: Contents, output: h5py.File) -> None:
     _write_head(contents, output)
     for name, layer in contents.layers.items():
         constants = json.dumps(dict(layer.neuron_params), ensure_ascii=False)
-        hdf5.write_layer(output.create_group(f"layers/{name}"), layer, constants)
+        stored_arrays.write_layer(output.create_group(f"layers/{name}"), layer, constants)
     if contents.probe is not None:
-        hdf5.write_probe(output, contents.probe)
+        stored_arrays.write_probe(output, contents.probe)
     merge(contents.sources, output, contents.layers)
     for group in ("layers", "scalars", "snapshots", "params", "learning", "checkpoints"):
         output.require_group(group)
     for group in output.get("spikes", {}).values():
-        hdf5.mark_sorted(group)
+        stored_arrays.mark_sorted(group)
     if contents.raster is not None and "trials" in output:
         output["trials"].attrs["duration_ms"] = contents.raster.duration_ms
         output["trials"].attrs["gap_ms"] = contents.raster.gap_ms
@@ -107,11 +107,11 @@ def _write_head(contents: Contents, output: h5py.File) -> None:
     finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for name, value in {**described(contents), "finished_at": finished}.items():
         output.attrs[name] = value
-    hdf5.mark_sonata(output)
+    stored_arrays.mark_sonata(output)
     for name in ("config", "environment", "hyperparameters", "summary"):
         text = json.dumps(getattr(contents, name), ensure_ascii=False).encode()
-        hdf5.write_text(output, name, text)
-    commits = hdf5.write_dataset(output, "progress/commits", contents.numbers)
+        stored_arrays.write_text(output, name, text)
+    commits = stored_arrays.write_dataset(output, "progress/commits", contents.numbers)
     commits.attrs["columns"] = json.dumps(COMMIT_COLUMNS)
 
 
@@ -127,7 +127,7 @@ def _write_checkpoint(contents: Contents, output: h5py.File) -> None:
     body, text = checkpoint.load_bytes(path, last.checkpoint_sha256)
     group = output.create_group(f"checkpoints/{last.checkpoint}")
     group["tensors"] = np.frombuffer(body, np.uint8)
-    hdf5.write_text(group, "meta", text)
+    stored_arrays.write_text(group, "meta", text)
     group.attrs["sha256"] = str(last.checkpoint_sha256)
     group.attrs["commit"] = np.array(last.numbers, np.int64)
     group.attrs["rows"] = json.dumps(last.rows)

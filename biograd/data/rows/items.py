@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biograd.data.arrays import as_inputs, as_targets, tensor
 from biograd.data.digests import combined, sha256_of
+from biograd.data.rows.arrays import as_inputs, as_targets, tensor
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError, nearest
 from biograd.randomness import derive_seed

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from biograd.checking import Checked
-from biograd.data.arrays import Arrays
 from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
 from biograd.recipes import Count, Range
 
 RADIUS = 0.5
@@ -21,7 +21,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Checked):
+class YinYangSettings(Checked):
     """Sizes and seeds; the defaults give the published training and test splits.
 
     Seed 41 with 1,000 rows gives the published validation split.
@@ -38,7 +38,7 @@ def read(request: Request) -> Parts:
 
     Source: L. Kriener, J. Göltz and M. A. Petrovici, The Yin-Yang dataset, NICE (2022).
     """
-    settings = request.settings(Settings)
+    settings = request.settings(YinYangSettings)
     request.without_files()
     train = sample(settings.train_rows, settings.train_seed)
     test = sample(settings.test_rows, settings.test_seed)

@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from biograd.errors import RunFileError
-from biograd.runs import checkpoint, hdf5, storage
+from biograd.runs import checkpoint, storage, stored_arrays
 from biograd.runs.contents import Commit, Contents, read_parts, segment_path
-from biograd.runs.folder import digest, header, lay_out, settle_in
-from biograd.runs.merge import merge
-from biograd.runs.sources import Sources
+from biograd.runs.parts.folder import digest, header, lay_out, settle_in
+from biograd.runs.parts.merge import merge
+from biograd.runs.parts.segments import Sources
 from biograd.runs.storage import RunPaths
 
 
@@ -89,7 +89,7 @@ def unpack(contents: Contents) -> tuple[storage.Lock, checkpoint.Checkpoint]:
     with storage.writing(place.parts, f"`biograd resume {place.file}`"):
         folder = lay_out(place, _continued(contents, last.segment), contents.probe)
         target = folder / "segments" / segment_path(place, last.segment).name
-        with hdf5.create(target) as output:
+        with stored_arrays.create(target) as output:
             merge(Sources(file=file), output, contents.layers, limits=last.rows)
         checkpoint.save_bytes(folder / "checkpoints" / str(last.checkpoint), body, text)
         size = target.stat().st_size

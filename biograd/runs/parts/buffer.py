@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 
 from biograd.errors import RecipeError
-from biograd.runs.hdf5 import mark_sorted, storage_options
 from biograd.runs.layout import (
     STATISTICS,
     STEPS,
@@ -26,6 +25,7 @@ from biograd.runs.layout import (
     as_array,
     check_name,
 )
+from biograd.runs.stored_arrays import mark_sorted, storage_options
 
 RESERVED = ("step", "epoch", "wall_time")
 ROW_BYTES = 64

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biograd.data.arrays import Arrays, as_inputs, as_targets, ended, missing, tensor, without
 from biograd.data.choosing import SPLITS
-from biograd.data.events import Events, Flat
-from biograd.data.lazy_rows import LazyRows
 from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, ended, missing, tensor, without
+from biograd.data.rows.events import Events, Flat
+from biograd.data.rows.lazy_rows import LazyRows
 from biograd.data.source import Source, rows_of
 from biograd.errors import DataError, RecipeError, nearest
 

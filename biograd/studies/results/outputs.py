@@ -10,7 +10,8 @@ from typing import Any
 from biograd.metrics import Shown, headline
 from biograd.runs import storage
 from biograd.runs.reader import open_run
-from biograd.studies import SAVED, Key, Report, Row, as_csv, page, picture, set_file
+from biograd.studies import SAVED, Key, Report, Row, as_csv
+from biograd.studies.results import page, picture, set_file
 
 VERSIONS = ("versions", "platform", "device", "git")
 

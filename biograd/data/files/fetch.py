@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from biograd.data.digests import sha256
-from biograd.data.download import Progress, download
+from biograd.data.files.download import Progress, download
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DataFile, DatasetRecipe, construct
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from biograd.metrics import headline
 from biograd.studies import Report, Row
-from biograd.studies.writing import COSTLY, write_cell
+from biograd.studies.results.writing import COSTLY, write_cell
 
 STYLE = """
 :root { --ink: #1c2024; --soft: #60646c; --line: #d9dbe0; --paper: #fff; --mark: #f2f5fa; }

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from biograd.data.arrays import as_inputs
+from biograd.data.rows.arrays import as_inputs
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError
 
