@@ -158,7 +158,7 @@ def _later() -> None:
 
 def _deliver(number: int, until: float) -> None:
     main = threading.main_thread().ident or 0
-    while time.sleep(0.02) or (HEARD.number and not HEARD.answered):
+    while time.sleep(0.02) or (HEARD.number == number and not HEARD.answered):
         if time.monotonic() > until:
             end_now(number)
         HEARD.repeated = True
