@@ -24,8 +24,8 @@ from biograd.errors import BiogradError
 BASE = 128
 """Exit codes above name the signal that ended a process."""
 WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-IMPORT_SECONDS = 15.0
-"""So long an import may go on after a signal; what kills the process then is safe, too."""
+PAUSE, IMPORT_SECONDS = 0.02, 15.0
+"""Seconds between two deliveries, and for which an import may go on after a signal."""
 
 
 class Interrupted(BiogradError):
@@ -158,7 +158,8 @@ def _later() -> None:
 
 def _deliver(number: int, until: float) -> None:
     main = threading.main_thread().ident or 0
-    while time.sleep(0.02) or (HEARD.number == number and not HEARD.answered):
+    time.sleep(PAUSE)
+    while HEARD.number == number and not HEARD.answered:
         if time.monotonic() > until:
             end_now(number)
         HEARD.repeated = True
@@ -166,6 +167,7 @@ def _deliver(number: int, until: float) -> None:
             _thread.interrupt_main(signal.Signals(number))
         else:
             signal.pthread_kill(main, number)  # wakes it, too
+        time.sleep(PAUSE)
 
 
 def _unraisable(lost: sys.UnraisableHookArgs) -> None:
