@@ -23,9 +23,9 @@ from biograd.commands.columns import columns
 from biograd.commands.options import Answer, show
 from biograd.errors import visible
 from biograd.studies import as_csv
-from biograd.studies.page import html, table
-from biograd.studies.picture import _name
-from biograd.studies.writing import spreadsheet_cell, write_cell
+from biograd.studies.results.page import html, table
+from biograd.studies.results.picture import _name
+from biograd.studies.results.writing import spreadsheet_cell, write_cell
 
 SEEN = ["plain", "é ✓ – 漢 x", "a\u00a0b", "C:\\x"]
 UNSEEN = {
@@ -243,7 +243,7 @@ def test_a_stream_fails_once() -> None:
         def write(self, text: str) -> int:
             raise OSError(28, os.strerror(28))
 
-    stream = printing.Stream(Full())
+    stream = printing.GuardedStream(Full())
     assert stream.write("a") == 1 and isinstance(stream.failure, OSError)
     first = stream.failure
     stream.write("b")

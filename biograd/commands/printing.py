@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STREAMS = ("stdin", "stdout", "stderr")
 
 
-class Stream:
+class GuardedStream:
     """A text stream that keeps its first failure to itself.
 
     Attributes:
@@ -67,7 +67,7 @@ class Stream:
 
 
 @contextmanager
-def streams() -> Iterator[Stream]:
+def streams() -> Iterator[GuardedStream]:
     """Guard stdout and stderr, and open those that are closed on nothing; yield stdout.
 
     Why: the next file to be opened, a run's for instance, would take the number of a closed one,
@@ -82,7 +82,7 @@ def streams() -> Iterator[Stream]:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     kept = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = out, errors = Stream(sys.stdout), Stream(sys.stderr)
+    sys.stdout, sys.stderr = out, errors = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
     try:
         yield out
     finally:

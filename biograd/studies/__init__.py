@@ -22,7 +22,7 @@ from biograd.errors import RecipeError, nearest
 from biograd.placement import Placement
 from biograd.recipes import Table
 from biograd.runs import storage
-from biograd.studies.writing import spreadsheet_cell
+from biograd.studies.results.writing import spreadsheet_cell
 
 Row = dict[str, Any]
 
