@@ -129,13 +129,14 @@ def begin(
     if ranks.rank():
         writer = NullWriter(path)
     else:
+        layers = _layers(experiment, dataset, probe)  # first: Brian2 chooses its target by it
         writer = RunWriter(
             path,
             config=configuration.table(),
             environment=environment(configuration.device),
             attributes=_attributes(configuration, dataset),
             probe=probe,
-            layers=_layers(experiment, dataset, probe),
+            layers=layers,
             force=force,
         )
     recording = Recording(experiment, writer, probe, progress)

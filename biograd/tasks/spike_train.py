@@ -41,6 +41,7 @@ class SpikeTrain(Task):
     headline: ClassVar[str] = "distance"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.timed:
             raise RecipeError("task: timed = false: trains of spikes have a time axis")
         if self.loss == "poisson":  # of a frozen object, and of this one alone
