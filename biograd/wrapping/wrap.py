@@ -201,7 +201,7 @@ class _Plan:
 
     def circuit(
         self,
-        classes: int,
+        outputs: int,
         neuron: Spiking,
         filtered: Readout,
         settings: Mapping[str, Mapping[str, Any]],
@@ -230,7 +230,7 @@ class _Plan:
             way, units = weights.get(one.path), cells[one.target].units
             layer = nn.Linear(self.encoding.units, units) if way is None else _layer_of(way)
             parts.append(_placed(one, layer))
-        readout, out = nn.Linear(cells[self.output].units, classes), f"cells.{self.output}"
+        readout, out = nn.Linear(cells[self.output].units, outputs), f"cells.{self.output}"
         made = Circuit(parts, readout, self.encoding, filtered, output=out, simulator="brian2")
         initialise(made, seed, 1.0, "readout")
         made.double()
