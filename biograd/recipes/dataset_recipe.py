@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from biograd.checking import Count, NotNegative, Range, Table, construct
+from biograd.checking import Checked, Count, NotNegative, Range, Table, construct
 from biograd.errors import RecipeError
 from biograd.recipes.toml import names, override, read
 
 
 @dataclasses.dataclass(frozen=True)
-class DataFile:
+class DataFile(Checked):
     """One file of a dataset: its name and the SHA-256 digest of its bytes."""
 
     name: str
@@ -24,7 +24,7 @@ class DataFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetRecipe:
+class DatasetRecipe(Checked):
     """A dataset file: where the data come from and what shape they have."""
 
     source: str
@@ -70,6 +70,7 @@ class DatasetRecipe:
     """Processes that read a torch Dataset or a folder ahead."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.split) != 3 or not self.split[0]:
             raise ValueError(f"split = {list(self.split)}: give shares of train, validation, test")
         if self.path and self.paths:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from biograd.checking import Positive, Table
+from biograd.checking import Checked, Positive, Table
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodingRecipe:
+class EncodingRecipe(Checked):
     """How a datum becomes a current or a spike train; times in milliseconds."""
 
     kind: str = "current"

@@ -24,10 +24,10 @@ from biograd.recording.figures import (
     prefixed,
     silent,
 )
-from biograd.recording.interruption import Interrupted, graceful
 from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
+from biograd.signals import BASE, Interrupted, graceful
 from biograd.training import StepRecord, activity, evaluate, placed
 
 
@@ -127,10 +127,10 @@ class Recording:
             raise
         except (KeyboardInterrupt, SystemExit) as error:  # while the results were measured
             self.writer.abandon("interrupted")
-            code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
+            code = error.code if isinstance(error, SystemExit) else BASE + signal.SIGINT
             raise Interrupted(
                 f"interrupted; go on from the last commit with: {self._go_on}",
-                int(code or 0) - 128,
+                int(code or 0) - BASE,
             ) from error
         except BaseException:
             self.writer.abandon("crashed")

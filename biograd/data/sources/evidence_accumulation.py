@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from biograd.checking import Count, Fraction, NotNegative, Positive, Range
+from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range
 from biograd.data.request import Parts, Request
 from biograd.data.rows.arrays import Arrays
 from biograd.errors import RecipeError
@@ -20,7 +20,7 @@ RECALL, BACKGROUND = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class EvidenceSettings:
+class EvidenceSettings(Checked):
     """Of the trials; ``shape`` of the recipe says how many inputs there are, a quarter a group.
 
     Attributes:
@@ -46,6 +46,7 @@ class EvidenceSettings:
     seed: Annotated[int, Range(0)] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.cues % 2:
             raise ValueError(f"cues = {self.cues}: must be odd, so that one side has more")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from biograd.checking import Count, Positive, Range
+from biograd.checking import Checked, Count, Positive, Range
 from biograd.data.request import Parts, Request
 from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
@@ -18,7 +18,7 @@ NAME = "pattern_generation"
 
 
 @dataclasses.dataclass(frozen=True)
-class PatternSettings:
+class PatternSettings(Checked):
     """Of the pattern; ``shape`` of the recipe says how many inputs there are.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from biograd.checking import Checked
 from biograd.data.request import Parts, Request
 from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
@@ -20,7 +21,7 @@ MOST_FREQUENCIES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class ManifoldSettings:
+class ManifoldSettings(Checked):
     """How hard the task is; the recipe's ``shape`` and ``classes`` say how many units and classes.
 
     Attributes:

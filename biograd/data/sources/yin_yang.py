@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 import torch
 
+from biograd.checking import Checked
 from biograd.data.request import Parts, Request
 from biograd.data.rows.arrays import Arrays
 from biograd.recipes import Count, Range
@@ -20,7 +21,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class YinYangSettings:
+class YinYangSettings(Checked):
     """Sizes and seeds; the defaults give the published training and test splits.
 
     Seed 41 with 1,000 rows gives the published validation split.
