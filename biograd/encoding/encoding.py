@@ -10,7 +10,6 @@ encoding's randomness drops out of their differences.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -18,13 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from biograd.checking import NoSettings
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import EncodingRecipe, construct
-
-
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """The settings of an encoding that takes the recipe's own keys alone."""
 
 
 class Encoding(ABC):
@@ -76,6 +71,16 @@ class Encoding(ABC):
                 f"{list(inputs.shape)}"
             )
         return self.encode(inputs, generator)
+
+    @property
+    def varying(self) -> bool:
+        """Whether the steps of a trial tell of different things, not of the same in other spikes.
+
+        Noise of the estimators is then drawn anew in every step.  Spikes of a datum that stands
+        still keep theirs for the trial: of Poisson spikes it finds the gradient five times better
+        (cosine .27 against .05, digits, 17 copies).
+        """
+        return self.timed or not self.spikes
 
     @abstractmethod
     def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:

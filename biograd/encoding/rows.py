@@ -37,13 +37,18 @@ class RowEncoding(Encoding):
                 f"{self.rows} rows: at least {self.rows * recipe.dt_ms:g} are needed"
             )
 
+    @property
+    def varying(self) -> bool:
+        """True: every step tells of its row."""
+        return True
+
     def by_row(self, inputs: Tensor) -> Tensor:
         """Return the inputs as ``[B, rows, features]``; channels lie side by side."""
         images = inputs if inputs.dim() == 4 else inputs.unsqueeze(1)
         return images.transpose(1, 2).flatten(2)
 
 
-class Rows(RowEncoding):
+class RowCurrent(RowEncoding):
     """An image row by row as a current, ``I = gain x``; each row lasts ``duration / rows``."""
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:

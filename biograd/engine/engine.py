@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd import parallel, tasks
+from biograd import tasks
 from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
@@ -32,6 +32,7 @@ from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
@@ -83,6 +84,7 @@ class Engine(Prepared):
     Attributes:
         task: what the outputs are to be.
         timed: whether the task is one in time.
+        varying: whether the inputs vary between the steps of a trial; known when prepared.
         differentiable: whether its loss has a graph; known when prepared.
         network: the network as it was given; class, keys and parameters stay as they are.
         substrate: who runs its forward passes.
@@ -111,7 +113,8 @@ class Engine(Prepared):
             raise CapabilityError("attach: a task has its own loss: give task or loss, not both")
         self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
         self.objective = Objective(self.task.by_step, vectors=self.task.vectors)
-        self.timed, self.differentiable = self.task.timed, self.task.differentiable
+        self.timed, self.varying = self.task.timed, False
+        self.differentiable = self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
         self.substrate = make_substrate(network, sites)

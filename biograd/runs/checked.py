@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from biograd.disk.atomic import EXPANSION
-from biograd.errors import RunFileError, brief
+from biograd.errors import RunFileError, brief, natural
 from biograd.runs.json_text import parse_object
 from biograd.runs.layout import Array
 
@@ -157,7 +157,7 @@ class CheckedFile:
             if group is not None and not isinstance(group, h5py.Group):
                 raise self.damaged(name, "it is not a group")
             found = list(group) if group is not None else []
-            found = found if ordered else sorted(found)
+            found = found if ordered else sorted(found, key=natural)
             for member in found:
                 member.encode()
         return found

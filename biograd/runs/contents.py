@@ -28,9 +28,9 @@ from biograd.runs.layout import (
     checked_layer,
     plain_attributes,
 )
+from biograd.runs.parts.segments import Segment, Sources
+from biograd.runs.parts.settling import located
 from biograd.runs.seal import is_sealed
-from biograd.runs.settling import located
-from biograd.runs.sources import Segment, Sources
 from biograd.runs.storage import RunPaths
 
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from biograd.errors import RecipeError, RunFileError, nearest
+from biograd.errors import RecipeError, RunFileError, natural, nearest
 from biograd.runs.checked import PLAIN, CheckedFile
 from biograd.runs.contents import Commit, Contents, described, find
 from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows, required
-from biograd.runs.sources import Sources, table_rows
+from biograd.runs.parts.segments import Sources, table_rows
 from biograd.runs.storage import RunPaths
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Run:
                 found.update(file.members("scalars"))
 
         self._ask(look)
-        return sorted(found)
+        return sorted(found, key=natural)
 
     def scalars(self, stream: str) -> dict[str, Array]:
         """Return the columns of a stream: step, epoch, wall_time and the metrics, ``[row]``.
@@ -204,7 +204,8 @@ class Run:
 
     def _table(self, prefix: str) -> dict[str, Array]:
         columns = self._ask(lambda sources: sources.columns(prefix))
-        table = {name.removeprefix(prefix + "/"): values for name, values in columns.items()}
+        names = sorted(columns, key=natural)
+        table = {name.removeprefix(prefix + "/"): columns[name] for name in names}
         lacking = [name for name in required(prefix) if table and name not in table]
         if lacking:
             raise RunFileError(f"{self.path}: /{prefix} is damaged (it lacks {lacking[0]})")
@@ -322,7 +323,7 @@ class Run:
             RunFileError: there is none, or it is damaged.
         """
         from biograd.runs import checkpoint
-        from biograd.runs.resuming import packed_checkpoint
+        from biograd.runs.parts.resuming import packed_checkpoint
 
         found = [commit for commit in self._available() if step in (None, commit.step)]
         if not found:
@@ -355,7 +356,7 @@ class Run:
                     entries[entry.name] = _add(entries.get(entry.name), entry)
 
         self._ask(look)
-        return [_full(entries[name], totals) for name in sorted(entries)]
+        return [_full(entries[name], totals) for name in sorted(entries, key=natural)]
 
 
 def _entries(file: CheckedFile) -> Iterator[Entry]:

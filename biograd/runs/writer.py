@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from biograd import disk
 from biograd.errors import BiogradError, OutputError, RecipeError
-from biograd.runs.buffer import Buffer, Snapshot, record, segment_bytes
 from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path
-from biograd.runs.folder import begin, complete, config_digest, header, refuse_existing
 from biograd.runs.layout import (
     STEPS,
     LayerInfo,
@@ -33,8 +31,10 @@ from biograd.runs.layout import (
 )
 from biograd.runs.logger import Logger, Status
 from biograd.runs.names import flattened, metric_name
-from biograd.runs.pack import pack_parts
-from biograd.runs.settling import settle
+from biograd.runs.parts.buffer import Buffer, Snapshot, record, segment_bytes
+from biograd.runs.parts.folder import begin, complete, config_digest, header, refuse_existing
+from biograd.runs.parts.pack import pack_parts
+from biograd.runs.parts.settling import settle
 from biograd.runs.storage import RunPaths
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class RunWriter(Logger):
             RecipeError: another process still writes it.
             OutputError: the disk is full or cannot be written.
         """
-        from biograd.runs.resuming import take_over, unpack
+        from biograd.runs.parts.resuming import take_over, unpack
 
         place = RunPaths.of(path)
         contents = find(place)

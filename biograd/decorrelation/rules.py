@@ -1,0 +1,118 @@
+"""How a decorrelating matrix ``R`` learns from what it receives, ``x``, and returns, ``x' = R x``.
+
+With ``C = <x' x'^T>`` over the rows and rate ``eta``:
+
+=========  =====================================================================================
+kappa      ``R <- R - eta [(1 - kappa) (C - diag C) R + kappa diag(<x'^2> - 1) R]``: kappa = 0
+           decorrelates, 1 sets unit variance, between whitens (Dalm et al. 2024, arXiv 2405.02385)
+copi       ``R <- R - eta (C - diag C) R``: decorrelates (Ahmad et al. 2023; arXiv 2407.10780)
+scaled     ``R <- g R`` with ``g = <|x| / |x'|>``, then ``R <- R - eta C R`` over
+           the rows that are not zero (Ahmad 2024, arXiv 2407.10780, as its code was first released;
+           a later release takes the batch's mean from ``x`` and multiplies ``R C``)
+foldiak    ``M <- M + eta (C - diag C)`` with ``R = M^-1``: lateral inhibition ``x' = x - (M - I)
+           x'`` at its equilibrium; ``R`` stays symmetric (Foldiak 1989; arXiv 2407.10780)
+=========  =====================================================================================
+
+To add a rule: write a function and name it in ``RULES``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from biograd.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """What a rule learns from: the rows ``x`` and ``x' = R x`` of one layer, and its ``R``.
+
+    Attributes:
+        rows: ``[n, d]``.
+        outputs: ``[n, d]``.
+        matrix: ``[d, d]``.
+        kappa: between decorrelation (0) and unit variance (1).
+    """
+
+    rows: Tensor
+    outputs: Tensor
+    matrix: Tensor
+    kappa: float
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """``diag C``, ``[d]``."""
+        return self.outputs.square().mean(0)
+
+    @cached_property
+    def product(self) -> Tensor:
+        """``C R = <x' (R' x')'>``, ``[d, d]``, without a product of size ``d^3`` for few rows."""
+        return self.outputs.T @ (self.outputs @ self.matrix) / len(self.outputs)
+
+    @cached_property
+    def crossed(self) -> Tensor:
+        """``(C - diag C) R``, ``[d, d]``."""
+        return self.product - self.variance[:, None] * self.matrix
+
+    def energy(self) -> Tensor:
+        """Return the mean squared off-diagonal of ``C`` over its mean squared diagonal."""
+        count, size = self.outputs.shape
+        few = count < size  # |C| = |x' x'^T| / n
+        gram = self.outputs @ self.outputs.T if few else self.outputs.T @ self.outputs
+        diagonal = self.variance.square().sum()
+        off = (gram.square().sum() / count**2 - diagonal).clamp_min(0)
+        return off / max(size - 1, 1) / diagonal.clamp_min(1e-30)
+
+
+def kappa(moments: Moments, rate: float) -> Tensor:
+    """Return the next ``R``: decorrelate, and bring the variances to one, in proportion."""
+    share, matrix = moments.kappa, moments.matrix
+    spread = (moments.variance - 1)[:, None] * matrix
+    return matrix - rate * ((1 - share) * moments.crossed + share * spread)
+
+
+def copi(moments: Moments, rate: float) -> Tensor:
+    """Return the next ``R``: decorrelate alone."""
+    return moments.matrix - rate * moments.crossed
+
+
+def scaled(moments: Moments, rate: float) -> Tensor:
+    """Return the next ``R``: shrink what is shared, and keep the rows' length; no row of zeros."""
+    before, after = moments.rows.norm(dim=1), moments.outputs.norm(dim=1)
+    counted = (before > 0) & (after > 0)
+    ratios = torch.where(counted, before, 0.0) / torch.where(counted, after, 1.0)
+    gain = torch.where(counted.any(), ratios.sum() / counted.sum().clamp_min(1), 1.0)
+    return gain * (moments.matrix - rate * moments.product)
+
+
+def foldiak(moments: Moments, rate: float) -> Tensor:
+    """Return the next ``R = M^-1``: ``(M + eta O)^-1 = (I + eta R O)^-1 R``, ``O = C - diag C``.
+
+    ``M`` must stay positive definite, or the inhibition has no stable equilibrium: a rate beyond
+    ``1 / (2 |R O|)`` counts as that, so that no direction of ``M`` loses more than half of itself
+    in one update.  The equation is solved in double precision.
+    """
+    matrix, outputs = moments.matrix.double(), moments.outputs.double()
+    crossed = outputs.T @ outputs / len(outputs)
+    crossed.fill_diagonal_(0)
+    push = matrix @ crossed
+    push *= (0.5 / push.norm().clamp_min(1e-30)).clamp_max(rate)
+    push.diagonal().add_(1)
+    found = torch.linalg.solve(push, matrix)
+    return (0.5 * (found + found.T)).to(moments.matrix.dtype)
+
+
+RULES: Registry[Callable[[Moments, float], Tensor]] = Registry(
+    "biograd.decorrelation",
+    {
+        "kappa": kappa,
+        "copi": copi,
+        "scaled": scaled,
+        "foldiak": foldiak,
+    },
+)
