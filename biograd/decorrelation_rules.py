@@ -84,7 +84,7 @@ def scaled(moments: Moments, rate: float) -> Tensor:
     """Return the next ``R``: shrink what is shared, and keep the rows' mean length."""
     after = moments.outputs.norm(dim=1).mean().clamp_min(1e-30)
     gain = moments.rows.norm(dim=1).mean() / after
-    gain = torch.where(gain > 0, gain, 1.0)
+    gain = torch.where(gain == 0, 1.0, gain)
     return gain * (moments.matrix - rate * moments.product)
 
 

@@ -297,10 +297,14 @@ class Brian2Layer(SteppedPopulation):
 
     def _check(self, simulation: Simulation) -> None:
         # a threshold never lets NaN pass: those neurons would only fall silent
+        equations, known = self.model.equations, simulation.values
         states = () if self.forward_only else self.step.states
-        for name in (*self.model.equations.diff_eq_names, *states, *self.model.ports):
-            values = simulation.values[name]
-            count = int((~np.isfinite(values)).sum())
+        others = [n for n in equations.parameter_names if n in known and n not in states]
+        wrong = {n: np.isnan(known[n]) for n in others}  # a constant may be infinite
+        firm = (*equations.diff_eq_names, *states, *self.model.ports)
+        wrong |= {name: ~np.isfinite(known[name]) for name in firm}
+        for name, where in wrong.items():
+            count, values = int(where.sum()), known[name]
             if count:
                 raise BiogradError(
                     f"{self.model.details.stream or self.model.where}: {name} of {count} of "
