@@ -64,3 +64,22 @@ def brief(text: str) -> str:
     """Return the beginning of a text, in one line."""
     line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+SPACES = "\u00a0\u2002\u2003\u2007\u2009\u202f"
+"""Spaces that are seen, though Python does not print them."""
+
+
+def visible(text: str, kept: str = "") -> str:
+    """Return a text with an escape for every character that is not seen: controls, directions.
+
+    Args:
+        kept: characters that stay, such as the ends of lines.
+
+    >>> visible("a\x1b[2J\u202eb\n")
+    'a\\x1b[2J\\u202eb\\n'
+    """
+    return "".join(
+        sign if sign.isprintable() or sign in kept or sign in SPACES else repr(sign)[1:-1]
+        for sign in text
+    )

@@ -436,7 +436,7 @@ def test_the_table_fits_and_the_record_is_json() -> None:
 
 def executed(path: Path, estimator: str = "weak", model: str = "spiking", *more: str) -> Path:
     experiment.execute(
-        experiment.Request(
+        experiment.TrainingRequest(
             model=model,
             dataset="random_manifolds",
             estimator=estimator,
@@ -491,8 +491,8 @@ def test_a_run_is_probed_from_its_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert record["run"] == str(path) and (record["draws"], record["examples"]) == (3, 10)
     with biograd.load(path) as run:
         assert record["step"] == run.checkpoints[-1] > 0
-        found = experiment.diagnose(run, draws=3, examples=10).as_dict()
-        first = experiment.diagnose(run, step=0, draws=3, examples=10)
+        found = biograd.diagnose(run, draws=3, examples=10).as_dict()
+        first = biograd.diagnose(run, step=0, draws=3, examples=10)
     assert found == {key: value for key, value in record.items() if key in found}
     assert first.step == 0 and first.loss > record["loss"]
     # the schedule of the learning rate has ended near zero; the step is at the full rate

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import biograd
 from biograd.errors import BiogradError, RecipeError
 
 
@@ -123,7 +124,7 @@ def train(path: Path, model: str, seed: int) -> None:
     from biograd import experiment
 
     assignments = ("training.epochs=1", "network.hidden=[10]")
-    request = experiment.Request(
+    request = experiment.TrainingRequest(
         model=model, dataset="digits", seed=seed, out=path, assignments=assignments
     )
     summary = experiment.execute(request)
@@ -153,13 +154,13 @@ def trains_long(path: Path) -> None:
     from biograd import experiment
 
     out = path.with_suffix(".h5")
-    request = experiment.Request(
+    request = experiment.TrainingRequest(
         model="ann", dataset="digits", out=out, assignments=("training.epochs=10000",)
     )
     try:
         experiment.execute(request, _Noting(path))
     finally:
-        with experiment.load(out) as run:
+        with biograd.load(out) as run:
             path.write_text(f"{path.read_text()} {run.status}")
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd import parallel, tasks
+from biograd import tasks
 from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
@@ -32,6 +32,7 @@ from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 

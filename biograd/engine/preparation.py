@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel, structure
 from biograd.contracts import (
     Objective,
     ParameterNoise,
@@ -22,9 +21,11 @@ from biograd.contracts import (
     Trace,
 )
 from biograd.decorrelation import Decorrelation
+from biograd.engine import structure
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.tasks import Task
 
 if TYPE_CHECKING:

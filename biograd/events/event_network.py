@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Objective, Plan, Site, SiteShape, Trace
-from biograd.encoding import Current, Encoding, Latency, Rows
+from biograd.encoding import Current, Encoding, Latency, RowCurrent
 from biograd.errors import CapabilityError, RecipeError
 from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
 from biograd.neurons import EventDriven
@@ -79,7 +79,7 @@ class EventNetwork(Network):
     spiking = True
 
     def __init__(
-        self, recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding, classes: int
+        self, recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding, outputs: int
     ) -> None:
         _check(recipe, neuron, encoding)
         super().__init__()
@@ -98,7 +98,7 @@ class EventNetwork(Network):
             name = f"blocks.{index}"
             sites.append(Site(f"{name}.synapse", (f"{name}.synapse",), (True,), f"{name}.activity"))
             units = width
-        self.readout = nn.Linear(units, classes)
+        self.readout = nn.Linear(units, outputs)
         self.sites = (*sites, Site("readout", ("readout",), (False,)))
         self.populations = tuple(f"blocks.{index}.raster" for index in range(len(self.blocks)))
 
@@ -128,7 +128,7 @@ class EventNetwork(Network):
         return times[:, :most].mT
 
     def simulate(self, encoded: Tensor) -> Tensor:
-        """Return the outputs ``[rows, classes]`` for what ``encode`` returned."""
+        """Return the outputs ``[rows, outputs]`` for what ``encode`` returned."""
         return self.readout(self.filtered(self._respond(encoded)))
 
     def _respond(self, encoded: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> No
             f"encoding.duration_ms = {encoding.duration_ms:g}: exact spike times in {recipe.dtype} "
             f"need trials of {longest:.0f} ms at most, by the shortest time constant"
         )
-    if isinstance(encoding, Rows):
+    if isinstance(encoding, RowCurrent):
         raise RecipeError(
             "encoding.kind = 'rows': exact spike times need a constant current or spikes; use "
             "latency, poisson, delta or current"

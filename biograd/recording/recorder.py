@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from biograd import ranks
-from biograd.costs import operations, peak_memory
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
+from biograd.recording.costs import operations, peak_memory
 from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
-from biograd.recording.interruption import Interrupted, graceful
 from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
+from biograd.signals import BASE, Interrupted, graceful
 from biograd.training import StepRecord, activity, evaluate, placed
 
 
@@ -120,10 +120,10 @@ class Recording:
             raise
         except (KeyboardInterrupt, SystemExit) as error:  # while the results were measured
             self.writer.abandon("interrupted")
-            code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
+            code = error.code if isinstance(error, SystemExit) else BASE + signal.SIGINT
             raise Interrupted(
                 f"interrupted; go on from the last commit with: {self._go_on}",
-                int(code or 0) - 128,
+                int(code or 0) - BASE,
             ) from error
         except BaseException:
             self.writer.abandon("crashed")
