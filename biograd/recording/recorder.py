@@ -16,7 +16,14 @@ from biograd import ranks
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
-from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
+from biograd.recording.figures import (
+    EpochSums,
+    ends_with_snapshot,
+    firing,
+    log_spaced,
+    prefixed,
+    silent,
+)
 from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
@@ -215,8 +222,7 @@ class Recording:
         self._silent = silent(found)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
-        often = (epochs or epoch) <= 20 or epoch in log_spaced(epochs or epoch)
-        if often or trainer.spent >= trainer.budget:
+        if ends_with_snapshot(epoch) or trainer.spent >= trainer.budget:
             self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = EpochSums()
