@@ -180,10 +180,10 @@ class Prepared:
         if isinstance(self.network, Network):
             encoding = self.network.encoding if self.network.steps > 1 else None
             steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
-            found = any(not torch.equal(steps[0], step) for step in steps[1:])
+            varies = any(not torch.equal(steps[0], step) for step in steps[1:])
         else:
-            found = bool(self.hidden) and currents.varying(trace, self.hidden[0])
-        self.varying = bool(parallel.average(torch.tensor(float(found))) > 0)
+            varies = bool(self.hidden) and currents.varying(trace, self.hidden[0])
+        self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
         needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
         noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
         single = self.estimator.one_to_one or not isinstance(sites, str)
@@ -201,7 +201,8 @@ class Prepared:
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         known = {name: size for name, size in self.scales.items() if name in self._shapes}
         fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
-        self.scales = known | root_mean_squares(trace, fresh)
+        found = root_mean_squares(trace)
+        self.scales = known | {name: found[name] or 1.0 for name in fresh}
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
