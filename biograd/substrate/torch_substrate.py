@@ -27,8 +27,8 @@ from biograd.contracts import (
     Transport,
     Visits,
 )
-from biograd.errors import BiogradError, CapabilityError
-from biograd.substrate.blame import culprit
+from biograd.errors import CapabilityError
+from biograd.substrate.calls import called
 from biograd.substrate.copies import SharedRandomness
 from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
 from biograd.substrate.losses import Losses, add_slopes, extend, forward_mode, losses_of, perturbed
@@ -128,19 +128,7 @@ class TorchSubstrate:
 
     def forward(self, encoded: Tensor) -> Tensor:
         """Return the outputs ``[rows, ...]`` for encoded inputs."""
-        run = self.module.simulate if isinstance(self.module, Network) else self.module
-        try:
-            outputs = run(encoded)
-        except CapabilityError:
-            raise
-        except BiogradError as error:
-            raise BiogradError(f"{culprit(error, self.module)}: {error}") from error
-        if not isinstance(outputs, Tensor):
-            raise CapabilityError(
-                f"{type(self.module).__name__} returned {type(outputs).__name__}: "
-                "a network must return one tensor of outputs"
-            )
-        return outputs
+        return called(self.module, encoded)
 
     def run(
         self,
