@@ -28,7 +28,7 @@ from biograd.contracts import (
     Visits,
 )
 from biograd.errors import CapabilityError
-from biograd.substrate.calls import called
+from biograd.substrate.calling import called
 from biograd.substrate.copies import SharedRandomness
 from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
 from biograd.substrate.losses import Losses, add_slopes, extend, forward_mode, losses_of, perturbed
