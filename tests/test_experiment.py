@@ -271,11 +271,11 @@ BAD = [
     (["--set", "estimators.weak.method=quadratic"], 2, r"quadratic needs at least \d+ copies"),
     (["--out", "{tmp}/file/run.h5"], 1, r"cannot be written"),
     (["--dataset", "mnist", "--offline", "--data-dir", "{tmp}/empty"], 1, r"mnist"),
-    (["--set", "training.learning_rate=1e30"], 1, r"the loss is not finite at step"),
+    (["--set", "training.learning_rate=1e30"], 1, r"step 2: the current of \S+, or .* finite"),
     (
         ["--model", "ann", "--estimator", "backprop", "--set", "network.gain=1e38"],
         1,
-        r"the loss is not finite before the first update: lower .* \(network\.gain\)",
+        r"step 1: the current of \S+, or its square, is not finite: lower .* \(network\.gain\)",
     ),
 ]
 
