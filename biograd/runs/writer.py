@@ -22,13 +22,7 @@ from typing import TYPE_CHECKING, Any
 from biograd import disk
 from biograd.errors import BiogradError, OutputError, RecipeError
 from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path
-from biograd.runs.layout import (
-    STEPS,
-    LayerInfo,
-    Probe,
-    check_layers,
-    to_json,
-)
+from biograd.runs.layout import STEPS, LayerInfo, Probe, check_layers, to_json
 from biograd.runs.logger import Logger, Status
 from biograd.runs.names import flattened, metric_name
 from biograd.runs.parts.buffer import Buffer, Snapshot, record, segment_bytes
@@ -396,6 +390,3 @@ class RunWriter(Logger):
             self.close("interrupted" if isinstance(error, KeyboardInterrupt) else "crashed")
         except OutputError as second:  # the first error says more
             log.warning("%s", second)
-
-
-__all__ = ["COMMIT_BYTES", "LayerInfo", "Probe", "RunWriter"]
