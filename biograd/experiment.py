@@ -158,8 +158,17 @@ def _load(
 ) -> data.Dataset:
     """Return the data, which must be those of ``digest``, which the run ``path`` had, if given."""
     check_device(configuration.device, "the run was on cuda")
-    with ranks.first_of_machine():
-        dataset = configuration.read(own)
+    offered = configuration.offered() if path else configuration
+    try:
+        with ranks.first_of_machine():
+            dataset = offered.read(own)
+    except DataError as error:
+        if offered is configuration:
+            raise
+        raise DataError(
+            f"{error} [addresses that only {path} names are not fetched: fetch the files of their"
+            " recipe by `biograd data fetch RECIPE`]"
+        ) from error
     if digest and dataset.digest != digest:
         now = f"{dataset.digest[:12]}…" if dataset.digest else "of no digest"
         raise DataError(

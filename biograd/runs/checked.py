@@ -82,7 +82,10 @@ class CheckedFile:
     def __init__(self, file: h5py.File) -> None:
         """Trust nothing of it yet."""
         self.path = str(file.filename)
+        self.size = Path(self.path).stat().st_size
         self._file = file
+        self._found: dict[str, Any] = {"": file}
+        self._sound: dict[str, h5py.Dataset] = {}
 
     def __enter__(self) -> CheckedFile:
         """Return the file; leaving closes it."""
@@ -99,13 +102,10 @@ class CheckedFile:
 
     def close(self) -> None:
         """Close the file."""
+        self._found.clear()
+        self._sound.clear()
         with contextlib.suppress(OSError, RuntimeError):
             self._file.close()
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return Path(self.path).stat().st_size
 
     def damaged(self, name: str, why: object) -> RunFileError:
         """Return the error that says what is wrong at a place."""
@@ -126,17 +126,20 @@ class CheckedFile:
 
     def _node(self, name: str) -> Any:
         """Return what a name leads to through hard links, None if it is not there."""
-        node: Any = self._file
-        for part in filter(None, name.split("/")):
-            if not isinstance(node, h5py.Group):
+        if name not in self._found:
+            above, _, last = name.rpartition("/")
+            group = self._node(above)
+            if group is None:
+                return None
+            if not isinstance(group, h5py.Group):
                 raise self.damaged(name, "a group is expected on the way to it")
-            link = node.get(part, None, getlink=True)
+            link = group.get(last, None, getlink=True)
             if link is None:
                 return None
             if not isinstance(link, h5py.HardLink):
                 raise self.damaged(name, f"it is a {type(link).__name__}, and none is followed")
-            node = node[part]
-        return node
+            self._found[name] = group[last]
+        return self._found[name]
 
     def holds(self, name: str) -> bool:
         """Return whether there is a node of this name."""
@@ -212,11 +215,15 @@ class CheckedFile:
         Raises:
             RunFileError: it is missing, or anything about it is not as it must be.
         """
-        with self._reading(name):
-            node = self._node(name)
-            if not isinstance(node, h5py.Dataset):
-                raise self.damaged(name, "it is missing" if node is None else "it is no data set")
-            why = _doubts(node, self.size)
+        node, why = self._sound.get(name), ""
+        if node is None:
+            with self._reading(name):
+                node = self._node(name)
+                if not isinstance(node, h5py.Dataset):
+                    what = "it is missing" if node is None else "it is no data set"
+                    raise self.damaged(name, what)
+                why = _doubts(node, self.size)
+            self._sound |= {} if why else {name: node}
         if not why and node.dtype.kind not in kinds:
             why = f"it holds {node.dtype}"
         if not why and dimensions not in (None, node.ndim):

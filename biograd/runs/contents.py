@@ -323,6 +323,7 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
     for name in GROUPS:
         if not file.holds(name):
             raise file.damaged(name, "it is missing")
+        file.members(name)
     probed = file.holds("probe")
     return Contents(
         place=place,
