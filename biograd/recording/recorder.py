@@ -188,13 +188,14 @@ class Recording:
             self.writer.close("interrupted")
             return {}
         summary = self._summary()
-        self.writer.scalars(
+        if self._saved != trainer.step:
+            self._commit()
+        self.writer.scalars(  # after the checkpoint: who goes on from that writes it again
             "final",
             trainer.step,
             max(trainer.step - 1, 0) // trainer.per_epoch,
             {k: v for k, v in summary.items() if isinstance(v, float)},
         )
-        self._commit()
         self.writer.summary(summary)
         self.writer.close("completed")
         return summary

@@ -33,6 +33,8 @@ SLACK = 2**16
 TEXT = 2**26
 """Characters that a column of texts may have."""
 LEVELS = 8
+DEPTHS = {"trials": 2, "snapshots": 2, "scalars": 3, "params": 3, "learning": 3, "spikes": 3}
+"""At how many names the data sets of a table lie."""
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
@@ -71,7 +73,7 @@ def _refuse_special(path: Path) -> None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
         raise RunFileError(f"{path}: cannot be read ({brief(str(error))})") from error
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise RunFileError(f"{path}: is a folder, not a run")
     if not stat.S_ISREG(mode):
         raise RunFileError(f"{path}: is not an ordinary file")
 
@@ -189,6 +191,8 @@ class CheckedFile:
                 place = h5py.h5o.get_info(node.id).addr
             if isinstance(node, h5py.Dataset):
                 found.append(below)
+            elif below.count("/") + 1 == DEPTHS.get(below.split("/")[0]):
+                raise self.damaged(below, "it is no data set")
             elif isinstance(node, h5py.Group) and place not in seen:
                 seen.add(place)
                 self._collect(below, levels - 1, seen, found)
