@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from biograd.data import Dataset
 from biograd.data import load as load_data
 from biograd.data.sources.own_data import named
 from biograd.encoding import ENCODINGS
+from biograd.engine.settings import unread
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
+from biograd.recipes.model import check_read, covered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TrainingRequest:
     out: Path | None = None
     force: bool = False
     assignments: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
+    """Assignments before the others, of several runs: here they need not have an effect."""
     data_dir: Path | None = None
     offline: bool = False
     control: bool = False
@@ -147,24 +151,28 @@ def configure(request: TrainingRequest) -> Configuration:
     Raises:
         RecipeError: one line with file, key and nearest valid word.
     """
-    to_data = [a.removeprefix("dataset.") for a in request.assignments if a.startswith("dataset.")]
+    asked = (*request.common, *request.assignments)
+    to_data = [a.removeprefix("dataset.") for a in asked if a.startswith("dataset.")]
     to_model = [a for a in request.assignments if not a.startswith("dataset.")]
+    common = [a for a in request.common if not a.startswith("dataset.")]
     name, dataset = _dataset(request, to_data)
     budget = {"epochs": request.epochs, "batch_size": request.batch_size}
     over: dict[str, Any] = {"training": {k: v for k, v in budget.items() if v is not None}}
     if request.estimator is not None:
         over["estimator"] = request.estimator
     if isinstance(request.model, nn.Module):
-        table = recipes.override(recipes.merge({}, over), to_model)
+        table = recipes.override(recipes.merge({}, over), [*common, *to_model])
         recipe = recipes.construct(ModelRecipe, table, "--set")
+        check_read(recipes.override({}, to_model), unread(recipe, module=True), "--set")
         model = type(request.model).__name__
     else:
-        recipe = recipes.load_model(request.model, name, over, to_model)
+        recipe = recipes.load_model(request.model, name, over, to_model, common, unread)
         model = Path(request.model).stem
-    _check_budget(request, to_model, recipe)
+    _check_budget(request, [*common, *to_model], recipe)
     settings = recipe.estimators.get(recipe.estimator, {})
     for other, table in {**recipe.estimators, recipe.estimator: settings}.items():
         estimators.make(other, table, request.model)
+    _check_rules(to_model, recipe.estimator)
     decorrelation.make(recipe.decorrelation, request.model)
     local.make(recipe.local, request.model)
     return Configuration(
@@ -205,6 +213,47 @@ def _check_budget(request: TrainingRequest, assignments: list[str], recipe: Mode
             f"{asked[0]}: training.{unit} = {amount} takes the place of epochs: leave out one of "
             "the two"
         )
+
+
+def _check_rules(assignments: list[str], estimator: str) -> None:
+    """Refuse settings of another rule than the one that learns."""
+    for text in assignments:
+        table, _, rest = text.partition("=")[0].strip().partition(".")
+        if table == "estimators" and rest.partition(".")[0] != estimator:
+            raise RecipeError(f"--set {text}: has no effect: the estimator is {estimator!r}")
+
+
+def without_effect(requests: Iterable[TrainingRequest]) -> dict[str, list[int]]:
+    """Return the common assignments of several runs that have no effect in some of them.
+
+    Returns:
+        each with the places of these runs.
+
+    Raises:
+        RecipeError: one that has no effect in any.
+    """
+    found: dict[str, list[int]] = {}
+    count = 0
+    for place, request in enumerate(requests):
+        count = place + 1
+        for text in _without_effect(request):
+            found.setdefault(text, []).append(place)
+    for text, places in found.items():
+        if len(places) == count:
+            raise RecipeError(f"--set {text}: has no effect in any of the {count} cells")
+    return found
+
+
+def _without_effect(request: TrainingRequest) -> list[str]:
+    recipe = configure(request).recipe
+    idle = unread(recipe, module=isinstance(request.model, nn.Module))
+    found = []
+    for text in request.common:
+        key = text.partition("=")[0].strip()
+        other = key.startswith("estimators.") and key.split(".")[1] != recipe.estimator
+        if other or covered(key, idle):
+            found.append(text)
+    return found
 
 
 def check_device(name: str, where: str = "--device cuda") -> str:

@@ -21,7 +21,13 @@ import torch
 from torch import nn
 
 from biograd import data, ranks, recipes
-from biograd.configuration import Configuration, TrainingRequest, check_device, configure
+from biograd.configuration import (
+    Configuration,
+    TrainingRequest,
+    check_device,
+    configure,
+    without_effect,
+)
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
 from biograd.errors import DataError, RecipeError
@@ -48,6 +54,7 @@ __all__ = [
     "resume",
     "train",
     "trained",
+    "without_effect",
 ]
 
 PROBES = 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,32 @@ def merge(base: Table, over: Mapping[str, Any]) -> Table:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if both else value
     return merged
+
+
+def at(table: Any, key: str) -> Any:
+    """Return what stands at a dotted key of a table, or of dataclasses."""
+    for part in key.split("."):
+        table = table[part] if isinstance(table, Mapping) else getattr(table, part)
+    return table
+
+
+def leaves(table: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values of a table; an empty table counts as one."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
+def without(table: Table, keys: Iterable[str]) -> Table:
+    """Return a table without some dotted keys."""
+    found = {name: value for name, value in table.items() if name not in {*keys}}
+    for name, value in found.items():
+        inner = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
+        if inner and isinstance(value, Mapping):
+            found[name] = without(dict(value), inner)
+    return found
 
 
 def override(table: Table, assignments: Iterable[str]) -> Table:

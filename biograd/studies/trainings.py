@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ class Training:
             estimator=self.cell.estimator,
             seed=self.seed,
             out=self.path,
-            assignments=self.asks,
+            common=(*self.settings.set, *self.found),
+            assignments=self.cell.assignments,
             data_dir=self.place.data_dir,
             offline=self.place.offline,
         )
@@ -245,6 +246,9 @@ def _run(
         study_folder.keep(settings.table(), place.folder)
         trainings, failures, tuning = _tune(settings.tune, trainings, progress)
     lost, todo = _divide(trainings)
+    notes = [] if place.task is not None else _idle(trainings, {one.name for one in lost})
+    for note in notes:
+        progress.note(note)
     if place.task is None:
         study_folder.keep(settings.table(), place.folder)
     known = {one.key: summary for one in trainings if (summary := one.known())}
@@ -262,10 +266,29 @@ def _run(
     split = "validation" if any(one.held_out for one in trainings) else "test"
     compared = Comparison(cells, seeds, found, baseline, settings.error, split)
     report = comparison.report(compared, failures, tuning)
+    report.notes.extend(notes)
     if place.task is None:
         with storage.writing(place.folder, study_folder.AGAIN):
             outputs.write(report, settings.table(), files, place.folder, compared.shown)
     return report
+
+
+def _idle(trainings: Sequence[Training], lost: Collection[str]) -> list[str]:
+    """Return in which cells common settings have no effect, a sentence each.
+
+    Raises:
+        RecipeError: one has none in any cell.
+    """
+    first: dict[str, Training] = {}
+    for one in trainings:
+        if one.name not in lost:
+            first.setdefault(one.cell.name, one)
+    found = experiment.without_effect(one.request() for one in first.values())
+    names = list(first)
+    return [
+        f"{text} has no effect in {', '.join(names[place] for place in places)}"
+        for text, places in found.items()
+    ]
 
 
 def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Training:
