@@ -177,7 +177,8 @@ def test_no_key_of_an_encoding_is_silent(place: Path, kind: str) -> None:
 
 SWITCHED = {
     "decorrelation": ["[decorrelation]\nrule = 'kappa'\n", "[decorrelation]\nrule = 'copi'\n"],
-    "local": ["[local]\nloss = 'cross_entropy'\nnormalise = true\ngroups = 2\n", "[local]\nloss = 'predsim'\n",
+    "local": ["[local]\nloss = 'cross_entropy'\ngroups = 2\nnormalise = true\n",
+              "[local]\nloss = 'predsim'\n",
               "[local]\nloss = 'fixed_readout'\n"],
     "training": ["[training]\noptimiser = 'sgd'\n", "[training]\noptimiser = 'adamw'\n"],
 }  # fmt: skip
@@ -190,7 +191,8 @@ def test_no_key_is_silent_beside_a_choice(place: Path, table: str, more: str) ->
         for key, value in OTHER.items()
         if key.startswith(f"{table}.") and value is not None and str(value) not in more
     ]
-    assert not [text for text in found if text]
+    # the losses of groups have the exact gradient of their block's: only estimates differ
+    assert not [text for text in found if text and text != "local.cells does nothing"]
 
 
 PROJECTIONS: dict[str, Any] = {

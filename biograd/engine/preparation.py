@@ -21,11 +21,12 @@ from biograd.contracts import (
     Trace,
 )
 from biograd.decorrelation import Decorrelation
-from biograd.engine import structure
+from biograd.engine import currents, structure
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import Estimator
 from biograd.randomness import generator
 from biograd.ranks import parallel
+from biograd.substrate.network import Network
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Prepared:
     task: Task
     objective: Objective
     timed: bool
+    varying: bool
     differentiable: bool
     substrate: Substrate
     streams: dict[str, torch.Generator]
@@ -115,6 +117,7 @@ class Prepared:
             sides=self._sides,
             inner=_inner(sites),
             timed=self.timed,
+            varying=self.varying,
             differentiable=self.differentiable,
             **self._structure,
         )
@@ -175,9 +178,40 @@ class Prepared:
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
+        self._know_currents(trace, encoded, targets, stream)
         if self.local is not None or self.estimator.builds:
             self._build(encoded, targets, stream)
         self._check_plans(encoded, targets, stream)
+
+    def _know_currents(
+        self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> None:
+        """See whether the inputs vary in time, and make layers that feed one current one site."""
+        if isinstance(self.network, Network):
+            encoding = self.network.encoding if self.network.steps > 1 else None
+            steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
+            found = any(not torch.equal(steps[0], step) for step in steps[1:])
+        else:
+            found = bool(self.hidden) and currents.varying(trace, self.hidden[0])
+        self.varying = bool(parallel.average(torch.tensor(float(found))) > 0)
+        needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
+        noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
+        single = self.estimator.one_to_one or not isinstance(sites, str)
+        if not noisy or single or not getattr(self.substrate, "joinable", False):
+            return
+
+        def losses(plan: Plan) -> Tensor:
+            return self.substrate.run(plan, encoded, targets, self.objective, stream).losses
+
+        groups = currents.shared(self.hidden, trace, losses)
+        if not groups:
+            return
+        self.substrate.join(groups)
+        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        self._shapes = {name: site.shape for name, site in trace.sites.items()}
+        known = {name: size for name, size in self.scales.items() if name in self._shapes}
+        fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
+        self.scales = known | root_mean_squares(trace, fresh)
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
