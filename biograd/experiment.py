@@ -22,7 +22,7 @@ from torch import nn
 from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
 from biograd.errors import DataError, RecipeError
-from biograd.progress import Progress, Silent
+from biograd.progress import Progress
 from biograd.recording import Experiment, Interrupted, NullWriter, Recording
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
@@ -65,7 +65,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
 
 def _shown(progress: Progress | None) -> Progress:
     """Return who shows how a run goes on: on rank 0 alone."""
-    return Silent() if progress is None or ranks.rank() else progress
+    return Progress() if progress is None or ranks.rank() else progress
 
 
 def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:

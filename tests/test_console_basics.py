@@ -514,7 +514,7 @@ def test_progress_away_from_a_terminal_is_one_line_for_each_epoch() -> None:
             record = {"train_accuracy": 0.5, "silent_fraction": 0.031, "steps_per_second": 9.0}
             progress.epoch({"epoch": epoch, "epochs": 10, **record})
         progress.note("a note")
-        progress.done({})
+        progress.close()
     assert stream.getvalue().splitlines() == [
         "rate on digits",
         "epoch  1/10  train 50.0 %  silent 3.1 %  9 steps/s",
@@ -560,7 +560,7 @@ def test_quiet_is_quiet(stream: io.StringIO) -> None:
         progress.step({"loss": 1.0})
         progress.epoch({"epoch": 1})
         progress.note("a note")
-        progress.done({})
+        progress.close()
     assert stream.getvalue() == ""
 
 

@@ -25,7 +25,7 @@ from biograd.data import SOURCES
 from biograd.errors import BiogradError, DataError, RecipeError, RunFileError
 from biograd.estimators import ESTIMATORS
 from biograd.experiment import Interrupted, TrainingRequest
-from biograd.progress import Silent
+from biograd.progress import Progress
 from biograd.runs.reader import Run, open_run
 from biograd.training import evaluate
 
@@ -53,7 +53,7 @@ def request(path: Path, model: str, estimator: str, **changes: Any) -> TrainingR
     return replace(choice, **changes)
 
 
-class Stop(Silent):
+class Stop(Progress):
     """Sends a signal to this process after some steps."""
 
     def __init__(self, after: int, number: int = signal.SIGINT) -> None:

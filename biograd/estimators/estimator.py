@@ -8,7 +8,19 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
+from biograd.errors import CapabilityError, nearest
 from biograd.ranks.parallel import Division
+
+
+def known_sites(asked: str | Iterable[str], sites: Sequence[str]) -> None:
+    """Refuse the name of a site that does not exist; a word stands for several.
+
+    Raises:
+        CapabilityError: with the nearest name.
+    """
+    for name in () if isinstance(asked, str) else asked:
+        if name not in sites:
+            raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
 
 
 class Estimator(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, SiteTrace, Trace, Transport
 from biograd.errors import CapabilityError, nearest
-from biograd.estimators.estimator import Estimator
+from biograd.estimators.estimator import Estimator, known_sites
 from biograd.estimators.synthesisers import (
     SYNTHESISERS,
     Condition,
@@ -111,14 +111,8 @@ class SyntheticGradient(Estimator):
             self.needs = self.needs | {"vjp"}
 
     def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist.
-
-        Raises:
-            CapabilityError: with the nearest name.
-        """
-        for name in () if isinstance(self.sites, str) else self.sites:
-            if name not in sites:
-                raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+        """Refuse the name of a site that does not exist."""
+        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites behind which there is an interface, in the order of the data flow.

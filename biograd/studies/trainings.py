@@ -22,10 +22,11 @@ from biograd.data import ASKED
 from biograd.errors import BiogradError, RecipeError
 from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
+from biograd.progress import Key, Progress
 from biograd.recipes import Table
 from biograd.runs import storage
 from biograd.runs.reader import open_run
-from biograd.studies import Key, Place, Report, Row, StudyProgress, search, study_folder
+from biograd.studies import Place, Report, Row, search, study_folder
 from biograd.studies.design import Trainings, stem
 from biograd.studies.grid import Cell
 from biograd.studies.results import comparison, outputs
@@ -144,7 +145,7 @@ class Training:
         held = found["configuration"]["data"]["validation"] > 0  # all that older summaries know
         return held or found["summary"].get("evaluated_on") == "validation"
 
-    def run(self, progress: StudyProgress | None = None, shared: bool = False) -> Summary:
+    def run(self, progress: Progress | None = None, shared: bool = False) -> Summary:
         """Return its summary: as it was written before, resumed, or new.
 
         Args:
@@ -221,7 +222,7 @@ def planned(settings: Trainings, place: Place) -> list[Training]:
     return [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
 
 
-def run(settings: Trainings, place: Place, progress: StudyProgress) -> Report:
+def run(settings: Trainings, place: Place, progress: Progress) -> Report:
     """Train every cell with every seed and return the table.
 
     Raises:
@@ -237,7 +238,7 @@ def run(settings: Trainings, place: Place, progress: StudyProgress) -> Report:
 
 
 def _run(
-    settings: Trainings, trainings: list[Training], place: Place, progress: StudyProgress
+    settings: Trainings, trainings: list[Training], place: Place, progress: Progress
 ) -> Report:
     cells = list({one.cell.name: one.cell for one in trainings}.values())
     failures, tuning = list[Failure](), list[Row]()
@@ -278,7 +279,7 @@ def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Trai
 
 
 def _tune(
-    settings: Search, trainings: Sequence[Training], progress: StudyProgress
+    settings: Search, trainings: Sequence[Training], progress: Progress
 ) -> tuple[list[Training], list[Failure], list[Row]]:
     """Search for every cell; return the trainings with what was found, failures, and a table."""
     if any("dataset.validation=" in text for one in trainings for text in one.asks):
@@ -374,7 +375,7 @@ def _mistake(training: Training) -> str:
     return ""
 
 
-def _train(todo: Sequence[Training], progress: StudyProgress) -> list[Failure]:
+def _train(todo: Sequence[Training], progress: Progress) -> list[Failure]:
     """Do the trainings, here or in processes of their own, and return those that failed."""
     by_name = {training.name: training for training in todo}
 
