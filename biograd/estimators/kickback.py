@@ -71,7 +71,3 @@ class Kickback(Broadcast):
                 listens = unit % outputs == output.unsqueeze(1)
                 matrix = matrix * listens.to(matrix)
             self.matrices[name] = self.scale * matrix.view(outputs, *shape)
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"outputs={self.outputs}, scale={self.scale}, through_time={self.through_time}"

@@ -148,10 +148,6 @@ class WeakGradient(Estimator):
         """Return what the estimate knows of the directions ``[m, B, D]``: all of them."""
         return directions
 
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"copies={self.copies}, sigma={self.sigma}, method={self.method}, sites={self.sites}"
-
 
 def check_peak(method: str, copies: int, dimensions: int) -> None:
     """Refuse a regression without penalty where it has as many noisy copies as unknowns.
