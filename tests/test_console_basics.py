@@ -347,6 +347,16 @@ def test_lists(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None
     assert arguments[-1] == "estimators" or len(lines) == 1 + len(rows)
 
 
+def test_generated_sources_are_listed_with_their_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["list", "sources", "--json"]) == 0
+    keys = {row["name"]: row["keys"] for row in json.loads(capsys.readouterr().out)["sources"]}
+    assert "fidelity" in keys["evidence_accumulation"] and "smoothness" in keys["random_manifolds"]
+    assert "train_seed" in keys["yin_yang"] and "rate_hz" in keys["pattern_generation"]
+    assert keys["idx"] == keys["digits"] == []
+
+
 def test_the_list_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
