@@ -6,6 +6,7 @@ This module imports nothing, so that the console can name an error without loadi
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 WIDTH = 300
@@ -20,6 +21,10 @@ class BiogradError(Exception):
 
 class DataError(BiogradError):
     """A data set cannot be had, is altered, or holds values that cannot be learned from."""
+
+
+class OutputError(BiogradError):
+    """A file cannot be written; what was complete before is intact."""
 
 
 class RecipeError(BiogradError):
@@ -52,7 +57,7 @@ class MissingExtraError(BiogradError):
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """Return the known words as a hint, the nearest first: ``did you mean 'weak'? (known: …)``."""
-    words = sorted(known)
+    words = sorted(known, key=natural)
     if not words:
         return "there is none to choose from"
     close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.5)
@@ -83,3 +88,14 @@ def visible(text: str, kept: str = "") -> str:
         sign if sign.isprintable() or sign in kept or sign in SPACES else repr(sign)[1:-1]
         for sign in text
     )
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return the key that sorts names by the size of the numbers in them.
+
+    >>> sorted(["blocks.10", "blocks.2", "blocks.2.synapse"], key=natural)
+    ['blocks.2', 'blocks.2.synapse', 'blocks.10']
+    """
+    parts = re.split(r"(\d+)", name)
+    digits = [part.lstrip("0") if place % 2 else part for place, part in enumerate(parts)]
+    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(digits)]

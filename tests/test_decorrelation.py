@@ -121,9 +121,8 @@ def slow_update(rule: str, matrix: Array, rows: Array, eta: float, kappa: float)
         return matrix - eta * off @ matrix
     if rule == "foldiak":
         return np.linalg.inv(np.linalg.inv(matrix) + eta * off)
-    before = np.mean([np.sqrt(row @ row) for row in rows])
-    after = np.mean([np.sqrt(output @ output) for output in outputs])
-    scaled = before / after * matrix
+    pairs = zip(rows, outputs, strict=True)
+    scaled = np.mean([np.sqrt(x @ x) / np.sqrt(y @ y) for x, y in pairs]) * matrix
     return scaled - eta * correlation @ scaled
 
 

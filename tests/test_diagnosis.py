@@ -480,6 +480,8 @@ def test_a_recorded_quality_changes_nothing_else(
             assert {"cosine", "angle_deg", "variance", "squared_bias"} <= set(measures)
             assert len(measures["cosine"]) == count and (abs(measures["cosine"]) <= 1).all()
             assert (measures["gradient"] > 0).any()
+            error = measures["slope_error"]  # of two draws, all kept
+            assert len(error) == count and (error[measures["gradient"] > 0] >= 0).all()
     with biograd.load(plain) as run:
         assert "cosine" not in run.learning.get("readout", {})
 

@@ -55,8 +55,18 @@ class Diagnosis(Findings):
         )
         return (
             f"step {self.step}, {self.examples} examples, {self.draws} draws; loss "
-            f"{self.loss:.4g}{copies}"
+            f"{self.loss:.4g}{copies}{self._noise()}"
         )
+
+    def _noise(self) -> str:
+        """Return how long noise stays constant, and which layers share it."""
+        lines = []
+        if self.steps > 1:
+            width = self.steps if self.time_bin is None else min(self.time_bin, self.steps)
+            whole = "the whole trial, " if width == self.steps else ""
+            lines.append(f"noise is constant over {whole}{width} of {self.steps} steps")
+        lines += [f"{', '.join(ls)} feed one current: one noise" for ls in self.shared.values()]
+        return "".join(f"\n{line}" for line in lines)
 
     def table(self) -> Table:
         """Return the layers as a table for rich."""

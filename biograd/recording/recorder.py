@@ -16,7 +16,15 @@ from biograd import ranks
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
-from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
+from biograd.recording.figures import (
+    EpochSums,
+    ends_with_snapshot,
+    firing,
+    log_spaced,
+    prefixed,
+    silent,
+)
+from biograd.recording.restoring import epoch_sums, restore
 from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
@@ -79,14 +87,19 @@ class Recording:
         }
         return tensors, meta | own
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+    def restore(
+        self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], where: object
+    ) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            RunFileError: it does not fit.
+        """
         self.restored = True
-        self.experiment.trainer.restore(tensors, meta)
+        restore(self.experiment, tensors, meta, where)
         self._saved = self.experiment.trainer.step
         batch = self.experiment.configuration.recipe.training.batch_size
-        self._sums, self.seconds = EpochSums.of(meta["sums"], batch), float(meta["seconds"])
-        self._memory = int(meta.get("peak_memory_bytes", 0))
+        self._sums, self.seconds, self._memory = epoch_sums(meta, batch, where)
         self._norms = {
             name.removeprefix("snapshot."): value
             for name, value in tensors.items()
@@ -215,8 +228,7 @@ class Recording:
         self._silent = silent(found)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
-        often = (epochs or epoch) <= 20 or epoch in log_spaced(epochs or epoch)
-        if often or trainer.spent >= trainer.budget:
+        if ends_with_snapshot(epoch) or trainer.spent >= trainer.budget:
             self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = EpochSums()

@@ -111,7 +111,7 @@ def _colours(cells: Sequence[str], runs: Sequence[Row]) -> dict[str, str]:
 def _dots(
     axes: Axes, rows: Sequence[Row], runs: Sequence[Row], colours: Mapping[str, str], shown: Shown
 ) -> None:
-    """Draw every seed, the mean, and its bootstrap interval."""
+    """Draw every seed, the mean, and its t interval."""
     low, high = _focus(runs, colours, shown)
     axes.set_xlim(low, high)
     for place, row in enumerate(rows):
