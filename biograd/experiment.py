@@ -22,11 +22,7 @@ from torch import nn
 from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
 from biograd.errors import DataError, RecipeError
-<<<<<<< HEAD
 from biograd.progress import Progress
-from biograd.recording import Experiment, Interrupted, NullWriter, Recording
-=======
-from biograd.progress import Progress, Silent
 from biograd.recording import (
     Experiment,
     Interrupted,
@@ -35,7 +31,6 @@ from biograd.recording import (
     epoch_sums,
     restore,
 )
->>>>>>> main
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe

@@ -87,8 +87,6 @@ class Kickback(Broadcast):
                 listens = unit % outputs == output.unsqueeze(1)
                 matrix = matrix * listens.to(matrix)
             self.matrices[name] = self.scale * matrix.view(outputs, *shape)
-<<<<<<< HEAD
-=======
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan; what follows each block sees a leaf, by which influence is found."""
@@ -101,7 +99,7 @@ class Kickback(Broadcast):
             yield from super().credit(traces, round)
             return
         (trace,) = traces
-        signal, sites = self.signal(trace, round), self.sites(round)
+        signal, sites = self.signal(trace, round), self.chosen(round)
         slots = [slot for name in sites if (slot := trace.sites[name].slot) is not None]
         direct = _by(slots, [trace.loss], [None])
         above = _by(slots, *_active(trace, round))
@@ -114,10 +112,6 @@ class Kickback(Broadcast):
             influence = weighed.mean(1, keepdim=True) if site.timed else weighed
             received = self.received(name, signal, site.activity) * influence
             yield site.activity, received if exact is None else received + exact
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"outputs={self.outputs}, influence={self.influence}, scale={self.scale}"
 
 
 def _active(trace: Trace, round: Round) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -146,4 +140,3 @@ def _by(
     if not slots or not tensors:
         return [None] * len(slots)
     return torch.autograd.grad(tensors, slots, cotangents, retain_graph=True, allow_unused=True)
->>>>>>> main

@@ -17,11 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-<<<<<<< HEAD
-from biograd import recipes
-=======
-from biograd import disk, progress, recipes
->>>>>>> main
+from biograd import disk, recipes
 from biograd.errors import RecipeError, nearest
 from biograd.placement import Placement
 from biograd.progress import Progress

@@ -25,12 +25,8 @@ from biograd.placement import Event, Failure, Work
 from biograd.progress import Key, Progress
 from biograd.recipes import Table
 from biograd.runs.reader import open_run
-<<<<<<< HEAD
-from biograd.studies import Place, Report, Row, search, study_folder
-=======
 from biograd.runs.storage import RunPaths, holds_run
-from biograd.studies import Key, Place, Report, Row, StudyProgress, search, study_folder
->>>>>>> main
+from biograd.studies import Place, Report, Row, search, study_folder
 from biograd.studies.design import Trainings, stem
 from biograd.studies.grid import Cell
 from biograd.studies.results import comparison, outputs

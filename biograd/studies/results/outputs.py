@@ -9,11 +9,7 @@ from typing import Any
 
 from biograd import disk
 from biograd.metrics import Shown, headline
-<<<<<<< HEAD
 from biograd.progress import Key
-from biograd.runs import storage
-=======
->>>>>>> main
 from biograd.runs.reader import open_run
 from biograd.studies import SAVED, Report, Row, as_csv
 from biograd.studies.results import page, picture, set_file
