@@ -25,7 +25,6 @@ from biograd.configuration import (
     TrainingRequest,
     check_device,
     configure,
-    without_effect,
 )
 from biograd.errors import DataError, RecipeError
 from biograd.progress import Progress
@@ -54,7 +53,6 @@ __all__ = [
     "execute",
     "proceed",
     "restored",
-    "without_effect",
 ]
 
 PROBES = 200

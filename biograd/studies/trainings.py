@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from biograd.recipes import Table
 from biograd.runs.reader import open_run
 from biograd.runs.storage import RunPaths, holds_run
 from biograd.studies import Place, Report, Row, search, study_folder
-from biograd.studies.design import Trainings, stem
+from biograd.studies.design import Trainings, idle, stem
 from biograd.studies.grid import Cell
 from biograd.studies.results import comparison, outputs
 from biograd.studies.results.comparison import Comparison, Summary
@@ -248,7 +248,9 @@ def _run(
         study_folder.keep(settings.table(), place.folder)
         trainings, failures, tuning = _tune(settings.tune, trainings, progress)
     lost, todo = _divide(trainings)
-    notes = [] if place.task is not None else _idle(trainings, {one.name for one in lost})
+    gone = {one.name for one in lost}
+    asked = {one.cell.name: one.request() for one in trainings if one.name not in gone}
+    notes = [] if place.task is not None else idle(asked)
     for note in notes:
         progress.note(note)
     if place.task is None:
@@ -273,24 +275,6 @@ def _run(
         with disk.writing(place.folder, study_folder.AGAIN):
             outputs.write(report, settings.table(), files, place.folder, compared.shown)
     return report
-
-
-def _idle(trainings: Sequence[Training], lost: Collection[str]) -> list[str]:
-    """Return in which cells common settings have no effect, a sentence each.
-
-    Raises:
-        RecipeError: one has none in any cell.
-    """
-    first: dict[str, Training] = {}
-    for one in trainings:
-        if one.name not in lost:
-            first.setdefault(one.cell.name, one)
-    found = experiment.without_effect(one.request() for one in first.values())
-    names = list(first)
-    return [
-        f"{text} has no effect in {', '.join(names[place] for place in places)}"
-        for text, places in found.items()
-    ]
 
 
 def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Training:
