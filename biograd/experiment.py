@@ -21,7 +21,7 @@ from torch import nn
 
 from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
-from biograd.errors import DataError, RecipeError
+from biograd.errors import DataError, RecipeError, fitting
 from biograd.progress import Progress, Silent
 from biograd.recording import Experiment, Interrupted, NullWriter, Recording
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 PROBES = 200
+STEP = (
+    "a step of the training is too large",
+    "training.batch_size, the copies of the rule, or the network",
+)
 
 
 def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
         Interrupted: the run was asked to stop; it can be resumed.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together():
+    with ranks.together(), fitting(*STEP):
         summary = _execute(request, _shown(progress))
         ranks.after_first()
     return summary
@@ -225,7 +229,7 @@ def proceed(
         RunFileError: there is no such run, or it cannot be read.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together():
+    with ranks.together(), fitting(*STEP):
         summary = go_on(path, epochs, _shown(progress), network, own).run()
         ranks.after_first()
     return summary
