@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from biograd.errors import DataError
+from biograd.errors import DataError, brief
 
 FREE, RATIO = 64 * 2**20, 250
 """Bytes that a file may unpack to whatever its size is, and how many to one byte beyond."""
@@ -56,7 +56,7 @@ def read_npy(stream: IO[bytes], stored: int, where: object) -> np.ndarray[Any, A
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
-        raise DataError(f"{where}: cannot be read as npy: {error}") from error
+        raise DataError(f"{where}: cannot be read as npy: {brief(str(error))}") from error
 
 
 def open_npy(path: Path) -> np.ndarray[Any, Any]:

@@ -10,7 +10,7 @@ from biograd.data.files.unpacking import check_size, read_npy
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.sources.own_files import paths_of
-from biograd.errors import DataError
+from biograd.errors import DataError, brief
 
 
 def read(request: Request) -> Parts:
@@ -34,7 +34,7 @@ def _one(path: Path, request: Request) -> Parts:
                     name = info.filename.removesuffix(".npy")
                     table[name] = read_npy(stream, info.file_size, where)
     except DAMAGED as error:
-        raise DataError(f"{path}: cannot be read as npz: {error}") from error
+        raise DataError(f"{path}: cannot be read as npz: {brief(str(error))}") from error
     return tables.read(table, request, str(path))
 
 
