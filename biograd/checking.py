@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from biograd.errors import RecipeError, nearest
 
 Table = dict[str, Any]
+LARGEST, LARGEST_INTEGER = 1e30, 2**63 - 1
+"""Numbers beyond would overflow where tensors are computed with."""
 Thing = TypeVar("Thing")
 
 
@@ -165,6 +167,9 @@ def convert(hint: Any, value: Any, where: object, key: str) -> Any:
     """
     if hint is Any:
         return value
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        bits = value.bit_length()
+        raise RecipeError(f"{where}: {key}: a whole number of {bits} bits: must be below 2^63")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         for choice in arguments[1:]:
@@ -224,8 +229,11 @@ def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
         value = int(value)  # NumPy's, too
     if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"{where}: {key} = {value}: must be a finite number")
+    if kind is float and isinstance(value, float):
+        if not math.isfinite(value):
+            raise RecipeError(f"{where}: {key} = {value}: must be a finite number")
+        if abs(value) > LARGEST:
+            raise RecipeError(f"{where}: {key} = {value:g}: must be {LARGEST:g} at most, in size")
     mismatch = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
     if mismatch:
         name = _KINDS.get(kind.__name__, f"a table ({kind.__name__})")

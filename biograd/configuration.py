@@ -19,6 +19,7 @@ from biograd.engine.settings import unread
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
+from biograd.recipes.toml import merged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,37 +152,31 @@ def configure(request: TrainingRequest) -> Configuration:
     Raises:
         RecipeError: one line with file, key and nearest valid word.
     """
+    if not 0 <= request.seed < 2**63:
+        raise RecipeError(f"seed: {request.seed.bit_length()} bits: must be from 0 to 2^63 - 1")
     asked = (*request.common, *request.assignments)
     to_data = [a.removeprefix("dataset.") for a in asked if a.startswith("dataset.")]
     to_model = [a for a in request.assignments if not a.startswith("dataset.")]
     common = [a for a in request.common if not a.startswith("dataset.")]
     name, dataset = _dataset(request, to_data)
-    budget = {"epochs": request.epochs, "batch_size": request.batch_size}
-    over: dict[str, Any] = {"training": {k: v for k, v in budget.items() if v is not None}}
-    if request.estimator is not None:
-        over["estimator"] = request.estimator
     if isinstance(request.model, nn.Module):
-        table = recipes.override(recipes.merge({}, over), [*common, *to_model])
-        recipe = recipes.construct(ModelRecipe, table, "--set")
-        check_read(recipes.override({}, to_model), unread(recipe, module=True), "--set")
-        model = type(request.model).__name__
+        model, where = type(request.model).__name__, list[object]()
     else:
-        recipe = recipes.load_model(request.model, name, over, to_model, common, unread)
         model = Path(request.model).stem
+        where = [recipes.read(request.model, "models")[1], request.model]
+    own = [*_options(request), *recipes.settings(to_model)]
+    laid = [*recipes.settings(common), *own]
+    recipes.blamed(lambda over: _recipe(request.model, name, over), laid, where)
+    recipe = _recipe(request.model, name, merged(laid), merged(own))
     _check_budget(request, [*common, *to_model], recipe)
-    settings = recipe.estimators.get(recipe.estimator, {})
-    for other, table in {**recipe.estimators, recipe.estimator: settings}.items():
-        estimators.make(other, table, request.model)
     _check_rules(to_model, recipe.estimator)
-    decorrelation.make(recipe.decorrelation, request.model)
-    local.make(recipe.local, request.model)
     return Configuration(
         model=model,
         recipe=recipe,
         dataset=name,
         data=dataset,
         estimator=recipe.estimator,
-        settings=settings,
+        settings=recipe.estimators.get(recipe.estimator, {}),
         seed=request.seed,
         device=check_device(request.device),
         data_dir=None if request.data_dir is None else str(request.data_dir.resolve()),
@@ -191,15 +186,53 @@ def configure(request: TrainingRequest) -> Configuration:
     )
 
 
+def _options(request: TrainingRequest) -> recipes.Laid:
+    """Return what a request asks for in place of the recipe's, less its assignments."""
+    asked: dict[str, tuple[object, recipes.Table]] = {
+        "--estimator": (request.estimator, {"estimator": request.estimator}),
+        "--epochs": (request.epochs, {"training": {"epochs": request.epochs}}),
+        "--batch-size": (request.batch_size, {"training": {"batch_size": request.batch_size}}),
+    }
+    return [(name, table) for name, (value, table) in asked.items() if value is not None]
+
+
+def _recipe(
+    model: str | nn.Module, dataset: str, over: dict[str, Any], given: recipes.Table | None = None
+) -> ModelRecipe:
+    """Return the recipe of a model, all that it names looked up.
+
+    Args:
+        given: what must have an effect of what is laid over the file.
+    """
+    if isinstance(model, nn.Module):
+        recipe = recipes.construct(ModelRecipe, over, type(model).__name__)
+        check_read(given or {}, unread(recipe, module=True), "--set")
+    else:
+        recipe = recipes.load_model(model, dataset, over, unread=unread, given=given)
+    for other, table in {recipe.estimator: {}, **recipe.estimators}.items():
+        estimators.make(other, table, model)
+    decorrelation.make(recipe.decorrelation, model)
+    local.make(recipe.local, model)
+    return recipe
+
+
 def _dataset(request: TrainingRequest, assignments: list[str]) -> tuple[str, DatasetRecipe]:
     """Return what the data are called, and their recipe."""
     task = {"name": request.task} if isinstance(request.task, str) else dict(request.task or {})
     if request.own is None:
         title = recipes.dataset_table(request.dataset)[2]
-        recipe = recipes.load_dataset(request.dataset, assignments)
+        where = recipes.dataset_table(request.dataset)[1:2]
+
+        def make(over: dict[str, Any]) -> DatasetRecipe:
+            return recipes.load_dataset(request.dataset, over=over)
     else:
         title, table = named(request.own)
-        recipe = recipes.construct(DatasetRecipe, recipes.override(table, assignments), "data")
+        where = ("data",)
+
+        def make(over: dict[str, Any]) -> DatasetRecipe:
+            return recipes.construct(DatasetRecipe, recipes.merge(table, over), "data")
+
+    recipe = recipes.blamed(make, recipes.settings(assignments, "dataset."), where)
     return title, dataclasses.replace(recipe, task={**recipe.task, **task})
 
 

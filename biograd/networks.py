@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from biograd.circuit.local_mixer import LocalMixer
 from biograd.circuit.sugar import Layers, check_shape
 from biograd.circuit.unread import check_changed, in_time
 from biograd.contracts import Substrate
-from biograd.errors import CapabilityError, RecipeError
+from biograd.errors import CapabilityError, RecipeError, fitting
 from biograd.events.event_network import EventNetwork
 from biograd.neurons import EventDriven
 from biograd.recipes import (
@@ -80,25 +78,12 @@ def build(
     validate(build, {"inputs": inputs, "classes": classes, "seed": seed})
     recipe = model if isinstance(model, ModelRecipe) else load_model(model)
     shape = tuple(inputs) if isinstance(inputs, Sequence) else (int(inputs),)
-    with _in_memory(recipe.network.kind):
+    kind = recipe.network.kind
+    lower = SIZES.get(kind, "network.hidden or network.channels")
+    with fitting(f"network.kind = {kind!r}: the network is too large", lower):
         network = _assemble(recipe, shape, classes, timed)
         initialise(network, seed, recipe.network.gain, "readout")
         return network.to(getattr(torch, recipe.network.dtype))
-
-
-@contextmanager
-def _in_memory(kind: str) -> Iterator[None]:
-    """Say in one line that a network is too large."""
-    try:
-        yield
-    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
-        short = re.search("memory|alloc|overflow", str(error), re.IGNORECASE)
-        if isinstance(error, (RuntimeError, TypeError)) and not short:
-            raise
-        raise RecipeError(
-            f"network.kind = {kind!r}: the network is too large for this machine's memory: lower "
-            f"{SIZES.get(kind, 'network.hidden or network.channels')}"
-        ) from error
 
 
 def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool) -> Network:

@@ -249,7 +249,7 @@ BAD = [
     (
         ["--set", "training.epoch=3"],
         2,
-        r"spiking\.toml: unknown key training\.epoch: did you mean 'epochs'\?",
+        r"--set training\.epoch=3: unknown key training\.epoch: did you mean 'epochs'\?",
     ),
     (
         ["--set", "estimators.weak.copy=3"],
@@ -273,7 +273,7 @@ BAD = [
     (["--dataset", "mnist", "--offline", "--data-dir", "{tmp}/empty"], 1, r"mnist"),
     (["--set", "training.learning_rate=1e30"], 1, r"step 2: the current of \S+, or .* finite"),
     (
-        ["--model", "ann", "--estimator", "backprop", "--set", "network.gain=1e38"],
+        ["--model", "ann", "--estimator", "backprop", "--set", "network.gain=1e30"],
         1,
         r"step 1: the current of \S+, or its square, is not finite: lower .* \(network\.gain\)",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ def load_model(
     dataset: str = "",
     over: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
-    common: Sequence[str] = (),
     unread: Unread | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> ModelRecipe:
     """Return the model recipe ``name`` (shipped name or path to a TOML file).
 
@@ -79,9 +79,8 @@ def load_model(
     those that they leave without effect.
 
     Args:
-        common: assignments, before the others, that need not have an effect.
-        unread: says which keys nothing reads; whoever gives one in the file, in ``over`` or in
-            ``assignments`` is told so.
+        unread: says which keys nothing reads; whoever gives one in the file is told so.
+        given: what of ``over`` must have an effect, too.
 
     Raises:
         RecipeError: with the file, the key and the nearest valid word, or why it has no effect.
@@ -94,15 +93,14 @@ def load_model(
         made = construct(ModelRecipe, merge(table, changes), f"{path}: dataset.{known}")
         if unread is not None:
             check_read(changes, unread(made), f"{path}: dataset.{known}")
-    own = override(dict(over or {}), assignments)
-    given = merge(override({}, common), own)
+    laid = override(dict(over or {}), assignments)
     last = for_dataset.get(dataset, {})
-    whole = merge(_of_kind(merge(table, last), given), given)
+    whole = merge(_of_kind(merge(table, last), laid), laid)
     recipe = construct(ModelRecipe, whole, path)
     if unread is None:
         return recipe
     idle = unread(recipe)
-    check_read(own, idle, "--set")
+    check_read(given or {}, idle, "--set")
     alone = unread(construct(ModelRecipe, table, path))
     check_read(table, {key: why for key, why in idle.items() if covered(key, alone)}, path)
     return construct(ModelRecipe, without(whole, list(idle)), path)
