@@ -223,7 +223,9 @@ def test_the_order_of_the_bias_in_sigma_is_what_the_table_says(name: str) -> Non
     assert float(torch.log2(change[1] / change[0])) == pytest.approx(order, abs=0.2)
     said = ESTIMATORS[rule].bias
     assert "third order" not in said
-    assert "second order in sigma" in said and ("finite_difference: first" in said or rule != "weak")
+    assert "second order in sigma" in said and (
+        "finite_difference: first" in said or rule != "weak"
+    )
 
 
 @pytest.mark.parametrize("time_bin", [1, None])
