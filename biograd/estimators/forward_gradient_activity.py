@@ -148,10 +148,6 @@ class ForwardGradientActivity(Estimator):
         for loss in self.tangents.losses(traces[0]):
             yield loss, torch.ones_like(loss)
 
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"copies={self.copies}, sites={self.sites}, shared={self.shared}"
-
 
 def behind(first: Trace, last: Trace, parameters: Sequence[Tensor]) -> Credit:
     """Yield what the loss knows of parameters between a current and its activity.
