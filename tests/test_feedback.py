@@ -944,6 +944,7 @@ def test_a_caveat_is_told_once_at_attach_by_a_probe_and_in_the_table(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_caveat_of_target_projection_holds() -> None:
     """Digits, ``ann``, 10 epochs, one seed: 62 % without decorrelation, 74 % frozen, 92 % with."""
 

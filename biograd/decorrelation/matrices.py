@@ -78,6 +78,12 @@ class Decorrelation(nn.Module):
         self._temporal: set[str] = set()
         self._handles: list[Any] = []
 
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that the rule does not read, each with the reason."""
+        rule = given["rule"]
+        return {"kappa": f"with rule = {rule!r}"} if rule in {*RULES.own} - {"kappa"} else {}
+
     def attach(self, substrate: Substrate, names: tuple[str, ...], stream: torch.Generator) -> None:
         """Put an identity matrix before every named layer of the substrate's module.
 

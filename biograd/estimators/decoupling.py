@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -60,6 +60,11 @@ class Decoupling(Estimator):
     needs: frozenset[Capability] = frozenset(("loss", "vjp"))
     divides = "examples"
     builds = True
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        return {} if given.get("growth", 2) > 1 else {"stiffest": "with growth = 1"}
 
     def __init__(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
+        in_time, recurrent: settings that only act in networks with time, with recurrent weights.
     """
 
     needs: frozenset[Capability] = frozenset()
@@ -74,6 +75,17 @@ class Estimator(nn.Module):
     one_to_one: ClassVar[bool] = False
     graphless: bool = False
     divides: ClassVar[Division] = ""
+    in_time: ClassVar[tuple[str, ...]] = ("time_bin", "window")
+    recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason.
+
+        Args:
+            given: all settings.
+        """
+        return {}
 
     def check(self, sites: Sequence[str]) -> None:
         """Refuse, when attached, settings that these sites cannot serve."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,13 @@ class SyntheticGradient(Estimator):
     bias = "that of the synthesisers"
     reference = "Jaderberg et al. 2016, arXiv 1608.05343; Czarnecki et al. 2017, arXiv 1703.00522"
     builds = True
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        kind = given["synthesiser"]
+        known = kind in ("linear", "sigmoid_linear")
+        return {"hidden": f"with synthesiser = {kind!r}"} if known else {}
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ fewer units a loss depends on, the less a directional derivative of it varies.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
@@ -43,6 +43,18 @@ class LocalLosses(nn.Module):
     Raises:
         RecipeError: a setting out of range, or cells that the loss does not have.
     """
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that the loss does not read, each with the reason."""
+        loss, found = given["loss"], dict[str, str]()
+        if loss in {*LOCAL_LOSSES.own} - {"predsim"}:
+            found["beta"] = f"with loss = {loss!r}"
+        if loss == "fixed_readout":
+            found["normalise"] = f"with loss = {loss!r}"
+        if "group" not in given["cells"] and (not given["normalise"] or "normalise" in found):
+            found["groups"] = f"with cells = {given['cells']!r}, not normalised"
+        return found
 
     def __init__(
         self,

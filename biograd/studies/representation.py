@@ -122,7 +122,8 @@ def _trained(
             estimator=cell.estimator,
             seed=seed,
             device="cpu",
-            assignments=(*settings.set, *cell.set),
+            common=settings.set,
+            assignments=cell.set,
             data_dir=place.data_dir,
             offline=place.offline,
         )
