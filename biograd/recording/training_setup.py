@@ -12,7 +12,7 @@ from biograd import data, decorrelation, estimators, local, networks, tasks
 from biograd.configuration import Configuration
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
-from biograd.engine import attach
+from biograd.engine import Engine
 from biograd.errors import RecipeError
 from biograd.training import Trainer, evaluate, placed
 
@@ -44,13 +44,16 @@ class Experiment:
         )
         check_time(built, dataset)
         self.network = built.to(configuration.device)
-        self.engine = attach(
+        self.engine = Engine(
             self.network,
             estimators.make(name, settings, configuration.model),
             decorrelation.make(recipe.decorrelation, configuration.model),
             local.make(recipe.local, configuration.model),
-            task=tasks.learned(dataset.task, recipe.training.loss),
+            task=tasks.learned(
+                dataset.task, recipe.training.loss, configuration.data.task.get("loss")
+            ),
             seed=configuration.seed,
+            sites=configuration.sites,
         )
         try:
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
