@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from biograd import decorrelation, estimators, local, recipes
+from biograd.circuit.sugar import TAKES
 from biograd.data import Dataset
 from biograd.data import load as load_data
 from biograd.data.sources.own_data import named
 from biograd.encoding import ENCODINGS
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
+
+CIRCUIT = ("populations", "projections")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +126,50 @@ class Configuration:
         return dataclasses.replace(self, data=dataclasses.replace(self.data, task=task))
 
     def table(self) -> dict[str, Any]:
-        """Return the configuration as a table that ``of`` reads."""
-        return dataclasses.asdict(self)
+        """Return the configuration as a table that ``of`` reads.
+
+        Of the recipe, defaults of sections that say nothing of this network are left out.
+        """
+        found = dataclasses.asdict(self)
+        recipe, plain = found["recipe"], dataclasses.asdict(ModelRecipe())
+        plain["neuron"] = dataclasses.asdict(type(self.recipe.neuron)())
+        for section, keys in self._idle().items():
+            given, default = recipe[section], plain[section]
+            for key in keys or (list(given) if given == default else ()):
+                if given[key] == default[key]:
+                    del given[key]
+            if not given:
+                del recipe[section]
+        return found
+
+    def _idle(self) -> dict[str, tuple[str, ...]]:
+        """Return the sections of the recipe from which nothing of the network came.
+
+        Of a section that says something, the keys that do not; of the others none.
+        """
+        recipe, network = self.recipe, self.recipe.network
+        idle: dict[str, tuple[str, ...]] = dict.fromkeys(("mixer", *CIRCUIT), ())
+        if self.module:
+            idle |= dict.fromkeys(("network", "neuron", "population"), ())
+            return idle if self.data.timed else idle | {"encoding": ()}  # events are binned by it
+        unread = {field.name for field in dataclasses.fields(network)} - TAKES[network.kind]
+        unread |= set() if network.channels else {"kernel", "stride", "pooling", "pool"}
+        idle["network"] = tuple(unread - {"kind", "gain", "dtype", "substrate"})
+        populations = recipe.populations.values()
+        if network.kind == "circuit":
+            idle = {"mixer": (), "population": (), "network": idle["network"]}
+        elif network.kind == "local_mixer":
+            del idle["mixer"]
+        if not recipe.population.equations:
+            idle["population"] = ()
+        if network.kind in ("rate", "local_mixer"):
+            idle["neuron"] = ()
+        elif recipe.population.equations or (populations and all(p.equations for p in populations)):
+            fields = dataclasses.fields(recipe.neuron)  # of neurons with equations the surrogate
+            idle["neuron"] = tuple({f.name for f in fields} - {"kind", "surrogate", "slope"})
+        if network.kind == "local_mixer" or (network.kind == "rate" and not network.recurrent):
+            idle["encoding"] = ()
+        return idle
 
     @classmethod
     def of(cls, table: Mapping[str, Any], where: object) -> Configuration:

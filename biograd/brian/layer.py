@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from biograd.brian.described import described
 from biograd.brian.neuron_model import Details, NeuronModel
 from biograd.brian.simulation import Simulation, Simulations, array, arrays, in_time
 from biograd.contracts.credit_paths import (
@@ -379,6 +380,14 @@ class Brian2Layer(SteppedPopulation):
             if crossing.allowed is not None:
                 fired = fired * crossing.allowed
         return [found[name].to(like) for name in step.states], fired
+
+    def describe_neurons(self) -> dict[str, Any]:
+        """Return equations, conditions and values, as JSON values."""
+        return {
+            **described(self.model, self.units),
+            "surrogate": self.surrogate,
+            "slope": self.slope,
+        }
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""

@@ -29,7 +29,7 @@ from biograd import data, experiment
 from biograd.experiment import Experiment
 from biograd.recipes import Positive, Range, Table, construct
 from biograd.studies import Place, Report, StudyProgress
-from biograd.training import activity, evaluate
+from biograd.training import evaluate
 
 Matrix = NDArray[np.float64]
 
@@ -144,7 +144,7 @@ def _measure(
     count = min(settings.probe_examples, len(split) // 2)
     batch = split.take(torch.arange(2 * count))
     inputs, labels = batch.inputs, batch.targets
-    found = activity(made.network, inputs, made.watched)
+    found = {name: one.values for name, one in made.observe(inputs).items()}
     sorted_points = labels[count:].argsort(stable=True)
     chosen = sorted_points[torch.linspace(0, count - 1, min(settings.points, count)).round().long()]
     layers = {}
