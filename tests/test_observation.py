@@ -137,7 +137,8 @@ def test_spikes_of_ones_own_module_are_no_currents(threshold: float, tmp_path: P
     assert root["epoch"]["silent_fraction"][-1] == pytest.approx(silent)
     assert "spikes_per_neuron" not in root["epoch"] and root["model_kind"] == "unknown"
     neurons = json.loads(root["neurons"])["cell"]
-    assert neurons["class"] == "snntorch.Leaky" and neurons["threshold"] == threshold
+    assert neurons["class"] == "snntorch.Leaky"
+    assert neurons["threshold"] == pytest.approx(threshold)
     assert "Leaky()" in root["network"] and not {"network", "neuron", "encoding"} & {
         *root["recipe"]
     }

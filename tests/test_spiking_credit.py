@@ -352,7 +352,8 @@ def test_a_recurrent_rate_network_is_its_equation(kind: str) -> None:
         hidden[f"blocks.{index}.activity"] = state
     outputs = state[:, -1] @ network.readout.weight.detach().numpy().T
     assert np.abs(network(inputs).detach().numpy() - outputs).max() < 1e-12
-    seen, means = network.activity(inputs), observe(network, (), inputs)
+    seen = network.activity(inputs)
+    means = {name: one.values for name, one in observe(network, (), inputs).items()}
     assert set(seen) == set(means) == set(hidden)
     for name, value in hidden.items():
         assert np.abs(seen[name].numpy() - value).max() < 1e-12

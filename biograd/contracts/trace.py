@@ -39,6 +39,11 @@ class Visits:
             return values.mean(1, keepdim=True)
         return torch.stack([part.mean(1) for part in _split(values, lengths)], 1)
 
+    def trial_mean(self, steps: int) -> Tensor:
+        """Return the mean output of the whole trial, ``[B, *U]``."""
+        once = not self.time and len(self.outputs) == 1
+        return self.outputs[0] if once else self.binned(steps, None)[:, 0]
+
     def deliver(self, gradient: Tensor, steps: int, time_bin: int | None) -> Credit:
         """Pair every output with its share of ``gradient`` ``[B, K, *U]``.
 
@@ -109,8 +114,8 @@ class SiteTrace:
 
     def trial_mean(self) -> Tensor:
         """Return the clean mean input current of the whole trial, ``[B, *U]``, without a graph."""
-        parts = [visits.binned(self.shape.steps, None)[:, 0] for visits in self.visits]
-        return torch.stack([part.detach() for part in parts]).sum(0)
+        parts = [visits.trial_mean(self.shape.steps).detach() for visits in self.visits]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def deliver(self, gradient: Tensor) -> Credit:
         """Pair every clean output with its share of ``gradient`` ``[B, K, *U]``."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from biograd.local import LocalLosses
 from biograd.engine.capabilities import check_capabilities, check_ranks
 from biograd.engine.preparation import Prepared, part, root_mean_squares
+from biograd.substrate.finiteness import Places, check_found, check_given, parameters_first
 
 STREAMS = ("encoding", "noise", "dropout", "decorrelation")
 
@@ -133,9 +134,11 @@ class Engine(Prepared):
             self.detach()
             raise
         self._last: tuple[Sequence[Trace], Round] | None = None
+        self._powers: dict[str, float] = {}
         self._prepared = self._detached = False
         self._structure: dict[str, Any] = {}
         self._layers: dict[str, nn.Module] = {}
+        self._outside: Places = []
         self._kept: dict[str, Tensor] = {}
 
     def _decorrelated(self) -> tuple[str, ...]:
@@ -182,16 +185,18 @@ class Engine(Prepared):
         self.prepare(inputs, targets)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         round = self._round(encoded, targets, index, self.streams["noise"])
-        self._check_finite(())
+        check_given(self.network, self._outside, inputs, self.step)
         if self.decorrelate is not None:
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
         begin = dropout.get_state()
         for plan in self.estimator.plans(round):
             dropout.set_state(begin)  # all passes of a step share their masks
-            with self._counted_once() if traces else nullcontext():
+            counted = self._counted_once() if traces else nullcontext()
+            with counted, parameters_first(self.network, self.step):
                 traces.append(self._run(plan, encoded, targets))
-        self._check_finite(traces)
+        self._powers = root_mean_squares(traces[0])
+        check_found(self.network, traces, self._powers, self.step)
         pairs = list(self.estimator.credit(traces, round))
         self._last = (traces, round)
         self.step += 1
@@ -239,10 +244,9 @@ class Engine(Prepared):
         if self._last is None:
             return
         traces, round = self._last
-        known = traces[0].sites  # in their order, which is that of every rank
-        seen = [s.name for s in self.substrate.sites if s.name in self.scales and s.name in known]
-        for name, new in root_mean_squares(traces[0], seen).items():
-            self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
+        for name, power in self._powers.items():
+            if name in self.scales:
+                self.scales[name] = 0.9 * self.scales[name] + 0.1 * (power or 1.0)
         if self.decorrelate is not None:
             self.decorrelate.update(pace)
         self.estimator.after(traces, round)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,13 @@ from biograd.contracts import (
     Round,
     Site,
     SiteShape,
+    SiteTrace,
     Substrate,
     Trace,
 )
 from biograd.decorrelation import Decorrelation
 from biograd.engine import currents, structure
-from biograd.errors import BiogradError, CapabilityError, RecipeError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator
 from biograd.randomness import generator
 from biograd.ranks import parallel
@@ -32,6 +32,7 @@ from biograd.tasks import Task
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
 from biograd.engine.capabilities import check_graphless
+from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
 class Prepared:
@@ -59,6 +60,7 @@ class Prepared:
     _detached: bool
     _structure: dict[str, Any]
     _layers: dict[str, nn.Module]
+    _outside: Places
     _shapes: dict[str, SiteShape]
     _kept: dict[str, Tensor]
 
@@ -70,22 +72,6 @@ class Prepared:
     @property
     def _sides(self) -> frozenset[str]:
         return frozenset(site.name for site in self.substrate.sites if site.block is not None)
-
-    def _check_finite(self, traces: Sequence[Trace]) -> None:
-        finite = all(math.isfinite(scale) for scale in self.scales.values())
-        found = [losses for t in traces for losses in (t.losses, *t.means.values())]
-        if finite and all(bool(torch.isfinite(losses).all()) for losses in found):
-            return
-        if not self.step:
-            raise BiogradError(
-                "the loss is not finite before the first update: lower the initial weights "
-                "(network.gain), the input (encoding.gain) or the rule's noise (sigma), or see "
-                "whether the data are finite"
-            )
-        raise BiogradError(
-            f"the loss is not finite at step {self.step + 1}: lower the learning rate "
-            "(training.learning_rate) or that of decorrelation (decorrelation.rate)"
-        )
 
     def _round(
         self,
@@ -99,6 +85,7 @@ class Prepared:
         names = [name for site in sites for name in site.modules]
         if list(self._layers) != names:  # at first, and when their order is known
             self._layers = {name: self.network.get_submodule(name) for name in names}
+            self._outside = outside(self.network, self._layers.values())
         return Round(
             batch=encoded.shape[0],
             step=self.step,
@@ -140,11 +127,13 @@ class Prepared:
             )
         if self._prepared:
             return
+        check_given(self.network, outside(self.network, ()), inputs, self.step)
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
         kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         devices = [stream.device] if stream.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices):
+            guarded = parameters_first(self.network, self.step)
+            with torch.random.fork_rng(devices=devices), guarded:
                 self._look(inputs, targets, stream)
         finally:
             with torch.no_grad():
@@ -161,14 +150,15 @@ class Prepared:
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded = self.substrate.encode(inputs, stream)
         trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
-        self._check_finite([trace])
+        check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
         if self.timed and self.substrate.time(trace.outputs.shape[1]):
             trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
             readout = () if self.differentiable else (self.substrate.sites[-1].name,)
-            self.scales = root_mean_squares(trace, (*self.hidden, *readout))
+            found = root_mean_squares(trace)
+            self.scales = {name: found[name] or 1.0 for name in (*self.hidden, *readout)}
         if self.decorrelate is not None and not self.estimator.learns_hidden:
             # only now the order of a plain module's layers is known
             self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
@@ -190,10 +180,10 @@ class Prepared:
         if isinstance(self.network, Network):
             encoding = self.network.encoding if self.network.steps > 1 else None
             steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
-            found = any(not torch.equal(steps[0], step) for step in steps[1:])
+            varies = any(not torch.equal(steps[0], step) for step in steps[1:])
         else:
-            found = bool(self.hidden) and currents.varying(trace, self.hidden[0])
-        self.varying = bool(parallel.average(torch.tensor(float(found))) > 0)
+            varies = bool(self.hidden) and currents.varying(trace, self.hidden[0])
+        self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
         needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
         noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
         single = self.estimator.one_to_one or not isinstance(sites, str)
@@ -211,7 +201,8 @@ class Prepared:
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         known = {name: size for name, size in self.scales.items() if name in self._shapes}
         fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
-        self.scales = known | root_mean_squares(trace, fresh)
+        found = root_mean_squares(trace)
+        self.scales = known | {name: found[name] or 1.0 for name in fresh}
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
@@ -354,10 +345,16 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def root_mean_squares(trace: Trace, names: Sequence[str]) -> dict[str, float]:
-    """Return the root mean square of each site's mean current over the trial; 1 without input."""
-    if not names:
-        return {}
-    powers = [trace.sites[name].trial_mean().square().mean() for name in names]
+def root_mean_squares(trace: Trace) -> dict[str, float]:
+    """Return the root mean square of each site's mean current over the trial; 0 without input."""
+    powers = [_power(site) for site in trace.sites.values()]
     found = parallel.average(torch.stack(powers)).sqrt().tolist()
-    return {name: scale if scale > 0 else 1.0 for name, scale in zip(names, found, strict=True)}
+    return dict(zip(trace.sites, found, strict=True))
+
+
+def _power(site: SiteTrace) -> Tensor:
+    mean = site.trial_mean()
+    if not all(output.numel() for visits in site.visits for output in visits.outputs):
+        return mean.new_zeros(())  # no event arrived
+    # squares of 16 bits would be infinite from 256 on
+    return (mean if mean.itemsize > 2 else mean.float()).square().mean()

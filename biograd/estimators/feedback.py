@@ -117,7 +117,7 @@ def weight_of(name: str, round: Round) -> nn.Parameter:
 def size_of(weight: Tensor) -> float:
     """Return the root mean square of a weight; that of a usual draw if the weight is zero."""
     size = float(weight.square().mean().sqrt())
-    return size if size > 0 else 1 / math.sqrt(weight[0].numel())
+    return size or 1 / math.sqrt(weight[0].numel())
 
 
 def normal(shape: Sequence[int], round: Round) -> Tensor:

@@ -60,10 +60,10 @@ def reproduce(
         configuration = _configuration(run, data_dir, offline)
         need_module(configuration, network, run.path, "reproduce")
         need_data(configuration, data, run.path, "reproduce")
-        if not run.attributes["dataset_sha256"]:
+        if not run.attribute("dataset_sha256"):
             raise RecipeError(f"{run.path}: its data do not repeat, nor does the run")
         configuration = configuration.given(data)
-        step = int(run.checkpoint()[1]["step"])
+        step = run.last_step
         if out is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="biograd-"))
             target = Path(folder) / "repeated.h5"

@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from biograd import progress, recipes
+from biograd import disk, progress, recipes
 from biograd.errors import RecipeError, nearest
 from biograd.placement import Placement
 from biograd.recipes import Table
-from biograd.runs import storage
 from biograd.studies.results.writing import spreadsheet_cell
 
 Row = dict[str, Any]
@@ -194,7 +193,7 @@ def run(table: Table, path: Path, place: Place, watcher: StudyProgress) -> Repor
     module, settings = settle(table, path)
     report: Report = module.run(settings, place, watcher)
     if place.task is None:
-        with storage.writing(place.folder, "run the study again"):
+        with disk.writing(place.folder, "run the study again"):
             write(report, place.folder)
     return report
 
@@ -214,10 +213,10 @@ def settle(table: Table, path: Path) -> tuple[Any, Any]:
 def write(report: Report, folder: Path) -> None:
     """Write ``results.json``, ``results.csv``, and a CSV file for every further table."""
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_json(folder / "results.json", report.record())
+    disk.write_json(folder / "results.json", report.record())
     for name, rows in {"results": report.rows, **report.tables}.items():
         if rows:
-            storage.write_bytes(folder / f"{name}.csv", as_csv(rows).encode())
+            disk.write_bytes(folder / f"{name}.csv", as_csv(rows).encode())
         else:  # of an earlier table
             (folder / f"{name}.csv").unlink(missing_ok=True)
 

@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from biograd import experiment, placement
+from biograd import disk, experiment, placement
 from biograd.data import ASKED
 from biograd.errors import BiogradError, RecipeError
 from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
 from biograd.recipes import Table
-from biograd.runs import storage
 from biograd.runs.reader import open_run
+from biograd.runs.storage import RunPaths, holds_run
 from biograd.studies import Key, Place, Report, Row, StudyProgress, search, study_folder
 from biograd.studies.design import Trainings, stem
 from biograd.studies.grid import Cell
@@ -124,7 +124,7 @@ class Training:
         if key not in self.place.digests:
             self.place.digests[key] = configuration.read(own).digest
         with open_run(self.path) as run:
-            if run.attributes["dataset_sha256"] != self.place.digests[key]:
+            if run.attribute("dataset_sha256") != self.place.digests[key]:
                 raise RecipeError(
                     f"{self.path}: was learned from other {configuration.dataset} data: give "
                     "another folder, or delete the file"
@@ -160,12 +160,12 @@ class Training:
             found = experiment.execute(self.request(), progress)
         if shared:
             found = {**found, "peak_memory_bytes": None}
-        storage.write_json(self.note, {"configuration": asked, "summary": found})
+        disk.write_json(self.note, {"configuration": asked, "summary": found})
         return found
 
     def _begun(self) -> bool:
-        place = storage.RunPaths.of(self.path)
-        return place.file.exists() or place.parts.is_dir()
+        place = RunPaths.of(self.path)
+        return place.file.exists() or holds_run(place.parts)
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -205,7 +205,7 @@ def tune(settings: Search, training: Training) -> None:
     """Search for a cell, of which any training is given, and note what was found."""
     where = _notes_of_search(training)
     found = search.run(settings, training.request(), where.with_suffix(".journal"))
-    storage.write_json(where, dataclasses.asdict(found))
+    disk.write_json(where, dataclasses.asdict(found))
 
 
 def _notes_of_search(training: Training) -> Path:
@@ -264,7 +264,7 @@ def _run(
     compared = Comparison(cells, seeds, found, baseline, settings.error, split)
     report = comparison.report(compared, failures, tuning)
     if place.task is None:
-        with storage.writing(place.folder, study_folder.AGAIN):
+        with disk.writing(place.folder, study_folder.AGAIN):
             outputs.write(report, settings.table(), files, place.folder, compared.shown)
     return report
 
