@@ -21,8 +21,8 @@ from torch import nn
 
 from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
-from biograd.errors import DataError, RecipeError
-from biograd.progress import Progress, Silent
+from biograd.errors import DataError, RecipeError, fitting
+from biograd.progress import Progress
 from biograd.recording import (
     Experiment,
     Interrupted,
@@ -54,6 +54,10 @@ __all__ = [
 PROBES = 200
 LONGEST = 20_000
 """Characters of the text of a module."""
+STEP = (
+    "a step of the training is too large",
+    "training.batch_size, the copies of the rule, or the network",
+)
 STIMULI = 2**24
 """Bytes of stimuli that a run file takes; larger ones are found by their rows."""
 
@@ -69,7 +73,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
         Interrupted: the run was asked to stop; it can be resumed.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together():
+    with ranks.together(), fitting(*STEP):
         summary = _execute(request, _shown(progress))
         ranks.after_first()
     return summary
@@ -77,7 +81,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
 
 def _shown(progress: Progress | None) -> Progress:
     """Return who shows how a run goes on: on rank 0 alone."""
-    return Silent() if progress is None or ranks.rank() else progress
+    return Progress() if progress is None or ranks.rank() else progress
 
 
 def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
@@ -190,11 +194,7 @@ def make_probe(dataset: data.Dataset) -> Probe:
 
 
 def _attributes(experiment: Experiment, kinds: set[str]) -> dict[str, Any]:
-    """Return what a run says of itself.
-
-    Args:
-        kinds: of its layers.
-    """
+    """Return what a run with layers of these kinds says of itself."""
     configuration, dataset = experiment.configuration, experiment.dataset
     kind, network = configuration.recipe.network.kind, experiment.network
     model_kind = "snn" if kind in ("spiking", "circuit") else "ann"
@@ -258,7 +258,7 @@ def proceed(
         RunFileError: there is no such run, or it cannot be read.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together():
+    with ranks.together(), fitting(*STEP):
         summary = go_on(path, epochs, _shown(progress), network, own).run()
         ranks.after_first()
     return summary

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from biograd import ranks, tasks
 from biograd.data import Batch, Source, batches
 from biograd.engine import Engine
+from biograd.engine.preparation import part
 from biograd.errors import BiogradError
 from biograd.randomness import generator
 from biograd.ranks import parallel
@@ -273,16 +274,12 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go back to what ``checkpoint`` returned."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.engine.network.load_state_dict(part("network."))
-        self.engine.load_state(part("engine."))
+        self.engine.network.load_state_dict(part(tensors, "network."))
+        self.engine.load_state(part(tensors, "engine."))
         state: dict[int, dict[str, Any]] = {
             int(number): dict(values) for number, values in meta["options"].items()
         }
-        for key, value in part("optimiser.").items():
+        for key, value in part(tensors, "optimiser.").items():
             number, name = key.split(".", 1)
             state.setdefault(int(number), {})[name] = value
         self.optimiser.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
