@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -357,9 +359,18 @@ def attach(
     >>> engine.detach() is network
     True
     """
-    return Engine(
+    made = Engine(
         network, estimator, decorrelate, local, task=task, loss=loss, seed=seed, sites=sites
     )
+    if estimator.caveat:
+        _tell(f"{type(estimator).__name__}: {estimator.caveat}")
+    return made
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Log a line, once in a process."""
+    logging.getLogger("biograd").warning(line)
 
 
 def _surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
