@@ -31,7 +31,7 @@ from biograd.contracts.credit_paths import (
     with_way,
     without_derivative,
 )
-from biograd.errors import CapabilityError, RecipeError
+from biograd.errors import CapabilityError, RecipeError, brief
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
@@ -371,11 +371,12 @@ class Brian2Layer(SteppedPopulation):
         if "not_refractory" in now.values:
             # the threshold makes those that spike refractory; before, they were not
             ready = torch.from_numpy(now.values["not_refractory"] | (now.spikes > 0))
-        time = index * self.model.dt_ms / 1000
         inputs = {port: total.double() for port, total in totals.items()}
         for port in self.model.guarded:
             inputs[port] = inputs[port] * torch.from_numpy(self._before["not_refractory"])
-        found, crossing = step.advance(known, inputs, spikes, ready, time)
+        found, crossing = step.advance(
+            known, inputs, spikes, ready, index * self.model.dt_ms / 1000
+        )
         fired = torch.zeros_like(like)
         if crossing is not None:
             fired = spike(crossing.distance / self.scale, derivative=self.derivative).to(like)
@@ -385,17 +386,13 @@ class Brian2Layer(SteppedPopulation):
 
     def describe_neurons(self) -> dict[str, Any]:
         """Return equations, conditions and values, as JSON values."""
-        return {
-            **described(self.model, self.units),
-            "surrogate": self.surrogate,
-            "slope": self.slope,
-        }
+        found = described(self.model, self.units)
+        return found | {"surrogate": self.surrogate, "slope": self.slope}
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""
-        recipe = self.model.recipe
-        equations = "; ".join(line.strip() for line in recipe.equations.splitlines() if line)
-        return f"{self.units}, steps={self.steps}, threshold={recipe.threshold!r}, {equations}"
+        recipe, head = self.model.recipe, f"{self.units}, steps={self.steps}"
+        return f"{head}, threshold={recipe.threshold!r}, {brief(recipe.equations)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but what a trial holds."""
