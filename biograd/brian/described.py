@@ -13,7 +13,7 @@ from biograd.brian.neuron_model import NeuronModel
 TEXTS = ("equations", "threshold", "reset", "refractory", "update", "output")
 
 
-def described(model: NeuronModel, units: int) -> dict[str, Any]:
+def described(model: NeuronModel, units: int, surrogate: str, slope: float) -> dict[str, Any]:
     """Return a population's equations and all values that they use, as JSON values.
 
     Namespaces and initial values are texts with units, one for all neurons or a list.
@@ -29,7 +29,7 @@ def described(model: NeuronModel, units: int) -> dict[str, Any]:
     begin = {name: values for name, values in model.initial(units).items() if name in _known(model)}
     found["initial"] = dict(recipe.initial)
     found["initial"] |= {name: _values(model, name, values) for name, values in begin.items()}
-    found["dt_ms"] = model.dt_ms
+    found |= {"dt_ms": model.dt_ms, "surrogate": surrogate, "slope": slope}
     return {key: value for key, value in found.items() if value not in ("", [], {})}
 
 

@@ -374,9 +374,8 @@ class Brian2Layer(SteppedPopulation):
         inputs = {port: total.double() for port, total in totals.items()}
         for port in self.model.guarded:
             inputs[port] = inputs[port] * torch.from_numpy(self._before["not_refractory"])
-        found, crossing = step.advance(
-            known, inputs, spikes, ready, index * self.model.dt_ms / 1000
-        )
+        time = index * self.model.dt_ms / 1000
+        found, crossing = step.advance(known, inputs, spikes, ready, time)
         fired = torch.zeros_like(like)
         if crossing is not None:
             fired = spike(crossing.distance / self.scale, derivative=self.derivative).to(like)
@@ -386,8 +385,7 @@ class Brian2Layer(SteppedPopulation):
 
     def describe_neurons(self) -> dict[str, Any]:
         """Return equations, conditions and values, as JSON values."""
-        found = described(self.model, self.units)
-        return found | {"surrogate": self.surrogate, "slope": self.slope}
+        return described(self.model, self.units, self.surrogate, self.slope)
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""
