@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from biograd import tasks
 from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
+from biograd.contracts.precision import unmixed
 from biograd.decorrelation import Decorrelation
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
@@ -190,19 +191,25 @@ class Engine(Prepared):
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
         begin = dropout.get_state()
-        for plan in self.estimator.plans(round):
+        plans = iter(self.estimator.plans(round))
+        while (plan := self._next(plans)) is not None:
             dropout.set_state(begin)  # all passes of a step share their masks
             counted = self._counted_once() if traces else nullcontext()
             with counted, parameters_first(self.network, self.step):
                 traces.append(self._run(plan, encoded, targets))
         self._powers = root_mean_squares(traces[0])
         check_found(self.network, traces, self._powers, self.step)
-        pairs = list(self.estimator.credit(traces, round))
+        with unmixed(encoded.device):
+            pairs = list(self.estimator.credit(traces, round))
         self._last = (traces, round)
         self.step += 1
         trace = traces[0]
         passes = sum(trace.plan.passes for trace in traces)
         return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
+
+    def _next(self, plans: Iterator[Plan]) -> Plan | None:
+        with unmixed(self.streams["noise"].device):
+            return next(plans, None)
 
     @contextmanager
     def _counted_once(self) -> Iterator[None]:
@@ -247,9 +254,10 @@ class Engine(Prepared):
         for name, power in self._powers.items():
             if name in self.scales:
                 self.scales[name] = 0.9 * self.scales[name] + 0.1 * (power or 1.0)
-        if self.decorrelate is not None:
-            self.decorrelate.update(pace)
-        self.estimator.after(traces, round)
+        with unmixed(self.streams["noise"].device):
+            if self.decorrelate is not None:
+                self.decorrelate.update(pace)
+            self.estimator.after(traces, round)
         self._last = None
 
     def state(self) -> dict[str, Tensor]:

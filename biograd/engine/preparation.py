@@ -20,6 +20,7 @@ from biograd.contracts import (
     Substrate,
     Trace,
 )
+from biograd.contracts.precision import computing, unmixed, widened
 from biograd.decorrelation import Decorrelation
 from biograd.engine import currents, structure
 from biograd.errors import CapabilityError, RecipeError
@@ -94,7 +95,7 @@ class Prepared:
             scales=dict(self.scales),
             generator=stream,
             device=encoded.device,
-            dtype=parameters[0].dtype,
+            dtype=computing(parameters[0].dtype),
             parameters=parameters,
             readout=sites[-1].name,
             layers=self._layers,
@@ -168,6 +169,7 @@ class Prepared:
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
+        self.estimator.check_trace(trace)
         self._know_currents(trace, encoded, targets, stream)
         if self.local is not None or self.estimator.builds:
             self._build(encoded, targets, stream)
@@ -229,7 +231,8 @@ class Prepared:
             own = generator(self.seed, "local", device=device)
             round = self._round(encoded, targets, None, own)
             self.local.choose(round.blocks, getattr(self.network, "ends", ()))
-            self.local.build(trace, round, trace.outputs.shape[-1])
+            with unmixed(device):
+                self.local.build(trace, round, trace.outputs.shape[-1])
             self.local.to(device)
             self.objective = self.local.objective(self.objective)
             trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
@@ -240,16 +243,19 @@ class Prepared:
                 f"this {type(self.estimator).__name__} was made for another network's shapes: give "
                 "every engine an estimator of its own"
             )
-        self.estimator.build(trace, round)
+        with unmixed(device):
+            self.estimator.build(trace, round)
         self.estimator.__dict__["built"] = self.estimator.builds
         self.estimator.to(device)
 
     def _find_structure(self, trace: Trace, round: Round) -> dict[str, Any]:
         assert self.local is not None
         of = self.objective.local
-        with torch.enable_grad():
+        with torch.enable_grad(), unmixed(self.streams["noise"].device):
             activity = {name: trace.sites[name].activity for name in of}
-            live = {n: of[n](a, trace.targets) for n, a in activity.items() if a is not None}
+            live = {
+                n: of[n](widened(a), trace.targets) for n, a in activity.items() if a is not None
+            }
         owners = structure.owners(self.hidden, list(of))
         levels = structure.levels(trace, live, owners, self.local.exclusive)
         return {
@@ -277,7 +283,8 @@ class Prepared:
     def _check_plans(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         """Ask for the first plan and see whether its boundaries are tight."""
         round = self._round(encoded, targets, torch.arange(len(encoded)), stream)
-        plan = next(iter(self.estimator.plans(round)))
+        with unmixed(stream.device):
+            plan = next(iter(self.estimator.plans(round)))
         boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
         if boundaries and "local_vjp" in self.substrate.capabilities:
             order = [name for name in self.hidden if name in boundaries]
