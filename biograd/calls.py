@@ -11,7 +11,9 @@ from torch import nn
 from biograd import experiment
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
+from biograd.errors import CapabilityError
 from biograd.runs.reader import Run, open_run
+from biograd.substrate.kept import Reset, ResetBefore
 
 
 def train(
@@ -30,6 +32,7 @@ def train(
     data_dir: str | Path | None = None,
     offline: bool = False,
     control: bool = False,
+    reset: Reset | None = None,
 ) -> Run:
     """Train a network and return its run.
 
@@ -44,6 +47,8 @@ def train(
         path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
         settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
         control: also train the ``frozen_hidden`` control.
+        reset: puts a module of yours that keeps a state from pass to pass back before every one
+            (see ``attach``).
 
     Raises:
         BiogradError: as ``biograd train`` would report it.
@@ -64,7 +69,15 @@ def train(
         offline=offline,
         control=control,
     )
-    return open_run(Path(experiment.execute(request)["run"]))
+    if reset is None:
+        return open_run(Path(experiment.execute(request)["run"]))
+    if not isinstance(model, nn.Module):
+        raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
+    handle = model.register_forward_pre_hook(ResetBefore(model, reset))
+    try:
+        return open_run(Path(experiment.execute(request)["run"]))
+    finally:
+        handle.remove()
 
 
 def resume(

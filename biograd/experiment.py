@@ -21,8 +21,8 @@ from torch import nn
 
 from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
-from biograd.errors import DataError, RecipeError
-from biograd.progress import Progress, Silent
+from biograd.errors import DataError, RecipeError, fitting
+from biograd.progress import Progress
 from biograd.recording import (
     Experiment,
     Interrupted,
@@ -51,6 +51,10 @@ __all__ = [
 ]
 
 PROBES = 200
+STEP = (
+    "a step of the training is too large",
+    "training.batch_size, the copies of the rule, or the network",
+)
 STIMULI = 2**24
 """Bytes of stimuli that a run file takes; larger ones are found by their rows."""
 
@@ -66,7 +70,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
         Interrupted: the run was asked to stop; it can be resumed.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together():
+    with ranks.together(), fitting(*STEP):
         summary = _execute(request, _shown(progress))
         ranks.after_first()
     return summary
@@ -74,7 +78,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
 
 def _shown(progress: Progress | None) -> Progress:
     """Return who shows how a run goes on: on rank 0 alone."""
-    return Silent() if progress is None or ranks.rank() else progress
+    return Progress() if progress is None or ranks.rank() else progress
 
 
 def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
@@ -241,7 +245,7 @@ def proceed(
         RunFileError: there is no such run, or it cannot be read.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together():
+    with ranks.together(), fitting(*STEP):
         summary = go_on(path, epochs, _shown(progress), network, own).run()
         ranks.after_first()
     return summary

@@ -23,7 +23,7 @@ from biograd.contracts import ParameterNoise, Plan
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.experiment import Interrupted
-from biograd.progress import Silent
+from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.runs.reader import open_run
 
@@ -45,13 +45,14 @@ def request(path: Path, *assignments: str, **changes: Any) -> TrainingRequest:
         dataset="random_manifolds",
         estimator="weak",
         out=path,
-        assignments=(*SMALL, *assignments),
+        common=SMALL,
+        assignments=assignments,
         device="cpu",
     )
     return replace(asked, **changes)
 
 
-class Watch(Silent):
+class Watch(Progress):
     """Keeps what is shown, and stops a run after some steps."""
 
     def __init__(self, stop: int = 0) -> None:
@@ -195,7 +196,7 @@ def test_more_epochs_than_the_recipe_has_are_no_obstacle(tmp_path: Path) -> None
     model.write_text(f"[training]\npasses = {ROWS * (epochs + 2)}\nbatch_size = 100\n")
     with pytest.raises(Interrupted):
         experiment.execute(request(path, model=str(model), estimator="backprop",
-                                   assignments=SMALL[:2]), Watch(2 * epochs + 3))  # fmt: skip
+                                   common=SMALL[:2]), Watch(2 * epochs + 3))  # fmt: skip
     assert experiment.proceed(path)["epochs"] == epochs + 2
     assert experiment.proceed(path)["epochs"] == epochs + 2
 

@@ -324,7 +324,7 @@ def as_built(make: Callable[..., tuple[Any, ...]], *key: Any) -> tuple[Any, ...]
 
 def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[Circuit, Circuit]:
     """Return a stack of layers by ``hidden`` and by ``populations`` with the same weights."""
-    encoding = {"kind": "poisson", "gain": 2.0, "duration_ms": 20.0}
+    encoding = {"kind": "poisson", "duration_ms": 20.0}
     stack = biograd.build(
         ModelRecipe(
             network=NetworkRecipe(
@@ -477,7 +477,7 @@ def both_ways(kind: str) -> tuple[Circuit, Circuit]:
         "b": {"units": 4, **SYNAPTIC},
         "c": {"units": 4, **SYNAPTIC},
     }
-    encoding = {"kind": kind, "gain": 2.0}
+    encoding = {"kind": kind} | ({"gain": 2.0} if kind == "current" else {})
     forward = circuit(populations, FORWARD, encoding=encoding)
     loop = FORWARD | {"loop": to("c", "c", variable="I", bias=False)}
     stepped = circuit(populations, loop, encoding=encoding)
@@ -1073,7 +1073,11 @@ INTO = to("input", "a")
         ({"a": A}, {"x": {**INTO, "kind": "spars"}}, "kind = 'spars'"),
         ({"a": A}, {"x": {**INTO, "kind": "convolution"}}, "of 'input' lie in no grid"),
         ({"a": A}, {"x": {"source": "input"}}, "missing key projections.x.target"),
-        ({"a": {"units": 5, "threshold": "v > 1"}}, {"x": INTO}, "populations.a.equations: miss"),
+        (
+            {"a": {"units": 5, "threshold": "v > 1"}},
+            {"x": INTO},
+            "populations.a.threshold: .* without",
+        ),
         ({"a": {**A, "equations": "dv/dt = -v : 1\nI : 1"}}, {"x": INTO}, "populations.a"),
         ({"a": {**A, "scale": {"J": 1}}}, {"x": INTO}, "populations.a.scale.J: no current flows"),
         (
@@ -1114,7 +1118,10 @@ def test_a_recipe_that_does_not_hold_together(
         ("network.recurrent=true", r"network\.recurrent: has no effect on a circuit"),
         ("network.activation=tanh", r"network\.activation: has no effect on a circuit"),
         ("population.threshold='v > 1'", r"\[population\]: a circuit has \[populations\.NAME\]"),
-        ("neuron.threshold=2.0", r"neuron\.threshold = 2\.0: .* write it into \[populations\], or"),
+        (
+            "neuron.threshold=2.0",
+            r"neuron\.threshold: has no effect on neurons of the equa",
+        ),
         ("neuron.kind=event_driven", r"neuron\.kind = 'event_driven'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Recorder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         self.last = torch.tanh(x)
-        self.log.append(float(x.sum()))
+        self.log.append(float(x.detach().sum()))
         return self.last
 
 
@@ -156,7 +157,7 @@ def test_first_look_leaves_no_trace(kind: str) -> None:
     twin = network(KINDS[kind][0] if kind in KINDS else HARMLESS[kind])
     assert float(engine(X, Y).loss) > 0 and everything(made).keys() >= before.keys()
     if kind in KINDS:
-        loss = nn.functional.cross_entropy(twin(X), Y)
+        loss = nn.functional.cross_entropy(twin(X), Y).detach()
         engine.detach()
         again = biograd.attach(network(KINDS[kind][0]), biograd.Backpropagation())
         assert float(again(X, Y).loss) == pytest.approx(float(loss), abs=1e-6)
@@ -215,12 +216,24 @@ def test_reset_goes_with_the_engine_and_acts_in_evaluation() -> None:
 def test_reset_that_does_not_reset_is_refused() -> None:
     with pytest.raises(CapabilityError, match=r"1\.kept.* does not put back"):
         biograd.attach(network(Attribute), biograd.Backpropagation(), reset=lambda made: None)(X, Y)
-    with pytest.raises(
-        CapabilityError, match=r"no module has such a method: did you mean 'reset_st"
-    ):
+    with pytest.raises(CapabilityError, match=r"no module has such a method: did you mean 'res"):
         biograd.attach(network(Attribute), biograd.Backpropagation(), reset="reset_stat")
 
 
 def test_refusal_offers_the_modules_own_way() -> None:
     with pytest.raises(CapabilityError, match=r"attach\(\.\.\., reset='reset_state'\)"):
         biograd.attach(network(Attribute), biograd.WeakGradient())(X, Y)
+
+
+def test_training_resets_or_refuses(tmp_path: Path) -> None:
+    data = (X, Y)
+    options: dict[str, Any] = {"estimator": "backprop", "epochs": 1, "batch_size": 4}
+    with pytest.raises(
+        CapabilityError, match=r"from batch to batch \(1\.kept\).*train\(\.\.\., reset="
+    ):
+        biograd.train(network(Attribute), data, path=tmp_path / "a.h5", **options)
+    made = network(Attribute)
+    biograd.train(made, data, path=tmp_path / "b.h5", reset="reset_state", **options)
+    assert not made._forward_pre_hooks
+    with pytest.raises(CapabilityError, match="only for a module of yours"):
+        biograd.train("ann", data, path=tmp_path / "c.h5", reset="reset_state", **options)

@@ -26,6 +26,7 @@ from biograd.contracts.credit_paths import (
     differentiated,
     join,
     mapped,
+    needed,
     with_way,
     without_derivative,
 )
@@ -194,8 +195,7 @@ class Brian2Layer(SteppedPopulation):
                     scale=self.scale if self.model.spiking else 1.0,
                     output=self.model.recipe.output,
                 )
-                for place, (drives, window) in enumerate(both)
-                if not place or any(differentiated(values) for values in drives.values())
+                for drives, window in needed(both)
             ]
         )
 

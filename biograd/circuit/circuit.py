@@ -105,9 +105,9 @@ class Circuit(Network):
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps if encoding else 1
         self.graph = graph = Graph(parts, timed=encoding is not None)
-        self.output = output or graph.order[-1]
+        self.output = output or (graph.order[-1] if graph.order else INPUT)
         self.simulator = simulator
-        self.spiking = all(one.spiking for one in graph.blocks.values())
+        self.spiking = bool(graph.blocks) and all(one.spiking for one in graph.blocks.values())
         for one in graph.blocks.values():
             for port in one.ports:
                 if not graph.into(one.path, port):

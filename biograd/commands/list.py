@@ -17,52 +17,47 @@ Row = dict[str, Any]
 
 
 def _models() -> list[Row]:
-    rows = []
-    for name in recipes.names("models"):
-        recipe = recipes.load_model(name)
-        rows.append(
-            {
-                "name": name,
-                "substrate": recipe.network.substrate,
-                "estimator": recipe.estimator,
-                "description": recipe.description,
-            }
-        )
-    return rows
+    found = {name: recipes.load_model(name) for name in recipes.names("models")}
+    return [
+        {
+            "name": name,
+            "substrate": recipe.network.substrate,
+            "estimator": recipe.estimator,
+            "description": recipe.description,
+        }
+        for name, recipe in found.items()
+    ]
 
 
-def _datasets() -> list[Row]:
-    rows = []
-    for name in recipes.names("datasets"):
-        recipe = recipes.load_dataset(name)
-        shape = "x".join(map(str, recipe.shape))
-        rows.append(
-            {
-                "name": name,
-                "shape": shape,
-                "classes": recipe.classes,
-                "licence": recipe.licence,
-                "description": recipe.description,
-            }
-        )
-    return rows
+def datasets() -> list[Row]:
+    """Return what there is to say of the shipped datasets."""
+    found = {name: recipes.load_dataset(name) for name in recipes.names("datasets")}
+    return [
+        {
+            "name": name,
+            "shape": "x".join(map(str, recipe.shape)),
+            "classes": recipe.classes,
+            "files": len(recipe.files),
+            "licence": recipe.licence,
+            "description": recipe.description,
+            "urls": list(recipe.urls),
+        }
+        for name, recipe in found.items()
+    ]
 
 
 def _estimators() -> list[Row]:
     from biograd.estimators import ESTIMATORS
 
-    rows = []
-    for name, estimator in ESTIMATORS.items():
-        facts = {key: _fact(estimator, key) for key in ("needs", "passes", "bias")}
-        rows.append(
-            {
-                "name": name,
-                **facts,
-                "description": _summary(estimator),
-                "reference": _fact(estimator, "reference"),
-            }
-        )
-    return rows
+    return [
+        {
+            "name": name,
+            **{key: _fact(estimator, key) for key in ("needs", "passes", "bias")},
+            "description": _summary(estimator),
+            "reference": _fact(estimator, "reference"),
+        }
+        for name, estimator in ESTIMATORS.items()
+    ]
 
 
 def _neurons() -> list[Row]:
@@ -86,7 +81,14 @@ def _encodings() -> list[Row]:
 def _sources() -> list[Row]:
     from biograd.data import SOURCES
 
-    return _parts(SOURCES, lambda read: getattr(inspect.getmodule(read), "Settings", None))
+    return _parts(SOURCES, _settings)
+
+
+def _settings(read: Any) -> Any:
+    """Return the settings of a source: the class of its module whose name ends with the word."""
+    own = vars(inspect.getmodule(read)).values()
+    classes = (one for one in own if getattr(one, "__module__", "") == read.__module__)
+    return next((one for one in classes if one.__qualname__.endswith("Settings")), None)
 
 
 def _parts(
@@ -108,17 +110,15 @@ def _summary(part: Any) -> str:
 
 
 def _studies() -> list[Row]:
-    found = []
-    for name in recipes.names("cli"):
-        table, _path = recipes.read(name, "cli")
-        found.append(
-            {
-                "name": name,
-                "kind": table.get("kind", "training"),
-                "description": table.get("description", ""),
-            }
-        )
-    return found
+    found = {name: recipes.read(name, "cli")[0] for name in recipes.names("cli")}
+    return [
+        {
+            "name": name,
+            "kind": table.get("kind", "training"),
+            "description": table.get("description", ""),
+        }
+        for name, table in found.items()
+    ]
 
 
 def _fact(estimator: type, name: str) -> Any:
@@ -128,7 +128,7 @@ def _fact(estimator: type, name: str) -> Any:
 
 KINDS: dict[str, Callable[[], list[Row]]] = {
     "models": _models,
-    "datasets": _datasets,
+    "datasets": datasets,
     "estimators": _estimators,
     "neurons": _neurons,
     "encodings": _encodings,
@@ -136,7 +136,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "sources": _sources,
     "studies": _studies,
 }
-HIDDEN = {"licence"}
+HIDDEN = {"files", "licence", "urls"}
 """Facts that only ``--json`` carries: they would crowd the description out of a line."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -89,13 +89,18 @@ def estimators() -> str:
     from biograd.estimators import ESTIMATORS
 
     head = ("`--estimator`", "rule", "needs of the substrate", "passes per step", "bias", "source")
-    rows = [head, ("---",) * len(head)]
+    rows: list[Sequence[str]] = [head]
     for name, estimator in ESTIMATORS.items():
         rule = inspect.cleandoc(estimator.__doc__ or "").partition("\n")[0]
         needs = f"`{' '.join(sorted(estimator.needs))}`"
         facts = (estimator.passes, estimator.bias, estimator.reference)
         rows.append((f"`{name}`", rule.rstrip("."), needs, *facts))
-    lines = (" | ".join(_markdown(cell) for cell in row) for row in rows)
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    lines = (" | ".join(map(_markdown, row)) for row in (head, ("---",) * len(head), *rest))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -108,14 +113,13 @@ def neurons() -> str:
     from biograd.neurons import NEURONS
 
     head = ("`neuron.kind`", "neuron", "simulators", "fields beside `kind` and `trainable`")
-    rows = [head, ("---",) * len(head)]
+    rows: list[Sequence[str]] = [head]
     for name, kind in NEURONS.items():
         said = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         names = [f.name for f in dataclasses.fields(kind) if f.name not in ("kind", "trainable")]
         fields = ", ".join(f"`{one}`" for one in names)
         rows.append((f"`{name}`", said.rstrip("."), _simulators(kind), fields))
-    lines = (" | ".join(_markdown(cell) for cell in row) for row in rows)
-    return "".join(f"| {line} |\n" for line in lines)
+    return _table(rows)
 
 
 def _simulators(kind: type[Neuron]) -> str:

@@ -108,6 +108,18 @@ class SiteTrace:
         axes = 2 + len(self.shape.units)
         return steps and self.activity is not None and self.activity.dim() == axes
 
+    @property
+    def output(self) -> Tensor:
+        """The activity, of a site whose activity is known to be reached."""
+        assert self.activity is not None
+        return self.activity
+
+    @property
+    def leaf(self) -> Tensor:
+        """The slot, of a site that is known to have one."""
+        assert self.slot is not None
+        return self.slot
+
     def current(self) -> Tensor:
         """Return the clean mean input current in each bin, ``[B, K, *U]``, without a graph."""
         parts = [visits.binned(self.shape.steps, self.time_bin) for visits in self.visits]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from biograd.contracts import Substrate
+from biograd.contracts.plan import module_key
 from biograd.contracts.precision import computing, unmixed
 from biograd.decorrelation.rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
@@ -78,6 +79,12 @@ class Decorrelation(nn.Module):
         self._temporal: set[str] = set()
         self._handles: list[Any] = []
 
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that the rule does not read, each with the reason."""
+        rule = given["rule"]
+        return {"kappa": f"with rule = {rule!r}"} if rule in {*RULES.own} - {"kappa"} else {}
+
     def attach(self, substrate: Substrate, names: tuple[str, ...], stream: torch.Generator) -> None:
         """Put an identity matrix before every named layer of the substrate's module.
 
@@ -111,7 +118,7 @@ class Decorrelation(nn.Module):
 
     def _add(self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-        size, weight, key = layer.weight[0].numel(), layer.weight, _key(name)
+        size, weight, key = layer.weight[0].numel(), layer.weight, module_key(name)
         eye = torch.eye(size, dtype=computing(weight.dtype), device=weight.device)
         self.matrices[key] = nn.Parameter(eye.repeat(groups, 1, 1), requires_grad=False)
         zero = torch.zeros(groups, size, dtype=eye.dtype, device=weight.device)
@@ -149,9 +156,9 @@ class Decorrelation(nn.Module):
             layer.get_parameter("weight").copy_(weight)
             if bias is not None:
                 layer.get_parameter("bias").copy_(bias)
-            matrix = self.matrices[_key(name)]
+            matrix = self.matrices[module_key(name)]
             matrix.copy_(torch.eye(matrix.shape[-1]).expand_as(matrix))
-            self.means[_key(name)].zero_()
+            self.means[module_key(name)].zero_()
 
     def effective(
         self, name: str, layer: nn.Module, weight: Tensor | None = None
@@ -161,7 +168,10 @@ class Decorrelation(nn.Module):
         bias = layer._parameters["bias"]
         assert weight is not None
         kind = computing(weight.dtype)
-        matrix, mean = self.matrices[_key(name)].to(kind), self.means[_key(name)].to(kind)
+        matrix, mean = (
+            self.matrices[module_key(name)].to(kind),
+            self.means[module_key(name)].to(kind),
+        )
         grouped = weight.to(kind).reshape(len(matrix), -1, matrix.shape[-1])
         with unmixed(weight.device):
             folded = grouped @ matrix
@@ -191,8 +201,10 @@ class Decorrelation(nn.Module):
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
             seen = [inputs[name] for inputs in self._passes if name in inputs]
             rows = torch.cat([self._rows(name, visits) for visits in seen], dim=1)
-            rows = rows.to(self.matrices[_key(name)].dtype)
-            places = zip(self.matrices[_key(name)], self.means[_key(name)], rows, strict=True)
+            rows = rows.to(self.matrices[module_key(name)].dtype)
+            places = zip(
+                self.matrices[module_key(name)], self.means[module_key(name)], rows, strict=True
+            )
             energies = [self._update(*place, rate * pace) for place in places]
             self.energy[name] = torch.stack(energies).mean()
         self._passes.clear()
@@ -278,7 +290,7 @@ class _Fold:
         """Return the state of all that the product depends on; None: it must not be kept."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        key, own = _key(self.name), layer._parameters
+        key, own = module_key(self.name), layer._parameters
         parts = [own["weight"], own["bias"], self.owner.matrices[key], self.owner.means[key]]
         parts = [part for part in parts if part is not None]
         if not all(isinstance(part, nn.Parameter) and not part.is_inference() for part in parts):
@@ -307,10 +319,6 @@ def _unchanged(before: list[_Mark], now: list[_Mark]) -> bool:
 def _unfold(layer: nn.Module, _inputs: object, _output: object) -> None:
     layer.__dict__.pop("weight", None)
     layer.__dict__.pop("bias", None)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")
 
 
 def _patches(layer: nn.Module, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +65,11 @@ class Decoupling(Estimator):
     divides = "examples"
     builds = True
 
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        return {} if given.get("growth", 2) > 1 else {"stiffest": "with growth = 1"}
+
     def __init__(
         self,
         stiffness: Positive = 10.0,
@@ -88,7 +93,7 @@ class Decoupling(Estimator):
             return
         units = {}
         for name in chosen(round):
-            activity = _activity(trace, name)
+            activity = trace.sites[name].output
             if round.shapes[name].steps > 1 and bool(((activity == 0) | (activity == 1)).all()):
                 raise CapabilityError(
                     f"site {name}: decoupling cannot keep spikes as targets: use estimator = "
@@ -142,7 +147,7 @@ class Decoupling(Estimator):
 
     def _first(self, trace: Trace, round: Round) -> Targets:
         """Return the kept targets; the feed-forward activities of examples that are new."""
-        fresh = {name: _activity(trace, name).detach() for name in chosen(round)}
+        fresh = {name: trace.sites[name].output.detach() for name in chosen(round)}
         if self.store is None or not fresh:
             return fresh
         if round.index is None:
@@ -158,9 +163,9 @@ class Decoupling(Estimator):
 
     def moved(self, trace: Trace, rho: float) -> Targets:
         """Return the targets after ``z <- z - eta/rho dJ/dz``, from a trace with slots."""
-        targets = {name: _slot(trace, name).detach() for name in trace.plan.clamp}
+        targets = {name: trace.sites[name].leaf.detach() for name in trace.plan.clamp}
         errors = {
-            name: rho * (target - _activity(trace, name).detach())
+            name: rho * (target - trace.sites[name].output.detach())
             for name, target in targets.items()
         }
         groups = [tuple(targets)] if self.order == "jacobi" else [(n,) for n in reversed(targets)]
@@ -176,17 +181,12 @@ class Decoupling(Estimator):
         last, rho = traces[-1], self.rho(round.step)
         yield last.loss, torch.ones_like(last.loss)
         for name, target in last.plan.clamp.items():
-            activity = _activity(last, name)
+            activity = last.sites[name].output
             yield activity, rho / round.batch * (activity.detach() - target)
 
     def measures(self) -> dict[str, float]:
         """Return the constraint gap of every site in the last step."""
         return {f"constraint_gap.{name}": float(value) for name, value in self.gap.items()}
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        steps = "" if self.steps is None else f", steps={self.steps}"
-        return f"stiffness={self.stiffness}, rate={self.rate}, order={self.order}{steps}"
 
 
 def chosen(round: Round) -> tuple[str, ...]:
@@ -199,10 +199,10 @@ def arrivals(trace: Trace, errors: Mapping[str, Tensor], names: Sequence[str]) -
     batch = trace.losses.shape[1]
     outputs, cotangents = [trace.loss], [torch.full_like(trace.loss, batch)]
     for name, error in errors.items():
-        if _activity(trace, name).requires_grad:  # not behind layers that are frozen
-            outputs.append(_activity(trace, name))
+        if trace.sites[name].output.requires_grad:  # not behind layers that are frozen
+            outputs.append(trace.sites[name].output)
             cotangents.append(-error)
-    slots = [_slot(trace, name) for name in names]
+    slots = [trace.sites[name].leaf for name in names]
     return torch.autograd.grad(
         outputs, slots, cotangents, retain_graph=True, materialize_grads=True
     )
@@ -212,7 +212,7 @@ def gaps(trace: Trace) -> dict[str, Tensor]:
     """Return ``|z - h|^2 / |z|^2`` of every site with a target."""
     found = {}
     for name, target in trace.plan.clamp.items():
-        gap = (target - _activity(trace, name).detach()).square().sum()
+        gap = (target - trace.sites[name].output.detach()).square().sum()
         gap, size = parallel.total(torch.stack((gap, target.square().sum())))
         found[name] = gap / size.clamp_min(torch.finfo(target.dtype).tiny)
     return found
@@ -221,15 +221,3 @@ def gaps(trace: Trace) -> dict[str, Tensor]:
 def _data(trace: Trace, round: Round) -> Tensor:
     """Return what the examples look like to the first layer."""
     return trace.sites[round.hidden[0]].visits[0].inputs[0]
-
-
-def _activity(trace: Trace, name: str) -> Tensor:
-    activity = trace.sites[name].activity
-    assert activity is not None
-    return activity
-
-
-def _slot(trace: Trace, name: str) -> Tensor:
-    slot = trace.sites[name].slot
-    assert slot is not None
-    return slot

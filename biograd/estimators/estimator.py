@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
+from biograd.errors import CapabilityError, nearest
 from biograd.ranks.parallel import Division
+
+
+def known_sites(asked: str | Iterable[str], sites: Sequence[str]) -> None:
+    """Refuse the name of a site that does not exist; a word stands for several.
+
+    Raises:
+        CapabilityError: with the nearest name.
+    """
+    for name in () if isinstance(asked, str) else asked:
+        if name not in sites:
+            raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+
+
+def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:
+    """Return the gradient at a leaf, zero if nothing above depends on it.
+
+    Args:
+        above: the loss, and what lies between it and the leaf with credit of its own.
+        messages: their cotangents.
+    """
+    (found,) = torch.autograd.grad(above, leaf, messages, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaf) if found is None else found
 
 
 class Estimator(nn.Module):
@@ -34,6 +59,7 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
+        in_time, recurrent: settings that only act in networks with time, with recurrent weights.
     """
 
     needs: frozenset[Capability] = frozenset()
@@ -47,6 +73,17 @@ class Estimator(nn.Module):
     one_to_one: ClassVar[bool] = False
     graphless: bool = False
     divides: ClassVar[Division] = ""
+    in_time: ClassVar[tuple[str, ...]] = ("time_bin", "window")
+    recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason.
+
+        Args:
+            given: all settings.
+        """
+        return {}
 
     def check(self, sites: Sequence[str]) -> None:
         """Refuse, when attached, settings that these sites cannot serve."""
@@ -78,3 +115,11 @@ class Estimator(nn.Module):
     def measures(self) -> dict[str, float]:
         """Return what the last step found, by name; the run file keeps it once an epoch."""
         return {}
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``print``."""
+        found = {
+            name: getattr(self, name, self) for name in inspect.signature(type(self)).parameters
+        }
+        plain = (str, int, float, tuple, type(None))
+        return ", ".join(f"{name}={v!r}" for name, v in found.items() if isinstance(v, plain))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,13 @@ class ForwardGradientActivity(Estimator):
     needs = frozenset(("loss", "jvp_site", "cut"))
     divides = "examples"
     batch_norm = False
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        tangents = given["tangents"]
+        reads = issubclass(TANGENTS[tangents], LocalGuess)
+        return {} if reads else {"auxiliary": f"with tangents = {tangents!r}"}
 
     def __init__(
         self,
@@ -147,10 +154,6 @@ class ForwardGradientActivity(Estimator):
             yield from behind(traces[0], trace, round.parameters)
         for loss in self.tangents.losses(traces[0]):
             yield loss, torch.ones_like(loss)
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"copies={self.copies}, sites={self.sites}, shared={self.shared}"
 
 
 def behind(first: Trace, last: Trace, parameters: Sequence[Tensor]) -> Credit:

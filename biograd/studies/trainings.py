@@ -22,11 +22,12 @@ from biograd.data import ASKED
 from biograd.errors import BiogradError, RecipeError
 from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
+from biograd.progress import Key, Progress
 from biograd.recipes import Table
 from biograd.runs.reader import open_run
 from biograd.runs.storage import RunPaths, holds_run
-from biograd.studies import Key, Place, Report, Row, StudyProgress, search, study_folder
-from biograd.studies.design import Trainings, stem
+from biograd.studies import Place, Report, Row, search, study_folder
+from biograd.studies.design import Trainings, idle, stem
 from biograd.studies.grid import Cell
 from biograd.studies.results import comparison, outputs
 from biograd.studies.results.comparison import Comparison, Summary
@@ -86,7 +87,8 @@ class Training:
             estimator=self.cell.estimator,
             seed=self.seed,
             out=self.path,
-            assignments=self.asks,
+            common=(*self.settings.set, *self.found),
+            assignments=self.cell.assignments,
             data_dir=self.place.data_dir,
             offline=self.place.offline,
         )
@@ -144,7 +146,7 @@ class Training:
         held = found["configuration"]["data"]["validation"] > 0  # all that older summaries know
         return held or found["summary"].get("evaluated_on") == "validation"
 
-    def run(self, progress: StudyProgress | None = None, shared: bool = False) -> Summary:
+    def run(self, progress: Progress | None = None, shared: bool = False) -> Summary:
         """Return its summary: as it was written before, resumed, or new.
 
         Args:
@@ -221,7 +223,7 @@ def planned(settings: Trainings, place: Place) -> list[Training]:
     return [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
 
 
-def run(settings: Trainings, place: Place, progress: StudyProgress) -> Report:
+def run(settings: Trainings, place: Place, progress: Progress) -> Report:
     """Train every cell with every seed and return the table.
 
     Raises:
@@ -237,7 +239,7 @@ def run(settings: Trainings, place: Place, progress: StudyProgress) -> Report:
 
 
 def _run(
-    settings: Trainings, trainings: list[Training], place: Place, progress: StudyProgress
+    settings: Trainings, trainings: list[Training], place: Place, progress: Progress
 ) -> Report:
     cells = list({one.cell.name: one.cell for one in trainings}.values())
     failures, tuning = list[Failure](), list[Row]()
@@ -246,6 +248,11 @@ def _run(
         study_folder.keep(settings.table(), place.folder)
         trainings, failures, tuning = _tune(settings.tune, trainings, progress)
     lost, todo = _divide(trainings)
+    gone = {one.name for one in lost}
+    asked = {one.cell.name: one.request() for one in trainings if one.name not in gone}
+    notes = [] if place.task is not None else idle(asked)
+    for note in notes:
+        progress.note(note)
     if place.task is None:
         study_folder.keep(settings.table(), place.folder)
     known = {one.key: summary for one in trainings if (summary := one.known())}
@@ -263,6 +270,7 @@ def _run(
     split = "validation" if any(one.held_out for one in trainings) else "test"
     compared = Comparison(cells, seeds, found, baseline, settings.error, split)
     report = comparison.report(compared, failures, tuning)
+    report.notes.extend(notes)
     if place.task is None:
         with disk.writing(place.folder, study_folder.AGAIN):
             outputs.write(report, settings.table(), files, place.folder, compared.shown)
@@ -278,7 +286,7 @@ def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Trai
 
 
 def _tune(
-    settings: Search, trainings: Sequence[Training], progress: StudyProgress
+    settings: Search, trainings: Sequence[Training], progress: Progress
 ) -> tuple[list[Training], list[Failure], list[Row]]:
     """Search for every cell; return the trainings with what was found, failures, and a table."""
     if any("dataset.validation=" in text for one in trainings for text in one.asks):
@@ -374,7 +382,7 @@ def _mistake(training: Training) -> str:
     return ""
 
 
-def _train(todo: Sequence[Training], progress: StudyProgress) -> list[Failure]:
+def _train(todo: Sequence[Training], progress: Progress) -> list[Failure]:
     """Do the trainings, here or in processes of their own, and return those that failed."""
     by_name = {training.name: training for training in todo}
 

@@ -213,9 +213,9 @@ def methods(modules: Iterable[nn.Module]) -> set[str]:
     }
 
 
-def way_out(network: nn.Module, names: Iterable[str]) -> str:
+def way_out(network: nn.Module, names: Iterable[str], door: str = "attach") -> str:
     """Return how a network that keeps a state can be reset before every pass."""
     homes = [network.get_submodule(name.rpartition(".")[0]) for name in names]
     known = sorted(methods(homes)) or sorted(methods([network]))
     by = repr(known[0]) if known else "a function of the network"
-    return f"reset it in forward, or before every pass by attach(..., reset={by})"
+    return f"reset it in forward, or before every pass by {door}(..., reset={by})"

@@ -9,8 +9,9 @@ from typing import Any
 
 from biograd import disk
 from biograd.metrics import Shown, headline
+from biograd.progress import Key
 from biograd.runs.reader import open_run
-from biograd.studies import SAVED, Key, Report, Row, as_csv
+from biograd.studies import SAVED, Report, Row, as_csv
 from biograd.studies.results import page, picture, set_file
 
 VERSIONS = ("versions", "platform", "device", "git")
