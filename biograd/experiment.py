@@ -137,6 +137,8 @@ def begin(
         progress.note(note)
     pristine = deepcopy(network) if configuration.control else None
     experiment = Experiment(configuration, dataset, network)
+    if caveat := experiment.engine.estimator.caveat:
+        progress.note(f"{configuration.estimator}: {caveat}")
     probe = make_probe(dataset)
     writer: RunWriter | NullWriter
     if ranks.rank():

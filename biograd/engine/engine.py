@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -346,7 +348,7 @@ def attach(
     >>> engine.detach() is network
     True
     """
-    return Engine(
+    made = Engine(
         network,
         estimator,
         decorrelate,
@@ -357,3 +359,12 @@ def attach(
         sites=sites,
         reset=reset,
     )
+    if estimator.caveat:
+        _tell(f"{type(estimator).__name__}: {estimator.caveat}")
+    return made
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Log a line, once in a process."""
+    logging.getLogger("biograd").warning(line)

@@ -49,6 +49,7 @@ class Estimator(nn.Module):
         passes: forward passes per example and step, in words.
         bias: of the estimate, in words.
         reference: where the rule comes from.
+        caveat: where it was measured to learn less than a readout on frozen layers, in words.
         builds: True if ``build`` makes parameters or buffers.
         batch_norm: False if the rule cannot work with batch normalisation in training.
         graphless: True if the rule can learn from losses without a graph, a reward for instance;
@@ -68,6 +69,7 @@ class Estimator(nn.Module):
     passes: ClassVar[str] = ""
     bias: ClassVar[str] = ""
     reference: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
     builds: bool = False
     batch_norm: ClassVar[bool] = True
     one_to_one: ClassVar[bool] = False

@@ -12,7 +12,7 @@ from biograd import data, decorrelation, estimators, local, networks, tasks
 from biograd.configuration import Configuration
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
-from biograd.engine import attach
+from biograd.engine import Engine
 from biograd.errors import RecipeError
 from biograd.training import Trainer, evaluate, placed
 
@@ -44,7 +44,7 @@ class Experiment:
         )
         check_time(built, dataset)
         self.network = built.to(configuration.device)
-        self.engine = attach(
+        self.engine = Engine(
             self.network,
             estimators.make(name, settings, configuration.model),
             decorrelation.make(recipe.decorrelation, configuration.model),
