@@ -49,8 +49,11 @@ class Experiment:
             estimators.make(name, settings, configuration.model),
             decorrelation.make(recipe.decorrelation, configuration.model),
             local.make(recipe.local, configuration.model),
-            task=tasks.learned(dataset.task, recipe.training.loss),
+            task=tasks.learned(
+                dataset.task, recipe.training.loss, configuration.data.task.get("loss")
+            ),
             seed=configuration.seed,
+            sites=configuration.sites,
         )
         try:
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
