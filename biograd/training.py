@@ -20,11 +20,12 @@ from biograd import ranks, tasks
 from biograd.data import Batch, Source, batches
 from biograd.engine import Engine
 from biograd.engine.preparation import part
-from biograd.errors import BiogradError
+from biograd.errors import BiogradError, CapabilityError
 from biograd.randomness import generator
 from biograd.ranks import parallel
 from biograd.recipes import TrainingRecipe
 from biograd.substrate.finiteness import check_parameters
+from biograd.substrate.kept import way_out
 from biograd.tasks import added, flat, folded, summed
 
 
@@ -159,6 +160,12 @@ class Trainer:
         self.engine.network.train()
         batch = next(self._order(0))
         self.engine.prepare(*placed(self.engine.network, batch.inputs, batch.targets))
+        if self.engine.keeps:
+            raise CapabilityError(
+                "the network keeps a state from batch to batch "
+                f"({', '.join(self.engine.keeps[:3])}): "
+                + way_out(self.engine.network, self.engine.keeps, "train")
+            )
 
     def steps(self) -> Iterator[StepRecord]:
         """Train from the current step to the one that spends the budget, yielding after each.
