@@ -20,7 +20,7 @@ from biograd.engine.settings import unread
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
-from biograd.recipes.toml import merged
+from biograd.recipes.toml import merged, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +163,11 @@ class Configuration:
         return dataclasses.replace(self, data=dataclasses.replace(self.data, task=task))
 
     def table(self) -> dict[str, Any]:
-        """Return the configuration as a table that ``of`` reads."""
-        return dataclasses.asdict(self)
+        """Return the configuration as a table that ``of`` reads, less keys that nothing reads."""
+        found, idle = dataclasses.asdict(self), list(unread(self.recipe, module=self.module))
+        if self.module and not self.data.timed:  # by its steps events are binned
+            idle.append("encoding")
+        return found | {"recipe": without(found["recipe"], idle)}
 
     @classmethod
     def of(cls, table: Mapping[str, Any], where: object) -> Configuration:

@@ -90,6 +90,9 @@ class Estimator(nn.Module):
     def check(self, sites: Sequence[str]) -> None:
         """Refuse, when attached, settings that these sites cannot serve."""
 
+    def check_trace(self, trace: Trace) -> None:
+        """Refuse, when prepared, what a first clean pass shows not to fit."""
+
     def build(self, trace: Trace, round: Round) -> None:
         """Make what the estimator itself learns or keeps, once, from the shapes of a clean pass.
 
