@@ -17,7 +17,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,9 @@ from biograd import parallel, tasks
 from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, nearest
 from biograd.estimators import Estimator
+from biograd.estimators.weight_perturbation import gradients
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
@@ -37,8 +38,11 @@ from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
+from biograd.engine.accounting import Outside, trained
 from biograd.engine.capabilities import check_capabilities, check_ranks
+from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, part, root_mean_squares
+from biograd.engine.verification import comparable, verify
 
 STREAMS = ("encoding", "noise", "dropout", "decorrelation")
 
@@ -87,6 +91,9 @@ class Engine(Prepared):
         network: the network as it was given; class, keys and parameters stay as they are.
         substrate: who runs its forward passes.
         scales: root mean square of each hidden site's mean current, a running mean.
+        account: who credits each parameter; None before ``prepare`` or the first step.
+        leads: whether the outputs follow the readout's current by its exact gradient.
+        withheld: the parameters that the rule does not credit.
     """
 
     def __init__(
@@ -100,7 +107,12 @@ class Engine(Prepared):
         loss: str | Loss | None = None,
         seed: int = 0,
         sites: Sites | None = None,
+        outside: Outside = "refuse",
     ) -> None:
+        if outside not in get_args(Outside):
+            raise CapabilityError(
+                f"attach: outside = {outside!r}: {nearest(outside, get_args(Outside))}"
+            )
         if not isinstance(estimator, Estimator):
             raise CapabilityError(
                 f"attach needs an estimator object, as in biograd.WeakGradient(), not {estimator!r}"
@@ -114,6 +126,8 @@ class Engine(Prepared):
         self.timed, self.differentiable = self.task.timed, self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
+        self.account, self.leads, self.withheld = None, True, Withheld(outside)
+        self._trained: list[int] = []
         self.substrate = make_substrate(network, sites)
         try:
             check_capabilities(estimator, self.substrate, self.task)
@@ -130,7 +144,7 @@ class Engine(Prepared):
             self.detach()
             raise
         self._last: tuple[Sequence[Trace], Round] | None = None
-        self._prepared = self._detached = False
+        self._prepared = self._detached = self._verified = False
         self._structure: dict[str, Any] = {}
         self._layers: dict[str, nn.Module] = {}
         self._kept: dict[str, Tensor] = {}
@@ -178,6 +192,32 @@ class Engine(Prepared):
         """
         self.prepare(inputs, targets)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
+        if trained(self.network) != self._trained:  # others are frozen than before
+            with self._traceless(encoded.device):
+                plain = self.substrate.run(Plan(graph=False), encoded, targets, self.objective)
+                self._settle(encoded, targets, plain)
+        begin = self.streams["dropout"].get_state()
+        reference = self._reference(encoded, targets, begin)
+        with self.withheld.hidden():
+            round, pairs = self._credited(encoded, targets, index)
+        traces = round.traces
+        passes = sum(trace.plan.passes for trace in traces)
+        if self.withheld.exact:
+            pairs += self.withheld.credit(self._plain(encoded, targets, begin))
+            passes += 1
+        surface = _surface(traces[0].loss, pairs)
+        if not self._verified:
+            assert self.account is not None
+            verify(self.account, self.estimator, self.network, surface, reference)
+            self._verified = True
+        self._last = (traces, round)
+        self.step += 1
+        return Result(surface, traces[0].outputs, traces[0].losses, passes)
+
+    def _credited(
+        self, encoded: Tensor, targets: Tensor, index: Tensor | None
+    ) -> tuple[Round, list[tuple[Tensor, Tensor]]]:
+        """Run the rule's passes and return what it makes of them."""
         round = self._round(encoded, targets, index, self.streams["noise"])
         self._check_finite(())
         if self.decorrelate is not None:
@@ -189,12 +229,25 @@ class Engine(Prepared):
             with self._counted_once() if traces else nullcontext():
                 traces.append(self._run(plan, encoded, targets))
         self._check_finite(traces)
-        pairs = list(self.estimator.credit(traces, round))
-        self._last = (traces, round)
-        self.step += 1
-        trace = traces[0]
-        passes = sum(trace.plan.passes for trace in traces)
-        return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
+        return round, list(self.estimator.credit(traces, round))
+
+    def _reference(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> dict[str, Tensor]:
+        """Return the gradients that the first step must not have; later nothing is compared."""
+        able = "vjp" in self.substrate.capabilities and self.differentiable
+        if self._verified or not able or not comparable(self.estimator) or self.local is not None:
+            return {}
+        loss = self._plain(encoded, targets, begin).loss
+        known = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        found = zip(known, gradients(loss, list(known.values())), strict=True)
+        return {name: gradient for name, gradient in found if gradient is not None}
+
+    def _plain(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> Trace:
+        """Return the trace of a pass that is differentiated as it is, and that nobody counts."""
+        stream = generator(0, "dropout", device=self.streams["dropout"].device)
+        stream.set_state(begin)
+        pause = nullcontext() if self.decorrelate is None else self.decorrelate.paused()
+        with self._counted_once(), pause:
+            return self.substrate.run(Plan(), encoded, targets, self.objective, stream)
 
     @contextmanager
     def _counted_once(self) -> Iterator[None]:
@@ -288,6 +341,13 @@ class Engine(Prepared):
         copied._detached = True
         return copied
 
+    def __repr__(self) -> str:
+        """Return the network's class, the rule, and who credits each parameter."""
+        told = f"not known before engine.prepare(inputs, targets); outside: {self.withheld.mode}"
+        lines = [told] if self.account is None else self.account.lines()
+        head = f"Engine: {self.estimator} on {type(self.network).__name__}"
+        return "\n".join([head, *(f"  {line}" for line in lines)])
+
     def detach(self) -> nn.Module:
         """Remove every hook and return the network, its parameters as they are now.
 
@@ -295,6 +355,7 @@ class Engine(Prepared):
         the weights act without the transform that they were trained behind.
         """
         self._detached = True
+        self.withheld.release()
         self.substrate.close()
         if self.decorrelate is not None:
             self.decorrelate.detach()
@@ -319,6 +380,7 @@ def attach(
     loss: str | Loss | None = None,
     seed: int = 0,
     sites: Sites | None = None,
+    outside: Outside = "refuse",
 ) -> Engine:
     """Attach an estimator to a network by forward hooks and return the engine.
 
@@ -336,6 +398,9 @@ def attach(
             readout included; by default all linear and convolutional layers.  The one called last
             is the readout.
 
+        outside: what becomes of trainable parameters that the rule does not credit: "refuse" the
+            network, "freeze" them, or give them the "exact" gradient of back-propagation.
+
     Raises:
         CapabilityError: lists everything that the substrate cannot do for this estimator.
 
@@ -351,7 +416,15 @@ def attach(
     True
     """
     return Engine(
-        network, estimator, decorrelate, local, task=task, loss=loss, seed=seed, sites=sites
+        network,
+        estimator,
+        decorrelate,
+        local,
+        task=task,
+        loss=loss,
+        seed=seed,
+        sites=sites,
+        outside=outside,
     )
 
 

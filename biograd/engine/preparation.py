@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,11 +26,14 @@ from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.estimators import Estimator
 from biograd.randomness import generator
+from biograd.substrate.network import Network
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
+from biograd.engine.accounting import Account, Bookkeeper, check_outside, follows, trained
 from biograd.engine.capabilities import check_graphless
+from biograd.engine.outside import Withheld
 
 
 class Prepared:
@@ -58,6 +62,10 @@ class Prepared:
     _layers: dict[str, nn.Module]
     _shapes: dict[str, SiteShape]
     _kept: dict[str, Tensor]
+    account: Account | None
+    leads: bool
+    withheld: Withheld
+    _trained: list[int]
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -114,7 +122,7 @@ class Prepared:
             sides=self._sides,
             inner=_inner(sites),
             timed=self.timed,
-            differentiable=self.differentiable,
+            differentiable=self.differentiable and self.leads,
             **self._structure,
         )
 
@@ -137,11 +145,20 @@ class Prepared:
         if self._prepared:
             return
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
+        with self._traceless(stream.device):
+            self._look(inputs, targets, stream)
+        self._prepared = True
+        if self._kept:
+            self._load_own(self._kept)
+            self._kept = {}
+
+    @contextmanager
+    def _traceless(self, device: torch.device) -> Iterator[None]:
+        """Give buffers and random states back as they were."""
         kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        devices = [stream.device] if stream.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices):
-                self._look(inputs, targets, stream)
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                yield
         finally:
             with torch.no_grad():
                 for name, buffer in self.network.named_buffers():
@@ -149,10 +166,6 @@ class Prepared:
                         buffer.copy_(kept[name])
             if self.decorrelate is not None:
                 self.decorrelate.forget()
-        self._prepared = True
-        if self._kept:
-            self._load_own(self._kept)
-            self._kept = {}
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded = self.substrate.encode(inputs, stream)
@@ -162,21 +175,68 @@ class Prepared:
         if self.timed and self.substrate.time(trace.outputs.shape[1]):
             trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
+        self._settle(encoded, targets, trace)
+        exact = self.differentiable and self.leads
         if not self.scales:
-            readout = () if self.differentiable else (self.substrate.sites[-1].name,)
+            readout = () if exact else (self.substrate.sites[-1].name,)
             self.scales = root_mean_squares(trace, (*self.hidden, *readout))
         if self.decorrelate is not None and not self.estimator.learns_hidden:
             # only now the order of a plain module's layers is known
             self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
-        noisy = self.hidden if self.differentiable else self.substrate.sites
+        noisy = self.hidden if exact else self.substrate.sites
         if self.estimator.needs & {"perturb_site", "jvp_site"} and not noisy:
-            raise CapabilityError("there is no hidden site to perturb: the network has one layer")
+            raise CapabilityError(
+                "there is no hidden site to perturb: the only layer that is called as a module, "
+                f"{self.substrate.sites[-1].name!r}, is the readout: name what else returns a "
+                "current, attach(..., sites=[...])"
+            )
+        with self.withheld.hidden():
+            self._fit(encoded, targets, stream)
+
+    def _fit(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        """See whether the rule can work with this network, and make what it keeps."""
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
         if self.local is not None or self.estimator.builds:
             self._build(encoded, targets, stream)
         self._check_plans(encoded, targets, stream)
+
+    def _settle(self, encoded: Tensor, targets: Tensor, first: Trace) -> None:
+        """Find who credits each parameter; withhold those that the rule does not credit."""
+        self.withheld.release()
+        stream = generator(self.seed, "account", device=self.streams["noise"].device)
+        sites = self.substrate.sites
+        objective = dataclasses.replace(self.objective, local={})
+        plan = structure.dissected(sites)
+        trace = self.substrate.run(plan, encoded, targets, objective, stream)
+        names = tuple(site.name for site in sites if site.name in trace.sites)
+        book = Bookkeeper(self.network, self.estimator, names, self.local is not None, trace)
+        self.leads = not book.behind and self._smooth(first, encoded, targets, stream)
+        self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
+        check_outside(self.account, self.withheld.mode, self.substrate.limits)
+        parameters = dict(self.network.named_parameters())
+        self.withheld.take([parameters[entry.name] for entry in self.account.of("outside")])
+        self._trained = trained(self.network)
+
+    def _smooth(
+        self, first: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> bool:
+        """Return whether the loss follows the readout's current as its derivative says.
+
+        Neurons behind the last layer (a threshold with a surrogate, a simulator) do not.
+        """
+        rule, name = self.estimator, self.substrate.sites[-1].name
+        asked = rule.reach == "currents" and rule.graphless and self.differentiable
+        if not asked or isinstance(self.network, Network):
+            return True
+        size = 1e-2 * root_mean_squares(first, (name,))[name]
+        shape = (3, len(encoded), 1, *self._shapes[name].units)
+        draw = torch.randn(shape, generator=stream, device=stream.device).to(first.outputs)
+        noise = {name: size * torch.cat((draw, -draw))}
+        objective = dataclasses.replace(self.objective, local={})
+        trace = self.substrate.run(Plan(noise=noise), encoded, targets, objective, stream)
+        return follows(trace, name, size * draw)
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""

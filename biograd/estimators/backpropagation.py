@@ -35,6 +35,8 @@ class Backpropagation(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    exact = True
+    reach = "parameters"
     divides = "examples"
     passes = "1 forward, 1 backward"
     bias = (
@@ -50,6 +52,7 @@ class Backpropagation(Estimator):
         validate(Backpropagation, locals())
         super().__init__()
         self.window, self.arousal = window, arousal
+        self.transports = window is not None
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass with its graph."""

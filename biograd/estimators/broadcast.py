@@ -44,11 +44,15 @@ class Broadcast(Estimator):
         self.matrices = Buffers()
 
     def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist.
+        """Refuse the name of a site that does not exist, or no site at all.
 
         Raises:
             CapabilityError: with the nearest name.
         """
+        if not self.chosen:
+            raise CapabilityError(
+                f"{type(self).__name__}: sites = (): the signal reaches no site: name one"
+            )
         for name in () if self.chosen == "all" else self.chosen:
             if name not in sites:
                 raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")

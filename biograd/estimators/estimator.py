@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
 from biograd.parallel import Division
+
+Reach = Literal["parameters", "blocks", "normalisations", "currents", "readout"]
 
 
 class Estimator(nn.Module):
@@ -19,6 +21,14 @@ class Estimator(nn.Module):
 
     Attributes:
         needs: what a substrate must be able to do.
+        exact: whether the gradient is that of back-propagation, as far as there is one.
+        reach: whose gradient follows from the rule's credit: every one of the "parameters"; what
+            acts unit by unit in the "blocks" behind the sites' currents, too; of that the
+            "normalisations" alone; the layers whose outputs are the sites' "currents", nothing
+            else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
+        exact_readout: whether the readout has its exact gradient, so that there must be one.
+        coincides: where the rule is back-propagation itself, in words; "": nowhere.
+        transports: whether the rule acts on how credit passes through biograd's own populations.
         learns_hidden: False if only the readout is trained.
         objective: what hidden layers descend, in words, if it is not the loss of the outputs.
         passes: forward passes per example and step, in words.
@@ -37,6 +47,11 @@ class Estimator(nn.Module):
     """
 
     needs: frozenset[Capability] = frozenset()
+    exact: ClassVar[bool] = False
+    reach: ClassVar[Reach] = "blocks"
+    coincides: ClassVar[str] = ""
+    exact_readout: bool = True
+    transports: bool = False
     learns_hidden: ClassVar[bool] = True
     objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""

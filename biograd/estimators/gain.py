@@ -58,6 +58,7 @@ class MeasuredGain(Estimator):
     bias = "second order in sigma; shrinks (ridge); no credit through recurrent weights"
     reference = "Stein 1981 (slopes by noise); Rumelhart et al. 1986 (transport)"
     one_to_one = True
+    reach = "normalisations"
     divides = "examples"
 
     def __init__(

@@ -24,6 +24,8 @@ class OnlineTrainingThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    transports = True
+    coincides = "in a network without time"
     divides = "examples"
     passes = "1 forward, 1 backward; online: none"
     bias = "credit through time between layers and through recurrent weights is missing"

@@ -33,7 +33,7 @@ from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
 from biograd.substrate.losses import Losses, add_slopes, extend, forward_mode, losses_of, perturbed
 from biograd.substrate.network import Network
 from biograd.substrate.passes import Pass, repeat
-from biograd.substrate.sites import Sites, before, find_sites
+from biograd.substrate.sites import Sites, before, check_called, find_sites
 
 
 class TorchSubstrate:
@@ -66,6 +66,7 @@ class TorchSubstrate:
     def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
         self.module = module
         self.sites = find_sites(module, sites)
+        self._named = sites is not None
         self.name = getattr(module, "simulator", "torch")
         self.limits = tuple(reason for part in module.modules() if (reason := _forward_only(part)))
         if self.limits:
@@ -103,6 +104,11 @@ class TorchSubstrate:
     def _hook(self, hook: Any) -> Any:
         self._hooks.append(hook)
         return hook
+
+    @property
+    def transports(self) -> bool:
+        """Whether a plan's ``transport`` acts on populations of the module."""
+        return isinstance(self.module, Network) or bool(self._populations)
 
     @property
     def recording(self) -> bool:
@@ -245,6 +251,8 @@ class TorchSubstrate:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
         if not self._shapes and not isinstance(self.module, Network):
             last = {name: place for place, name in enumerate(now.order)}
+            if self._named:
+                check_called(self.sites, last)
             called = [site for site in self.sites if site.modules[0] in last]
             self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
             self._before = before(self.sites)

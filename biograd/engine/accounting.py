@@ -1,0 +1,287 @@
+"""Who credits each parameter: traced through one clean pass, before the first step.
+
+Why: autograd reaches every parameter, also those that a rule knows nothing of, so that whatever
+acts outside the sites would learn by exact back-propagation under the name of any rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from biograd.contracts import Trace
+from biograd.errors import CapabilityError
+from biograd.estimators import ESTIMATORS, Estimator
+from biograd.estimators.tangents import gathered
+from biograd.structure import Places, places
+
+Outside = Literal["refuse", "freeze", "exact"]
+"""What becomes of parameters that the rule does not credit."""
+Creditor = Literal["rule", "readout", "outside", "frozen", "nobody"]
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase, nn.PReLU)
+"""Modules whose parameters act on one unit or channel each."""
+SHOWN = 6
+"""Parameters that a message names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the account says of one parameter.
+
+    Attributes:
+        name: dotted, as in ``named_parameters``.
+        shape: of its values.
+        creditor: "rule"; "readout": the exact gradient of the readout; "outside": the rule does
+            not credit it; "frozen": it does not learn; "nobody": the outputs do not depend on it.
+        sites: by whose credit it learns.
+        words: the same in words, for people.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    creditor: Creditor
+    sites: tuple[str, ...]
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """Who credits each parameter of a network under a rule; ``print`` it.
+
+    Attributes:
+        rule: class of the estimator.
+        entries: in the order of the network's parameters.
+    """
+
+    rule: str
+    entries: tuple[Entry, ...]
+
+    def of(self, *creditors: Creditor) -> list[Entry]:
+        """Return the entries with these creditors."""
+        return [entry for entry in self.entries if entry.creditor in creditors]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return shape and creditor by the name of each parameter, as JSON has them."""
+        return {e.name: {"shape": list(e.shape), "credit": e.words} for e in self.entries}
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each kind of credit, with the parameters that have it."""
+        kinds: dict[str, list[str]] = {}
+        for entry in self.entries:
+            kinds.setdefault(entry.words, []).append(entry.name)
+        for words, names in kinds.items():
+            yield f"{words}: {named(names)}"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def named(names: Sequence[str]) -> str:
+    """Return names with commas, some of them and how many more if there are many.
+
+    >>> named(["a", "b"]), named([str(number) for number in range(9)])
+    ('a, b', '0, 1, 2, 3, 4, 5 and 3 more')
+    """
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN + 1 else ""
+    return ", ".join(names[:SHOWN] if more else names) + more
+
+
+@dataclasses.dataclass(frozen=True)
+class Bookkeeper:
+    """Makes the account of a rule on a network.
+
+    Attributes:
+        sites: names of all, in the order of the data flow; the last is the readout.
+        local: whether hidden sites have losses of their own.
+        trace: of the plan ``structure.dissected``.
+    """
+
+    network: nn.Module
+    estimator: Estimator
+    sites: tuple[str, ...]
+    local: bool
+    trace: Trace
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[nn.Parameter, Places]]:
+        known = dict(self.network.named_parameters())
+        found = places(self.trace, list(known.values()))
+        return {n: (p, place) for (n, p), place in zip(known.items(), found, strict=True)}
+
+    @cached_property
+    def behind(self) -> list[str]:
+        """Names of the weights that follow the last site, which is then no readout."""
+        return [
+            name
+            for name, (parameter, place) in self._places.items()
+            if place.behind and not self._unitwise(name, parameter, "")
+        ]
+
+    @property
+    def _exact_readout(self) -> bool:
+        return self.estimator.exact_readout or self.local
+
+    def account(self, leads: bool, limits: Sequence[str], outside: Outside) -> Account:
+        """Return the account.
+
+        Args:
+            leads: whether the outputs follow the last site's current by its exact gradient.
+            limits: why some part of the network has no derivative; empty: all have one.
+            outside: what becomes of parameters that the rule does not credit.
+
+        Raises:
+            CapabilityError: the rule takes the last site for a readout, but weights follow it.
+        """
+        rule = self.estimator
+        perturbs = rule.reach == "currents" and rule.graphless
+        if self.behind and self._exact_readout and not (rule.exact or perturbs):
+            raise CapabilityError(
+                f"{type(rule).__name__}: {named(self.behind)} acts behind the last site, "
+                f"{self.sites[-1]!r}, which is thus no readout: name the module that makes the "
+                "outputs as the last site, attach(..., sites=[..., 'its name']), or take "
+                "biograd.Backpropagation, biograd.NodePerturbation or biograd.WeightPerturbation"
+            )
+        return Account(
+            type(rule).__name__,
+            tuple(
+                self._entry(name, *found, leads, bool(limits), outside)
+                for name, found in self._places.items()
+            ),
+        )
+
+    def _entry(
+        self,
+        name: str,
+        parameter: nn.Parameter,
+        place: Places,
+        leads: bool,
+        limited: bool,
+        outside: Outside,
+    ) -> Entry:
+        shape, rule = tuple(parameter.shape), type(self.estimator).__name__
+        if not parameter.requires_grad:
+            return Entry(name, shape, "nobody", (), "nobody: requires_grad is False")
+        creditor, sites = self._credited(name, parameter, place, leads)
+        if creditor == "nobody" and limited:
+            creditor = "outside"
+        words = {
+            "rule": f"{rule} at {', '.join(sites)}" if sites else rule,
+            "readout": "the exact gradient of the readout",
+            "nobody": "nobody: the outputs do not depend on it",
+            "frozen": f"nobody: {rule} leaves it as it is",
+            "outside": f"outside: {OUTSIDE[outside]}",
+        }[creditor]
+        return Entry(name, shape, creditor, sites, words)
+
+    def _credited(
+        self, name: str, parameter: nn.Parameter, place: Places, leads: bool
+    ) -> tuple[Creditor, tuple[str, ...]]:
+        """Return who credits a parameter that acts at these places, and at which sites."""
+        rule, readout = self.estimator, self.sites[-1]
+        own = [site for site in place.layers if site != readout or not leads]
+        sites = tuple(dict.fromkeys((*own, *place.blocks)))
+        at_readout = (readout in place.layers and leads) or place.behind
+        if rule.reach == "parameters":
+            alone = at_readout and not (sites or place.before) and self._exact_readout
+            return "readout" if alone and not rule.exact else "rule", ()
+        if place.nowhere:
+            return "nobody", ()
+        if rule.reach == "readout" and not at_readout:
+            return "frozen", ()
+        if rule.reach == "readout" and not (sites or place.before):
+            return "readout", ()
+        lost = place.before or (place.behind and not leads) or rule.reach == "readout"
+        lost = lost or any(not self._reaches(name, parameter, site) for site in place.blocks)
+        if lost or (place.behind and not self._unitwise(name, parameter, "")):
+            return "outside", ()
+        return ("rule", sites) if sites else ("readout", ())
+
+    def _reaches(self, name: str, parameter: nn.Parameter, site: str) -> bool:
+        """Return whether the rule credits a parameter that acts in the block of a site."""
+        if self.estimator.reach == "currents":
+            return False
+        if self.estimator.reach == "normalisations":
+            return isinstance(self._owner(name), NORMS)
+        return self._unitwise(name, parameter, site)
+
+    def _owner(self, name: str) -> nn.Module:
+        return self.network.get_submodule(name.rpartition(".")[0])
+
+    def _unitwise(self, name: str, parameter: nn.Parameter, site: str) -> bool:
+        """Return whether a parameter acts on each unit by itself, so that it carries no credit.
+
+        Args:
+            site: in whose block it acts; "": behind the readout.
+        """
+        if isinstance(self._owner(name), NORMS) or parameter.numel() == 1:
+            return True
+        trace = self.trace.sites[site or self.sites[-1]]
+        behind = self.trace.outputs if not site or trace.activity is None else trace.activity
+        shapes = (trace.shape.units, tuple(behind.shape[1:]))
+        wide = [size for size in parameter.shape if size > 1]
+        if len(wide) > 1:  # a matrix may have the shape of a course [steps, units]
+            return parameter.dim() > 2 and tuple(parameter.shape) in shapes
+        return any(wide[0] in shape for shape in shapes) and wide[0] <= behind[0].numel()
+
+
+OUTSIDE: dict[str, str] = {
+    "refuse": "the rule does not credit it",
+    "freeze": "frozen",
+    "exact": "the exact gradient of back-propagation",
+}
+
+
+def check_outside(account: Account, outside: Outside, limits: Sequence[str]) -> None:
+    """Refuse parameters outside the rule, unless it was said what shall become of them.
+
+    Raises:
+        CapabilityError: with their names and the ways out.
+    """
+    found = account.of("outside")
+    if not found:
+        return
+    names = named([entry.name for entry in found])
+    if outside == "exact" and limits:
+        raise CapabilityError(
+            f"outside = 'exact': {names} cannot have an exact gradient: {limits[0]}: take "
+            "outside = 'freeze'"
+        )
+    if outside == "refuse":
+        wide = [kind.__name__ for kind in ESTIMATORS.values() if kind.reach == "parameters"]
+        raise CapabilityError(
+            f"{account.rule} does not credit {names}: it reaches the layers of its sites alone, "
+            "and what is left would learn by back-propagation under its name, or not at all: say "
+            "outside='freeze' (they stay as they are) or outside='exact' (their exact gradient) in "
+            "biograd.attach or biograd.train, training.outside in a recipe; or name the module "
+            "that returns their current in sites=[...], or take one of "
+            + ", ".join(f"biograd.{name}" for name in wide)
+        )
+
+
+def trained(network: nn.Module) -> list[int]:
+    """Return what tells whether other parameters are trained than before."""
+    return [id(parameter) for parameter in network.parameters() if parameter.requires_grad]
+
+
+def follows(trace: Trace, name: str, noise: Tensor) -> bool:
+    """Return whether the losses follow a site's current as their derivative says.
+
+    Args:
+        trace: of a plan whose noise there is ``noise``, then its opposite.
+        noise: ``[m, B, 1, *U]``.
+    """
+    if not trace.loss.requires_grad:
+        return True
+    try:
+        slope = gathered(trace.sites[name], trace.loss, None) * len(trace.outputs)
+    except CapabilityError:  # a simulator that has none
+        return False
+    expected = (slope * noise).flatten(2).sum(2)
+    plus, minus = trace.losses[1:].unflatten(0, (2, -1))
+    error = ((plus - minus) / 2 - expected).norm()
+    return bool(error <= 0.3 * expected.norm() + 1e-5 * trace.losses.abs().max())
