@@ -1,5 +1,6 @@
 """The engine: an estimator on a network; see ``attach``."""
 
+from biograd.engine.accounting import Account, Outside
 from biograd.engine.engine import Engine, Result, attach
 
-__all__ = ["Engine", "Result", "attach"]
+__all__ = ["Account", "Engine", "Outside", "Result", "attach"]

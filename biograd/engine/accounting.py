@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from biograd.contracts import Trace
 from biograd.errors import CapabilityError
 from biograd.estimators import ESTIMATORS, Estimator
-from biograd.estimators.tangents import gathered
+from biograd.estimators.estimator import Reach
 from biograd.structure import Places, places
 
 Outside = Literal["refuse", "freeze", "exact"]
@@ -236,7 +236,19 @@ OUTSIDE: dict[str, str] = {
 }
 
 
-def check_outside(account: Account, outside: Outside, limits: Sequence[str]) -> None:
+REACH: dict[Reach, str] = {
+    "currents": "the layers of its sites alone",
+    "normalisations": "the layers of its sites, and normalisations behind them",
+    "blocks": "the layers of its sites, and what acts unit by unit behind them",
+    "readout": "the readout alone",
+    "parameters": "what has a derivative",
+}
+"""What a rule credits, in words."""
+
+
+def check_outside(
+    account: Account, estimator: Estimator, outside: Outside, limits: Sequence[str]
+) -> None:
     """Refuse parameters outside the rule, unless it was said what shall become of them.
 
     Raises:
@@ -245,7 +257,7 @@ def check_outside(account: Account, outside: Outside, limits: Sequence[str]) -> 
     found = account.of("outside")
     if not found:
         return
-    names = named([entry.name for entry in found])
+    names, reached = named([entry.name for entry in found]), REACH[estimator.reach]
     if outside == "exact" and limits:
         raise CapabilityError(
             f"outside = 'exact': {names} cannot have an exact gradient: {limits[0]}: take "
@@ -254,34 +266,13 @@ def check_outside(account: Account, outside: Outside, limits: Sequence[str]) -> 
     if outside == "refuse":
         wide = [kind.__name__ for kind in ESTIMATORS.values() if kind.reach == "parameters"]
         raise CapabilityError(
-            f"{account.rule} does not credit {names}: it reaches the layers of its sites alone, "
-            "and what is left would learn by back-propagation under its name, or not at all: say "
-            "outside='freeze' (they stay as they are) or outside='exact' (their exact gradient) in "
-            "biograd.attach or biograd.train, training.outside in a recipe; or name the module "
-            "that returns their current in sites=[...], or take one of "
-            + ", ".join(f"biograd.{name}" for name in wide)
+            f"{account.rule} does not credit {names}: it reaches {reached}; say outside='freeze' "
+            "(they stay as they are) or 'exact' (they learn by back-propagation) in biograd.attach "
+            "or biograd.train, training.outside in a recipe; or name the module whose output is "
+            f"their current, attach(..., sites=[...]); or take {' or '.join(wide)}"
         )
 
 
 def trained(network: nn.Module) -> list[int]:
     """Return what tells whether other parameters are trained than before."""
     return [id(parameter) for parameter in network.parameters() if parameter.requires_grad]
-
-
-def follows(trace: Trace, name: str, noise: Tensor) -> bool:
-    """Return whether the losses follow a site's current as their derivative says.
-
-    Args:
-        trace: of a plan whose noise there is ``noise``, then its opposite.
-        noise: ``[m, B, 1, *U]``.
-    """
-    if not trace.loss.requires_grad:
-        return True
-    try:
-        slope = gathered(trace.sites[name], trace.loss, None) * len(trace.outputs)
-    except CapabilityError:  # a simulator that has none
-        return False
-    expected = (slope * noise).flatten(2).sum(2)
-    plus, minus = trace.losses[1:].unflatten(0, (2, -1))
-    error = ((plus - minus) / 2 - expected).norm()
-    return bool(error <= 0.3 * expected.norm() + 1e-5 * trace.losses.abs().max())

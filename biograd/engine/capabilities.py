@@ -31,13 +31,6 @@ def check_capabilities(estimator: Estimator, substrate: Substrate, task: Task) -
             f"{substrate.name!r} cannot do (it can: {able})"
             + "".join(f": {reason}" for reason in substrate.limits[:1])
         )
-    if estimator.transports and not substrate.transports:
-        raise CapabilityError(
-            f"{type(estimator).__name__} acts on how credit passes through biograd's own neurons, "
-            f"and {type(substrate.module).__name__} has none, so that it would be back-propagation "
-            "under another name: take a network of biograd.build, biograd.Brian2Layer for the "
-            "neurons, or biograd.Backpropagation"
-        )
     for name, layer in substrate.module.named_modules():
         if isinstance(layer, _BatchNorm) and not estimator.batch_norm:
             raise CapabilityError(

@@ -16,12 +16,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import parallel, tasks
 from biograd.circuit.projections import Sparse
@@ -29,7 +28,6 @@ from biograd.contracts import Loss, Objective, Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.errors import CapabilityError, nearest
 from biograd.estimators import Estimator
-from biograd.estimators.weight_perturbation import gradients
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
@@ -42,7 +40,7 @@ from biograd.engine.accounting import Outside, trained
 from biograd.engine.capabilities import check_capabilities, check_ranks
 from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, part, root_mean_squares
-from biograd.engine.verification import comparable, verify
+from biograd.engine.verification import verify
 
 STREAMS = ("encoding", "noise", "dropout", "decorrelation")
 
@@ -230,40 +228,6 @@ class Engine(Prepared):
                 traces.append(self._run(plan, encoded, targets))
         self._check_finite(traces)
         return round, list(self.estimator.credit(traces, round))
-
-    def _reference(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> dict[str, Tensor]:
-        """Return the gradients that the first step must not have; later nothing is compared."""
-        able = "vjp" in self.substrate.capabilities and self.differentiable
-        if self._verified or not able or not comparable(self.estimator) or self.local is not None:
-            return {}
-        loss = self._plain(encoded, targets, begin).loss
-        known = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
-        found = zip(known, gradients(loss, list(known.values())), strict=True)
-        return {name: gradient for name, gradient in found if gradient is not None}
-
-    def _plain(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> Trace:
-        """Return the trace of a pass that is differentiated as it is, and that nobody counts."""
-        stream = generator(0, "dropout", device=self.streams["dropout"].device)
-        stream.set_state(begin)
-        pause = nullcontext() if self.decorrelate is None else self.decorrelate.paused()
-        with self._counted_once(), pause:
-            return self.substrate.run(Plan(), encoded, targets, self.objective, stream)
-
-    @contextmanager
-    def _counted_once(self) -> Iterator[None]:
-        """Keep batch normalisation's running statistics: those of a step's first plan count."""
-        layers = [
-            layer
-            for layer in self.network.modules()
-            if isinstance(layer, _BatchNorm) and layer.track_running_stats
-        ]
-        try:
-            for layer in layers:
-                layer.track_running_stats = False
-            yield
-        finally:
-            for layer in layers:
-                layer.track_running_stats = True
 
     def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
         noise, stream = plan.parameter_noise, self.streams["dropout"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,47 +12,32 @@ from torch import Tensor, nn
 
 from biograd import parallel, structure
 from biograd.contracts import (
-    Objective,
     ParameterNoise,
     Plan,
     Round,
     Site,
     SiteShape,
-    Substrate,
     Trace,
 )
-from biograd.decorrelation import Decorrelation
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.estimators import Estimator
 from biograd.randomness import generator
-from biograd.substrate.network import Network
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
-from biograd.engine.accounting import Account, Bookkeeper, check_outside, follows, trained
+from biograd.engine.accounted import Accounted
 from biograd.engine.capabilities import check_graphless
-from biograd.engine.outside import Withheld
 
 
-class Prepared:
+class Prepared(Accounted):
     """The part of an engine that looks at the network by passes that leave no trace.
 
     Attributes:
         scales: root mean square of each hidden site's mean current, a running mean.
     """
 
-    network: nn.Module
-    estimator: Estimator
-    decorrelate: Decorrelation | None
-    local: LocalLosses | None
     task: Task
-    objective: Objective
     timed: bool
-    differentiable: bool
-    substrate: Substrate
-    streams: dict[str, torch.Generator]
-    seed: int
     step: int
     scales: dict[str, float]
     _prepared: bool
@@ -62,15 +46,6 @@ class Prepared:
     _layers: dict[str, nn.Module]
     _shapes: dict[str, SiteShape]
     _kept: dict[str, Tensor]
-    account: Account | None
-    leads: bool
-    withheld: Withheld
-    _trained: list[int]
-
-    @property
-    def hidden(self) -> tuple[str, ...]:
-        """Names of the sites that can be perturbed and cut: all but the readout."""
-        return tuple(site.name for site in self.substrate.sites[:-1])
 
     @property
     def _sides(self) -> frozenset[str]:
@@ -152,21 +127,6 @@ class Prepared:
             self._load_own(self._kept)
             self._kept = {}
 
-    @contextmanager
-    def _traceless(self, device: torch.device) -> Iterator[None]:
-        """Give buffers and random states back as they were."""
-        kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                yield
-        finally:
-            with torch.no_grad():
-                for name, buffer in self.network.named_buffers():
-                    if name in kept and buffer.shape == kept[name].shape:
-                        buffer.copy_(kept[name])
-            if self.decorrelate is not None:
-                self.decorrelate.forget()
-
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded = self.substrate.encode(inputs, stream)
         trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
@@ -201,42 +161,6 @@ class Prepared:
         if self.local is not None or self.estimator.builds:
             self._build(encoded, targets, stream)
         self._check_plans(encoded, targets, stream)
-
-    def _settle(self, encoded: Tensor, targets: Tensor, first: Trace) -> None:
-        """Find who credits each parameter; withhold those that the rule does not credit."""
-        self.withheld.release()
-        stream = generator(self.seed, "account", device=self.streams["noise"].device)
-        sites = self.substrate.sites
-        objective = dataclasses.replace(self.objective, local={})
-        plan = structure.dissected(sites)
-        trace = self.substrate.run(plan, encoded, targets, objective, stream)
-        names = tuple(site.name for site in sites if site.name in trace.sites)
-        book = Bookkeeper(self.network, self.estimator, names, self.local is not None, trace)
-        self.leads = not book.behind and self._smooth(first, encoded, targets, stream)
-        self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
-        check_outside(self.account, self.withheld.mode, self.substrate.limits)
-        parameters = dict(self.network.named_parameters())
-        self.withheld.take([parameters[entry.name] for entry in self.account.of("outside")])
-        self._trained = trained(self.network)
-
-    def _smooth(
-        self, first: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
-    ) -> bool:
-        """Return whether the loss follows the readout's current as its derivative says.
-
-        Neurons behind the last layer (a threshold with a surrogate, a simulator) do not.
-        """
-        rule, name = self.estimator, self.substrate.sites[-1].name
-        asked = rule.reach == "currents" and rule.graphless and self.differentiable
-        if not asked or isinstance(self.network, Network):
-            return True
-        size = 1e-2 * root_mean_squares(first, (name,))[name]
-        shape = (3, len(encoded), 1, *self._shapes[name].units)
-        draw = torch.randn(shape, generator=stream, device=stream.device).to(first.outputs)
-        noise = {name: size * torch.cat((draw, -draw))}
-        objective = dataclasses.replace(self.objective, local={})
-        trace = self.substrate.run(Plan(noise=noise), encoded, targets, objective, stream)
-        return follows(trace, name, size * draw)
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
@@ -312,6 +236,7 @@ class Prepared:
         """Ask for the first plan and see whether its boundaries are tight."""
         round = self._round(encoded, targets, torch.arange(len(encoded)), stream)
         plan = next(iter(self.estimator.plans(round)))
+        self._check_transport(plan, encoded, targets, stream)
         boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
         if boundaries and "local_vjp" in self.substrate.capabilities:
             order = [name for name in self.hidden if name in boundaries]

@@ -52,7 +52,6 @@ class Backpropagation(Estimator):
         validate(Backpropagation, locals())
         super().__init__()
         self.window, self.arousal = window, arousal
-        self.transports = window is not None
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass with its graph."""

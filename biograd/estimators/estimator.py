@@ -28,7 +28,6 @@ class Estimator(nn.Module):
             else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
         exact_readout: whether the readout has its exact gradient, so that there must be one.
         coincides: where the rule is back-propagation itself, in words; "": nowhere.
-        transports: whether the rule acts on how credit passes through biograd's own populations.
         learns_hidden: False if only the readout is trained.
         objective: what hidden layers descend, in words, if it is not the loss of the outputs.
         passes: forward passes per example and step, in words.
@@ -51,7 +50,6 @@ class Estimator(nn.Module):
     reach: ClassVar[Reach] = "blocks"
     coincides: ClassVar[str] = ""
     exact_readout: bool = True
-    transports: bool = False
     learns_hidden: ClassVar[bool] = True
     objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""

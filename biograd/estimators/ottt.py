@@ -24,7 +24,6 @@ class OnlineTrainingThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
-    transports = True
     coincides = "in a network without time"
     divides = "examples"
     passes = "1 forward, 1 backward; online: none"

@@ -106,7 +106,6 @@ class SyntheticGradient(Estimator):
         self.kind, self.condition, self.hidden = synthesiser, condition, hidden
         self.sites, self.window, self.back_propagated = sites, window, back_propagated
         self.conspiring, self.prediction = conspiring, prediction
-        self.transports = window is not None
         self.synthesisers, self.state_synthesisers = nn.ModuleDict(), nn.ModuleDict()
         if sites != "all":
             self.needs = self.needs | {"vjp"}

@@ -30,7 +30,6 @@ class UnitwiseGradient(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
-    transports = True
     coincides = "where nothing spikes"
     divides = "examples"
     passes = "1 forward with n thresholds per unit and step, 1 backward"

@@ -58,6 +58,8 @@ class TrainingRecipe:
     weight_decay: NotNegative = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
     loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    outside: Literal["refuse", "freeze", "exact"] = "refuse"
+    """What becomes of parameters that the rule does not credit (``attach``)."""
     probe: Annotated[int, Range(0)] = 0
     """Draws, two at least, by which every snapshot measures the gradient estimate; 0: none."""
 

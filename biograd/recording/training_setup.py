@@ -51,6 +51,7 @@ class Experiment:
             local.make(recipe.local, configuration.model),
             task=tasks.learned(dataset.task, recipe.training.loss),
             seed=configuration.seed,
+            outside=recipe.training.outside,
         )
         try:
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)

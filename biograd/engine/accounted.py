@@ -1,0 +1,167 @@
+"""The part of an engine that finds who credits each parameter, and sees whether it is so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from biograd import structure
+from biograd.contracts import Objective, Plan, Substrate, Trace
+from biograd.decorrelation import Decorrelation
+from biograd.engine.accounting import Account, Bookkeeper, check_outside, trained
+from biograd.engine.outside import Withheld
+from biograd.engine.tracing import remembers, smooth
+from biograd.engine.verification import comparable
+from biograd.errors import CapabilityError
+from biograd.estimators import Estimator
+from biograd.estimators.weight_perturbation import gradients
+from biograd.randomness import generator
+from biograd.substrate.network import Network
+
+if TYPE_CHECKING:
+    from biograd.local import LocalLosses
+
+
+class Accounted:
+    """Keeps the account of an engine.
+
+    Attributes:
+        account: who credits each parameter; None before ``prepare`` or the first step.
+        leads: whether the outputs follow the readout's current by its exact gradient.
+        withheld: the parameters that the rule does not credit.
+    """
+
+    network: nn.Module
+    estimator: Estimator
+    decorrelate: Decorrelation | None
+    local: LocalLosses | None
+    objective: Objective
+    differentiable: bool
+    substrate: Substrate
+    streams: dict[str, torch.Generator]
+    seed: int
+    account: Account | None
+    leads: bool
+    withheld: Withheld
+    _trained: list[int]
+    _verified: bool
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Names of the sites that can be perturbed and cut: all but the readout."""
+        return tuple(site.name for site in self.substrate.sites[:-1])
+
+    @contextmanager
+    def _traceless(self, device: torch.device) -> Iterator[None]:
+        """Give buffers and random states back as they were."""
+        kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in self.network.named_buffers():
+                    if name in kept and buffer.shape == kept[name].shape:
+                        buffer.copy_(kept[name])
+            if self.decorrelate is not None:
+                self.decorrelate.forget()
+
+    def _settle(self, encoded: Tensor, targets: Tensor, first: Trace) -> None:
+        """Find who credits each parameter; withhold those that the rule does not credit."""
+        self.withheld.release()
+        stream = generator(self.seed, "account", device=self.streams["noise"].device)
+        sites = self.substrate.sites
+        trace = self._runner(encoded, targets, stream)(structure.dissected(sites))
+        names = tuple(site.name for site in sites if site.name in trace.sites)
+        book = Bookkeeper(self.network, self.estimator, names, self.local is not None, trace)
+        self.leads = not book.behind and self._smooth(first, encoded, targets, stream)
+        self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
+        check_outside(self.account, self.estimator, self.withheld.mode, self.substrate.limits)
+        parameters = dict(self.network.named_parameters())
+        self.withheld.take([parameters[entry.name] for entry in self.account.of("outside")])
+        self._trained = trained(self.network)
+
+    def _smooth(
+        self, first: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> bool:
+        """Return whether the loss follows the readout's current as its derivative says.
+
+        Neurons behind the last layer (a threshold with a surrogate, a simulator) do not.
+        """
+        rule, name = self.estimator, self.substrate.sites[-1].name
+        asked = rule.reach == "currents" and rule.graphless and self.differentiable
+        if not asked or isinstance(self.network, Network):
+            return True
+        return smooth(self._runner(encoded, targets, stream), first, (name,), stream)
+
+    def _runner(
+        self, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> Callable[[Plan], Trace]:
+        objective = dataclasses.replace(self.objective, local={})
+        return lambda plan: self.substrate.run(plan, encoded, targets, objective, stream)
+
+    def _check_transport(
+        self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> None:
+        """Refuse another transport through neurons that nobody but biograd's own populations has.
+
+        Raises:
+            CapabilityError: the credit would be back-propagation's.
+        """
+        timed = plan.transport.window is not None or plan.transport.traces
+        if self.substrate.transports or not (timed or plan.transport.derivative):
+            return
+        run, hidden = self._runner(encoded, targets, stream), self.hidden
+        trace = run(Plan())
+        what = ""
+        if timed and any(remembers(trace.sites[name]) for name in hidden):
+            what = "credit through time"
+        if plan.transport.derivative and not smooth(run, trace, hidden, stream):
+            what = "the slope of thresholds"
+        if what:
+            raise CapabilityError(
+                f"{type(self.estimator).__name__} changes {what} in biograd's own neurons, and "
+                f"{type(self.network).__name__} has others, so that it would be back-propagation "
+                "under another name: take a network of biograd.build, biograd.Brian2Layer for the "
+                "neurons, or biograd.Backpropagation"
+            )
+
+    def _reference(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> dict[str, Tensor]:
+        """Return the gradients that the first step must not have; later nothing is compared."""
+        able = "vjp" in self.substrate.capabilities and self.differentiable
+        if self._verified or not able or not comparable(self.estimator) or self.local is not None:
+            return {}
+        loss = self._plain(encoded, targets, begin).loss
+        known = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        found = zip(known, gradients(loss, list(known.values())), strict=True)
+        return {name: gradient for name, gradient in found if gradient is not None}
+
+    def _plain(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> Trace:
+        """Return the trace of a pass that is differentiated as it is, and that nobody counts."""
+        stream = generator(0, "dropout", device=self.streams["dropout"].device)
+        stream.set_state(begin)
+        pause = nullcontext() if self.decorrelate is None else self.decorrelate.paused()
+        with self._counted_once(), pause:
+            return self.substrate.run(Plan(), encoded, targets, self.objective, stream)
+
+    @contextmanager
+    def _counted_once(self) -> Iterator[None]:
+        """Keep batch normalisation's running statistics: those of a step's first plan count."""
+        layers = [
+            layer
+            for layer in self.network.modules()
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats
+        ]
+        try:
+            for layer in layers:
+                layer.track_running_stats = False
+            yield
+        finally:
+            for layer in layers:
+                layer.track_running_stats = True
