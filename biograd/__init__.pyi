@@ -1,6 +1,5 @@
 """The public names, each with its home: the one place that states them."""
 
-from biograd.block_coordinate import BlockCoordinate as BlockCoordinate
 from biograd.brian.box import Brian2Box as Brian2Box
 from biograd.brian.layer import Brian2Layer as Brian2Layer
 from biograd.circuit.readouts import Readout as Readout
@@ -47,12 +46,13 @@ from biograd.experiment import trained as trained
 from biograd.interchange import export_nir as export_nir
 from biograd.interchange import import_nir as import_nir
 from biograd.local import LocalLosses as LocalLosses
+from biograd.local.block_coordinate import BlockCoordinate as BlockCoordinate
 from biograd.networks import build as build
 from biograd.recipes import PopulationRecipe as PopulationRecipe
 from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata
 from biograd.studies.comparing import compare as compare
-from biograd.studies.set_file import load_set as load_set
+from biograd.studies.results.set_file import load_set as load_set
 from biograd.wrapping.wrap import wrap as wrap
 
 __version__: str

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from biograd.errors import RecipeError, nearest
 
 Table = dict[str, Any]
 Thing = TypeVar("Thing")
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """The settings of a part that has no keys of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +112,26 @@ def construct(
         raise RecipeError(f"{where}: {prefix.rstrip('.') or 'recipe'}: {error}") from error
 
 
+class Checked:
+    """A base of frozen dataclasses: fields are checked when one is made, as a table's keys are.
+
+    Raises:
+        RecipeError: wrong type or value out of range; the message opens with the class.
+    """
+
+    def __post_init__(self) -> None:
+        """Check the fields, and give each its type: a whole number for a real one is made one."""
+        for name, hint in _fields(type(self)).items():  # type: ignore[arg-type]
+            value = convert(hint, getattr(self, name), type(self).__name__, name)
+            object.__setattr__(self, name, value)
+
+
+@functools.cache
+def _fields(kind: Hashable) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
 def validate(make: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Check the arguments of a class or a function by its annotations, as a recipe's keys are.
 
@@ -127,6 +153,8 @@ def convert(hint: Any, value: Any, where: object, key: str) -> Any:
 
     ``Annotated`` narrows a type by a ``Range``, or by a table whose keys are the words allowed.
     """
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         for choice in arguments[1:]:
@@ -184,7 +212,7 @@ _KINDS = {
 def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
     if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         value = int(value)  # NumPy's, too
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{where}: {key} = {value}: must be a finite number")

@@ -13,14 +13,14 @@ from torch import nn
 from biograd import decorrelation, estimators, local, recipes
 from biograd.data import Dataset
 from biograd.data import load as load_data
-from biograd.data.given import named
+from biograd.data.sources.own_data import named
 from biograd.encoding import ENCODINGS
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class TrainingRequest:
     """What the user asked for; None means the recipe's value."""
 
     model: str | nn.Module = "spiking"
@@ -139,7 +139,7 @@ class Configuration:
             raise RunFileError(f"{error} (the run's configuration)") from error
 
 
-def configure(request: Request) -> Configuration:
+def configure(request: TrainingRequest) -> Configuration:
     """Return the configuration of a request: recipes read, overrides applied, all checked.
 
     Assignments ``dataset.KEY=VALUE`` go to the dataset recipe, the others to the model recipe.
@@ -183,7 +183,7 @@ def configure(request: Request) -> Configuration:
     )
 
 
-def _dataset(request: Request, assignments: list[str]) -> tuple[str, DatasetRecipe]:
+def _dataset(request: TrainingRequest, assignments: list[str]) -> tuple[str, DatasetRecipe]:
     """Return what the data are called, and their recipe."""
     task = {"name": request.task} if isinstance(request.task, str) else dict(request.task or {})
     if request.own is None:
@@ -195,7 +195,7 @@ def _dataset(request: Request, assignments: list[str]) -> tuple[str, DatasetReci
     return title, dataclasses.replace(recipe, task={**recipe.task, **task})
 
 
-def _check_budget(request: Request, assignments: list[str], recipe: ModelRecipe) -> None:
+def _check_budget(request: TrainingRequest, assignments: list[str], recipe: ModelRecipe) -> None:
     """Refuse epochs that are asked for beside another budget, which would take their place."""
     asked = [] if request.epochs is None else [f"--epochs {request.epochs}"]
     asked += [f"--set {a}" for a in assignments if a.partition("=")[0].strip() == "training.epochs"]

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from biograd import data, ranks, recipes
-from biograd.configuration import Configuration, Request, check_device, configure
+from biograd.configuration import Configuration, TrainingRequest, check_device, configure
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine, Outside
 from biograd.errors import DataError, RecipeError
@@ -39,7 +39,7 @@ __all__ = [
     "Experiment",
     "Interrupted",
     "Progress",
-    "Request",
+    "TrainingRequest",
     "configure",
     "diagnose",
     "execute",
@@ -53,7 +53,7 @@ __all__ = [
 PROBES = 200
 
 
-def execute(request: Request, progress: Progress | None = None) -> dict[str, Any]:
+def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
     """Train as requested, write the run file and return the summary.
 
     If ``torchrun`` started several processes, they train together: rank 0 writes and shows.
@@ -75,7 +75,7 @@ def _shown(progress: Progress | None) -> Progress:
     return Silent() if progress is None or ranks.rank() else progress
 
 
-def _execute(request: Request, progress: Progress) -> dict[str, Any]:
+def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
     network = request.model if isinstance(request.model, nn.Module) else None
@@ -136,13 +136,14 @@ def begin(
     if ranks.rank():
         writer = NullWriter(path)
     else:
+        layers = _layers(experiment, dataset, probe)  # first: Brian2 chooses its target by it
         writer = RunWriter(
             path,
             config=configuration.table(),
             environment=environment(configuration.device),
             attributes=_attributes(configuration, dataset),
             probe=probe,
-            layers=_layers(experiment, dataset, probe),
+            layers=layers,
             force=force,
         )
     recording = Recording(experiment, writer, probe, progress)
@@ -345,7 +346,7 @@ def train(
     Raises:
         BiogradError: as ``biograd train`` would report it.
     """
-    request = Request(
+    request = TrainingRequest(
         model=model,
         **asked(data),
         task=task,

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel, ranks, tasks
+from biograd import ranks, tasks
 from biograd.data import Batch, Source, batches
 from biograd.engine import Engine
 from biograd.errors import BiogradError
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.recipes import TrainingRecipe
 from biograd.tasks import added, flat, folded, summed
 

@@ -159,7 +159,9 @@ def interrupted(name: str, rule: str, path: Path) -> None:
 
     experiment.environment = lambda _device: {}  # type: ignore[assignment]
     files = [str(HERE / "networks" / f"{name}.toml"), str(HERE / "digits.toml")]
-    request = experiment.Request(*files, rule, seed=1, device="cpu", assignments=RUN_SETTINGS)
+    request = experiment.TrainingRequest(
+        *files, rule, seed=1, device="cpu", assignments=RUN_SETTINGS
+    )
     experiment.begin(experiment.configure(request), path, Silent(), force=True).run(until=4)
 
 

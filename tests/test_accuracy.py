@@ -9,13 +9,13 @@ import pytest
 from data_paths import shared_data
 
 from biograd import experiment
-from biograd.experiment import Request
+from biograd.experiment import TrainingRequest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def trained(tmp_path: Path, **choices: Any) -> dict[str, Any]:
-    return experiment.execute(Request(out=tmp_path / "run.h5", device="cpu", **choices))
+    return experiment.execute(TrainingRequest(out=tmp_path / "run.h5", device="cpu", **choices))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

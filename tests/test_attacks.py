@@ -15,7 +15,7 @@ import biograd
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, nearest
 from biograd.estimators import ESTIMATORS, make
-from biograd.runs.buffer import LayerRecord
+from biograd.runs.parts.buffer import LayerRecord
 
 BUILT = [name for name, kind in ESTIMATORS.items() if kind.builds]
 INPUTS, TARGETS, ROWS = torch.linspace(-1, 1, 48).view(8, 6), torch.arange(8) % 3, torch.arange(8)

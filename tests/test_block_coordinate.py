@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import biograd
 from biograd import data
-from biograd.block_coordinate import (
+from biograd.errors import CapabilityError, RecipeError
+from biograd.local.block_coordinate import (
     BlockCoordinate,
     Penalties,
     chain,
@@ -23,7 +24,6 @@ from biograd.block_coordinate import (
     output_current,
     solved,
 )
-from biograd.errors import CapabilityError, RecipeError
 from biograd.randomness import generator
 from biograd.recipes import load_dataset, load_model
 

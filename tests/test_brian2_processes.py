@@ -353,3 +353,29 @@ def test_what_blows_up_is_said_at_the_end_of_the_trial(recurrent: bool) -> None:
     assert layer(0 * currents(), back).isfinite().all()
     with pytest.raises(BiogradError, match=r"v of 12 of 12 neurons is not finite .*shorter"):
         layer(currents(), back)
+
+
+def test_preferences_of_the_current_folder_are_not_run(tmp_path: Path) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    (home / ".brian").mkdir(parents=True)
+    here.mkdir()
+    mark = "[__import__('pathlib').Path('{0}').touch(), True][1]"
+    key = "codegen.loop_invariant_optimisations"
+    (here / "brian_preferences").write_text(f"{key} = {mark.format('ran')}\n")
+    (home / ".brian" / "user_preferences").write_text("core.stop_on_keyboard_interrupt = False\n")
+    code = (
+        "from biograd.brian.import_brian2 import import_brian2; prefs = import_brian2().prefs; "
+        f"print(prefs['{key}'], prefs.core.stop_on_keyboard_interrupt); {{}}"
+    )
+
+    def run(more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code.format(more)],
+            cwd=here, env=os.environ | {"HOME": str(home)}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    found = run("")
+    assert found.stdout == "True False\n" and not (here / "ran").exists()
+    assert found.stderr.startswith("./brian_preferences is not read: ")
+    run("prefs.read_preference_file('brian_preferences')")  # whom the user asks for it reads it
+    assert (here / "ran").exists()

@@ -18,7 +18,7 @@ import biograd
 from biograd import experiment, training
 from biograd.__main__ import main
 from biograd.commands.train import summary as closing
-from biograd.configuration import Request, configure
+from biograd.configuration import TrainingRequest, configure
 from biograd.contracts import ParameterNoise, Plan
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
@@ -39,8 +39,8 @@ STEP = 20 * 5
 """Passes of a step: examples of a batch times copies."""
 
 
-def request(path: Path, *assignments: str, **changes: Any) -> Request:
-    asked = Request(
+def request(path: Path, *assignments: str, **changes: Any) -> TrainingRequest:
+    asked = TrainingRequest(
         model="ann",
         dataset="random_manifolds",
         estimator="weak",
@@ -264,19 +264,19 @@ REFUSED = [
 @pytest.mark.parametrize(("assignments", "changes", "message"), REFUSED, ids=lambda v: str(v)[:40])
 def test_two_budgets_are_refused(assignments: Any, changes: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        configure(Request(assignments=assignments, **changes))
+        configure(TrainingRequest(assignments=assignments, **changes))
 
 
 def test_a_file_has_one_budget_and_options_replace_it(tmp_path: Path) -> None:
     path = tmp_path / "model.toml"
     path.write_text("[training]\nepochs = 3\nseconds = 5\n")
     with pytest.raises(RecipeError, match=r"model\.toml: training: epochs and seconds are two"):
-        configure(Request(model=str(path)))
+        configure(TrainingRequest(model=str(path)))
     path.write_text("[training]\nepochs = 3\n")
-    asked = Request(model=str(path), assignments=("training.passes=7",))
+    asked = TrainingRequest(model=str(path), assignments=("training.passes=7",))
     assert configure(asked).recipe.training.budget == ("passes", 7)
     path.write_text("[training]\nseconds = 3\n")
-    assert configure(Request(model=str(path))).recipe.training.budget == ("seconds", 3.0)
+    assert configure(TrainingRequest(model=str(path))).recipe.training.budget == ("seconds", 3.0)
     assert TrainingRecipe(epochs=4).budget == ("epochs", 4)
 
 

@@ -20,19 +20,11 @@ from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
 from biograd.metrics import Shown
-from biograd.studies import (
-    Place,
-    Report,
-    SilentStudy,
-    comparing,
-    page,
-    picture,
-    set_file,
-    study_folder,
-)
-from biograd.studies.comparison import Comparison, report
+from biograd.studies import Place, Report, SilentStudy, comparing, study_folder
 from biograd.studies.design import Trainings
 from biograd.studies.grid import Cell, Grid, expand
+from biograd.studies.results import page, picture, set_file
+from biograd.studies.results.comparison import Comparison, report
 
 FAST = ("--epochs", "1", "--workers", "1", "--quiet")
 

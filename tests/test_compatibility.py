@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 from torch import Tensor
 
-from biograd import compatibility
 from biograd.__main__ import main
 from biograd.commands.matrix import LABELS, text
-from biograd.compatibility import Compatibility
 from biograd.contracts import Capability, Plan, Round, Trace
+from biograd.diagnosis import compatibility
+from biograd.diagnosis.compatibility import Compatibility
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import build, substrate

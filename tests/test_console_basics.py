@@ -426,7 +426,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Any:
             {"file": name, "path": f"/data/{name}", "expected": "a", "found": "b", "status": word}
             for name, word in (("images", "ok"), ("labels", status))
         ]
-        module = importlib.import_module("biograd.data.fetch")
+        module = importlib.import_module("biograd.data.files.fetch")
         monkeypatch.setattr(module, "verify", lambda *arguments: rows)
         monkeypatch.setattr(module, "fetch", lambda *arguments: [Path(rows[0]["path"])])
 

@@ -17,7 +17,6 @@ import biograd
 from biograd import experiment
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne, Sparse
-from biograd.costs import Operations, count, operations, peak_memory
 from biograd.networks import Network
 from biograd.randomness import generator
 from biograd.recipes import (
@@ -27,6 +26,7 @@ from biograd.recipes import (
     PopulationRecipe,
     ProjectionRecipe,
 )
+from biograd.recording.costs import Operations, count, operations, peak_memory
 
 CURRENT = {"kind": "current"}
 POISSON = {"kind": "poisson", "max_rate_hz": 500.0}
@@ -387,7 +387,7 @@ def test_the_summary_says_what_the_probes_cost(tmp_path: Path) -> None:
 
 def test_the_peak_is_that_of_the_process() -> None:
     source = (
-        "from biograd.costs import peak_memory as peak\n"
+        "from biograd.recording.costs import peak_memory as peak\n"
         "before = peak(); block = bytearray(300_000_000); del block; after = peak()\n"
         "print(before, after, peak() - after)"
     )
@@ -401,7 +401,7 @@ def test_the_peak_is_that_of_the_process() -> None:
 
 def test_the_resumed_run_keeps_the_larger_peak(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    experiment.execute(experiment.Request(model="ann", epochs=1, out=path))
+    experiment.execute(experiment.TrainingRequest(model="ann", epochs=1, out=path))
     from biograd.runs.writer import RunWriter
 
     writer, (tensors, meta) = RunWriter.resume(path)

@@ -14,11 +14,12 @@ from data_paths import shared_data
 from pictures import Files, message, pack, pictures
 
 from biograd import data
-from biograd.data import Arrays, Dataset, batches, by_turns, idx
-from biograd.data import random_manifolds as manifolds
-from biograd.data import yin_yang as disc
+from biograd.data import Arrays, Dataset, batches, by_turns
 from biograd.data.choosing import stratified
 from biograd.data.dataset import digest
+from biograd.data.sources import idx
+from biograd.data.sources import random_manifolds as manifolds
+from biograd.data.sources import yin_yang as disc
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DatasetRecipe
 from biograd.tasks import Classes

@@ -11,7 +11,7 @@ import pytest
 from data_paths import shared_data
 
 from biograd import data, recipes
-from biograd.data import fetch
+from biograd.data.files import fetch
 from biograd.errors import DataError
 
 NAMES = recipes.names("datasets")

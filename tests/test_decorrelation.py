@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from biograd import decorrelation as matrices
 from biograd import experiment
 from biograd.decorrelation import MOST_PASSES, Decorrelation
-from biograd.decorrelation_rules import RULES, Moments
+from biograd.decorrelation.rules import RULES, Moments
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import make
@@ -375,7 +375,7 @@ def test_a_kept_product_follows_every_change(change: Callable[[Engine, nn.Module
 
 
 def test_a_product_kept_too_long_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("biograd.decorrelation._unchanged", lambda before, now: True)
+    monkeypatch.setattr("biograd.decorrelation.matrices._unchanged", lambda before, now: True)
     with pytest.raises(AssertionError):
         test_a_kept_product_follows_every_change(change_weight)
 
@@ -528,7 +528,7 @@ def test_a_rate_for_no_layer_is_refused() -> None:
 def test_the_energy_of_every_layer_is_in_the_run_file(tmp_path: Path, rule: str) -> None:
     found = {}
     for chosen in (rule, "off"):
-        request = experiment.Request(
+        request = experiment.TrainingRequest(
             model="ann",
             epochs=2,
             out=tmp_path / f"{chosen}.h5",

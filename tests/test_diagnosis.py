@@ -436,7 +436,7 @@ def test_the_table_fits_and_the_record_is_json() -> None:
 
 def executed(path: Path, estimator: str = "weak", model: str = "spiking", *more: str) -> Path:
     experiment.execute(
-        experiment.Request(
+        experiment.TrainingRequest(
             model=model,
             dataset="random_manifolds",
             estimator=estimator,

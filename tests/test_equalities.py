@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from biograd.engine import Engine, attach
 from biograd.estimators import ESTIMATORS, make
-from biograd.parallel import Share, sharing
+from biograd.ranks.parallel import Share, sharing
 
 TOGETHER = [name for name, rule in ESTIMATORS.items() if rule.divides == "examples"]
 

@@ -699,7 +699,7 @@ def test_rasters_hold_the_spikes_in_their_steps() -> None:
 
 
 def test_a_run_is_trained_written_and_resumed(tmp_path: Path) -> None:
-    request = experiment.Request(
+    request = experiment.TrainingRequest(
         model="event",
         dataset="yin_yang",
         epochs=1,
@@ -725,7 +725,7 @@ def test_hidden_spike_times_learn(
     """Beside the control that trains the readout alone."""
     out = tmp_path / "run.h5"
     summary = experiment.execute(
-        experiment.Request(
+        experiment.TrainingRequest(
             model="event", dataset=dataset, seed=seed, out=out, device="cpu", control=True
         )
     )

@@ -23,7 +23,7 @@ from biograd.__main__ import main
 from biograd.data import SOURCES
 from biograd.errors import BiogradError, DataError, RecipeError, RunFileError
 from biograd.estimators import ESTIMATORS
-from biograd.experiment import Interrupted, Request
+from biograd.experiment import Interrupted, TrainingRequest
 from biograd.progress import Silent
 from biograd.runs.reader import Run, open_run
 from biograd.training import evaluate
@@ -39,8 +39,8 @@ SMALL = (
 )
 
 
-def request(path: Path, model: str, estimator: str, **changes: Any) -> Request:
-    choice = Request(
+def request(path: Path, model: str, estimator: str, **changes: Any) -> TrainingRequest:
+    choice = TrainingRequest(
         model=model,
         dataset="random_manifolds",
         estimator=estimator,
@@ -313,7 +313,7 @@ def test_bad_input_is_one_line_with_its_exit_code(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_without_a_device_is_refused() -> None:
     with pytest.raises(RecipeError, match="no CUDA device is available here; use --device cpu"):
-        experiment.configure(Request(device="cuda"))
+        experiment.configure(TrainingRequest(device="cuda"))
 
 
 def poisoned(monkeypatch: Any, spoil: Any) -> None:
@@ -336,7 +336,7 @@ def test_data_that_cannot_be_learned_from_are_refused(
     poisoned(monkeypatch, spoil)
     match = "row 7: an input is NaN" if what == "nan" else "10"
     with pytest.raises(BiogradError, match=match) as caught:
-        experiment.execute(Request(model="ann", out=tmp_path / "a.h5"))
+        experiment.execute(TrainingRequest(model="ann", out=tmp_path / "a.h5"))
     assert "digits" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import pytest
 from pictures import KEYS, Files, message, pictures
 
 from biograd import data
-from biograd.data import fetch
+from biograd.data.files import fetch
 from biograd.errors import DataError
 from biograd.recipes import DatasetRecipe
 

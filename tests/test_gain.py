@@ -418,7 +418,7 @@ def test_time_bins_are_told_apart() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_spiking_digits(tmp_path: Path) -> None:
-    request = experiment.Request(
+    request = experiment.TrainingRequest(
         model="spiking", estimator="gain", out=tmp_path / "run.h5", device="cpu", control=True
     )
     summary = experiment.execute(request)

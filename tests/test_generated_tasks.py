@@ -12,10 +12,10 @@ import torch
 from pictures import message
 
 from biograd import data, experiment, recipes
-from biograd.data import evidence_accumulation as evidence
 from biograd.data.digests import sha256_of
+from biograd.data.sources import evidence_accumulation as evidence
 from biograd.errors import RecipeError
-from biograd.experiment import Request
+from biograd.experiment import TrainingRequest
 from biograd.tasks import MISSING
 from biograd.testing import check_source
 
@@ -77,7 +77,7 @@ def test_trials_hold_what_they_say() -> None:
 
 
 def test_the_majority_of_cues_is_the_drawn_side_as_often_as_counted() -> None:
-    settings = evidence.Settings(fidelity=0.7)
+    settings = evidence.EvidenceSettings(fidelity=0.7)
     sides = torch.stack([evidence.draw_sides(settings, "train", row) for row in range(4000)])
     answers = 2 * sides.sum(1) > 7
     first = (sides[:, 0].bool() == answers).double().mean()
@@ -132,7 +132,7 @@ SMALL = {
 
 def trained(folder: Path, name: str, estimator: str, *settings: str, **more: Any) -> dict[str, Any]:
     return experiment.execute(
-        Request(
+        TrainingRequest(
             model="spiking_sequence",
             dataset=name,
             estimator=estimator,

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import biograd
 from biograd.commands.display import describe
 from biograd.commands.train import summary as told
-from biograd.data.arrays import Arrays
+from biograd.data.rows.arrays import Arrays
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.metrics import Shown, figure, headline, is_share, written
 from biograd.recipes import TrainingRecipe
 from biograd.recording import EpochSums, prefixed
-from biograd.studies.writing import write_cell
+from biograd.studies.results.writing import write_cell
 from biograd.tasks import Classes, Regression, Task, learned
 from biograd.training import StepRecord, Trainer, evaluate
 

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import biograd
 from biograd import data
 from biograd.__main__ import main
-from biograd.data import digests, hdf5
+from biograd.data import digests
 from biograd.data.choosing import divided
+from biograd.data.sources import hdf5
 from biograd.errors import BiogradError, DataError, RecipeError
 from biograd.recipes import DatasetRecipe, construct, load_dataset
 from biograd.tasks import MISSING
@@ -100,7 +101,7 @@ COURSE = STREAM.random((60, 7, 4), dtype=np.float32)
 
 def load(given: Any, *, timed: bool = False, dt_ms: float = 1.0, **keys: Any) -> data.Dataset:
     """Return own data as a call with ``data=given`` loads them."""
-    from biograd.data.given import named
+    from biograd.data.sources.own_data import named
 
     name, table = named(given)
     recipe = construct(DatasetRecipe, {**table, **keys}, "data")
@@ -577,7 +578,7 @@ def test_own_data_that_are_refused(given: Any, expected: str) -> None:
 
 @pytest.mark.parametrize("given", [3, None, object()])
 def test_what_is_no_data(given: Any) -> None:
-    from biograd.data.given import named
+    from biograd.data.sources.own_data import named
 
     assert "give a shipped name" in message(RecipeError, lambda: named(given))
 

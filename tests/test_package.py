@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import statistics
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from biograd import errors, recipes
 from biograd.commands import doctor
 
 HEAVY = ("torch", "snntorch", "brian2", "h5py", "sklearn", "matplotlib", "rich", "numpy")
+INTERCHANGEABLE = ("commands", "estimators", "neurons")
+"""Folders of parts of one kind, which may be many."""
 LIGHT = ("biograd", "biograd.errors", "biograd.recipes", "biograd.commands", "biograd.__main__")
 
 
@@ -99,6 +104,39 @@ def test_the_layers_name_every_module(project: dict[str, Any]) -> None:
     assert found - {"biograd.__init__"} <= listed
 
 
+def test_no_file_and_no_class_has_the_name_of_another() -> None:
+    sources = _sources()
+    assert not _twice(path.name for path in sources if path.name != "__init__.py")
+    classes = [
+        node.name
+        for text in sources.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert len(classes) > 300 and not _twice(classes)
+    assert _twice(["Rows", "Batch", "Rows"]) == ["Rows"]
+
+
+def test_no_folder_holds_more_than_fifteen_files() -> None:
+    files = Counter(path.parent for path in _sources())
+    assert len(files) > 25
+    full = {folder.name for folder, count in files.items() if count > 15}
+    assert full <= set(INTERCHANGEABLE)
+
+
+def test_files_and_functions_are_short() -> None:
+    sources = _sources()
+    long = {path.name for path, text in sources.items() if len(text.splitlines()) > 400}
+    assert long <= {"experiment.py", "layer.py"}
+    lengths = [
+        len(_body(node, text.splitlines()))
+        for text in sources.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert len(lengths) > 2000 and statistics.median(lengths) <= 8
+
+
 def test_recipes_are_found_beside_the_package_and_inside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +183,23 @@ def test_the_doctor_knows_what_the_project_needs(project: dict[str, Any]) -> Non
     assert {name: bare(texts) for name, texts in extras.items()} == {
         name: set(packages) for name, packages in doctor.EXTRAS.items()
     }
+
+
+def _sources() -> dict[Path, str]:
+    folder = Path(biograd.__file__).parent
+    return {path: path.read_text("utf-8") for path in folder.rglob("*.py")}
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _body(function: ast.FunctionDef, lines: list[str]) -> list[str]:
+    """Return the lines of a function, from its name on, that are neither docstring nor blank."""
+    first = function.body[0]
+    stated = range(first.lineno, first.end_lineno + 1) if ast.get_docstring(function) else ()
+    numbers = range(function.lineno, function.end_lineno + 1)
+    return [lines[n - 1] for n in numbers if n not in stated and lines[n - 1].strip()]
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -24,14 +24,15 @@ from networks_for_tests import CLASSES, batch, build, cannot, spiking
 from torch import Tensor, nn
 
 import biograd
-from biograd import LocalLosses, parallel, ranks
+from biograd import LocalLosses, ranks
 from biograd.data import Arrays
 from biograd.decorrelation import Decorrelation
-from biograd.decorrelation_rules import RULES
+from biograd.decorrelation.rules import RULES
 from biograd.engine import attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, Backpropagation, Estimator, make
-from biograd.parallel import Share
+from biograd.ranks import parallel
+from biograd.ranks.parallel import Share
 from biograd.recipes import TrainingRecipe
 from biograd.training import Trainer, evaluate
 

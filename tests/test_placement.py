@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import slurm_for_tests as slurm
 import work_for_tests as work
+from click.testing import CliRunner
 from work_for_tests import gone, wait_until
 
+from biograd.commands import console
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.placement import ENGINES, Event, Failure, Placement, Work, jobs, place, sbatch
 from biograd.placement import submitit as submitit_engine
@@ -125,6 +127,7 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 import work_for_tests as work
+from click.testing import CliRunner
 from work_for_tests import gone, wait_until
 from biograd.placement import Placement, place
 from biograd.placement.jobs import Work
@@ -219,6 +222,7 @@ BAD_OPTIONS = {
     "partition=a b": "option partition='a b': must be one word",
     "partition=a\n#SBATCH --wrap=rm": "option partition='a\\n#SBATCH --wrap=rm': must be one word",
     "account=$(rm)": "option account='$(rm)': must be one word",
+    "setup=a\nb": "option setup='a\\nb': must be one line of shell",
     "cluster=cloud": "option cluster='cloud': (known: local, slurm)",
 }
 
@@ -552,3 +556,23 @@ def test_a_script_needs_tasks_and_slurm() -> None:
     with pytest.raises(RecipeError, match="cluster=local: a script for sbatch is for Slurm"):
         sbatch(["biograd"], 1, Placement(options=("cluster=local",)))
     assert "--array=0-0%1\n" in sbatch(["biograd"], 1, Placement(workers=8))
+    assert "--array=0-8\n" in sbatch(["biograd"], 9, Placement(workers=None))
+
+
+def test_the_cores_of_a_login_node_limit_no_script(tmp_path: Path) -> None:
+    ask = ["compare", "--models", "ann", "--estimators", "backprop", "--seeds", "9", "--no-control"]
+    folder = str(tmp_path / "study")
+    for more, limit in (([], "0-8"), (["--workers", "3"], "0-8%3")):
+        words = [*ask, "-o", folder, "--print-sbatch", *more]
+        ran = CliRunner().invoke(console, words, catch_exceptions=False)
+        assert f"#SBATCH --array={limit}\n" in ran.output
+
+
+def test_generic_resources_and_setup_of_a_job(tmp_path: Path) -> None:
+    options = ("gres=gpu:a100:1", "setup=module load cuda && export X=1")
+    script = sbatch(["biograd"], 2, Placement(options=options))
+    assert "#SBATCH --gres=gpu:a100:1\n" in script
+    assert script.index("module load cuda && export X=1\n") < script.index("exec biograd")
+    here = Placement("submitit", options=("cluster=local", "gres=gpu:1"), folder=tmp_path)
+    with pytest.raises(RecipeError, match="option gres: has no effect with cluster=local"):
+        place([Work("a", work.write)], here, lambda event: None)

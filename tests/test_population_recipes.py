@@ -53,7 +53,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown function": (
         {"equations": "dv/dt = (I - foo(v)) / tau : 1\nI : 1"},
-        r'The identifier "foo" could not be resolved \(in: dv/dt',
+        r"equations: 'foo\(v\)' calls no known function: did you mean 'floor'\?",
     ),
     "unknown constant": (
         {"equations": "dv/dt = (I - v) / taus : 1\nI : 1"},
@@ -105,7 +105,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a scale in another unit": ({"surrogate_scale": "5*mV"}, r"in the unit of what the threshold"),
     "the input as output": ({"output": "I"}, r"output = 'I': no such variable: \(known: spikes, v"),
     "bounds without end": ({"trainable": {"tau": (1e-200, 1e200)}}, r"at most a factor of 1e\+09"),
-    "a very long reset": ({"reset": "q = 1" + " + 1" * 9000}, r"reset = 'q = 1 \+ 1.*…': no var"),
+    "a very long reset": (
+        {"reset": "q = 1" + "; q = 1" * 900},
+        r"reset = 'q = 1; q = 1.*…': no var",
+    ),
     "no such unit": (
         {"namespace": {"tau": "3*mss"}},
         r"namespace\.tau = '3\*mss': Brian2 has no unit 'mss': did you mean 'ms'\?",
@@ -170,10 +173,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"equations": GOOD["equations"] + "\nx : 1", "output": "x"},
         r"output = 'x': nothing changes it",
     ),
+    "noise by the state": (
+        {"equations": "dv/dt = (I - v) / tau + v * xi / tau**0.5 : 1\nI : 1", "method": "euler"},
+        r"equations: the factor of noise xi changes in time, for which steps of 'euler' are not",
+    ),
     "a method of GSL": ({"method": "gsl_rkck"}, r"method = 'gsl_rkck': its steps are GSL's own"),
     "a formula of a thousand terms": (
         {"threshold": "v > 1" + " + 0" * 3000},
-        r"equations: a formula is too long: give parts of it names, in lines like",
+        r"threshold: a formula is too long: give parts of it names, in lines like",
     ),
     "bounds on one side": (
         {"trainable": {"tau": (1.5, 2.0)}},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from biograd.data import SOURCES
-from biograd.decorrelation_rules import RULES
+from biograd.decorrelation.rules import RULES
 from biograd.encoding import ENCODINGS
 from biograd.errors import BiogradError, RecipeError
 from biograd.estimators import ESTIMATORS

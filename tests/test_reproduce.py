@@ -20,7 +20,8 @@ from torch import nn
 import biograd
 from biograd import experiment
 from biograd.__main__ import main
-from biograd.configuration import Request
+from biograd.brian.import_brian2 import import_brian2
+from biograd.configuration import TrainingRequest
 from biograd.errors import DataError, RecipeError, RunFileError
 from biograd.experiment import Interrupted
 from biograd.progress import Silent
@@ -49,8 +50,8 @@ SMALL = (
 )
 
 
-def request(path: Path, model: str = "ann", *more: str, **changes: Any) -> Request:
-    asked = Request(
+def request(path: Path, model: str = "ann", *more: str, **changes: Any) -> TrainingRequest:
+    asked = TrainingRequest(
         model=model,
         dataset="random_manifolds",
         estimator="weak",
@@ -74,7 +75,7 @@ class Stop(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def interrupted(asked: Request, after: int) -> None:
+def interrupted(asked: TrainingRequest, after: int) -> None:
     with pytest.raises(Interrupted):
         experiment.execute(asked, Stop(after))
 
@@ -319,7 +320,21 @@ def test_numbers_too_far_apart_are_another_run(tmp_path: Path, monkeypatch: Any)
     another_machine(monkeypatch)
     found = reproduce(path)
     assert found.verdict == "neither" and "numbers      differ" in str(found)
-    assert found.failure.startswith(f"{path}: is not reproduced: ")
+    assert found.failure.startswith(
+        f"{path}: is not reproduced (torch {torch.__version__}, now 9.9"
+    )
+
+
+def test_preferences_of_brian2_that_differ_are_named(tmp_path: Path, monkeypatch: Any) -> None:
+    path, prefs = tmp_path / "a.h5", import_brian2().prefs
+    monkeypatch.setitem(prefs, "codegen.target", "numpy")
+    experiment.execute(request(path, "brian2", epochs=1))
+    assert reproduce(path).verdict == "bits"
+    monkeypatch.setitem(prefs, "core.default_float_dtype", np.float32)
+    found = reproduce(path)
+    assert list(map(str, found.changes)) == [
+        "Brian2's core.default_float_dtype float64, now float32"
+    ]
 
 
 def test_another_number_of_threads_leaves_the_numbers(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from biograd.runs.environment import device_name, environment, git_state
+from biograd.brian.import_brian2 import import_brian2
+from biograd.runs.environment import BRIAN2, device_name, environment, git_state
 
 
 def test_it_is_json_and_names_the_versions(monkeypatch: Any, tmp_path: Path) -> None:
@@ -63,3 +64,17 @@ def test_without_git_there_is_no_commit(monkeypatch: Any, tmp_path: Path) -> Non
 def test_the_device_has_a_name() -> None:
     assert device_name(None).startswith("cpu (")
     assert device_name("cuda:0").startswith("cuda:0")
+
+
+def test_preferences_of_brian2_are_kept_once_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "brian2", raising=False)
+    assert environment()["brian2"] == {}
+    monkeypatch.undo()
+    prefs = import_brian2().prefs
+    monkeypatch.setitem(prefs, "core.default_float_dtype", np.float32)
+    monkeypatch.setitem(prefs, "codegen.target", "numpy")
+    kept = environment()["brian2"]
+    assert kept["core.default_float_dtype"] == "float32" and kept["codegen.target"] == "numpy"
+    assert kept["core.network.default_schedule"][0] == "start"
+    assert kept["legacy.refractory_timing"] is False
+    assert json.loads(json.dumps(kept)) == kept and set(kept) == set(BRIAN2)

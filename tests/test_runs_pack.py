@@ -12,7 +12,7 @@ import pytest
 from runs_synthetic import assert_same, check_rows, checkpoint, contents, write_step, writer
 
 from biograd.errors import RecipeError, RunFileError
-from biograd.runs.pack import pack_run
+from biograd.runs.parts.pack import pack_run
 from biograd.runs.reader import open_run
 from biograd.runs.writer import RunWriter
 
@@ -206,6 +206,6 @@ def test_packing_copies_large_data_in_blocks(tmp_path: Path, monkeypatch: Any) -
     parts = prepared(tmp_path / "run.h5")
     shutil.copytree(parts, tmp_path / "other" / "run.h5.parts")
     pack_run(tmp_path / "run.h5")
-    monkeypatch.setattr("biograd.runs.merge.BLOCK", 64)
+    monkeypatch.setattr("biograd.runs.parts.merge.BLOCK", 64)
     pack_run(tmp_path / "other" / "run.h5")
     assert_same(contents(tmp_path / "run.h5"), contents(tmp_path / "other" / "run.h5"))

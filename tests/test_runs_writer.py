@@ -396,7 +396,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from runs_synthetic import writer, write_step
-from biograd.runs.pack import pack_run
+from biograd.runs.parts.pack import pack_run
 from biograd.runs.storage import OutputError
 target = writer(Path(sys.argv[1]))
 for step in range(400):

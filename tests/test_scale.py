@@ -15,10 +15,10 @@ from torch import distributed
 
 import biograd
 from biograd import ranks
-from biograd.costs import operations
 from biograd.data import Arrays
 from biograd.estimators import ESTIMATORS
 from biograd.recipes import TrainingRecipe
+from biograd.recording.costs import operations
 from biograd.training import Trainer
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))  # the last place: it hides nothing

@@ -11,7 +11,7 @@ import torch
 
 from biograd import data, studies
 from biograd.__main__ import main
-from biograd.configuration import Request, configure
+from biograd.configuration import TrainingRequest, configure
 from biograd.errors import BiogradError, RecipeError
 from biograd.recipes import construct
 from biograd.studies import Place, SilentStudy, search
@@ -22,7 +22,7 @@ RANGES = {
     "training.batch_size": {"low": 16, "high": 64},
     "training.optimiser": {"choices": ["adam", "sgd"]},
 }
-REQUEST = Request("ann", "digits", "backprop", assignments=("training.epochs=1",))
+REQUEST = TrainingRequest("ann", "digits", "backprop", assignments=("training.epochs=1",))
 
 
 def settings(trials: int = 4, **changes: Any) -> Search:
@@ -76,7 +76,7 @@ def test_proposals_stay_in_their_ranges(tmp_path: Path) -> None:
     assert found.value == best["value"] > 0.2
     assert f"training.learning_rate={best['training.learning_rate']}" in found.assignments
     # what was found can be asked for, and is what it was
-    request = Request(
+    request = TrainingRequest(
         **{
             **REQUEST.__dict__,
             "assignments": (
@@ -117,7 +117,7 @@ def test_interrupted_it_goes_on_as_if_it_had_not_been(
 
 def test_another_search_is_not_mixed_in(tmp_path: Path) -> None:
     search.run(settings(1), REQUEST, tmp_path / "s.journal")
-    other = Request("ann", "digits", "weak", assignments=("training.epochs=1",))
+    other = TrainingRequest("ann", "digits", "weak", assignments=("training.epochs=1",))
     with pytest.raises(RecipeError, match="other settings"):
         search.run(settings(1), other, tmp_path / "s.journal")
     with pytest.raises(RecipeError, match="other settings"):

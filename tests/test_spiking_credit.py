@@ -32,7 +32,7 @@ from torch.autograd import forward_ad
 
 import biograd
 from biograd.contracts import Objective, Plan, Round, Trace, Transport
-from biograd.credit_paths import split
+from biograd.contracts.credit_paths import split
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, make

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from biograd.studies.statistics import bootstrap, holm, paired, sign_flip
+from biograd.studies.results.statistics import bootstrap, holm, paired, sign_flip
 
 FIRST = [96.1, 97.2, 95.8, 96.9, 97.4]
 SECOND = [95.0, 97.0, 95.1, 95.2, 96.9]

@@ -18,7 +18,7 @@ from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import RecipeError
 from biograd.studies import KINDS, Place, SilentStudy
-from biograd.studies.comparison import rank_correlation
+from biograd.studies.results.comparison import rank_correlation
 
 STUDY = """
 description = "Two rules"

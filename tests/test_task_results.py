@@ -16,7 +16,7 @@ from sklearn.multioutput import MultiOutputClassifier
 
 import biograd
 from biograd import experiment
-from biograd.experiment import Request
+from biograd.experiment import TrainingRequest
 from biograd.recipes import load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -25,7 +25,7 @@ SEQUENCES = ("spiking_sequence", "adaptive_sequence")
 
 
 def trained(folder: Path, model: str, dataset: str, estimator: str, *settings: str) -> Any:
-    request = Request(
+    request = TrainingRequest(
         model=model,
         dataset=dataset,
         estimator=estimator,
@@ -175,7 +175,7 @@ def test_digits_by_reward(tmp_path: Path) -> None:
         found = []
         for settings in ((), reward):
             summary = experiment.execute(
-                Request(
+                TrainingRequest(
                     model="ann",
                     estimator="node_perturbation",
                     seed=seed,

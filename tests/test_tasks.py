@@ -13,7 +13,7 @@ from torch import nn
 
 from biograd import tasks
 from biograd.errors import CapabilityError, CheckFailed, DataError, RecipeError
-from biograd.leaky import leaky_sum
+from biograd.leaky_sum import leaky_sum
 from biograd.tasks import MISSING
 from biograd.testing import check_task
 

@@ -123,7 +123,7 @@ def train(path: Path, model: str, seed: int) -> None:
     from biograd import experiment
 
     assignments = ("training.epochs=1", "network.hidden=[10]")
-    request = experiment.Request(
+    request = experiment.TrainingRequest(
         model=model, dataset="digits", seed=seed, out=path, assignments=assignments
     )
     summary = experiment.execute(request)
@@ -153,7 +153,7 @@ def trains_long(path: Path) -> None:
     from biograd import experiment
 
     out = path.with_suffix(".h5")
-    request = experiment.Request(
+    request = experiment.TrainingRequest(
         model="ann", dataset="digits", out=out, assignments=("training.epochs=10000",)
     )
     try:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel
 from biograd.brian.import_brian2 import import_brian2, one_line
 from biograd.brian.layer import without_derivative
 from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
+from biograd.ranks import parallel
 from biograd.recipes import Positive, validate
 from biograd.substrate.copies import SharedRandomness
 from biograd.threads import Turn

@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 import functools
+import importlib.abc
+import importlib.machinery
 import logging
 import os
 import stat
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 log = logging.getLogger(__name__)
 NO_NEWS = ("resolution_conflict", "failed_compile_test", "codegen_fallback")
 """What Brian2 warns of and is no news: recipes are checked, and the rest is said in one line."""
 _heard: ContextVar[list[logging.LogRecord] | None] = ContextVar("heard", default=None)
+
+
+class _Guard(importlib.abc.MetaPathFinder):
+    """Lets Brian2 read the preferences in the user's home, not those where one happens to stand.
+
+    On import it would evaluate the values in ``./brian_preferences`` as Python.
+    """
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Return how the module of preferences is loaded: as ever, with another reader."""
+        if name != "brian2.core.preferences":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            loader.exec_module = functools.partial(self._load, loader.exec_module)
+        return spec
+
+    def _load(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
+        load(module)
+        self.preferences: Any = module.BrianGlobalPreferences
+        self.reader = self.preferences.read_preference_file
+        self.preferences.read_preference_file = lambda own, file: self._read(own, file)
+
+    def _read(self, preferences: Any, file: Any) -> None:
+        if os.path.isabs(file):
+            self.reader(preferences, file)
+        elif os.path.exists(file):
+            log.warning(
+                f"./{file} is not read: Brian2 would run what stands in it; set brian2.prefs in "
+                "your own code, or move it to ~/.brian/user_preferences"
+            )
+
+    def __enter__(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def __exit__(self, *_: object) -> None:
+        sys.meta_path.remove(self)
+        if hasattr(self, "preferences"):
+            self.preferences.read_preference_file = self.reader
 
 
 @functools.cache
@@ -27,13 +70,14 @@ def import_brian2() -> ModuleType:
 
     It also says which integration method it chose, and that a group was thrown away, when a model
     is only checked; neither is news to the user of a population.  And it would ask for a report of
-    every error that ends a script, as if that were its own.
+    every error that ends a script, as if that were its own.  A file ``brian_preferences`` of the
+    current folder is not read; that in the user's home is.
     """
     hook = None if "brian2" in sys.modules else sys.excepthook
     plots = logging.getLogger("matplotlib")  # Brian2 imports it, and it wants a folder for itself
     level = plots.level
     plots.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _Guard():
         warnings.simplefilter("ignore", DeprecationWarning)
         import brian2
     plots.setLevel(level)

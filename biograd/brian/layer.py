@@ -19,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from biograd import parallel
 from biograd.brian.neuron_model import Details, NeuronModel
 from biograd.brian.simulation import Simulation
-from biograd.credit_paths import State, differentiated, join, mapped, ways
+from biograd.contracts.credit_paths import State, differentiated, join, mapped, ways
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.recipes import Count, PopulationRecipe, Positive, validate
 from biograd.substrate.copies import SharedRandomness
 from biograd.threads import Turn

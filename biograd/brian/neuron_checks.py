@@ -52,6 +52,15 @@ def check_names(recipe: PopulationRecipe, where: str) -> None:
             raise RecipeError(f"{where}.namespace.{name}: no name for a constant")
 
 
+def check_noise(recipe: PopulationRecipe, where: str) -> None:
+    """Refuse noise with a factor that changes: Brian2's methods for it take other steps."""
+    if import_brian2().Equations(recipe.equations).stochastic_type == "multiplicative":
+        raise RecipeError(
+            f"{where}.equations: the factor of noise xi changes in time, for which steps of "
+            "'euler' are not right: make it a constant"
+        )
+
+
 def check_no_constants(neuron: Neuron, instead: str) -> None:
     """Refuse constants of integrate-and-fire neurons where there are none.
 

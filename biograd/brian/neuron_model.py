@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from biograd.brian.import_brian2 import import_brian2, one_line
-from biograd.brian.neuron_checks import NOISE, Checks, check_names
+from biograd.brian.language import TOO_LONG, check_texts
+from biograd.brian.neuron_checks import NOISE, Checks, check_names, check_noise
 from biograd.brian.quantities import distribution, quantity
 from biograd.errors import CapabilityError, RecipeError, brief, nearest
 from biograd.randomness import generator
@@ -108,6 +109,7 @@ class NeuronModel:
         }
         self._brian2 = import_brian2()
         check_names(recipe, where)
+        check_texts(recipe, where, self.constants, [one.code for one in self.details.regular])
         self.equations = self._equations()
         self.impulses = tuple(name for name in self.ports if name in self.equations.diff_eq_names)
         checks = Checks(recipe, where, self.equations, self.ports)
@@ -221,6 +223,8 @@ class NeuronModel:
                 f"{self.where}.method = {recipe.method!r}: noise xi is drawn in steps of 'euler', "
                 "so that all copies of an example receive the same"
             )
+        with self._explained():
+            check_noise(recipe, self.where)
         text = recipe.equations
         for name in self.noises:
             text = re.sub(rf"\b{name}\b", self.noise(name), text)
@@ -377,6 +381,6 @@ def _explained(where: str, text: str) -> Iterator[None]:
             cause = cause.__cause__
         said = cause.args[0] if isinstance(cause, KeyError) and cause.args else cause
         if isinstance(cause, RecursionError):
-            said = "a formula is too long: give parts of it names, in lines like 'part = ... : 1'"
+            said = TOO_LONG
         message = " ".join(str(said).split()).rstrip(".")
         raise RecipeError(f"{where}: {brief(message)} (in: {text})") from error

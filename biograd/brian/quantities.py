@@ -5,23 +5,16 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-import operator
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.language import BINARY, parse
 from biograd.errors import RecipeError
 
-BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
+SIGNS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 LONGEST = 200
 """Characters of a quantity; a longer text is no quantity."""
 
@@ -44,9 +37,7 @@ def quantity(text: str | float, where: str) -> Any:
         return float(text)
     brian2 = import_brian2()
     try:
-        if len(text) > LONGEST:
-            raise SyntaxError
-        value = _walk(ast.parse(text.strip(), mode="eval").body, text, where)
+        value = _walk(parse(text, LONGEST), text, where)
         if not math.isfinite(float(np.asarray(value))):
             raise RecipeError(f"{where} = {text!r}: must be finite")
         return value
@@ -88,7 +79,7 @@ def _walk(node: ast.expr, text: str, where: str) -> Any:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         value = _walk(node.operand, text, where)
         return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, SIGNS):
         left, right = _walk(node.left, text, where), _walk(node.right, text, where)
         if isinstance(node.op, ast.Pow) and not (isinstance(right, float) and abs(right) <= 16):
             raise RecipeError(f"{where} = {text!r}: an exponent must be a small plain number")

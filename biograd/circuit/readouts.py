@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.errors import RecipeError, nearest
-from biograd.leaky import leaky_sum
+from biograd.leaky_sum import leaky_sum
 from biograd.recipes import NetworkRecipe
 
 KINDS = ("membrane", "rate", "filtered_rate", "first_spike", "potential")

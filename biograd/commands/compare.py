@@ -12,7 +12,7 @@ from biograd import recipes
 from biograd.commands.options import Answer, command
 from biograd.commands.run import conduct, place, placing_options
 from biograd.errors import RecipeError
-from biograd.recipes.dataset import is_function
+from biograd.recipes.dataset_recipe import is_function
 
 if TYPE_CHECKING:
     from biograd.studies import Place

@@ -60,7 +60,7 @@ def fetch(dataset: str, data_dir: Path | None, offline: bool) -> Answer:
     """
     recipe = recipes.load_dataset(dataset)
     name = Path(dataset).stem
-    from biograd.data.fetch import fetch as fetch_files
+    from biograd.data.files.fetch import fetch as fetch_files
 
     paths = fetch_files(recipe, name, data_dir, offline)
     text = "\n".join(map(str, paths)) or f"{name} is made on the spot: there is nothing to fetch"
@@ -77,7 +77,7 @@ def verify(dataset: str, data_dir: Path | None) -> Answer:
     """
     recipe = recipes.load_dataset(dataset)
     name = Path(dataset).stem
-    from biograd.data.fetch import verify as verify_files
+    from biograd.data.files.fetch import verify as verify_files
 
     files = verify_files(recipe, name, data_dir)
     bad = [str(row["file"]) for row in files if row["status"] != "ok"]

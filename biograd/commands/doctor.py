@@ -53,6 +53,8 @@ EXTRAS = {
 
 MARKS = {"ok": "ok", "note": "-", "fail": "FAIL"}
 IMPORT_LIMIT_SECONDS = 120
+BRIAN2 = "from biograd.brian.import_brian2 import import_brian2; import_brian2()"
+"""Imports Brian2 without the preferences of the current folder, which it would run."""
 CUDA_PROBE = """
 import json, torch
 found = torch.cuda.is_available()
@@ -104,7 +106,7 @@ def _package(name: str, module: str) -> Finding:
     if not version:
         return Finding("packages", name, "fail", f"not installed: pip install {name}")
     begin = time.perf_counter()
-    problem, _ = _python(f"import {module}")
+    problem, _ = _python(BRIAN2 if name == "brian2" else f"import {module}")
     seconds = round(time.perf_counter() - begin, 2)
     if name == "brian2" and problem:
         problem = clash(version, installed("numpy")) or problem
@@ -198,7 +200,7 @@ def _python(source: str) -> tuple[str, str]:
     """Run ``source`` in a fresh interpreter; return the last line of its error, and its output."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", source],
+            [sys.executable, "-P", "-c", source],
             capture_output=True,
             text=True,
             timeout=IMPORT_LIMIT_SECONDS,

@@ -41,7 +41,7 @@ def inspect(run: Path) -> Answer:
     RUN is a run file, also of a run that still goes on or was killed, or a set.h5 of a study.
     """
     from biograd.runs.reader import open_run
-    from biograd.studies.set_file import is_set
+    from biograd.studies.results.set_file import is_set
 
     if is_set(run):
         return _inspect_set(run)
@@ -73,7 +73,7 @@ def inspect(run: Path) -> Answer:
 
 def _inspect_set(path: Path) -> Answer:
     """Show the runs that a set links."""
-    from biograd.studies.set_file import load_set
+    from biograd.studies.results.set_file import load_set
 
     found = load_set(path)
     table = found.tables.get("runs", {})

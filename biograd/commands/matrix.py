@@ -15,7 +15,7 @@ from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, command, quiet_option
 
 if TYPE_CHECKING:
-    from biograd.compatibility import Compatibility
+    from biograd.diagnosis.compatibility import Compatibility
 
 LABELS = {
     "dense": ("dense", ""),
@@ -54,7 +54,7 @@ def matrix(rules: tuple[str, ...], quiet: bool) -> Answer:
     has a gradient that is finite and not zero.  The notes are what a user would read instead.
     Exit code 3 if a cell fails in another way than by a clear refusal.
     """
-    from biograd import compatibility as module
+    from biograd.diagnosis import compatibility as module
     from biograd.estimators import ESTIMATORS
 
     module.check(rules)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1),
             metavar="N",
             help="Trainings at a time, each in a process of its own; 1: in this process.  "
-            "[default: one for each core]",
+            "[default: one for each core; no limit for SLURM]",
         ),
         click.option(
             "--engine",
@@ -47,8 +46,8 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "job",
             multiple=True,
             metavar="KEY=VALUE",
-            help="A setting of SLURM's jobs, as in partition=gpu, time=60 (minutes) or "
-            "cluster=local; repeatable.",
+            help="A setting of SLURM's jobs, as in partition=gpu, gres=gpu:1, time=60 (minutes), "
+            "setup='module load cuda' or cluster=local; repeatable.",
         ),
         data_dir_option,
         click.option(
@@ -118,7 +117,7 @@ def place(
 
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
-    placement = Placement(engine, workers or os.cpu_count() or 1, address, job, folder)
+    placement = Placement(engine, workers, address, job, folder)
     return Place(folder, data_dir, offline, placement, task, own or {})
 
 
@@ -146,7 +145,7 @@ def describe(report: Report, title: str, folder: Path) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from biograd.studies.writing import COSTLY
+    from biograd.studies.results.writing import COSTLY
 
     results = {key: name for key, name in report.columns.items() if key not in COSTLY}
     parts: list[RenderableType] = [Text(title), "", _table(report.rows, results, report.fine)]
@@ -181,7 +180,7 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
-    from biograd.studies.writing import write_cell
+    from biograd.studies.results.writing import write_cell
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for place, name in enumerate(columns.values()):

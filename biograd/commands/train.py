@@ -97,7 +97,7 @@ def train(*, quiet: bool, **choices: Any) -> Answer:
 
     with ProgressDisplay(quiet) as progress:
         asked = experiment.asked(choices.pop("dataset"))
-        record = experiment.execute(experiment.Request(**asked, **choices), progress)
+        record = experiment.execute(experiment.TrainingRequest(**asked, **choices), progress)
     return Answer(record, summary(record))
 
 

@@ -12,26 +12,26 @@ from typing import Any
 
 import torch
 
-from biograd.data import (
+from biograd.data.choosing import by_turns, divided, stratified
+from biograd.data.dataset import Dataset, digest, validate
+from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
+from biograd.data.rows.events import Events
+from biograd.data.rows.items import Items
+from biograd.data.rows.stream import Stream
+from biograd.data.source import Batch, Rows, Source, batches, rows_of, streams
+from biograd.data.sources import (
     digits,
     evidence_accumulation,
-    files,
-    given,
     hdf5,
     idx,
     npz,
+    own_data,
+    own_files,
     pattern_generation,
     random_manifolds,
     yin_yang,
 )
-from biograd.data.arrays import Arrays
-from biograd.data.choosing import by_turns, divided, stratified
-from biograd.data.dataset import Dataset, digest, validate
-from biograd.data.events import Events
-from biograd.data.items import Items
-from biograd.data.request import Parts, Request
-from biograd.data.source import Batch, Rows, Source, batches, rows_of, streams
-from biograd.data.stream import Stream
 from biograd.data.tasked import set_task, tasked
 from biograd.errors import DataError, RecipeError
 from biograd.randomness import generator
@@ -68,11 +68,11 @@ SOURCES: Registry[Callable[[Request], Parts]] = Registry(
         "evidence_accumulation": evidence_accumulation.read,
         "npz": npz.read,
         "hdf5": hdf5.read,
-        "folder": files.read,
-        "arrays": given.read,
-        "torch": given.read,
-        "stream": given.read,
-        "python": given.function,
+        "folder": own_files.read,
+        "arrays": own_data.read,
+        "torch": own_data.read,
+        "stream": own_data.read,
+        "python": own_data.function,
     },
 )
 ASKED = ("arrays", "torch", "stream", "python")
@@ -100,7 +100,7 @@ def load(
 
     Args:
         name: opens every message and names the cache folder.
-        data_dir: folder that already holds the files; see :mod:`biograd.data.fetch`.
+        data_dir: folder that already holds the files; see :mod:`biograd.data.files.fetch`.
         offline: never touch the network.
         seed: for a generated source whose recipe states no seed of its own.
         own: the user's own data, or the text that names their function.

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from biograd.data.arrays import Arrays
 from biograd.data.choosing import by_turns
 from biograd.data.digests import combined, update
+from biograd.data.rows.arrays import Arrays
 from biograd.data.source import Batch, Source, batches, streams
 from biograd.errors import DataError
 from biograd.tasks import Task

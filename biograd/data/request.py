@@ -17,11 +17,6 @@ Settings = TypeVar("Settings")
 
 
 @dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """The settings of a source that has none."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Parts:
     """What a source has read.
 

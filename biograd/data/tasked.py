@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biograd.data.arrays import Arrays, missing
 from biograd.data.dataset import finite
 from biograd.data.request import Parts
+from biograd.data.rows.arrays import Arrays, missing
+from biograd.data.rows.stream import FIRST
 from biograd.data.source import FIXED, Batch, Key, Source, many, streams
-from biograd.data.stream import FIRST
 from biograd.recipes import DatasetRecipe
 from biograd.tasks import MISSING, TASKS, Task, Weighted, infer, make
 

@@ -12,7 +12,7 @@ from biograd.encoding.encoding import Encoding
 from biograd.encoding.given import Given, check_duration
 from biograd.encoding.latency import Latency
 from biograd.encoding.poisson import Poisson
-from biograd.encoding.rows import Rows
+from biograd.encoding.rows import RowCurrent
 from biograd.recipes import EncodingRecipe
 from biograd.registry import Registry
 
@@ -24,7 +24,7 @@ __all__ = [
     "Given",
     "Latency",
     "Poisson",
-    "Rows",
+    "RowCurrent",
     "build",
     "check_duration",
 ]
@@ -36,7 +36,7 @@ ENCODINGS: Registry[type[Encoding]] = Registry(
         "poisson": Poisson,
         "latency": Latency,
         "delta": Delta,
-        "rows": Rows,
+        "rows": RowCurrent,
         "given": Given,
     },
 )

@@ -10,7 +10,6 @@ encoding's randomness drops out of their differences.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -18,13 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from biograd.checking import NoSettings
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import EncodingRecipe, construct
-
-
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """The settings of an encoding that takes the recipe's own keys alone."""
 
 
 class Encoding(ABC):

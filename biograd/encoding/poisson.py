@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from biograd import parallel
 from biograd.encoding.encoding import Encoding
 from biograd.errors import RecipeError
+from biograd.ranks import parallel
 from biograd.recipes import EncodingRecipe
 
 

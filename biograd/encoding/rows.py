@@ -43,7 +43,7 @@ class RowEncoding(Encoding):
         return images.transpose(1, 2).flatten(2)
 
 
-class Rows(RowEncoding):
+class RowCurrent(RowEncoding):
     """An image row by row as a current, ``I = gain x``; each row lasts ``duration / rows``."""
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd import structure
 from biograd.contracts import Objective, Plan, Substrate, Trace
 from biograd.decorrelation import Decorrelation
+from biograd.engine import structure
 from biograd.engine.accounting import Account, Bookkeeper, check_outside, trained
 from biograd.engine.outside import Withheld
 from biograd.engine.tracing import remembers, smooth

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from biograd.contracts import Trace
+from biograd.engine.structure import Places, places
 from biograd.errors import CapabilityError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.estimators.estimator import Reach
-from biograd.structure import Places, places
 
 Outside = Literal["refuse", "freeze", "exact"]
 """What becomes of parameters that the rule does not credit."""

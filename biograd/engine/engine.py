@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel, tasks
+from biograd import tasks
 from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
 from biograd.decorrelation import Decorrelation
@@ -31,6 +31,7 @@ from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel, structure
 from biograd.contracts import (
     ParameterNoise,
     Plan,
@@ -19,8 +18,10 @@ from biograd.contracts import (
     SiteShape,
     Trace,
 )
+from biograd.engine import structure
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.tasks import Task
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from biograd import parallel
 from biograd.contracts import Plan, Round, SiteTrace, Trace, Transport
 from biograd.estimators.estimator import Estimator
+from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, validate
 
 

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, Trace
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
 from biograd.estimators.target_store import TargetStore
+from biograd.ranks import parallel
 from biograd.recipes import Count, Positive, Range, validate
 
 Targets = dict[str, Tensor]

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
-from biograd.parallel import Division
+from biograd.ranks.parallel import Division
 
 Reach = Literal["parameters", "blocks", "normalisations", "currents", "readout"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from biograd import parallel
 from biograd.contracts import Plan, Round, SiteTrace, Trace
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
+from biograd.ranks import parallel
 from biograd.recipes import Positive, validate
 
 

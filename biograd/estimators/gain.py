@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
+from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
 

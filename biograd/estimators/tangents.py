@@ -29,11 +29,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel
 from biograd.contracts import Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError
 from biograd.estimators.loss_regression import isotropic, orthonormal
 from biograd.estimators.weak_gradient import split, unit_sizes
+from biograd.ranks import parallel
 from biograd.registry import Registry
 
 

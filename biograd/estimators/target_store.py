@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biograd import parallel
 from biograd.errors import BiogradError, CapabilityError, DataError
+from biograd.ranks import parallel
 
 SPARE = 1.25
 """A file that is too short is replaced by one with so many times the rows."""

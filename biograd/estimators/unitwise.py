@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from biograd import parallel
 from biograd.contracts import Plan, Round, Transport
 from biograd.estimators.estimator import Estimator
+from biograd.ranks import parallel
 from biograd.recipes import Positive, Range, validate
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from biograd import parallel
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators.estimator import Estimator
 from biograd.estimators.loss_regression import METHODS, binned
+from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
 

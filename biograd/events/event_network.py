@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Objective, Plan, Site, SiteShape, Trace
-from biograd.encoding import Current, Encoding, Latency, Rows
+from biograd.encoding import Current, Encoding, Latency, RowCurrent
 from biograd.errors import CapabilityError, RecipeError
 from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
 from biograd.neurons import EventDriven
@@ -230,7 +230,7 @@ def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> No
             f"encoding.duration_ms = {encoding.duration_ms:g}: exact spike times in {recipe.dtype} "
             f"need trials of {longest:.0f} ms at most, by the shortest time constant"
         )
-    if isinstance(encoding, Rows):
+    if isinstance(encoding, RowCurrent):
         raise RecipeError(
             "encoding.kind = 'rows': exact spike times need a constant current or spikes; use "
             "latency, poisson, delta or current"

@@ -6,6 +6,6 @@ is what a population is in the terms of NIR, which its neuron decides (``Neuron.
 
 from __future__ import annotations
 
-from biograd.interchange.files import export_nir, import_nir, to_nir
+from biograd.interchange.nir_files import export_nir, import_nir, to_nir
 
 __all__ = ["export_nir", "import_nir", "to_nir"]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from biograd import parallel
 from biograd.local.aggregator import replicated_cross_entropy
 from biograd.local.partition import Cells, by_patches, channel_count
+from biograd.ranks import parallel
 from biograd.registry import Registry
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from biograd.credit_paths import differentiated, starts
+from biograd.contracts.credit_paths import differentiated, starts
 from biograd.neurons.leaky import Leaky
 from biograd.neurons.scan import Course
 from biograd.neurons.surrogate import Derivative
@@ -107,7 +107,7 @@ class _Course:
         return result
 
 
-class _Scan(torch.autograd.Function):
+class _LeakyScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, course: _Course) -> Tensor:
         if course.given is not None:
@@ -155,5 +155,5 @@ def leaky_scan(
     """
     if differentiated(current):
         course = _Course(neuron, c, steps, window, derivative or neuron.derivative, given)
-        return cast(Tensor, _Scan.apply(current, course))
+        return cast(Tensor, _LeakyScan.apply(current, course))
     return record(neuron, c, current.detach(), steps)[0]

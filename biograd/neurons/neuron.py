@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from biograd.checking import NotNegative, Positive
+from biograd.checking import Checked, NotNegative, Positive
 from biograd.errors import CapabilityError, RecipeError
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 
@@ -49,7 +49,7 @@ def state_of(names: tuple[str, ...]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Neuron:
+class Neuron(Checked):
     """One kind of neuron; its fields are data and nothing else is.
 
     A field of the kind ``PerNeuron`` may differ between the neurons of a population, and may be
@@ -81,6 +81,7 @@ class Neuron:
             setattr(cls, "nir", Neuron.nir)  # noqa: B010 - mypy takes no method as a value
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind and self.kind != self.name and "name" in vars(type(self)):
             raise RecipeError(f"{self.noun}: kind = {self.kind!r}: it is {self.name!r}")
         object.__setattr__(self, "kind", self.kind or self.name)

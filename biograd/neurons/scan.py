@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from biograd.credit_paths import starts
+from biograd.contracts.credit_paths import starts
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of
 from biograd.neurons.surrogate import Derivative
 
@@ -186,7 +186,7 @@ class Trial:
         return (self.derivative or self.neuron.derivative)(distance)
 
 
-class _Scan(torch.autograd.Function):
+class _RecordedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, trial: Trial, k: Coefficients, *tensors: Tensor) -> Tensor:
         ports = trial.neuron.ports
@@ -214,7 +214,7 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         trial = ctx.trial
-        tensors, passed, slopes, states = _Scan._saved(ctx)
+        tensors, passed, slopes, states = _RecordedScan._saved(ctx)
         ports = len(trial.neuron.ports)
         credit, found = _backward(trial, ctx.k, gradient, passed, slopes, keep=bool(states))
         by_port = [
@@ -226,7 +226,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _trial: None, _k: None, *tangents: Tensor | None) -> Tensor:
-        _tensors, passed, slopes, _states = _Scan._saved(ctx)
+        _tensors, passed, slopes, _states = _RecordedScan._saved(ctx)
         ports = tangents[: len(ctx.trial.neuron.ports)]
         moved = _forward(ctx.trial, ctx.k, ports, passed, slopes)
         return moved
@@ -353,4 +353,4 @@ def scan(trial: Trial, k: Coefficients, into: Mapping[str, Tensor], *learned: Te
         learned: values of ``trial.learned``, ``[U]``.
     """
     tensors = (*(into[port] for port in trial.neuron.ports), *learned)
-    return cast(Tensor, _Scan.apply(trial, k, *tensors))
+    return cast(Tensor, _RecordedScan.apply(trial, k, *tensors))

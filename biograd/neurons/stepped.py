@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Transport
-from biograd.credit_paths import State, hand_over, join, needed, starts, ways
+from biograd.contracts.credit_paths import State, hand_over, join, needed, starts, ways
 
 
 class SteppedPopulation(nn.Module):

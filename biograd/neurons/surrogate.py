@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from biograd.credit_paths import differentiated
+from biograd.contracts.credit_paths import differentiated
 from biograd.registry import Registry
 
 Surrogate = Callable[[Tensor, float], Tensor]

@@ -62,7 +62,7 @@ def place(
             raise RecipeError(
                 f"engine {placement.engine!r} takes no {field}; only {', '.join(takers)} does"
             )
-    if placement.workers < 1:
+    if placement.workers is not None and placement.workers < 1:
         raise RecipeError(f"workers = {placement.workers}: must be at least 1")
     if not work:
         return []

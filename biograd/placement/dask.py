@@ -25,6 +25,7 @@ from biograd.placement.jobs import (
     Job,
     Outcome,
     Work,
+    cores,
     environment,
     line,
     threads,
@@ -55,7 +56,7 @@ def begin(placement: Placement, count: int) -> Executor:
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         if placement.address is None:
-            workers = min(placement.workers, count)
+            workers = min(placement.workers or cores(), count)
             client = _here(stack, distributed, workers)
             executor = Workers(client, workers, "this machine", placement.logs)
         else:

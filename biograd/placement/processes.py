@@ -24,6 +24,7 @@ from biograd.placement.jobs import (
     Job,
     Outcome,
     Work,
+    cores,
     deaf_to,
     drive,
     killed,
@@ -42,7 +43,7 @@ LOOK = 0.05
 
 def begin(placement: Placement, count: int) -> Executor:
     """Return the executor for so much work."""
-    return Processes(min(placement.workers, count), cuda_devices(), placement.logs)
+    return Processes(min(placement.workers or cores(), count), cuda_devices(), placement.logs)
 
 
 def run(

@@ -20,7 +20,7 @@ mkdir -p -- "$logs"
 exec >>"$logs/${{SLURM_ARRAY_JOB_ID:-0}}_$SLURM_ARRAY_TASK_ID.log" 2>&1
 
 {threads}
-
+{setup}
 # exec: the signal before the time limit then reaches the training, which commits and ends.
 exec {command} --task "$SLURM_ARRAY_TASK_ID"
 
@@ -33,8 +33,8 @@ exec {command} --task "$SLURM_ARRAY_TASK_ID"
 def sbatch(command: Sequence[str], count: int, placement: Placement) -> str:
     """Return a script whose array task ``i`` of ``count`` runs ``command --task i``.
 
-    At most ``placement.workers`` run at a time.  Before its time limit a task is asked to
-    stop, so that it commits.
+    At most ``placement.workers`` run at a time, if that is given.  Before its time limit a task is
+    asked to stop, so that it commits.
 
     Raises:
         RecipeError: the options are not valid, or there is nothing to do.
@@ -44,10 +44,11 @@ def sbatch(command: Sequence[str], count: int, placement: Placement) -> str:
     options = read_options(placement.options)
     if options.pop("cluster", "slurm") != "slurm":
         raise RecipeError("option cluster=local: a script for sbatch is for Slurm")
-    minutes = options.setdefault("time", MINUTES)
+    workers, minutes = placement.workers, options.setdefault("time", MINUTES)
+    setup = options.pop("setup", "")
     flags = {
         "job-name": "biograd",
-        "array": f"0-{count - 1}%{min(placement.workers, count)}",
+        "array": f"0-{count - 1}" + (f"%{min(workers, count)}" if workers else ""),
         "output": "/dev/null",
         "requeue": "",
         "signal": f"B:TERM@{min(60, 30 * minutes)}",
@@ -60,6 +61,7 @@ def sbatch(command: Sequence[str], count: int, placement: Placement) -> str:
         ),
         logs=shlex.quote(str(placement.logs)),
         threads="\n".join(f'export {name}="${{SLURM_CPUS_PER_TASK:-1}}"' for name in THREADS),
+        setup=f"{setup}\n" if setup else "",
         command=shlex.join(command),
     )
 

@@ -18,14 +18,15 @@ class Placement:
 
     Attributes:
         engine: a key of ``ENGINES``.
-        workers: trainings at a time; a Dask cluster that is reached by its address has its own.
+        workers: trainings at a time; None: one for each core, of Slurm's jobs as many as it lets
+            run; a Dask cluster that is reached by its address has its own.
         address: of a Dask scheduler; None: workers of this machine.
         options: of Slurm jobs, ``KEY=VALUE``, see ``OPTIONS``.
         folder: of the study; ``jobs`` in it receives what the processes say.
     """
 
     engine: str = "local"
-    workers: int = 1
+    workers: int | None = 1
     address: str | None = None
     options: tuple[str, ...] = ()
     folder: Path = Path(".")
@@ -69,6 +70,13 @@ def _word(text: str) -> str:
     return text
 
 
+def _shell(text: str) -> str:
+    """Read a line of shell."""
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be one line of shell, such as 'module load cuda'")
+    return text
+
+
 def _cluster(text: str) -> str:
     """Read the kind of cluster."""
     if text not in ("slurm", "local"):
@@ -86,6 +94,8 @@ OPTIONS = {
     "account": Option(_word, "account", "slurm_account"),
     "qos": Option(_word, "qos", "slurm_qos"),
     "constraint": Option(_word, "constraint", "slurm_constraint"),
+    "gres": Option(_word, "gres", "slurm_gres"),
+    "setup": Option(_shell, "", "slurm_setup"),  # runs before the training
 }
 MINUTES = 60
 """Of a job, unless the option ``time`` says otherwise; a training goes on in the next job."""

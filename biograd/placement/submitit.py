@@ -26,6 +26,7 @@ from biograd.placement.jobs import (
     Job,
     Outcome,
     attempt,
+    cores,
     deaf_to,
     environment,
     line,
@@ -75,6 +76,11 @@ def begin(placement: Placement, count: int) -> Executor:
             "the engine 'submitit' finds no sbatch and srun on this machine: run it on a login "
             "node, try it here with the option cluster=local, or use --print-sbatch"
         )
+    away = [name for name in options if OPTIONS[name].parameter.startswith("slurm_")]
+    if cluster == "local" and away:
+        raise RecipeError(f"option {away[0]}: has no effect with cluster=local: leave it out")
+    if "setup" in options:
+        options["setup"] = [options["setup"]]
     if "%" in str(placement.logs.absolute()):  # Slurm's sign for what it fills in
         raise RecipeError(f"{placement.folder}: Slurm needs a folder without % in its path")
     logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its end is told by this executor
@@ -88,13 +94,14 @@ def begin(placement: Placement, count: int) -> Executor:
     cpus, minutes = options.get("cpus"), options.setdefault("time", MINUTES)
     executor.update_parameters(
         name="biograd",
-        slurm_array_parallelism=placement.workers,
+        slurm_array_parallelism=placement.workers or min(count, ARRAY),
         slurm_signal_delay_s=min(90, 30 * minutes),
         **{OPTIONS[name].parameter: value for name, value in options.items()},
     )
     if cluster == "local":
-        share = dict.fromkeys(THREADS, str(cpus)) if cpus else threads(placement.workers)
-        return LocalJobs(executor, min(placement.workers, count), share)
+        workers = placement.workers or cores()
+        share = dict.fromkeys(THREADS, str(cpus)) if cpus else threads(workers)
+        return LocalJobs(executor, min(workers, count), share)
     return SlurmJobs(executor, min(count, ARRAY), dict.fromkeys(THREADS, str(cpus or 1)))
 
 

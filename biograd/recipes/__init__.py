@@ -23,7 +23,7 @@ from biograd.checking import (
     construct,
     validate,
 )
-from biograd.recipes.dataset import (
+from biograd.recipes.dataset_recipe import (
     FUNCTION,
     OWN,
     DataFile,
@@ -32,7 +32,7 @@ from biograd.recipes.dataset import (
     load_dataset,
     title,
 )
-from biograd.recipes.encodings import EncodingRecipe
+from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.toml import merge, names, override, read, shipped
 

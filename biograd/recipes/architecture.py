@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from biograd.checking import Choice, Count, NotNegative, Positive, Range
+from biograd.checking import Checked, Choice, Count, NotNegative, Positive, Range
 from biograd.neurons import NEURONS, Neuron
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkRecipe:
+class NetworkRecipe(Checked):
     """Who simulates, and the shape of what is simulated."""
 
     substrate: Literal["torch", "snntorch", "brian2"] = "torch"
@@ -52,7 +52,7 @@ class NetworkRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixerRecipe:
+class MixerRecipe(Checked):
     """The shape of a LocalMixer (``network.kind = "local_mixer"``)."""
 
     blocks: Count = 1
@@ -68,7 +68,7 @@ NeuronRecipe = Annotated[Neuron, Choice(NEURONS, "leaky")]
 
 
 @dataclasses.dataclass(frozen=True)
-class PopulationRecipe:
+class PopulationRecipe(Checked):
     """A population given by Brian2 equations (``network.substrate = "brian2"``).
 
     Quantities are texts with Brian2's units, ``"10*ms"``, or plain numbers.
@@ -115,7 +115,7 @@ class PopulationRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectionRecipe:
+class ProjectionRecipe(Checked):
     """Synapses from the input or a population to a population of a circuit.
 
     What comes from a population that stands before its target acts in the same step, what comes

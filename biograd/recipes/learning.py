@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from biograd.checking import Count, Fraction, NotNegative, Positive, Range
+from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range
 
 
 @dataclasses.dataclass(frozen=True)
-class DecorrelationRecipe:
+class DecorrelationRecipe(Checked):
     """Decorrelation of every synaptic layer's input."""
 
     rule: str = "off"
@@ -24,7 +24,7 @@ class DecorrelationRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalRecipe:
+class LocalRecipe(Checked):
     """Local losses: every block is trained by a loss of its own activity."""
 
     loss: str = "off"
@@ -41,7 +41,7 @@ class LocalRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingRecipe:
+class TrainingRecipe(Checked):
     """The optimiser and the budget."""
 
     epochs: Annotated[int, Range(0)] = 20
@@ -64,6 +64,7 @@ class TrainingRecipe:
     """Draws, two at least, by which every snapshot measures the gradient estimate; 0: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.passes is not None and self.seconds is not None:
             raise ValueError("passes and seconds are two budgets: give one of them")
 

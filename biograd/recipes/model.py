@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from biograd.checking import Table, construct, convert
+from biograd.checking import Checked, Table, construct, convert
 from biograd.errors import RecipeError
 from biograd.neurons import NEURONS, Leaky
 from biograd.recipes.architecture import (
@@ -17,7 +17,7 @@ from biograd.recipes.architecture import (
     PopulationRecipe,
     ProjectionRecipe,
 )
-from biograd.recipes.encodings import EncodingRecipe
+from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.toml import merge, override, read
 
@@ -26,7 +26,7 @@ MOVED = {"readout", "readout_time_constant_ms", "method"}
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelRecipe:
+class ModelRecipe(Checked):
     """A model file: the network, its neurons and encoding, and how it learns by default."""
 
     description: str = ""

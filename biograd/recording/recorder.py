@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from biograd import ranks
-from biograd.costs import operations, peak_memory
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
+from biograd.recording.costs import operations, peak_memory
 from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
 from biograd.recording.interruption import Interrupted, graceful
 from biograd.recording.training_setup import Experiment, frozen_hidden

@@ -201,5 +201,9 @@ def _changes(run: Run, device: str) -> Iterator[Change]:
     for what in ("cpu", "threads", "device"):
         if now[what] != then.get(what):
             yield Change(what, then.get(what), now[what])
+    kept = then.get("brian2") or {}  # earlier versions kept none
+    for name in kept.keys() & now["brian2"].keys():
+        if kept[name] != now["brian2"][name]:
+            yield Change(f"Brian2's {name}", kept[name], now["brian2"][name])
     if run.summary.get("ranks", 1) != 1:
         yield Change("ranks", run.summary["ranks"], 1)

@@ -132,7 +132,8 @@ class Reproduction:
         worst = sorted(self.differences, key=lambda one: -one.size)
         named = ", ".join(map(str, worst[:3]))
         more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
-        why = "" if self.changes else ", though nothing known differs in the environment"
+        changes = "; ".join(map(str, self.changes))
+        why = f" ({changes})" if changes else ", though nothing known differs in the environment"
         return f"{self.run}: is not reproduced{why}: {named}{more}"
 
     def as_dict(self) -> dict[str, Any]:

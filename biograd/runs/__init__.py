@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from biograd.runs.layout import LayerInfo as LayerInfo
     from biograd.runs.layout import Probe as Probe
-    from biograd.runs.pack import pack_run as pack_run
+    from biograd.runs.parts.pack import pack_run as pack_run
     from biograd.runs.reader import Run as Run
     from biograd.runs.reader import Spikes as Spikes
     from biograd.runs.reader import open_run as open_run
@@ -32,7 +32,7 @@ _HOME = {
     "Spikes": "reader",
     "export_sonata": "sonata",
     "open_run": "reader",
-    "pack_run": "pack",
+    "pack_run": "parts.pack",
 }
 """Public names and the module of each."""
 

@@ -24,7 +24,7 @@ from biograd.runs.layout import (
     Raster,
     plain_attributes,
 )
-from biograd.runs.sources import Segment, Sources, open_file
+from biograd.runs.parts.segments import Segment, Sources, open_file
 from biograd.runs.storage import RunPaths
 
 

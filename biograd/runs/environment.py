@@ -18,6 +18,22 @@ from typing import Any
 
 PACKAGES = ("biograd", "torch", "numpy", "brian2", "snntorch", "h5py")
 SECRET = {"SLURM_JWT"}
+BRIAN2 = (
+    "core.default_float_dtype",
+    "core.default_integer_dtype",
+    "core.network.default_schedule",
+    "legacy.refractory_timing",
+    "codegen.target",
+    "codegen.string_expression_target",
+    "codegen.loop_invariant_optimisations",
+    "codegen.generators.cpp.flush_denormals",
+    "codegen.cpp.compiler",
+    "codegen.cpp.define_macros",
+    "codegen.cpp.extra_compile_args",
+    "codegen.cpp.extra_compile_args_gcc",
+    "codegen.cpp.extra_compile_args_msvc",
+)
+"""Preferences of Brian2 that change numbers."""
 
 
 def environment(device: str | None = None, folder: Path | None = None) -> dict[str, Any]:
@@ -40,7 +56,24 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
         "device": device_name(device),
         "cpu": cpu_name(),
         "threads": _threads(),
+        "brian2": preferences(),
     }
+
+
+def preferences() -> dict[str, Any]:
+    """Return the preferences of Brian2 that change numbers, as JSON values; {}: it is not loaded.
+
+    ``codegen.target = "auto"`` stands with what Brian2 chose, as far as it has chosen.
+    """
+    brian2 = sys.modules.get("brian2")
+    if brian2 is None:
+        return {}
+    found = {name: brian2.prefs[name] for name in BRIAN2 if name in brian2.prefs}
+    found = {n: v.__name__ if isinstance(v, type) else v for n, v in found.items()}
+    chosen = getattr(sys.modules.get("brian2.devices.device"), "_auto_target", None)
+    if found.get("codegen.target") == "auto" and chosen is not None:
+        found["codegen.target"] = f"auto ({chosen.class_name})"
+    return {n: v if isinstance(v, str | bool | list | None) else str(v) for n, v in found.items()}
 
 
 def cpu_name() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from biograd.errors import RecipeError
-from biograd.runs.buffer import RESERVED
 from biograd.runs.layout import COORDINATES, check_name
+from biograd.runs.parts.buffer import RESERVED
 
 
 def metric_name(name: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from biograd.errors import RecipeError, RunFileError, nearest
 from biograd.runs.contents import Commit, Contents, described, find
 from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows
-from biograd.runs.sources import Sources, table_rows
+from biograd.runs.parts.segments import Sources, table_rows
 from biograd.runs.storage import RunPaths
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class Run:
             RunFileError: there is none, or it is damaged.
         """
         from biograd.runs import checkpoint
-        from biograd.runs.resuming import packed_checkpoint
+        from biograd.runs.parts.resuming import packed_checkpoint
 
         found = [commit for commit in self._available() if step in (None, commit.step)]
         if not found:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from biograd.errors import RecipeError
 from biograd.runs import storage
-from biograd.runs.hdf5 import create, mark_sonata, mark_sorted
 from biograd.runs.layout import Array
 from biograd.runs.reader import Run
+from biograd.runs.stored_arrays import create, mark_sonata, mark_sorted
 
 
 def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False) -> Path:

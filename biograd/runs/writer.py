@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from biograd.errors import BiogradError, RecipeError
 from biograd.runs import storage
-from biograd.runs.buffer import Buffer, Snapshot, record, segment_bytes
 from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path, settle
-from biograd.runs.folder import begin, complete, config_digest, header, refuse_existing
 from biograd.runs.layout import (
     STEPS,
     LayerInfo,
@@ -33,7 +31,9 @@ from biograd.runs.layout import (
 )
 from biograd.runs.logger import Logger, Status
 from biograd.runs.names import flattened, metric_name
-from biograd.runs.pack import pack_parts
+from biograd.runs.parts.buffer import Buffer, Snapshot, record, segment_bytes
+from biograd.runs.parts.folder import begin, complete, config_digest, header, refuse_existing
+from biograd.runs.parts.pack import pack_parts
 from biograd.runs.storage import OutputError, RunPaths
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class RunWriter(Logger):
             RecipeError: another process still writes it.
             OutputError: the disk is full or cannot be written.
         """
-        from biograd.runs.resuming import take_over, unpack
+        from biograd.runs.parts.resuming import take_over, unpack
 
         place = RunPaths.of(path)
         contents = find(place)

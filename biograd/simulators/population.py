@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from biograd.credit_paths import State, differentiated, join, ways
+from biograd.contracts.credit_paths import State, differentiated, join, ways
 from biograd.errors import CapabilityError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step

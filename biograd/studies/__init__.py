@@ -184,7 +184,7 @@ def run(table: Table, path: Path, place: Place, watcher: StudyProgress) -> Repor
         RecipeError: the study is not valid.
     """
     placed = place.placement
-    apart = placed.workers > 1 or placed.engine != "local" or place.task is not None
+    apart = placed.workers != 1 or placed.engine != "local" or place.task is not None
     if apart and table.get("kind", "training") != "training":
         raise RecipeError(
             f"{path}: only a study of kind 'training' has parts: leave --workers, --engine and "

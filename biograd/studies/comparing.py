@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from biograd import recipes, studies
-from biograd.data.given import named
+from biograd.data.sources.own_data import named
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
 from biograd.recipes import Table
-from biograd.recipes.dataset import ENDINGS, is_function
-from biograd.studies import Place, Report, SilentStudy, search, set_file
+from biograd.recipes.dataset_recipe import ENDINGS, is_function
+from biograd.studies import Place, Report, SilentStudy, search
 from biograd.studies.grid import CONTROL
-from biograd.studies.set_file import RunSet
+from biograd.studies.results import set_file
+from biograd.studies.results.set_file import RunSet
 
 
 def study(

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from biograd import data, recipes
-from biograd.block_coordinate import BlockCoordinate, Penalties
 from biograd.data import Arrays, Batch, Dataset
+from biograd.local.block_coordinate import BlockCoordinate, Penalties
 from biograd.networks import build
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct

@@ -85,7 +85,7 @@ def _configuration(
     settings: GradientQuality, place: Place, seed: int, estimator: str, assignments: Sequence[str]
 ) -> Configuration:
     return experiment.configure(
-        experiment.Request(
+        experiment.TrainingRequest(
             model=settings.model,
             dataset=settings.dataset,
             estimator=estimator,

@@ -115,7 +115,7 @@ def _trained(
 ) -> tuple[float, dict[str, MeasuredBlock]]:
     """Return the test accuracy in per cent and what each block holds."""
     configuration = experiment.configure(
-        experiment.Request(
+        experiment.TrainingRequest(
             model=settings.model,
             dataset=settings.dataset,
             estimator=cell.estimator,

@@ -23,7 +23,7 @@ from biograd import experiment
 from biograd.configuration import Configuration
 from biograd.data import Dataset
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
-from biograd.experiment import Experiment, Request
+from biograd.experiment import Experiment, TrainingRequest
 from biograd.metrics import DEFAULT, is_share
 from biograd.recipes import Fraction, Range, Table
 from biograd.runs import storage
@@ -164,7 +164,7 @@ def _value(text: str) -> str | int | float | bool:
     return found if isinstance(found, (str, int, float, bool)) else text
 
 
-def run(search: Search, request: Request, journal: Path) -> Chosen:
+def run(search: Search, request: TrainingRequest, journal: Path) -> Chosen:
     """Search, or go on with the search that a journal holds, and return the best settings.
 
     Args:
@@ -201,7 +201,7 @@ def _written(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
 
 
-def _asked(search: Search, request: Request) -> str:
+def _asked(search: Search, request: TrainingRequest) -> str:
     """Return what the journal must be about, so that no two searches mix."""
     own = dataclasses.replace(request, seed=search.seed, out=None)
     table = experiment.configure(own).table()
@@ -256,7 +256,7 @@ def _complete(study: Any) -> list[Any]:
 
 
 def _judged(
-    search: Search, request: Request, assignments: list[str]
+    search: Search, request: TrainingRequest, assignments: list[str]
 ) -> tuple[tuple[str, str], float]:
     """Return the metric of a trial and which values are better, and what is to be maximised.
 

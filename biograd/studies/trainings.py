@@ -24,20 +24,11 @@ from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
 from biograd.recipes import Table
 from biograd.runs import storage
-from biograd.studies import (
-    Key,
-    Place,
-    Report,
-    Row,
-    StudyProgress,
-    comparison,
-    outputs,
-    search,
-    study_folder,
-)
-from biograd.studies.comparison import Comparison, Summary
+from biograd.studies import Key, Place, Report, Row, StudyProgress, search, study_folder
 from biograd.studies.design import Trainings, stem
 from biograd.studies.grid import Cell
+from biograd.studies.results import comparison, outputs
+from biograd.studies.results.comparison import Comparison, Summary
 from biograd.studies.search import Search
 
 OWN = (*ASKED, "npz", "hdf5", "folder")
@@ -84,9 +75,9 @@ class Training:
         """All that is set beside the recipes, ``KEY=VALUE``."""
         return (*self.settings.set, *self.cell.assignments, *self.found)
 
-    def request(self) -> experiment.Request:
+    def request(self) -> experiment.TrainingRequest:
         """Return what is asked of it."""
-        return experiment.Request(
+        return experiment.TrainingRequest(
             model=self.cell.model,
             dataset=self.cell.dataset,
             own=self.place.data(self.cell.dataset),

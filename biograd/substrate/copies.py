@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from biograd import parallel
 from biograd.errors import CapabilityError
 from biograd.randomness import generator
+from biograd.ranks import parallel
 from biograd.substrate.normalisation import Dropout, trial
 
 Hook = torch.utils.hooks.RemovableHandle

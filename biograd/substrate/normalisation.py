@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
-from biograd.credit_paths import mapped
+from biograd.contracts.credit_paths import mapped
 from biograd.errors import CapabilityError
 from biograd.recipes import Count, Fraction, Positive, validate
 

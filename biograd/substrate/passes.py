@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from biograd.contracts import Plan, Site, SiteShape, SiteTrace, Visits, bin_lengths
-from biograd.credit_paths import split
+from biograd.contracts.credit_paths import split
 from biograd.errors import CapabilityError
 from biograd.substrate.effective import through
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biograd.checking import construct
+from biograd.checking import Count, NotNegative, construct
 from biograd.errors import CapabilityError, DataError, RecipeError, nearest
 from biograd.registry import Registry
 from biograd.tasks.classes import LOSSES, Classes
@@ -99,8 +99,8 @@ def make(name: str, outputs: int, settings: Mapping[str, Any], where: object) ->
 @dataclasses.dataclass(frozen=True)
 class _HeadTable:
     name: str
-    outputs: int
-    weight: float = 1.0
+    outputs: Count
+    weight: NotNegative = 1.0
 
 
 def _head(name: str, table: Any, where: object) -> Head:

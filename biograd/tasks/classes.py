@@ -55,6 +55,7 @@ class Classes(Task):
     whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.class_weights and self.outputs not in (0, len(self.class_weights)):
             raise RecipeError(
                 f"task: class_weights: {len(self.class_weights)} numbers for {self.outputs} classes"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from biograd.checking import Checked, NotNegative, Range
 from biograd.errors import DataError, RecipeError, nearest
 from biograd.tasks.task import Metrics, Task, Totals, natural
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class Head(Checked):
     """One task of several: its part of the outputs, and the factor on its loss."""
 
     name: str
     task: Task
-    weight: float = 1.0
+    weight: NotNegative = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Heads(Task):
         heads: in the order of the outputs.
     """
 
-    outputs: int = 0
+    outputs: Annotated[int, Range(0)] = 0
     heads: tuple[Head, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len({head.name for head in self.heads}) < len(self.heads) or not self.heads:
             raise RecipeError("task: heads: give at least one, each with a name of its own")
         if len({head.task.timed for head in self.heads}) > 1:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.checking import Positive
 from biograd.errors import RecipeError
-from biograd.leaky import leaky_sum
+from biograd.leaky_sum import leaky_sum
 from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, refuse
 
 
@@ -41,6 +41,7 @@ class SpikeTrain(Task):
     headline: ClassVar[str] = "distance"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.timed:
             raise RecipeError("task: timed = false: trains of spikes have a time axis")
         if self.loss == "poisson":  # of a frozen object, and of this one alone

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from biograd.checking import Checked, Range
 from biograd.errors import CapabilityError, DataError
 
 MISSING = -100
@@ -29,7 +30,7 @@ Totals = dict[str, list[list[float]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(Checked):
     """A question to a network.
 
     Attributes:
@@ -41,7 +42,7 @@ class Task:
         whole: whether targets are whole numbers (classes).
     """
 
-    outputs: int
+    outputs: Annotated[int, Range(0)]
     timed: bool = False
 
     headline: ClassVar[str] = "loss"

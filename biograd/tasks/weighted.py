@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from biograd.checking import Range
 from biograd.errors import DataError
 from biograd.tasks.task import Metrics, Task, Totals, natural, refuse
 
@@ -24,10 +25,11 @@ class Weighted(Task):
         task: the task itself.
     """
 
-    outputs: int = 0
+    outputs: Annotated[int, Range(0)] = 0
     task: Task = dataclasses.field(default_factory=lambda: Task(0))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("outputs", "timed", "headline", "better", "differentiable"):
             object.__setattr__(self, name, getattr(self.task, name))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biograd.credit_paths import starts
+from biograd.contracts.credit_paths import starts
 from biograd.errors import CapabilityError
 from biograd.translation.expressions import Expression, ExpressionGraph
 from biograd.translation.operations import Value

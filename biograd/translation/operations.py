@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biograd.credit_paths import differentiated
+from biograd.contracts.credit_paths import differentiated
 
 Value = Tensor | float
 """What an expression is worth: a tensor, or a number that is the same everywhere."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from biograd.credit_paths import differentiated
+from biograd.contracts.credit_paths import differentiated
 from biograd.errors import CapabilityError
 from biograd.translation.linearisation import Derivative, Linearisation, Record, Scene, time_first
 from biograd.translation.transpile import NeuronStep

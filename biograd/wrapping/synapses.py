@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from biograd.brian.quantities import BINARY
+from biograd.brian.language import BINARY
 from biograd.errors import CapabilityError
 from biograd.wrapping.groups import brief, check_clock, own_names
 

@@ -53,7 +53,7 @@ def accuracies(
     if "copies" in vars(estimators.make(estimator)):
         settings.append(f"estimators.{estimator}.copies={COPIES}")
     configuration = experiment.configure(
-        experiment.Request(
+        experiment.TrainingRequest(
             model=model,
             estimator=estimator,
             seed=seed,

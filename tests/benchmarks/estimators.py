@@ -23,7 +23,9 @@ def cell(model: str, estimator: str, seeds: int) -> str:
     """Return one cell of the table."""
     found, begin = [], time.perf_counter()
     for seed in range(seeds):
-        request = experiment.Request(model=model, estimator=estimator, seed=seed, device="cpu")
+        request = experiment.TrainingRequest(
+            model=model, estimator=estimator, seed=seed, device="cpu"
+        )
         configuration = experiment.configure(request)
         dataset = data.load(configuration.data, name="digits")
         try:

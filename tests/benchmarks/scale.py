@@ -37,11 +37,12 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import biograd
-from biograd import parallel, ranks
+from biograd import ranks
 from biograd.data import Arrays
 from biograd.networks import build
 from biograd.neurons import Leaky
-from biograd.parallel import Share
+from biograd.ranks import parallel
+from biograd.ranks.parallel import Share
 from biograd.recipes import (
     EncodingRecipe,
     ModelRecipe,

@@ -46,7 +46,7 @@ def accuracy(
 ) -> float:
     """Return the validation accuracy of one training."""
     configuration = experiment.configure(
-        experiment.Request(
+        experiment.TrainingRequest(
             model=model,
             dataset=dataset,
             estimator=estimator,

@@ -1,0 +1,201 @@
+"""Files of a dataset: looked for in the user's folder and the cache, downloaded, always checked.
+
+A file is used only if its SHA-256 digest is the recipe's.  The user's folder (``--data-dir``, or
+the environment variable ``BIOGRAD_DATA``) is read, never written: an altered file there is an
+error.  An altered file in the cache is replaced by a fresh download.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from biograd.data.digests import sha256
+from biograd.data.files.download import Progress, download
+from biograd.errors import DataError, RecipeError
+from biograd.recipes import DataFile, DatasetRecipe, construct
+
+TORCHVISION = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}
+"""Where torchvision keeps the same files below its root."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A file on this machine: its path, the digest that it should have and the one it has."""
+
+    path: Path
+    expected: str
+    digest: str
+
+    @property
+    def good(self) -> bool:
+        """Whether the bytes are the published ones."""
+        return self.digest == self.expected
+
+
+def fetch(
+    recipe: DatasetRecipe,
+    name: str,
+    data_dir: Path | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Return the checked files of a dataset in the recipe's order, downloading what is missing.
+
+    Raises:
+        RecipeError: a file table is not valid.
+        DataError: a file is altered in the user's folder, missing while ``offline``, or cannot
+            be downloaded.
+    """
+    return list(fetch_by_key(recipe, name, data_dir, offline, progress).values())
+
+
+def fetch_by_key(
+    recipe: DatasetRecipe,
+    name: str,
+    data_dir: Path | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Return what :func:`fetch` returns, by the files' keys in the recipe."""
+    folders = user_folders(name, data_dir)
+    paths = {}
+    for key, file in files(recipe, name).items():
+        path = _mine(file, name, folders) or _cached(file, name, offline)
+        paths[key] = path or download(file, name, cache_folder(name), recipe.urls, progress)
+    return paths
+
+
+def verify(recipe: DatasetRecipe, name: str, data_dir: Path | None = None) -> list[dict[str, Any]]:
+    """Return one row for each file: ``file, path, expected, found, status``; changes nothing.
+
+    ``status`` is ``ok``, ``altered`` or ``missing``; a missing file's path says where it belongs.
+    """
+    folders = user_folders(name, data_dir)
+    places = [*folders, cache_folder(name)]
+    rows = []
+    for file in files(recipe, name).values():
+        found = _best(file, folders) or _best(file, [cache_folder(name)])
+        status: Literal["ok", "altered", "missing"] = "missing"
+        if found:
+            status = "ok" if found.good else "altered"
+        rows.append(
+            {
+                "file": file.name,
+                "path": str(found.path if found else places[0] / file.name),
+                "expected": found.expected if found else file.sha256,
+                "found": found.digest if found else None,
+                "status": status,
+            }
+        )
+    return rows
+
+
+def files(recipe: DatasetRecipe, name: str) -> dict[str, DataFile]:
+    """Return the recipe's ``[files]`` as checked :class:`DataFile` objects.
+
+    Raises:
+        RecipeError: not a table, a name that leaves the folder, or a digest of the wrong length.
+    """
+    where, result = f"dataset {name}", {}
+    for key, table in recipe.files.items():
+        if not isinstance(table, dict):
+            raise RecipeError(f"{where}: files.{key}: must be a table with name and sha256")
+        file = construct(DataFile, table, where, f"files.{key}")
+        if not re.fullmatch(r"\w[\w.+-]*", file.name):
+            raise RecipeError(f"{where}: files.{key}.name = {file.name!r}: must be a plain name")
+        for digest in ("sha256", "sha256_raw"):
+            value = getattr(file, digest)
+            optional = digest == "sha256_raw" and not value
+            if not optional and not re.fullmatch("[0-9a-f]{64}", value):
+                raise RecipeError(
+                    f"{where}: files.{key}.{digest} = {value!r}: must be 64 digits of 0-9a-f"
+                )
+        result[key] = file
+    return result
+
+
+def user_folders(name: str, data_dir: Path | None) -> list[Path]:
+    """Return the folders below ``data_dir`` or ``BIOGRAD_DATA`` where files may be, best first.
+
+    The dataset's own folder comes first: MNIST and Fashion-MNIST name their files alike.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
+    variable = os.environ.get("BIOGRAD_DATA")
+    if data_dir is None and not variable:
+        return []
+    root = Path(data_dir if data_dir is not None else variable or "").expanduser()
+    if not root.is_dir():
+        origin = "--data-dir" if data_dir is not None else "BIOGRAD_DATA"
+        raise DataError(f"{name}: {origin} = {root}: no such folder")
+    plain = _plain(name)
+    below = [plain, TORCHVISION[plain]] if plain in TORCHVISION else [plain]
+    return [*(root / folder for folder in below), root]
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder of this user's cache where the files of a dataset are kept."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("biograd", appauthor=False) / _plain(name)
+
+
+def _plain(name: str) -> str:
+    """Turn a dataset's name, which may be a path, into the name of one folder."""
+    return re.sub(r"[^\w.-]", "_", Path(name).name.removesuffix(".toml")).lstrip(".") or "_"
+
+
+def _candidates(file: DataFile, folders: list[Path]) -> Iterator[Found]:
+    """Yield what is there of a file, packed or unpacked."""
+    for folder in folders:
+        packed, unpacked = folder / file.name, folder / file.name.removesuffix(".gz")
+        if packed.is_file():
+            yield Found(packed, file.sha256, sha256(packed))
+        if file.sha256_raw and unpacked != packed and unpacked.is_file():
+            yield Found(unpacked, file.sha256_raw, sha256(unpacked))
+
+
+def _best(file: DataFile, folders: list[Path]) -> Found | None:
+    """Return a good copy, else the first altered one, else None."""
+    altered = None
+    for found in _candidates(file, folders):
+        if found.good:
+            return found
+        altered = altered or found
+    return altered
+
+
+def _mine(file: DataFile, name: str, folders: list[Path]) -> Path | None:
+    found = _best(file, folders)
+    if found and not found.good:
+        raise DataError(f"{name}: {_altered(found)}; replace or remove it")
+    return found.path if found else None
+
+
+def _altered(found: Found) -> str:
+    return (
+        f"{found.path} is truncated or altered: expected SHA-256 {found.expected}, "
+        f"found {found.digest}"
+    )
+
+
+def _cached(file: DataFile, name: str, offline: bool) -> Path | None:
+    """Return the good copy of the cache, None if one must be downloaded."""
+    folder = cache_folder(name)
+    found = _best(file, [folder])
+    if found and found.good:
+        return found.path
+    if offline and found:
+        raise DataError(f"{name}: {_altered(found)}; replace it, or let it be downloaded again")
+    if offline:
+        raise DataError(
+            f"{name}: {file.name} is not on this machine and downloads are off: put it in "
+            f"{folder}, or name its folder with --data-dir (SHA-256 {file.sha256})"
+        )
+    return None

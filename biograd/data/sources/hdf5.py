@@ -1,0 +1,82 @@
+"""HDF5: large inputs are read row by row, in every process by a handle of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from biograd.data.digests import of_files
+from biograd.data.request import Parts, Request
+from biograd.data.rows import tables
+from biograd.data.sources.own_files import paths_of
+from biograd.errors import DataError
+
+IN_MEMORY = 500_000_000
+"""Bytes up to which inputs are read as a whole."""
+
+
+class Column:
+    """A data set of an HDF5 file; the file is opened in each process when rows are asked for."""
+
+    def __init__(self, path: Path, name: str, dataset: h5py.Dataset) -> None:
+        self.path, self.name = path, name
+        self.shape, self.ragged = dataset.shape, h5py.check_vlen_dtype(dataset.dtype) is not None
+        self.lazy = not self.ragged and dataset.size * dataset.dtype.itemsize > IN_MEMORY
+        self._opened: tuple[int, h5py.Dataset] | None = None
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> Any:
+        found = self._dataset[rows]
+        return found.astype(str) if isinstance(found, np.ndarray) and _texts(found) else found
+
+    @property
+    def _dataset(self) -> h5py.Dataset:
+        if self._opened is None or self._opened[0] != os.getpid():
+            file = h5py.File(self.path, "r", locking="best-effort")
+            self._opened = os.getpid(), file[self.name]
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+
+def _texts(values: np.ndarray) -> bool:
+    return values.dtype.kind in "SO" and values.ndim == 1 and isinstance(values.flat[0], bytes)
+
+
+def read(request: Request) -> Parts:
+    """Return the sources of one file, or of a file for each split.
+
+    Raises:
+        DataError: not HDF5, or its arrays are not what ``layout`` asks for.
+    """
+    found: dict[str, Parts] = {}
+    paths = paths_of(request)
+    for split, path in paths.items():
+        found[split] = _one(path, request)
+    return tables.joined(found, request.name)
+
+
+def _one(path: Path, request: Request) -> Parts:
+    table: dict[str, Column] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape:
+            table[name] = Column(path, name, item)
+
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            file.visititems(visit)
+            attributes = dict(file.attrs)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read as HDF5: {' '.join(str(error).split())}"
+        ) from error
+    about = tables.About.of(attributes, str(path), strict=False)
+    return tables.read(table, request, str(path), about, of_files([path]))

@@ -1,0 +1,107 @@
+"""Files in the IDX format: MNIST, Fashion-MNIST, and one's own."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biograd.checking import NoSettings
+from biograd.data.files.fetch import fetch_by_key
+from biograd.data.request import Parts, Request
+from biograd.data.rows.arrays import Arrays
+from biograd.errors import DataError, RecipeError, nearest
+
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+UNSIGNED_BYTE = 0x08
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read(request: Request) -> Parts:
+    """Return the splits of four IDX files, inputs from 0 to 1.
+
+    Images of one channel gain the axis that the recipe's shape has: ``[N, 28, 28]`` becomes
+    ``[N, 1, 28, 28]``.
+
+    Raises:
+        RecipeError: ``files`` does not name the four files.
+        DataError: a file is missing, altered, or not what it should be.
+
+    Source: Y. LeCun et al., Proceedings of the IEEE 86:2278 (1998), for MNIST;
+    H. Xiao, K. Rasul and R. Vollgraf, arXiv:1708.07747 (2017), for Fashion-MNIST.
+    """
+    request.settings(NoSettings)
+    _check_keys(request)
+    paths = fetch_by_key(request.recipe, request.name, request.data_dir, request.offline)
+    shape = request.recipe.shape
+    return Parts(
+        {
+            split: _split(paths[f"{split}_images"], paths[f"{split}_labels"], shape)
+            for split in ("train", "test")
+        }
+    )
+
+
+def _check_keys(request: Request) -> None:
+    for key in request.recipe.files:
+        if key not in KEYS:
+            hint = nearest(key, KEYS)
+            raise RecipeError(f"dataset {request.name}: unknown key files.{key}: {hint}")
+    for key in KEYS:
+        if key not in request.recipe.files:
+            raise RecipeError(f"dataset {request.name}: missing key files.{key}")
+
+
+def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Arrays:
+    values = parse(images)
+    found = tuple(values.shape[1:])
+    if shape and shape not in (found, (1, *found)):
+        raise DataError(f"{images}: inputs have shape {list(found)}, the recipe says {list(shape)}")
+    classes = parse(labels)
+    if classes.dim() != 1:
+        raise DataError(f"{labels}: labels must have 1 axis, found {classes.dim()}")
+    inputs = values.reshape(len(values), *(shape or found)).float().div_(255)
+    return Arrays(inputs, classes.long())
+
+
+def parse(path: Path) -> Tensor:
+    """Return the values of an IDX file of unsigned bytes, packed with gzip or not, as uint8.
+
+    The format: two zero bytes, the type (8: unsigned byte), the number of axes, each axis's
+    length as a big-endian 32-bit integer, then the values, last axis fastest.
+
+    Raises:
+        DataError: not IDX, another type, or more or fewer values than the header says.
+    """
+    content = _unpacked(path)
+    if len(content) < 4 or content[:2] != b"\0\0":
+        raise DataError(f"{path}: not an IDX file: it begins with 0x{content[:4].hex()}")
+    kind, axes = content[2], content[3]
+    if kind != UNSIGNED_BYTE or not axes:
+        raise DataError(f"{path}: IDX type 0x{kind:02x}, {axes} axes: must be unsigned bytes, 0x08")
+    start = 4 + 4 * axes
+    if len(content) < start:
+        raise DataError(f"{path}: truncated: the header of {start} bytes ends at {len(content)}")
+    sizes = np.frombuffer(content, ">u4", axes, offset=4).tolist()
+    expected, found = math.prod(sizes), len(content) - start
+    if found != expected:
+        shape = "x".join(map(str, sizes))
+        what = "truncated" if found < expected else "too long"
+        raise DataError(f"{path}: {what}: {shape} values need {expected} bytes, found {found}")
+    values = np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
+    return torch.from_numpy(values.copy())
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content[:2] == GZIP_MAGIC else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: truncated or damaged gzip: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error

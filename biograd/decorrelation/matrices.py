@@ -1,0 +1,335 @@
+"""Decorrelation: every synaptic layer sees its input through a matrix that learns by itself.
+
+``x' = R (x - mean)``, then ``W x' + b``.  ``R`` starts as the identity, receives no gradient, is
+updated by one of the rules (``decorrelation_rules``) from the clean rows of each training step and
+stays as it is in evaluation.  It is orthogonal to the estimator.
+
+Why the matrix is folded into the weights, ``W R``, instead of applied to the input: the cost does
+not depend on the number of rows (copies x examples x time steps), it is the same for dense and
+convolutional layers, whose input is the patch, and spikes stay spikes.  Without gradients the
+product is kept until the weight or the matrix changes, so that inference costs what it costs
+without the transform.  In layers with a time axis ``x`` is the mean input over the trial, which is
+what frozen noise and a mean readout see, and what every substrate can observe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from biograd.contracts import Substrate
+from biograd.decorrelation.rules import RULES, Moments
+from biograd.errors import CapabilityError, nearest
+from biograd.ranks import parallel
+from biograd.recipes import (
+    DecorrelationRecipe,
+    Fraction,
+    Positive,
+    Range,
+    construct,
+    validate,
+)
+from biograd.substrate.network import LAYERS, Network
+
+MOST_PASSES = 64
+"""Inputs of so many passes are kept for an update; without updates, older ones are dropped."""
+
+
+class Decorrelation(nn.Module):
+    """The decorrelating matrices of a network and their update.
+
+    Args:
+        rule: one of ``RULES``.
+        rate: ``eta``; or one for each layer name, others keep their matrix as it is.
+        kappa: between decorrelation (0) and unit variance (1); for the rule of this name alone.
+        sample: share of the clean rows used in each update, at least two rows.
+        centre: subtract a running mean of the input (momentum 0.1).
+    """
+
+    def __init__(
+        self,
+        rule: Annotated[str, RULES] = "kappa",
+        rate: Positive | Mapping[str, Positive] = 1e-3,
+        kappa: Fraction = 0.5,
+        sample: Annotated[float, Range(0, 1, above=True)] = 1.0,
+        centre: bool = False,
+    ) -> None:
+        validate(Decorrelation, locals())
+        super().__init__()
+        self.rule, self.rate, self.kappa = rule, rate, kappa
+        self.sample, self.centre = sample, centre
+        self.matrices = nn.ParameterDict()
+        self.means = nn.ParameterDict()
+        self.layers: dict[str, nn.Module] = {}
+        self.energy: dict[str, Tensor] = {}
+        """Mean squared off-diagonal over mean squared diagonal of ``C`` at the last update, for
+        each layer; the mean over the groups of a convolution."""
+        self.only: frozenset[str] | None = None
+        """The layers whose matrices learn; None: all."""
+        self._passes: deque[dict[str, list[Tensor]]] = deque(maxlen=MOST_PASSES)
+        self._substrate: Substrate | None = None
+        self._temporal: set[str] = set()
+        self._handles: list[Any] = []
+
+    def attach(self, substrate: Substrate, names: tuple[str, ...], stream: torch.Generator) -> None:
+        """Put an identity matrix before every named layer of the substrate's module.
+
+        Raises:
+            CapabilityError: a layer that is neither dense nor a plain convolution, or a rate for
+                a layer that does not exist.
+        """
+        for name in self.rate if isinstance(self.rate, Mapping) else ():
+            if name not in names:
+                raise CapabilityError(
+                    f"decorrelation.rate: no layer {name!r}: {nearest(name, names)}"
+                )
+        self.stream = stream
+        self._substrate = substrate
+        timed = isinstance(substrate.module, Network) and substrate.module.steps > 1
+        self._temporal = {
+            layer for site in substrate.sites if timed or any(site.time) for layer in site.modules
+        }
+        for name in names:
+            layer = substrate.module.get_submodule(name)
+            if not isinstance(layer, LAYERS) or isinstance(layer, nn.Conv3d):
+                raise CapabilityError(
+                    f"decorrelation cannot act on {name} ({type(layer).__name__}): only on Linear, "
+                    "Conv1d and Conv2d: give a rate for each of those, rate = {layer: rate}"
+                )
+            if not isinstance(layer, nn.Linear) and (
+                layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+            ):
+                raise CapabilityError(f"decorrelation: {name} needs zero padding given in numbers")
+            self._add(name, layer)
+
+    def _add(self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+        size, weight, key = layer.weight[0].numel(), layer.weight, _key(name)
+        eye = torch.eye(size, dtype=weight.dtype, device=weight.device)
+        self.matrices[key] = nn.Parameter(eye.repeat(groups, 1, 1), requires_grad=False)
+        zero = torch.zeros(groups, size, dtype=weight.dtype, device=weight.device)
+        self.means[key] = nn.Parameter(zero, requires_grad=False)
+        self.layers[name] = layer
+        hook = _Fold(self, name)
+        self._handles.append(layer.register_forward_pre_hook(hook))
+        self._handles.append(layer.register_forward_hook(_unfold, always_call=True))
+
+    def detach(self) -> None:
+        """Take the matrices away from the layers; ``fold`` first to keep their effect."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.layers, self._substrate = [], {}, None
+        self._passes.clear()
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write ``W R`` (and the centring) into the layers; the matrices become the identity.
+
+        Raises:
+            CapabilityError: the input is centred, and a layer has no bias to take the shift; or
+                two layers share one weight behind different matrices.
+        """
+        owners: dict[int, str] = {}
+        for name, layer in self.layers.items():
+            _, bias = self.effective(name, layer)
+            owner = owners.setdefault(id(layer._parameters["weight"]), name)
+            if owner != name:
+                raise CapabilityError(f"cannot fold into {name}: it shares its weight with {owner}")
+            if bias is not None and layer.bias is None:
+                raise CapabilityError(f"cannot fold a centred input into {name}: it has no bias")
+        for name, layer in self.layers.items():
+            weight, bias = self.effective(name, layer)
+            layer.get_parameter("weight").copy_(weight)
+            if bias is not None:
+                layer.get_parameter("bias").copy_(bias)
+            matrix = self.matrices[_key(name)]
+            matrix.copy_(torch.eye(matrix.shape[-1]).expand_as(matrix))
+            self.means[_key(name)].zero_()
+
+    def effective(
+        self, name: str, layer: nn.Module, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return ``W R`` and ``b - W R mean``; ``weight`` stands in for the layer's own."""
+        weight = layer._parameters["weight"] if weight is None else weight
+        bias = layer._parameters["bias"]
+        assert weight is not None
+        matrix, mean = self.matrices[_key(name)], self.means[_key(name)]
+        grouped = weight.reshape(len(matrix), -1, matrix.shape[-1])
+        folded = grouped @ matrix
+        if self.centre:
+            shift = (folded @ mean.unsqueeze(-1)).flatten()
+            bias = -shift if bias is None else bias - shift
+        return folded.view_as(weight), bias
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep no inputs meanwhile."""
+        kept, self._substrate = self._substrate, None
+        try:
+            yield
+        finally:
+            self._substrate = kept
+
+    def begin(self) -> None:
+        """Start a clean pass; several passes before an update count as one larger batch."""
+        self._passes.append({})
+
+    def observe(self, name: str, inputs: Tensor) -> None:
+        """Keep a clean input of a layer for the next update."""
+        learns = self.only is None or name in self.only
+        recording = self._substrate is not None and self._substrate.recording
+        if learns and recording and self.layers[name].training:
+            if not self._passes:
+                self.begin()
+            self._passes[-1].setdefault(name, []).append(inputs.detach())
+
+    @torch.no_grad()
+    def update(self, pace: float = 1.0) -> None:
+        """Apply the rule, its rate times ``pace``, with the inputs since the last update."""
+        names = dict.fromkeys(name for inputs in self._passes for name in inputs)
+        for name in names:
+            rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
+            seen = [inputs[name] for inputs in self._passes if name in inputs]
+            rows = torch.cat([self._rows(name, visits) for visits in seen], dim=1)
+            places = zip(self.matrices[_key(name)], self.means[_key(name)], rows, strict=True)
+            energies = [self._update(*place, rate * pace) for place in places]
+            self.energy[name] = torch.stack(energies).mean()
+        self._passes.clear()
+
+    def forget(self) -> None:
+        """Drop the inputs kept for the next update."""
+        self._passes.clear()
+
+    def _rows(self, name: str, visits: list[Tensor]) -> Tensor:
+        """Return a sample of input rows ``[groups, rows, size]``, patches for a convolution."""
+        layer = self.layers[name]
+        if isinstance(layer, nn.Linear):
+            if name in self._temporal:
+                means = [visit.mean(1) if visit.dim() > 2 else visit for visit in visits]
+                visits = [torch.stack(means).mean(0)]
+            visits = [parallel.gather(visit) for visit in visits]
+            rows = torch.cat([visit.reshape(-1, visit.shape[-1]) for visit in visits])
+            return self._sample(rows)[None]
+        images = self._sample(torch.cat([parallel.gather(visit) for visit in visits]))
+        return _patches(layer, images)
+
+    def _sample(self, rows: Tensor) -> Tensor:
+        if self.sample >= 1:
+            return rows
+        count = max(2, round(self.sample * len(rows)))
+        device = self.stream.device
+        chosen = torch.randperm(len(rows), generator=self.stream, device=device)[:count]
+        return rows[chosen.to(rows.device)]
+
+    def _update(self, matrix: Tensor, mean: Tensor, rows: Tensor, rate: float) -> Tensor:
+        """Apply the rule to one group of a layer; return the energy that it found."""
+        if self.centre:
+            mean.lerp_(rows.mean(0), 0.1)
+            rows = rows - mean
+        moments = Moments(rows, rows @ matrix.T, matrix, self.kappa)
+        energy = moments.energy()
+        matrix.copy_(RULES[self.rule](moments, rate))
+        return energy
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``print``."""
+        return f"rule={self.rule}, rate={self.rate}, kappa={self.kappa}, sample={self.sample}"
+
+
+def make(recipe: DecorrelationRecipe, where: object) -> Decorrelation | None:
+    """Return the decorrelation of a recipe; None if it is off.
+
+    Raises:
+        RecipeError: no such rule.
+    """
+    table = dataclasses.asdict(recipe)
+    return None if recipe.rule == "off" else construct(Decorrelation, table, where, "decorrelation")
+
+
+class _Fold:
+    """A forward pre-hook: ``W R`` stands in for ``W`` while the layer is called.
+
+    The stand-in lies in the instance's dictionary, which attribute look-up reads before the
+    module's parameters; the parameters themselves, their keys and the class stay untouched.
+
+    Without gradients the product is kept as long as autograd's counters of changes stand still;
+    a change that goes past them (``weight.data``) is seen at the next call in training mode.
+    """
+
+    def __init__(self, owner: Decorrelation, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.kept: tuple[list[_Mark], tuple[Tensor, Tensor | None]] | None = None
+
+    def effective(
+        self, layer: nn.Module, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if weight is not None:
+            return self.owner.effective(self.name, layer, weight)
+        marks = None if layer.training else self._marks(layer)
+        if marks is None:
+            self.kept = None
+            return self.owner.effective(self.name, layer)
+        if self.kept is None or not _unchanged(self.kept[0], marks):
+            self.kept = (marks, self.owner.effective(self.name, layer))
+        return self.kept[1]
+
+    def _marks(self, layer: nn.Module) -> list[_Mark] | None:
+        """Return the state of all that the product depends on; None: it must not be kept."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        key, own = _key(self.name), layer._parameters
+        parts = [own["weight"], own["bias"], self.owner.matrices[key], self.owner.means[key]]
+        parts = [part for part in parts if part is not None]
+        if not all(isinstance(part, nn.Parameter) and not part.is_inference() for part in parts):
+            return None  # swapped for a call (functional_call), or without a counter
+        return [(part, part._version, part.data_ptr()) for part in parts]
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.owner.observe(self.name, inputs[0])
+        weight, bias = self.effective(layer)
+        layer.__dict__["weight"] = weight
+        layer.__dict__["bias"] = bias
+
+
+_Mark = tuple[Tensor, int, int]
+"""A parameter, how often it was changed, and where its values lie."""
+
+
+def _unchanged(before: list[_Mark], now: list[_Mark]) -> bool:
+    """Return whether two lists of marks tell of the same values."""
+    return len(before) == len(now) and all(
+        old is new and rest == others
+        for (old, *rest), (new, *others) in zip(before, now, strict=True)
+    )
+
+
+def _unfold(layer: nn.Module, _inputs: object, _output: object) -> None:
+    layer.__dict__.pop("weight", None)
+    layer.__dict__.pop("bias", None)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _patches(layer: nn.Module, images: Tensor) -> Tensor:
+    """Return the patches that a convolution sees, ``[groups, rows, C_in/groups prod(kernel)]``."""
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
+    padding = layer.padding
+    assert not isinstance(padding, str)
+    geometry: list[tuple[int, ...]] = [layer.kernel_size, layer.dilation, padding, layer.stride]
+    if isinstance(layer, nn.Conv1d):
+        images = images.unsqueeze(2)
+        fill = (1, 1, 0, 1)
+        geometry = [(one, *pair) for one, pair in zip(fill, geometry, strict=True)]
+    columns = functional.unfold(images, *geometry)
+    size = layer.weight[0].numel()
+    grouped = columns.view(len(images), layer.groups, size, -1)
+    return grouped.permute(1, 0, 3, 2).reshape(layer.groups, -1, size)

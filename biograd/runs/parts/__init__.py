@@ -1,0 +1,1 @@
+"""The parts folder, in which a run grows until it is packed into its file."""

@@ -1,0 +1,1 @@
+"""What a comparison says and leaves: tables, statistics, page, picture, set file."""
