@@ -144,6 +144,7 @@ def begin(
             attributes=_attributes(configuration, dataset),
             probe=probe,
             layers=layers,
+            credit=experiment.account.as_dict(),
             force=force,
         )
     recording = Recording(experiment, writer, probe, progress)

@@ -56,6 +56,7 @@ class Findings:
         layers: by site, in the order of the data flow.
         hidden: all hidden layers together; None if there is none.
         batch_norm: whether batch normalisation takes its statistics from these examples.
+        credit: whose credit the parameters have, and which they are, a line each.
         neighbours: a quarter and four times the size of the noise, if the estimator has one.
     """
 
@@ -77,3 +78,4 @@ class Findings:
     overall: Quality
     reference: str = ""
     neighbours: tuple[Neighbour, ...] = ()
+    credit: tuple[str, ...] = ()

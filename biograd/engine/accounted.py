@@ -117,10 +117,12 @@ class Accounted:
         timed = plan.transport.window is not None or plan.transport.traces
         if self.substrate.transports or not (timed or plan.transport.derivative):
             return
-        run, hidden = self._runner(encoded, targets, stream), self.hidden
+        run = self._runner(encoded, targets, stream)
         trace = run(Plan())
+        sites = {name: trace.sites[name] for name in self.hidden}
+        hidden = [n for n, site in sites.items() if site.visits[0].outputs[0].requires_grad]
         what = ""
-        if timed and any(remembers(trace.sites[name]) for name in hidden):
+        if timed and any(remembers(sites[name]) for name in hidden):
             what = "credit through time"
         if plan.transport.derivative and not smooth(run, trace, hidden, stream):
             what = "the slope of thresholds"

@@ -73,7 +73,8 @@ class Account:
         """Yield a line for each kind of credit, with the parameters that have it."""
         kinds: dict[str, list[str]] = {}
         for entry in self.entries:
-            kinds.setdefault(entry.words, []).append(entry.name)
+            words = entry.words.partition(" at ")[0] if entry.sites else entry.words
+            kinds.setdefault(words, []).append(entry.name)
         for words, names in kinds.items():
             yield f"{words}: {named(names)}"
 
@@ -123,6 +124,13 @@ class Bookkeeper:
         ]
 
     @property
+    def _rule(self) -> str:
+        """The rule in words, and where it is none of its own."""
+        where = self.estimator.coincides
+        name = type(self.estimator).__name__
+        return f"{name} ({where} back-propagation itself)" if where else name
+
+    @property
     def _exact_readout(self) -> bool:
         return self.estimator.exact_readout or self.local
 
@@ -170,7 +178,7 @@ class Bookkeeper:
         if creditor == "nobody" and limited:
             creditor = "outside"
         words = {
-            "rule": f"{rule} at {', '.join(sites)}" if sites else rule,
+            "rule": self._rule + (f" at {', '.join(sites)}" if sites else ""),
             "readout": "the exact gradient of the readout",
             "nobody": "nobody: the outputs do not depend on it",
             "frozen": f"nobody: {rule} leaves it as it is",
@@ -252,24 +260,27 @@ def check_outside(
     """Refuse parameters outside the rule, unless it was said what shall become of them.
 
     Raises:
-        CapabilityError: with their names and the ways out.
+        CapabilityError: with their names and the ways out; or nothing would learn.
     """
-    found = account.of("outside")
-    if not found:
-        return
-    names, reached = named([entry.name for entry in found]), REACH[estimator.reach]
-    if outside == "exact" and limits:
+    names = named([entry.name for entry in account.of("outside")])
+    if names and outside == "refuse":
+        wide = [kind.__name__ for kind in ESTIMATORS.values() if kind.reach == "parameters"]
+        raise CapabilityError(
+            f"{account.rule} does not credit {names}: it reaches {REACH[estimator.reach]}; say "
+            "outside='freeze' (they stay as they are) or 'exact' (they learn by back-propagation) "
+            "in biograd.attach or biograd.train, training.outside in a recipe; or name the module "
+            "whose output is their current, attach(..., sites=[...]); or take "
+            + " or ".join(f"biograd.{name}" for name in wide)
+        )
+    if names and outside == "exact" and limits:
         raise CapabilityError(
             f"outside = 'exact': {names} cannot have an exact gradient: {limits[0]}: take "
             "outside = 'freeze'"
         )
-    if outside == "refuse":
-        wide = [kind.__name__ for kind in ESTIMATORS.values() if kind.reach == "parameters"]
+    if not account.of("rule", "readout") and not (names and outside == "exact"):
         raise CapabilityError(
-            f"{account.rule} does not credit {names}: it reaches {reached}; say outside='freeze' "
-            "(they stay as they are) or 'exact' (they learn by back-propagation) in biograd.attach "
-            "or biograd.train, training.outside in a recipe; or name the module whose output is "
-            f"their current, attach(..., sites=[...]); or take {' or '.join(wide)}"
+            f"{account.rule} would train nothing of this network ({'; '.join(account.lines())}): "
+            "unfreeze layers that it reaches, or take another rule"
         )
 
 

@@ -59,7 +59,7 @@ class ForwardForward(Estimator):
         hidden = frozenset(round.hidden)
         if round.targets is None or round.targets.is_floating_point() or round.targets.dim() > 1:
             raise CapabilityError("forward_forward: targets must be the numbers of classes")
-        yield Plan(cut=hidden, detach=frozenset(round.site_layers[round.readout]))
+        yield Plan(cut=hidden, boundaries=hidden)
         outputs = round.traces[0].outputs
         wrong = self.wrong(round.targets, outputs, round.generator)
         temporal = any(visits.time for visits in _first(round).visits)

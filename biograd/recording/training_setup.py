@@ -12,7 +12,7 @@ from biograd import data, decorrelation, estimators, local, networks, tasks
 from biograd.configuration import Configuration
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
-from biograd.engine import attach
+from biograd.engine import Account, attach
 from biograd.errors import RecipeError
 from biograd.training import Trainer, evaluate, placed
 
@@ -58,6 +58,12 @@ class Experiment:
         except BaseException:
             self.engine.detach()
             raise
+
+    @property
+    def account(self) -> Account:
+        """Who credits each parameter."""
+        assert self.engine.account is not None  # the trainer has prepared it
+        return self.engine.account
 
     @property
     def watched(self) -> tuple[str, ...]:

@@ -82,6 +82,7 @@ class Contents:
     environment: dict[str, Any]
     hyperparameters: dict[str, Any]
     summary: dict[str, Any]
+    credit: dict[str, Any]
     layers: dict[str, LayerInfo]
     probe: Probe | None
     history: list[list[int]]
@@ -189,6 +190,7 @@ def read_parts(place: RunPaths) -> Contents:
             environment=header["environment"],
             hyperparameters=header["hyperparameters"],
             summary=header["summary"],
+            credit=header.get("credit", {}),
             layers=layers,
             probe=_parts_probe(place, header),
             history=header["history"],
@@ -296,6 +298,7 @@ def _packed_contents(place: RunPaths, file: h5py.File) -> Contents:
         environment=json.loads(file["environment"][()]),
         hyperparameters=json.loads(file["hyperparameters"][()]),
         summary=json.loads(file["summary"][()]),
+        credit=json.loads(file["credit"][()]) if "credit" in file else {},
         layers=layers,
         probe=None if group is None else read_probe(group, group.attrs["gap_ms"]),
         history=file["progress/commits"][()].tolist(),

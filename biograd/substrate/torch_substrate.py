@@ -30,7 +30,15 @@ from biograd.contracts import (
 from biograd.errors import CapabilityError
 from biograd.substrate.copies import SharedRandomness
 from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
-from biograd.substrate.losses import Losses, add_slopes, extend, forward_mode, losses_of, perturbed
+from biograd.substrate.losses import (
+    Losses,
+    add_slopes,
+    eager,
+    extend,
+    forward_mode,
+    losses_of,
+    perturbed,
+)
 from biograd.substrate.network import Network
 from biograd.substrate.passes import Pass, repeat
 from biograd.substrate.sites import Sites, before, check_called, find_sites
@@ -147,6 +155,17 @@ class TorchSubstrate:
         stream: torch.Generator | None = None,
     ) -> Trace:
         """Run the clean copy, then the other copies of ``plan``; dropout draws from ``stream``."""
+        with eager():
+            return self._run(plan, encoded, targets, objective, stream)
+
+    def _run(
+        self,
+        plan: Plan,
+        encoded: Tensor,
+        targets: Tensor,
+        objective: Objective,
+        stream: torch.Generator | None,
+    ) -> Trace:
         self.shared.stream = stream
         encoded = encoded if plan.inputs is None else plan.inputs(encoded)
         trace = self._run_clean(plan, encoded, targets, objective)
@@ -200,6 +219,7 @@ class TorchSubstrate:
             boundaries=frozenset((*plan.boundaries, *plan.clamp, *objective.local)),
             watched=frozenset((*names, *objective.local)),
             temporal=self._temporal,
+            readout=self.sites[-1].name,
             visits={site.name: [Visits(time) for time in site.time] for site in self.sites},
         )
 
