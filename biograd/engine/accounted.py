@@ -98,7 +98,20 @@ class Accounted:
         asked = rule.reach == "currents" and rule.graphless and self.differentiable
         if not asked or isinstance(self.network, Network):
             return True
-        return smooth(self._runner(encoded, targets, stream), first, (name,), stream)
+        with self._constant_norms():
+            return smooth(self._runner(encoded, targets, stream), first, (name,), stream)
+
+    @contextmanager
+    def _constant_norms(self) -> Iterator[None]:
+        """Let batch normalisation take its statistics from nothing that is differentiated."""
+        norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.training]
+        try:
+            for norm in norms:
+                norm.training = False
+            yield
+        finally:
+            for norm in norms:
+                norm.training = True
 
     def _runner(
         self, encoded: Tensor, targets: Tensor, stream: torch.Generator
@@ -123,14 +136,15 @@ class Accounted:
         hidden = [n for n, site in sites.items() if site.visits[0].outputs[0].requires_grad]
         what = ""
         if timed and any(remembers(sites[name]) for name in hidden):
-            what = "credit through time"
-        if plan.transport.derivative and not smooth(run, trace, hidden, stream):
-            what = "the slope of thresholds"
+            what = "runs through time by itself"
+        with self._constant_norms():
+            if plan.transport.derivative and not smooth(run, trace, hidden, stream):
+                what = "has thresholds of its own"
         if what:
             raise CapabilityError(
-                f"{type(self.estimator).__name__} changes {what} in biograd's own neurons, and "
-                f"{type(self.network).__name__} has others, so that it would be back-propagation "
-                "under another name: take a network of biograd.build, biograd.Brian2Layer for the "
+                f"{type(self.network).__name__} {what}, and {type(self.estimator).__name__} acts "
+                "in biograd's own neurons alone, so that it would be back-propagation under "
+                "another name: take a network of biograd.build, biograd.Brian2Layer for the "
                 "neurons, or biograd.Backpropagation"
             )
 

@@ -65,6 +65,17 @@ class Account:
         """Return the entries with these creditors."""
         return [entry for entry in self.entries if entry.creditor in creditors]
 
+    def without(self, names: Sequence[str]) -> Account:
+        """Return the account with parameters to which the rule gave no credit."""
+        words = f"nobody: {self.rule} gave it no credit in the first step"
+        entries = (
+            dataclasses.replace(e, creditor="nobody", sites=(), words=words)
+            if e.name in names
+            else e
+            for e in self.entries
+        )
+        return dataclasses.replace(self, entries=tuple(entries))
+
     def as_dict(self) -> dict[str, Any]:
         """Return shape and creditor by the name of each parameter, as JSON has them."""
         return {e.name: {"shape": list(e.shape), "credit": e.words} for e in self.entries}
@@ -194,11 +205,13 @@ class Bookkeeper:
         own = [site for site in place.layers if site != readout or not leads]
         sites = tuple(dict.fromkeys((*own, *place.blocks)))
         at_readout = (readout in place.layers and leads) or place.behind
+        if place.nowhere and (rule.exact or rule.reach != "parameters"):
+            return "nobody", ()
+        if rule.exact:
+            return "rule", ()
         if rule.reach == "parameters":
             alone = at_readout and not (sites or place.before) and self._exact_readout
-            return "readout" if alone and not rule.exact else "rule", ()
-        if place.nowhere:
-            return "nobody", ()
+            return "readout" if alone else "rule", ()
         if rule.reach == "readout" and not at_readout:
             return "frozen", ()
         if rule.reach == "readout" and not (sites or place.before):

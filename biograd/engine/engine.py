@@ -207,7 +207,8 @@ class Engine(Prepared):
         surface = _surface(traces[0].loss, pairs)
         if not self._verified:
             assert self.account is not None
-            verify(self.account, self.estimator, self.network, surface, reference)
+            known = (self.account, self.estimator, self.network)
+            self.account = verify(*known, surface, reference)
             self._verified = True
         self._last = (traces, round)
         self.step += 1

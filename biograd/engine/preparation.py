@@ -239,6 +239,9 @@ class Prepared(Accounted):
         plan = next(iter(self.estimator.plans(round)))
         self._check_transport(plan, encoded, targets, stream)
         boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
+        if not boundaries and "local_vjp" in self.estimator.needs:  # of a later plan
+            blocks = Plan(boundaries=frozenset(round.blocks))
+            self.substrate.run(blocks, encoded, targets, self.objective, stream)
         if boundaries and "local_vjp" in self.substrate.capabilities:
             order = [name for name in self.hidden if name in boundaries]
             plan = Plan(boundaries=frozenset(order), detach=plan.detach)

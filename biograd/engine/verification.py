@@ -20,7 +20,8 @@ def comparable(estimator: Estimator) -> bool:
     """Return whether a rule that gives the gradient of back-propagation is not itself."""
     chosen = [getattr(estimator, name, "all") for name in ("sites", "chosen")]
     whole = all(one == "all" for one in chosen if isinstance(one, (str, tuple)))
-    return estimator.reach == "blocks" and not estimator.coincides and whole
+    noisy = any(need.startswith(("perturb", "jvp")) for need in estimator.needs)
+    return whole and not (estimator.exact or estimator.coincides or noisy)
 
 
 def verify(
@@ -29,8 +30,8 @@ def verify(
     network: nn.Module,
     surrogate: Tensor,
     reference: Reference,
-) -> None:
-    """Compare who received credit in a step with the account.
+) -> Account:
+    """Compare who received credit in a step with the account; return it as it is now known.
 
     Args:
         surrogate: of the step.
@@ -42,14 +43,6 @@ def verify(
     parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
     found = gradients(surrogate, list(parameters.values()))
     given = dict(zip(parameters, found, strict=True))
-    turns = getattr(estimator, "sites", "") == "round_robin"
-    wanted = [entry.name for entry in account.of("rule", "readout") if not turns]
-    without = [name for name in wanted if given.get(name) is None]
-    if without:
-        raise CapabilityError(
-            f"{account.rule} gives {named(without)} no credit, though it acts at its sites: freeze "
-            "it, requires_grad_(False), or take another rule"
-        )
     idle = [entry.name for entry in account.of("frozen")]
     moved = [name for name in idle if _any(given.get(name))]
     if moved:
@@ -61,6 +54,9 @@ def verify(
             f"{account.rule} gives {named(same)} the gradient of back-propagation to the last bit, "
             "so that it does not act on this network: take biograd.Backpropagation, or another rule"
         )
+    turns = getattr(estimator, "sites", "") == "round_robin"
+    wanted = [entry.name for entry in account.of("rule", "readout") if not turns]
+    return account.without([name for name in wanted if given.get(name) is None])
 
 
 def _any(gradient: Tensor | None) -> bool:

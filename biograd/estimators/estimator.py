@@ -47,7 +47,7 @@ class Estimator(nn.Module):
 
     needs: frozenset[Capability] = frozenset()
     exact: ClassVar[bool] = False
-    reach: ClassVar[Reach] = "blocks"
+    reach: ClassVar[Reach] = "currents"
     coincides: ClassVar[str] = ""
     exact_readout: bool = True
     learns_hidden: ClassVar[bool] = True

@@ -35,6 +35,7 @@ class Feedback(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
     divides = "examples"
     passes = "1 forward, 1 backward"
     builds = True

@@ -24,6 +24,7 @@ class OnlineTrainingThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
     coincides = "in a network without time"
     divides = "examples"
     passes = "1 forward, 1 backward; online: none"

@@ -17,6 +17,7 @@ class SpatialLearningThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
     coincides = "in a network without time"
     divides = "examples"
     passes = "1 forward, 1 backward; online: none"

@@ -160,10 +160,11 @@ class Pass:
         if self._stepwise(site, activity):
             return self._step(site, activity, len(calls) - 1)
         if len(calls) > 1 and (site.activity is None or self.plan.slots or self.plan.clamp):
-            times = max(self.shapes[name].steps, len(calls)) if name in self.shapes else len(calls)
+            known = self.shapes[name].steps if name in self.shapes else 0
             raise CapabilityError(
-                f"site {name}: {site.modules[0]} is called {times} times in a pass, and credit cannot "
-                "be stopped between blocks that a loop runs by turns: take a rule that stops none, "
+                f"site {name}: {site.modules[0]} is called {max(known, len(calls))} times in a "
+                "pass, and credit cannot be stopped between blocks that a loop runs by turns: take "
+                "a rule that stops none, "
                 "biograd.FeedbackAlignment or biograd.NodePerturbation, or a network of "
                 "biograd.build; or name the module that returns the block's output, one tensor in "
                 "every step, sites=[biograd.Site(..., activity=...)]"
