@@ -2,6 +2,11 @@
 
 from biograd.brian.box import Brian2Box as Brian2Box
 from biograd.brian.layer import Brian2Layer as Brian2Layer
+from biograd.calls import diagnose as diagnose
+from biograd.calls import load as load
+from biograd.calls import resume as resume
+from biograd.calls import train as train
+from biograd.calls import trained as trained
 from biograd.circuit.readouts import Readout as Readout
 from biograd.contracts import Site as Site
 from biograd.decorrelation import Decorrelation as Decorrelation
@@ -38,11 +43,6 @@ from biograd.estimators import UnitwiseGradient as UnitwiseGradient
 from biograd.estimators import WeakGradient as WeakGradient
 from biograd.estimators import WeightMirror as WeightMirror
 from biograd.estimators import WeightPerturbation as WeightPerturbation
-from biograd.experiment import diagnose as diagnose
-from biograd.experiment import load as load
-from biograd.experiment import resume as resume
-from biograd.experiment import train as train
-from biograd.experiment import trained as trained
 from biograd.interchange import export_nir as export_nir
 from biograd.interchange import import_nir as import_nir
 from biograd.local import LocalLosses as LocalLosses

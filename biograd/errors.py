@@ -6,6 +6,7 @@ This module imports nothing, so that the console can name an error without loadi
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 WIDTH = 300
@@ -52,7 +53,7 @@ class MissingExtraError(BiogradError):
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """Return the known words as a hint, the nearest first: ``did you mean 'weak'? (known: …)``."""
-    words = sorted(known)
+    words = sorted(known, key=natural)
     if not words:
         return "there is none to choose from"
     close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.5)
@@ -64,3 +65,33 @@ def brief(text: str) -> str:
     """Return the beginning of a text, in one line."""
     line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+SPACES = "\u00a0\u2002\u2003\u2007\u2009\u202f"
+"""Spaces that are seen, though Python does not print them."""
+
+
+def visible(text: str, kept: str = "") -> str:
+    """Return a text with an escape for every character that is not seen: controls, directions.
+
+    Args:
+        kept: characters that stay, such as the ends of lines.
+
+    >>> visible("a\x1b[2J\u202eb\n")
+    'a\\x1b[2J\\u202eb\\n'
+    """
+    return "".join(
+        sign if sign.isprintable() or sign in kept or sign in SPACES else repr(sign)[1:-1]
+        for sign in text
+    )
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return the key that sorts names by the size of the numbers in them.
+
+    >>> sorted(["blocks.10", "blocks.2", "blocks.2.synapse"], key=natural)
+    ['blocks.2', 'blocks.2.synapse', 'blocks.10']
+    """
+    parts = re.split(r"(\d+)", name)
+    digits = [part.lstrip("0") if place % 2 else part for place, part in enumerate(parts)]
+    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(digits)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from torch import nn
 
 from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
-from biograd.diagnosis import Diagnosis, Reference
-from biograd.engine import Engine, Outside
 from biograd.errors import DataError, RecipeError
 from biograd.progress import Progress, Silent
 from biograd.recording import Experiment, Interrupted, NullWriter, Recording
@@ -41,13 +38,9 @@ __all__ = [
     "Progress",
     "TrainingRequest",
     "configure",
-    "diagnose",
     "execute",
-    "load",
     "proceed",
-    "resume",
-    "train",
-    "trained",
+    "restored",
 ]
 
 PROBES = 200
@@ -310,62 +303,6 @@ def _taken_over(
     return taken[0] if taken else NullWriter(path), checkpoint
 
 
-def train(
-    model: str | nn.Module = "spiking",
-    data: Any = "digits",
-    *,
-    task: str | Mapping[str, Any] | None = None,
-    estimator: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    path: str | Path | None = None,
-    force: bool = False,
-    settings: Sequence[str] = (),
-    outside: Outside | None = None,
-    data_dir: str | Path | None = None,
-    offline: bool = False,
-    control: bool = False,
-) -> Run:
-    """Train a network and return its run.
-
-    Args:
-        model: a shipped name, a path to a TOML file, or a module of yours.
-        data: a shipped name, a path (TOML, ``.npz``, HDF5, a folder), ``package.module:function``,
-            or data of yours: ``(inputs, targets)``, a mapping of arrays, a torch Dataset or
-            DataLoader, a function of seed and epoch, or any of these by split.
-        task: what the targets ask for, a name or a table with ``name`` and settings; by default
-            what they tell themselves.
-        estimator: how it learns; the recipe's own by default.
-        path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
-        settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
-        outside: what becomes of parameters that the rule does not credit (``biograd.attach``);
-            ``training.outside`` by default.
-        control: also train the ``frozen_hidden`` control.
-
-    Raises:
-        BiogradError: as ``biograd train`` would report it.
-    """
-    request = TrainingRequest(
-        model=model,
-        **asked(data),
-        task=task,
-        estimator=estimator,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        out=None if path is None else Path(path),
-        force=force,
-        assignments=(*settings, *([] if outside is None else [f"training.outside={outside}"])),
-        data_dir=None if data_dir is None else Path(data_dir),
-        offline=offline,
-        control=control,
-    )
-    return open_run(Path(execute(request)["run"]))
-
-
 def asked(given: Any) -> dict[str, Any]:
     """Return what a request says of data: the name of a dataset, or the user's own."""
     if isinstance(given, str | Path) and not recipes.FUNCTION.fullmatch(str(given)):
@@ -402,48 +339,7 @@ def need_module(
         )
 
 
-def resume(
-    path: str | Path,
-    epochs: int | None = None,
-    network: nn.Module | None = None,
-    data: Any = None,
-) -> Run:
-    """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
-
-    Args:
-        network: your own module, if the run trained one; its weights are replaced.
-        data: your own data, if the run learned from arrays, Datasets or a function; or where its
-            files are now.
-
-    Raises:
-        RunFileError: there is no such run, or it cannot be read.
-    """
-    return open_run(Path(proceed(Path(path), epochs, network=network, own=data)["run"]))
-
-
-def load(path: str | Path) -> Run:
-    """Open a run file for analysis.
-
-    Raises:
-        RunFileError: missing, damaged, from a newer version, or not a run file.
-    """
-    return open_run(Path(path))
-
-
-def trained(
-    run: Run, network: nn.Module | None = None, data: Any = None
-) -> tuple[nn.Module, Engine]:
-    """Return the network of a run as it was at the last checkpoint, and its engine.
-
-    Args:
-        network: your own module, if the run trained one; its weights are replaced.
-        data: your own data, if the run learned from any that are in no file.
-    """
-    experiment = _restored(run, network, data, "trained")
-    return experiment.network, experiment.engine
-
-
-def _restored(
+def restored(
     run: Run, network: nn.Module | None, own: Any, call: str, step: int | None = None
 ) -> Experiment:
     """Return the experiment of a run at a checkpoint, the last one if ``step`` is None."""
@@ -457,33 +353,3 @@ def _restored(
     if state is not None:
         experiment.trainer.restore(*state)
     return experiment
-
-
-def diagnose(
-    run: Run,
-    network: nn.Module | None = None,
-    *,
-    data: Any = None,
-    step: int | None = None,
-    examples: int = 64,
-    draws: int = 16,
-    reference: Reference = "auto",
-) -> Diagnosis:
-    """Return how good the gradient estimate of a run is, and what keeps it from learning.
-
-    Args:
-        network: your own module, if the run trained one; its weights are replaced.
-        data: your own data, if the run learned from any that are in no file.
-        step: of a checkpoint; 0: before the training; None: the last one.
-        examples: of the training data, the groups of the task in turn.
-        draws: how often the gradient is estimated.
-        reference: see ``diagnosis.probe``.
-
-    Raises:
-        RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
-    """
-    experiment = _restored(run, network, data, "diagnose", step)
-    try:
-        return experiment.diagnose(examples, draws=draws, reference=reference)
-    finally:
-        experiment.engine.detach()

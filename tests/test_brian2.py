@@ -25,14 +25,13 @@ from torch import Tensor
 
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.neuron_model import NeuronModel
-from biograd.brian.simulation import Simulation
+from biograd.brian.simulation import KEPT, Simulation
 from biograd.contracts import Objective, Plan, Round, Trace
 from biograd.engine import attach
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator, WeakGradient, make
 from biograd.neurons import Leaky
 from biograd.randomness import generator
-from biograd.simulators.brian2_group import KEPT
 
 
 class GivenCredit(Estimator):
@@ -175,7 +174,7 @@ def test_the_default_target_spikes_like_numpy() -> None:
 def spiking_again(network: Any) -> Any:
     """Return a copy, which prepares its own simulations."""
     twin = copy.deepcopy(network)
-    assert not any(block["activity"]._simulations for block in twin.blocks)
+    assert not any(block["activity"]._foreign for block in twin.blocks)
     return twin
 
 
@@ -207,7 +206,7 @@ def test_only_a_few_simulations_are_kept() -> None:
     for rows in (1, 2, 3, 4, 5, 2, 6):
         network(batch(rows)[0])
     for block in network.blocks:
-        kept = block["activity"].foreign()._simulations
+        kept = block["activity"].foreign().simulation.kept
         assert len(kept) == KEPT and 2 in kept and 6 in kept
 
 

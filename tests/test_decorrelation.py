@@ -25,6 +25,7 @@ from networks_for_tests import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import biograd
 from biograd import decorrelation as matrices
 from biograd import experiment
 from biograd.decorrelation import MOST_PASSES, Decorrelation
@@ -120,9 +121,8 @@ def slow_update(rule: str, matrix: Array, rows: Array, eta: float, kappa: float)
         return matrix - eta * off @ matrix
     if rule == "foldiak":
         return np.linalg.inv(np.linalg.inv(matrix) + eta * off)
-    before = np.mean([np.sqrt(row @ row) for row in rows])
-    after = np.mean([np.sqrt(output @ output) for output in outputs])
-    scaled = before / after * matrix
+    pairs = zip(rows, outputs, strict=True)
+    scaled = np.mean([np.sqrt(x @ x) / np.sqrt(y @ y) for x, y in pairs]) * matrix
     return scaled - eta * correlation @ scaled
 
 
@@ -535,7 +535,7 @@ def test_the_energy_of_every_layer_is_in_the_run_file(tmp_path: Path, rule: str)
             assignments=(f"decorrelation.rule={chosen}", "decorrelation.rate=0.001"),
         )
         experiment.execute(request)
-        with experiment.load(request.out) as run:  # type: ignore[arg-type]
+        with biograd.load(request.out) as run:  # type: ignore[arg-type]
             found[chosen] = run.scalars("epoch"), [entry.name for entry in run.tree()]
     layers = ("blocks.0.synapse", "blocks.1.synapse", "readout")
     for layer in layers:

@@ -480,6 +480,8 @@ def test_a_recorded_quality_changes_nothing_else(
             assert {"cosine", "angle_deg", "variance", "squared_bias"} <= set(measures)
             assert len(measures["cosine"]) == count and (abs(measures["cosine"]) <= 1).all()
             assert (measures["gradient"] > 0).any()
+            error = measures["slope_error"]  # of two draws, all kept
+            assert len(error) == count and (error[measures["gradient"] > 0] >= 0).all()
     with biograd.load(plain) as run:
         assert "cosine" not in run.learning.get("readout", {})
 
@@ -491,8 +493,8 @@ def test_a_run_is_probed_from_its_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert record["run"] == str(path) and (record["draws"], record["examples"]) == (3, 10)
     with biograd.load(path) as run:
         assert record["step"] == run.checkpoints[-1] > 0
-        found = experiment.diagnose(run, draws=3, examples=10).as_dict()
-        first = experiment.diagnose(run, step=0, draws=3, examples=10)
+        found = biograd.diagnose(run, draws=3, examples=10).as_dict()
+        first = biograd.diagnose(run, step=0, draws=3, examples=10)
     assert found == {key: value for key, value in record.items() if key in found}
     assert first.step == 0 and first.loss > record["loss"]
     # the schedule of the learning rate has ended near zero; the step is at the full rate

@@ -709,7 +709,7 @@ def test_a_run_is_trained_written_and_resumed(tmp_path: Path) -> None:
     )
     summary = experiment.execute(request)
     assert math.isfinite(summary["test_loss"])
-    run = experiment.resume(tmp_path / "run.h5", epochs=2)
+    run = biograd.resume(tmp_path / "run.h5", epochs=2)
     assert "spikes/blocks.0.raster/timestamps" in [entry.name for entry in run.tree()]
     assert run.attributes["model_kind"] == "snn"
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+import biograd
 from biograd import data, experiment
 from biograd.__main__ import main
 from biograd.data import SOURCES
@@ -146,8 +147,8 @@ def test_a_finished_run_can_be_trained_on(tmp_path: Path) -> None:
 
 def test_the_file_gives_back_the_trained_network(tmp_path: Path) -> None:
     summary = experiment.execute(request(tmp_path / "a.h5", "spiking", "weak"))
-    with experiment.load(tmp_path / "a.h5") as run:
-        _network, engine = experiment.trained(run)
+    with biograd.load(tmp_path / "a.h5") as run:
+        _network, engine = biograd.trained(run)
         assert run.summary["test_accuracy"] == summary["test_accuracy"]
         configuration = experiment.Configuration.of(run.config, run.path)
     dataset = data.load(configuration.data, name=configuration.dataset)
@@ -157,7 +158,7 @@ def test_the_file_gives_back_the_trained_network(tmp_path: Path) -> None:
 
 def test_spikes_in_the_file_are_those_of_the_network(tmp_path: Path) -> None:
     experiment.execute(request(tmp_path / "a.h5", "spiking", "backprop"))
-    with experiment.load(tmp_path / "a.h5") as run:
+    with biograd.load(tmp_path / "a.h5") as run:
         for layer in run.layers:
             counts = run.activation(layer).sum() * run.layers[layer].n_steps
             assert len(run.spikes(layer)) == round(float(counts)) > 0
@@ -170,7 +171,7 @@ def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
 
     path = tmp_path / "a.h5"
     options = ("dataset.settings.train_rows=20", "dataset.settings.test_rows=5")
-    run = experiment.train(
+    run = biograd.train(
         module(),
         "random_manifolds",
         estimator="weak",
@@ -182,8 +183,8 @@ def test_a_module_of_the_users_trains_and_resumes(tmp_path: Path) -> None:
     assert isinstance(run, Run)
     assert 0 <= run.summary["frozen_hidden_control"] <= 1
     with pytest.raises(RecipeError, match=r"a module of yours \(Sequential\)"):
-        experiment.resume(path, epochs=3)
-    assert experiment.resume(path, epochs=3, network=module()).summary["epochs"] == 3
+        biograd.resume(path, epochs=3)
+    assert biograd.resume(path, epochs=3, network=module()).summary["epochs"] == 3
 
 
 def test_the_summary_has_its_keys(tmp_path: Path) -> None:

@@ -308,8 +308,8 @@ UNIFIED: dict[str, tuple[Callable[[], Estimator], str]] = {
     "FA": (FeedbackAlignment, "next"),
     "DFA": (DirectFeedback, "outputs"),
     "DFA, shared": (lambda: DirectFeedback(shared=True), "outputs"),
-    "kickback": (lambda: Kickback("sum"), "outputs"),
-    "kickback, turns": (Kickback, "outputs"),
+    "kickback": (lambda: Kickback("sum", influence=False), "outputs"),
+    "kickback, turns": (lambda: Kickback(influence=False), "outputs"),
 }
 
 
@@ -346,6 +346,60 @@ def test_kickback_with_one_output_is_the_same_in_both_forms() -> None:
         for form in ("sum", "turns")
     ]
     check_equal(found[0], found[1], TIGHT)
+
+
+def balduzzi(network: nn.Sequential, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Return ``e tau`` for two ReLU layers and one output, unit by unit, as published."""
+    first, second, readout = (network[place] for place in (0, 2, 4))
+    with torch.no_grad():
+        one = first(inputs).clamp(min=0)
+        two = second(one).clamp(min=0)
+        error = (readout(two) - targets) / len(inputs)
+        tau_two = readout.weight.expand(len(inputs), -1)
+        tau_one = torch.stack(
+            [
+                sum(second.weight[k] * float(row[k] > 0) for k in range(len(row)))  # type: ignore[misc]
+                for row in two
+            ]
+        )
+        delta_one, delta_two = error * tau_one * (one > 0), error * tau_two * (two > 0)
+        return {"0.weight": delta_one.T @ inputs, "2.weight": delta_two.T @ one}
+
+
+@pytest.mark.parametrize("outputs", ["sum", "turns"])
+def test_kickback_is_error_times_influence(outputs: Any) -> None:
+    network = drawn(
+        nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 1))
+    )
+    inputs, targets = batch()[0], batch(seed=1)[0][:, :1]
+    found = gradients(attach(network, Kickback(outputs), loss="squared_error"), inputs, targets)
+    expected = balduzzi(network, inputs, targets)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=TIGHT, atol=TIGHT), name
+    plain = Kickback(outputs, influence=False)
+    other = gradients(attach(network, plain, loss="squared_error"), inputs, targets)["0.weight"]
+    assert torch.cosine_similarity(other.flatten(), expected["0.weight"].flatten(), 0) < 0.9
+
+
+def test_influence_passes_a_convolution_with_pooling() -> None:
+    """A unit's influence is the sum of the kernel over the places above that are active."""
+    network = drawn(
+        nn.Sequential(
+            *(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)),
+        )
+    )
+    inputs, targets = torch.randn(4, 1, 4, 4).double(), torch.randn(4, 1).double()
+    found = gradients(attach(network, Kickback(), loss="squared_error"), inputs, targets)
+    with torch.no_grad():
+        error = (network(inputs) - targets) / 4
+        above = network[3](network[:3](inputs))  # one place for each of three channels
+        tau = torch.einsum("bk,kchw->bchw", (above > 0)[:, :, 0, 0].double(), network[3].weight)
+    activity = network[:3](inputs)
+    cotangent = error.view(4, 1, 1, 1) * tau
+    (expected,) = torch.autograd.grad(activity, network[0].weight, cotangent)
+    assert torch.allclose(found["0.weight"], expected, rtol=1e-10)
+    assert expected.any()
 
 
 # Broadcast: convolutions, time, targets, parts of one matrix ------------------------------------

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from biograd import data, experiment
+import biograd
+from biograd import data
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.neuron_model import NeuronModel
 from biograd.brian.quantities import quantity
@@ -327,8 +328,8 @@ TINY = (
 def test_a_run_records_the_course_that_a_population_passes_on(tmp_path: Path) -> None:
     """A synapse's opening is no spike: its mean over the trial is recorded, as of a rate unit."""
     path = tmp_path / "run.h5"
-    run = experiment.train("morris_lecar", "digits", path=path, settings=TINY, device="cpu")
-    network, engine = experiment.trained(run)
+    run = biograd.train("morris_lecar", "digits", path=path, settings=TINY, device="cpu")
+    network, engine = biograd.trained(run)
     engine.detach()
     name = "blocks.0.activity"
     dataset = data.load(load_dataset("digits", ["test_examples=10"]), name="digits")

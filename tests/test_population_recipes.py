@@ -17,8 +17,8 @@ from biograd.brian.import_brian2 import import_brian2, one_line
 from biograd.brian.layer import Brian2Layer
 from biograd.brian.neuron_model import NeuronModel
 from biograd.brian.quantities import quantity
+from biograd.calls import trained
 from biograd.errors import RecipeError
-from biograd.experiment import trained
 from biograd.recipes import PopulationRecipe, load_model, names
 from biograd.runs.reader import open_run
 

@@ -9,10 +9,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from runs_synthetic import check_rows, checkpoint, write_step, writer
+from runs_synthetic import check_rows, checkpoint, probe, write_step, writer
 
 from biograd.errors import RecipeError, RunFileError
-from biograd.runs.layout import VERSION
+from biograd.runs.layout import VERSION, LayerInfo
 from biograd.runs.reader import open_run
 
 
@@ -190,3 +190,24 @@ def test_missing_checkpoints_are_not_offered(parts: Path) -> None:
         (parts / "checkpoints" / "8.safetensors").unlink()
         with pytest.raises(RunFileError, match="cannot be read"):
             run.checkpoint(8)
+
+
+def test_names_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"blocks.{place}" for place in range(12)]
+    path = tmp_path / "run.h5"
+    with writer(path, layers={name: LayerInfo("rate", 2) for name in names}) as target:
+        params = {f"{name}.weight": {"norm": 1.0} for name in names}
+        shown = {name: np.zeros((len(probe().index), 2), np.float32) for name in names}
+        target.snapshot(0, 0, shown, params)
+        target.commit(0, checkpoint(0))
+        check_order(path, names)
+    check_order(path, names)
+
+
+def check_order(path: Path, names: list[str]) -> None:
+    """The order of layers and parameters, in a run under way and in a packed one."""
+    with open_run(path) as run:
+        assert list(run.layers) == names
+        assert list(run.params) == [f"{name}.weight" for name in names]
+        tree = [entry.name.split("/")[1] for entry in run.tree() if "/norm" in entry.name]
+        assert tree == [f"{name}.weight" for name in names]

@@ -704,6 +704,11 @@ def test_ottt_is_presynaptic_traces_and_instantaneous_credit(
     expected = hand.final
     for index, (block, signal) in enumerate(zip(hand.blocks, instantaneous(hand), strict=True)):
         expected = expected | block.gradients(signal, f"blocks.{index}")
+        delta = signal * block.surrogate * block.membrane.gain * (1 - block.membrane.alpha)
+        bias = torch.from_numpy(delta.sum((0, 1)))  # no trace, as in the authors' code
+        name = f"blocks.{index}.synapse.bias"
+        traced, expected[name] = expected[name], bias
+        assert (traced - bias).norm() > 0.01 * bias.norm()
     check_equal(found, expected, 1e-10)
 
 

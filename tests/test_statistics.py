@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from biograd.studies.results.statistics import bootstrap, holm, paired, sign_flip
+from biograd.studies.results.statistics import holm, interval, paired, sign_flip
 
 FIRST = [96.1, 97.2, 95.8, 96.9, 97.4]
 SECOND = [95.0, 97.0, 95.1, 95.2, 96.9]
@@ -36,7 +35,7 @@ def test_exchange_turns_the_sign() -> None:
     assert other.mean == pytest.approx(-one.mean)
     assert other.p == pytest.approx(one.p) and other.p_exact == one.p_exact
     assert one.interval is not None and other.interval is not None
-    assert other.interval == pytest.approx((-one.interval[1], -one.interval[0]), abs=0.05)
+    assert other.interval == pytest.approx((-one.interval[1], -one.interval[0]))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
@@ -59,24 +58,34 @@ def test_sign_flip_of_many_pairs_draws() -> None:
     assert sign_flip(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
 
 
-def test_bootstrap_of_three_values_by_enumeration() -> None:
-    values = [1.0, 2.0, 4.0]
-    means = [np.mean(draw) for draw in itertools.product(values, repeat=3)]
-    low, high = np.percentile(means, [2.5, 97.5], method="inverted_cdf")
-    found = bootstrap(values)
-    assert found == pytest.approx((low, high), abs=1e-9)
-    assert bootstrap(values) == found
+def test_interval_of_three_values_by_hand() -> None:
+    reach = 4.302652729911275 * math.sqrt(7 / 3) / math.sqrt(3)  # t(.975; 2), s^2 = 7/3
+    assert interval([1.0, 2.0, 4.0]) == pytest.approx((7 / 3 - reach, 7 / 3 + reach))
+    assert interval([1.0]) is None and interval([2.0, 2.0]) == (2.0, 2.0)
 
 
-def test_bootstrap_covers() -> None:
-    """Of 20 normal values the interval holds the mean in about 95 % of samples."""
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_interval_covers_what_it_promises(count: int) -> None:
+    """The mean of normal values lies in 95 % of the intervals, and in fewer of the bootstrap's."""
+    stream = np.random.default_rng(count)
+    samples = stream.normal(3.0, 1.0, (4000, count))
+    found = np.array([interval(sample) for sample in samples])
+    assert 100 * _covered(found) == pytest.approx(95.0, abs=1.5)
+    draws = samples[:, stream.integers(count, size=(400, count))].mean(2)
+    bootstrap = np.percentile(draws, [2.5, 97.5], axis=1).T
+    assert _covered(bootstrap) < 0.92  # the negative control: percentiles of resampled means
+
+
+def test_interval_of_differences_covers() -> None:
     stream = np.random.default_rng(0)
-    inside = 0
-    for _ in range(100):
-        found = bootstrap(stream.normal(3.0, 1.0, 20))
-        assert found is not None
-        inside += found[0] <= 3.0 <= found[1]
-    assert 88 <= inside <= 98
+    seeds, ours, theirs = (stream.normal(0.0, s, (2000, 5)) for s in (3.0, 1.0, 0.5))
+    pairs = zip(seeds + ours + 2.0, seeds + theirs, strict=True)
+    found = np.array([paired(one, other).interval for one, other in pairs])
+    assert 100 * np.mean((found[:, 0] <= 2.0) & (found[:, 1] >= 2.0)) == pytest.approx(95, abs=1.5)
+
+
+def _covered(found: np.ndarray) -> float:
+    return float(np.mean((found[:, 0] <= 3.0) & (found[:, 1] >= 3.0)))
 
 
 @pytest.mark.parametrize("values", [[0.04, 0.01, 0.03, 0.005], [0.5, 0.6, 0.9], [0.2]])

@@ -409,7 +409,7 @@ def test_another_matrix_is_another_rule(rule: str) -> None:
 
 REGISTERED: dict[str, tuple[str, dict[str, Any]]] = {
     "direct": ("direct_feedback", {}),
-    "kickback": ("kickback", {"outputs": "sum"}),
+    "kickback": ("kickback", {"outputs": "sum", "influence": False}),
     "alignment": ("feedback_alignment", {}),
 }
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from biograd import tasks
 from biograd.errors import CapabilityError, CheckFailed, DataError, RecipeError
-from biograd.leaky_sum import leaky_sum
 from biograd.tasks import MISSING
+from biograd.tasks.leaky_sum import leaky_sum
 from biograd.testing import check_task
 
 B, T, K = 7, 12, 3

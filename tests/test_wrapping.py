@@ -583,6 +583,9 @@ def refused(words: str, *parts: Any, **settings: Any) -> None:
     with pytest.raises(RecipeError, match=words) as error:
         wrap(network, **options)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    way_out = str(error.value).endswith("; or take it whole: biograd.Brian2Box")
+    assert way_out is isinstance(error.value.__cause__, RecipeError)
+    assert way_out or not isinstance(error.value, CapabilityError)
 
 
 EQUATIONS = "dv/dt = (I - v) / (10*ms) : 1\ndg/dt = -g / (5*ms) : 1\nI : 1\nx : 1"
@@ -615,7 +618,7 @@ def test_objects_that_cannot_be_wrapped() -> None:
     refused(r"tree .SpatialNeuron. cannot be wrapped", group, tree)
     network = b2.Network(group)
     network.schedule = ["start", "groups", "thresholds", "resets", "synapses", "end"]
-    refused("a schedule of its own", network)
+    refused("wrap: the network's schedule is start, groups, thresholds, resets, syn", network)
     # monitors only look on
     watched = b2.Network(group, b2.SpikeMonitor(group), b2.StateMonitor(group, "v", record=True))
     assert order(wrap(watched, ("a", "I"), "a", inputs=6, classes=3)) == ("a",)

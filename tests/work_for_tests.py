@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import biograd
 from biograd.errors import BiogradError, RecipeError
 
 
@@ -159,7 +160,7 @@ def trains_long(path: Path) -> None:
     try:
         experiment.execute(request, _Noting(path))
     finally:
-        with experiment.load(out) as run:
+        with biograd.load(out) as run:
             path.write_text(f"{path.read_text()} {run.status}")
 
 

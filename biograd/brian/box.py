@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.brian.import_brian2 import import_brian2, one_line
-from biograd.brian.layer import without_derivative
+from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
 from biograd.ranks import parallel
 from biograd.recipes import Positive, validate

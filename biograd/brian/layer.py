@@ -10,9 +10,9 @@ and the rules that do without work as ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biograd.brian.neuron_model import Details, NeuronModel
-from biograd.brian.simulation import Simulation
-from biograd.contracts.credit_paths import State, differentiated, join, mapped, ways
-from biograd.errors import BiogradError, CapabilityError, RecipeError
+from biograd.brian.simulation import Simulation, Simulations, array, arrays, in_time
+from biograd.contracts.credit_paths import (
+    State,
+    differentiated,
+    join,
+    mapped,
+    with_way,
+    without_derivative,
+)
+from biograd.errors import CapabilityError, RecipeError
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
@@ -36,8 +43,6 @@ from biograd.translation.replay import replay
 from biograd.translation.transpile import translate
 
 Array = NDArray[np.float64]
-KEPT = 4
-"""Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
 
 
 class Brian2Layer(SteppedPopulation):
@@ -115,7 +120,7 @@ class Brian2Layer(SteppedPopulation):
                 for name, (_, low, high) in self.model.trainable.items()
             }
         )
-        self._simulations: dict[int, Simulation] = {}
+        self.simulation = Simulations(self.model, units)
         self._turn = Turn()
         self.forward_only = ""
         self.variables = 1
@@ -125,6 +130,11 @@ class Brian2Layer(SteppedPopulation):
         except CapabilityError as error:
             name = f"population {self.model.sample.name}"
             self.forward_only = str(error).replace(name, where)
+
+    @property
+    def port(self) -> str:
+        """The variable that receives a current without a name."""
+        return self.model.port
 
     @cached_property
     def scale(self) -> float:
@@ -155,10 +165,7 @@ class Brian2Layer(SteppedPopulation):
             return self._trial(current, recurrent)
 
     def _trial(self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None) -> Tensor:
-        currents = {
-            port: values.unsqueeze(1) if values.dim() == 2 else values
-            for port, values in self.by_port(current).items()
-        }
+        currents = self.trials(current)
         self._check_shapes(currents)
         if recurrent is not None or self.transport.slots:
             if len(currents) > 1:
@@ -166,16 +173,12 @@ class Brian2Layer(SteppedPopulation):
                     f"{self.model.where} has several input variables: no states can be handed "
                     "from window to window"
                 )
-            return super().forward(currents[self.model.port], recurrent)
+            return super().forward(currents[self.port], recurrent)
         currents = {port: self._in_units(port, values) for port, values in currents.items()}
         both, constants = self.ways(currents), self.constants()
         asked = [*both[0][0].values(), *constants.values()]
-        if not any(differentiated(values) for values in asked):
-            first = currents[self.model.port]
-            return self._simulate(currents, constants).to(first.dtype)
-        if self.forward_only:
-            first = currents[self.model.port]
-            found = self._simulate(currents, constants).to(first.dtype)
+        if self.forward_only or not any(differentiated(values) for values in asked):
+            found = self._simulate(currents, constants).to(currents[self.port].dtype)
             # constants alone: rules that perturb them need no derivative, others leave them be
             return without_derivative(found, self.forward_only, both[0][0].values())
         record = self._record(currents, constants)
@@ -206,19 +209,6 @@ class Brian2Layer(SteppedPopulation):
                     f"{list(values.shape)}"
                 )
 
-    def by_port(self, current: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return a current for each input variable."""
-        return {self.model.port: current} if isinstance(current, Tensor) else current
-
-    def ways(self, currents: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], int | None]]:
-        """Return the one or two ways through the currents of all input variables."""
-        found = {port: ways(values, self.transport) for port, values in currents.items()}
-        windows = [window for _, window in next(iter(found.values()))]
-        return [
-            ({port: parts[place][0] for port, parts in found.items()}, window)
-            for place, window in enumerate(windows)
-        ]
-
     def _in_units(self, port: str, values: Tensor) -> Tensor:
         scale = self.model.scales[port]
         return values if scale == 1 else mapped(lambda part: scale * part, values)
@@ -238,16 +228,6 @@ class Brian2Layer(SteppedPopulation):
         other: Derivative | None = self.transport.derivative
         return other(distance) if other else SURROGATES[self.surrogate](distance, self.slope)
 
-    def simulation(self, rows: int) -> Simulation:
-        """Return the prepared simulation for a number of rows; the least recent is dropped."""
-        found = self._simulations.pop(rows, None)
-        if found is None:
-            found = Simulation(self.model, rows, self.units)
-            while len(self._simulations) >= KEPT:
-                self._simulations.pop(next(iter(self._simulations)))
-        self._simulations[rows] = found
-        return found
-
     def _simulate(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
         output = self.model.recipe.output
         keep = () if output == "spikes" else (output,)
@@ -259,9 +239,9 @@ class Brian2Layer(SteppedPopulation):
     def _record(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Record:
         step, refractory = self.step, "not_refractory" in self.model.sample.variables
         ready = ("not_refractory",) if refractory else ()
-        rows = len(currents[self.model.port])
+        rows = len(currents[self.port])
         noise, simulation = self._noise(rows), self.simulation(rows)
-        simulation.begin(_arrays(constants))
+        simulation.begin(arrays(constants))
         initial = {name: torch.from_numpy(simulation.values[name].copy()) for name in step.states}
         train, kept = self._run(currents, constants, (*step.states, *ready), noise)
         spikes = torch.from_numpy(train)
@@ -282,32 +262,23 @@ class Brian2Layer(SteppedPopulation):
         noise: Mapping[str, Array] | None = None,
         kind: str = "float64",
     ) -> tuple[Array, dict[str, Array]]:
-        rows = len(currents[self.model.port])
+        rows = len(currents[self.port])
         noise = self._noise(rows) if noise is None else noise
         simulation = self.simulation(rows)
-        given = {}
-        for port, values in currents.items():
-            # the loop converts each step as it sets it: a second copy of the whole takes longer
-            drive = values if values.dtype is torch.float32 else values.double()
-            given[port] = drive.detach().cpu().numpy().swapaxes(0, 1)
+        given = {port: in_time(values) for port, values in currents.items()}
         with np.errstate(all="ignore"):  # what overflows is found below
-            found = simulation.run(given, self.steps, noise, _arrays(constants), keep, kind)
+            found = simulation.run(given, self.steps, noise, arrays(constants), keep, kind)
         self._check(simulation)
         return found
 
     def _check(self, simulation: Simulation) -> None:
-        # a threshold never lets NaN pass: those neurons would only fall silent
         states = () if self.forward_only else self.step.states
-        for name in (*self.model.equations.diff_eq_names, *states, *self.model.ports):
-            values = simulation.values[name]
-            count = int((~np.isfinite(values)).sum())
-            if count:
-                raise BiogradError(
-                    f"{self.model.details.stream or self.model.where}: {name} of {count} of "
-                    f"{values.size} neurons is not finite after {self.steps} steps of "
-                    f"{self.model.dt_ms:g} ms: take shorter steps, another method, or a weaker "
-                    "current, if the weights before it are finite"
-                )
+        simulation.check_finite(
+            (*self.model.equations.diff_eq_names, *states, *self.model.ports),
+            self.model.details.stream or self.model.where,
+            "take shorter steps, another method, or a weaker current, if the weights before it are "
+            "finite",
+        )
 
     def _noise(self, rows: int) -> dict[str, Array]:
         """Return what stands for ``xi``, ``[steps, rows, units]``, the same in all copies."""
@@ -320,7 +291,7 @@ class Brian2Layer(SteppedPopulation):
             draws = parallel.rows(lambda count: torch.randn(count, *shape, generator=stream), rows)
         else:
             draws = self.shared.draw(self, rows, shape)
-        scaled = _array(draws) / math.sqrt(self.model.dt_ms / 1000)
+        scaled = array(draws) / math.sqrt(self.model.dt_ms / 1000)
         return {self.model.noise(n): scaled[:, k].swapaxes(0, 1) for k, n in enumerate(names)}
 
     # Step by step: with a recurrent layer, or when states are handed from window to window.
@@ -334,7 +305,7 @@ class Brian2Layer(SteppedPopulation):
         rows = len(current)
         self._constants, self._drawn = self.constants(), self._noise(rows)
         self._now, self._index = self.simulation(rows), 0
-        self._now.begin(_arrays(self._constants))
+        self._now.begin(arrays(self._constants))
         names = () if self.forward_only else self.step.states
         values = [torch.from_numpy(self._now.values[name]).to(current) for name in names]
         return (*(value.clone() for value in values), torch.zeros_like(current[:, 0]))
@@ -347,17 +318,15 @@ class Brian2Layer(SteppedPopulation):
         first: bool,
     ) -> tuple[State, Tensor]:
         """Return the state after one step, and its spikes; Brian2 takes the step once."""
-        totals = dict(self.by_port(current))
-        if fed is not None:
-            totals[self.model.port] = totals[self.model.port] + fed
+        totals = self.driven(current, fed)
         totals = {port: self._in_units(port, values) for port, values in totals.items()}
-        total, now = totals[self.model.port], self._now
+        total, now = totals[self.port], self._now
         if first:
             drawn = {name: values[self._index] for name, values in self._drawn.items()}
             names = () if self.forward_only else (*self.step.reads, *self._guards)
             self._before = {n: now.values[n].copy() for n in names if n in now.values}
             with np.errstate(all="ignore"):
-                now.step(_arrays(totals), drawn)
+                now.step(arrays(totals), drawn)
             self._index += 1
             if self._index == self.steps:
                 self._check(now)
@@ -368,8 +337,8 @@ class Brian2Layer(SteppedPopulation):
         derivative = any(differentiated(values) for values in asked)
         if derivative and not self.forward_only:
             found, fired = self._follow(state, totals)
-            seen = [_with_way(value, way) for value, way in zip(seen, found, strict=True)]
-            spikes = _with_way(spikes, fired)
+            seen = [with_way(value, way) for value, way in zip(seen, found, strict=True)]
+            spikes = with_way(spikes, fired)
         output = self.model.recipe.output
         passed = spikes
         if output in names:
@@ -418,46 +387,8 @@ class Brian2Layer(SteppedPopulation):
         return f"{self.units}, steps={self.steps}, threshold={recipe.threshold!r}, {equations}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the prepared simulations, which every copy makes anew."""
+        """Return everything but what a trial holds."""
         state = dict(self.__dict__)
         for name in ("_now", "_constants", "_drawn", "_before", "shared"):
             state.pop(name, None)
-        return state | {"_simulations": {}}
-
-
-def without_derivative(values: Tensor, reason: str, inputs: Iterable[Tensor]) -> Tensor:
-    """Return values that depend on inputs, with a way back that says why there is none."""
-    inputs = list(inputs)
-    if not any(differentiated(value) for value in inputs):
-        return values
-    return cast(Tensor, _NoDerivative.apply(values, reason, *inputs))
-
-
-class _NoDerivative(torch.autograd.Function):
-    """Values of which no derivative can be had: whoever asks for it is told why."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, reason: str, *inputs: Tensor) -> Tensor:
-        ctx.reason = reason
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise CapabilityError(f"no derivative: {ctx.reason}")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise CapabilityError(f"no derivative: {ctx.reason}")
-
-
-def _with_way(value: Tensor, way: Tensor) -> Tensor:
-    """Return ``value`` with the way back of ``way``, which is the same up to rounding."""
-    return value + (way - way.detach())
-
-
-def _array(values: Tensor) -> Array:
-    return values.detach().cpu().double().numpy()
-
-
-def _arrays(values: Mapping[str, Tensor]) -> dict[str, Array]:
-    return {name: _array(value) for name, value in values.items()}
+        return state

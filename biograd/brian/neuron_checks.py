@@ -16,6 +16,8 @@ from biograd.errors import RecipeError, brief, nearest
 from biograd.neurons import Leaky, Neuron
 from biograd.recipes import PopulationRecipe
 
+SCHEDULE = ("start", "groups", "thresholds", "synapses", "resets", "end")
+"""Slots of a step in Brian2's own order, in which populations are simulated."""
 NOISE = "biograd_noise"
 """What stands for ``xi`` in the equations that Brian2 receives."""
 RESERVED = frozenset(("t", "dt", "i", "N", "xi", "pi", "e", "inf", "lastspike", "not_refractory"))
@@ -50,6 +52,16 @@ def check_names(recipe: PopulationRecipe, where: str) -> None:
         taken = name in known.DEFAULT_UNITS or name in known.DEFAULT_FUNCTIONS or name in RESERVED
         if taken or not name.isidentifier() or keyword.iskeyword(name):
             raise RecipeError(f"{where}.namespace.{name}: no name for a constant")
+
+
+def check_schedule_preference(where: str) -> None:
+    """Refuse a preference by which Brian2 would take the parts of a step in another order."""
+    slots = list(import_brian2().prefs.core.network.default_schedule)
+    if slots != list(SCHEDULE):
+        raise RecipeError(
+            f"{where}: Brian2's preference core.network.default_schedule is {', '.join(slots)}: "
+            f"populations are simulated in the order {', '.join(SCHEDULE)}: set it back"
+        )
 
 
 def check_noise(recipe: PopulationRecipe, where: str) -> None:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from biograd.brian.import_brian2 import import_brian2, one_line
 from biograd.brian.language import TOO_LONG, check_texts
-from biograd.brian.neuron_checks import NOISE, Checks, check_names, check_noise
+from biograd.brian.neuron_checks import (
+    NOISE,
+    SCHEDULE,
+    Checks,
+    check_names,
+    check_noise,
+    check_schedule_preference,
+)
 from biograd.brian.quantities import distribution, quantity
 from biograd.errors import CapabilityError, RecipeError, brief, nearest
 from biograd.randomness import generator
@@ -109,6 +116,8 @@ class NeuronModel:
         }
         self._brian2 = import_brian2()
         check_names(recipe, where)
+        if not self.details.found:  # of a network that exists, its own schedule was looked at
+            check_schedule_preference(where)
         check_texts(recipe, where, self.constants, [one.code for one in self.details.regular])
         self.equations = self._equations()
         self.impulses = tuple(name for name in self.ports if name in self.equations.diff_eq_names)
@@ -180,6 +189,7 @@ class NeuronModel:
 
     def prepare(self, network: Any) -> None:
         """Let Brian2 check units and make the code of a network of this model's groups."""
+        network.schedule = list(SCHEDULE)
         with self._explained(), _no_collection():
             network.run(0 * self._brian2.ms, namespace={})
 

@@ -18,14 +18,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from biograd.brian.import_brian2 import choose_target, import_brian2
 from biograd.brian.neuron_model import NeuronModel
+from biograd.errors import BiogradError
 
 Array = NDArray[np.float64]
 Currents = Array | Mapping[str, Array]
 """Of the only port, or by port."""
+KEPT = 4
+"""Prepared simulations: training, last batch, evaluation, probe."""
 
 
 class Simulation:
@@ -126,6 +131,21 @@ class Simulation:
                 values[index] = self.values[name]
         return train.reshape(steps, *self.shape), kept
 
+    def check_finite(self, names: Iterable[str], where: str, advice: str) -> None:
+        """Refuse values that blew up: a threshold never lets NaN pass, neurons would fall silent.
+
+        Raises:
+            BiogradError: a value of one of these variables is not finite.
+        """
+        for name in names:
+            values = self.values[name]
+            count = int((~np.isfinite(values)).sum())
+            if count:
+                raise BiogradError(
+                    f"{where}: {name} of {count} of {values.size} neurons is not finite after "
+                    f"{self._step} steps of {self.model.dt_ms:g} ms: {advice}"
+                )
+
     def _by_port(self, current: Currents) -> Mapping[str, Array]:
         return current if isinstance(current, Mapping) else {self.model.port: current}
 
@@ -148,6 +168,47 @@ class Simulation:
         if self._space is None:
             return self._nobody
         return self._space[: self._space[-1]].astype(np.intp)  # other numbers index half as fast
+
+
+class Simulations:
+    """The prepared simulations of a population, by number of rows; the least recent is dropped.
+
+    A copy of a population makes its own.
+    """
+
+    def __init__(self, model: NeuronModel, units: int) -> None:
+        self.model, self.units = model, units
+        self.kept: dict[int, Simulation] = {}
+
+    def __call__(self, rows: int) -> Simulation:
+        """Return the simulation for a number of rows."""
+        found = self.kept.pop(rows, None) or Simulation(self.model, rows, self.units)
+        while len(self.kept) >= KEPT:
+            self.kept.pop(next(iter(self.kept)))
+        self.kept[rows] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": {}}
+
+
+def array(values: Tensor) -> Array:
+    """Return values as a simulation keeps them."""
+    return values.detach().cpu().double().numpy()
+
+
+def arrays(values: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return values by name as a simulation keeps them."""
+    return {name: array(value) for name, value in values.items()}
+
+
+def in_time(values: Tensor) -> Any:
+    """Return currents ``[rows, steps, units]`` as the loop takes them, steps first.
+
+    It converts each step as it sets it: a second copy of the whole takes longer.
+    """
+    small = values.dtype is torch.float32
+    return (values if small else values.double()).detach().cpu().numpy().swapaxes(0, 1)
 
 
 def _calls(parts: Iterable[Any]) -> list[Callable[[], object]]:

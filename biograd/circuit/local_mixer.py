@@ -126,7 +126,7 @@ class LocalMixer(Network):
         RecipeError: patches or groups do not divide what they should.
     """
 
-    def __init__(self, recipe: MixerRecipe, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, recipe: MixerRecipe, shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
         _check(recipe, shape)
         self.patches, self.shape = recipe.patches, shape
@@ -136,7 +136,7 @@ class LocalMixer(Network):
             for number in range(recipe.blocks)
         )
         self.normalise = Normalisation()
-        self.readout = nn.Linear(recipe.channels, classes)
+        self.readout = nn.Linear(recipe.channels, outputs)
         self.sites = (*self._hidden(), Site("readout", ("readout",), (False,)))
         self.populations = tuple(f"blocks.{number}" for number in range(recipe.blocks))
         self.ends = tuple(f"{name}.groups" for name in self.populations)
@@ -160,7 +160,7 @@ class LocalMixer(Network):
         return parts.permute(0, 2, 4, 1, 3, 5).reshape(len(inputs), self.patches**2, -1)
 
     def simulate(self, encoded: Tensor) -> Tensor:
-        """Return the outputs ``[rows, classes]``."""
+        """Return the outputs ``[rows, outputs]``."""
         activity = self.patchified(encoded)
         for block in self.blocks:
             activity = block(activity)

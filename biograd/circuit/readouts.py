@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from biograd.errors import RecipeError, nearest
-from biograd.leaky_sum import leaky_sum
 from biograd.recipes import NetworkRecipe
+from biograd.tasks.leaky_sum import leaky_sum
 
 KINDS = ("membrane", "rate", "filtered_rate", "first_spike", "potential")
 

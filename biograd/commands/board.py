@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from biograd.commands.columns import duration
 from biograd.commands.display import ProgressDisplay
+from biograd.commands.printing import terminal
+from biograd.errors import visible
 from biograd.metrics import Shown, figure, headline, words, written
 
 if TYPE_CHECKING:
@@ -50,12 +52,13 @@ class Board(ProgressDisplay):
         if known:
             self._print(f"{len(known)} of {len(order)} trainings are in the folder already")
         if self.live and self.stream.isatty() and len(known) < len(order):
-            from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=self.stream, highlight=False)
             self._table = Live(
-                get_renderable=self._draw, console=console, refresh_per_second=2, transient=True
+                get_renderable=self._draw,
+                console=terminal(self.stream),
+                refresh_per_second=2,
+                transient=True,
             )
             self._table.start()
 
@@ -92,7 +95,7 @@ class Board(ProgressDisplay):
 
     def _print(self, text: str) -> None:
         if self._table is not None:
-            self._table.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._table.console.print(visible(text), markup=False, soft_wrap=True)
         else:
             super()._print(text)
 
@@ -123,7 +126,12 @@ class Board(ProgressDisplay):
         failed = [f"seed {seed} failed" for seed, state in seeds.items() if state == "failed"]
         digits = ".1f" if self._shown.share else ".4g"
         mean = f"{statistics.mean(found):{digits}}" if found else ""
-        return escape(cell), f"{len(found)}/{len(seeds)}", mean, "; ".join(running + failed)
+        return (
+            escape(visible(cell)),
+            f"{len(found)}/{len(seeds)}",
+            mean,
+            "; ".join(running + failed),
+        )
 
     def _caption(self) -> str:
         states = [state for seeds in self._cells.values() for state in seeds.values()]

@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from biograd.errors import visible
+
 
 def width() -> int:
     """Return the number of columns to fill: the terminal's, or no limit where output is piped."""
@@ -26,7 +28,7 @@ def columns(
     rate     two layers
     spiking  one
     """
-    lines = [list(line) for line in ([header] if header else []) + list(rows)]
+    lines = [[*map(visible, line)] for line in ([header] if header else []) + list(rows)]
     table = [line for line in lines if len(line) > 1]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)][:-1]
     indent = sum(widths) + 2 * len(widths)

@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from biograd.commands.columns import duration, percent
+from biograd.commands.printing import say, terminal
+from biograd.errors import visible
 from biograd.metrics import headline, words, written
 
 if TYPE_CHECKING:
@@ -133,9 +135,9 @@ class ProgressDisplay:
 
     def _print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(visible(text), markup=False, soft_wrap=True)
         else:
-            print(text, file=self.stream, flush=True)
+            say(text, self.stream)
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +166,6 @@ def describe(record: Record) -> str:
 
 
 def _bar(stream: TextIO) -> Bar:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
     from rich.table import Column
@@ -175,7 +176,7 @@ def _bar(stream: TextIO) -> Bar:
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
         TextColumn("{task.fields[facts]}", markup=False, table_column=facts),
-        console=Console(file=stream, highlight=False),
+        console=terminal(stream),
         expand=True,
         transient=True,
     )

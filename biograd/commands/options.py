@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
-import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import click
 
 from biograd import ranks
+from biograd.commands import printing
 from biograd.errors import BiogradError, CheckFailed, nearest
 
 SCHEMA_VERSION = 1
@@ -144,29 +143,12 @@ def show(answer: Answer, as_json: bool) -> None:
         BiogradError: the answer carries an error, likewise.
     """
     if as_json:
-        record = {"schema_version": SCHEMA_VERSION, **answer.record}
-        click.echo(json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False))
+        printing.dump({"schema_version": SCHEMA_VERSION, **answer.record})
     elif isinstance(answer.text, str):
-        click.echo(answer.text)
+        printing.page(answer.text)
     else:
-        from rich.console import Console
-
-        # a terminal that is too narrow folds a line; rich would drop columns
-        Console(highlight=False, width=1000).print(answer.text, soft_wrap=True)
+        printing.draw(answer.text)
     if answer.error:
         raise BiogradError(answer.error)
     if answer.failure:
         raise CheckFailed(answer.failure)
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it: paths as text, a number that is not finite as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)

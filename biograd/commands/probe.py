@@ -55,7 +55,7 @@ def probe(run: Path, dataset: str | None, **choices: Any) -> Answer:
     are silent or saturated; and a step at the full learning rate by the size of the weights.
     Then, line by line, what stands out and what to change.
     """
-    from biograd.experiment import diagnose
+    from biograd.calls import diagnose
     from biograd.runs.reader import open_run
 
     with open_run(run) as opened:

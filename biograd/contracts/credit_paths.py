@@ -8,8 +8,8 @@ leads to the input, and a population simulates along both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +49,11 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     for other in others:
         joined = joined + (other - other.detach())
     return joined
+
+
+def with_way(value: Tensor, way: Tensor) -> Tensor:
+    """Return ``value`` with the way back of ``way``, which is the same up to rounding."""
+    return join((value, way)) if differentiated(way) else value
 
 
 def joined(current: Tensor) -> Tensor:
@@ -117,6 +122,31 @@ def starts(step: int, window: int | None) -> bool:
     ([False, False, True, False, True], False)
     """
     return window is not None and step > 0 and step % window == 0
+
+
+def without_derivative(values: Tensor, reason: str, inputs: Iterable[Tensor]) -> Tensor:
+    """Return values that depend on inputs, with a way back that says why there is none."""
+    inputs = list(inputs)
+    if not any(differentiated(value) for value in inputs):
+        return values
+    return cast(Tensor, _NoDerivative.apply(values, reason, *inputs))
+
+
+class _NoDerivative(torch.autograd.Function):
+    """Values of which no derivative can be had: whoever asks for it is told why."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, reason: str, *inputs: Tensor) -> Tensor:
+        ctx.reason = reason
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise CapabilityError(f"no derivative: {ctx.reason}")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise CapabilityError(f"no derivative: {ctx.reason}")
 
 
 def _by_input(current: Tensor) -> Tensor | None:

@@ -30,7 +30,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs ``[rows, ...]`` and targets ``[rows, ...]`` to one loss a row, ``[rows]``, or in time
 one a row and step, ``[rows, T]``, whose sum it is."""
 TimeBin = Count | Literal["trial"] | None
-"""Steps in which a perturbation stays constant; None: one where the task is in time, else all."""
+"""Steps in which a perturbation stays constant; None: one where inputs or targets vary in time,
+else all."""
 LocalLoss = Callable[[Tensor, Tensor], Tensor]
 """Activity ``[rows, ...]`` and targets ``[rows, ...]`` to losses ``[rows, *cells]``, one a row and
 cell; a cell is a group of units with a loss of its own (a patch, a group of channels, a step)."""
@@ -204,14 +205,15 @@ class Plan:
         return 1 + sum(map(len, given)) + sum(len(noise.seeds) for noise in shared)
 
 
-def bin_width(time_bin: TimeBin, timed: bool) -> int | None:
+def bin_width(time_bin: TimeBin, varying: bool) -> int | None:
     """Return the length of a bin in steps, None: the whole trial.
 
-    Noise that is constant over a trial gives a biased estimate as soon as credit differs between
-    steps, so that in a task in time a bin is one step, if nothing else is asked for.
+    Noise that is constant over a trial tells of the mean current alone: the estimate is biased as
+    soon as credit and input vary together between steps.  Where inputs vary in time, or targets
+    are in time, a bin is therefore one step, if nothing else is asked for.
     """
     if time_bin is None:
-        return 1 if timed else None
+        return 1 if varying else None
     return None if isinstance(time_bin, str) else time_bin
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -39,6 +39,7 @@ class Round:
         spread: a site and values for each cell of its local loss, ``[..., *cells]``, to the
             values for its units, ``[..., *U]``: those of the cells that they act on, summed.
         timed: whether the task is one in time, with targets in every step.
+        varying: whether the inputs vary between the steps of a trial.
         differentiable: whether the readout has an exact gradient: its loss has a graph, and no
             neurons follow; if not, the readout, too, is perturbed.
     """
@@ -66,6 +67,7 @@ class Round:
     inner: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     spread: Callable[[str, Tensor], Tensor] | None = None
     timed: bool = False
+    varying: bool = False
     differentiable: bool = True
 
     @property
@@ -75,7 +77,7 @@ class Round:
 
     def width(self, time_bin: TimeBin) -> int | None:
         """Return the length of a bin in steps, None: the whole trial."""
-        return bin_width(time_bin, self.timed)
+        return bin_width(time_bin, self.timed or self.varying)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -147,6 +149,10 @@ class Substrate(Protocol):
 
     def time(self, steps: int) -> bool:
         """Take axes of ``steps`` as time in a task that has it; return whether a site changed."""
+        ...
+
+    def join(self, groups: Sequence[Sequence[str]]) -> None:
+        """Make each group of sites one, which has the first's name and the layers of all."""
         ...
 
     def close(self) -> None:

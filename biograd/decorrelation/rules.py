@@ -6,8 +6,9 @@ With ``C = <x' x'^T>`` over the rows and rate ``eta``:
 kappa      ``R <- R - eta [(1 - kappa) (C - diag C) R + kappa diag(<x'^2> - 1) R]``: kappa = 0
            decorrelates, 1 sets unit variance, between whitens (Dalm et al. 2024, arXiv 2405.02385)
 copi       ``R <- R - eta (C - diag C) R``: decorrelates (Ahmad et al. 2023; arXiv 2407.10780)
-scaled     ``R <- g R`` with ``g = mean|x| / mean|x'|``, then ``R <- R - eta C R`` (Ahmad 2024,
-           arXiv 2407.10780, as released)
+scaled     ``R <- g R`` with ``g = <|x| / |x'|>``, then ``R <- R - eta C R`` over
+           the rows that are not zero (Ahmad 2024, arXiv 2407.10780, as its code was first released;
+           a later release takes the batch's mean from ``x`` and multiplies ``R C``)
 foldiak    ``M <- M + eta (C - diag C)`` with ``R = M^-1``: lateral inhibition ``x' = x - (M - I)
            x'`` at its equilibrium; ``R`` stays symmetric (Foldiak 1989; arXiv 2407.10780)
 =========  =====================================================================================
@@ -81,10 +82,11 @@ def copi(moments: Moments, rate: float) -> Tensor:
 
 
 def scaled(moments: Moments, rate: float) -> Tensor:
-    """Return the next ``R``: shrink what is shared, and keep the rows' mean length."""
-    after = moments.outputs.norm(dim=1).mean().clamp_min(1e-30)
-    gain = moments.rows.norm(dim=1).mean() / after
-    gain = torch.where(gain > 0, gain, 1.0)
+    """Return the next ``R``: shrink what is shared, and keep the rows' length; no row of zeros."""
+    before, after = moments.rows.norm(dim=1), moments.outputs.norm(dim=1)
+    counted = (before > 0) & (after > 0)
+    ratios = torch.where(counted, before, 0.0) / torch.where(counted, after, 1.0)
+    gain = torch.where(counted.any(), ratios.sum() / counted.sum().clamp_min(1), 1.0)
     return gain * (moments.matrix - rate * moments.product)
 
 

@@ -187,6 +187,19 @@ def batch_statistics(diagnosis: Findings) -> Iterator[str]:
             )
 
 
+def frozen_noise(diagnosis: Findings) -> Iterator[str]:
+    """Noise that is constant over steps tells of the mean current, not of its timing."""
+    width = diagnosis.steps if diagnosis.time_bin is None else diagnosis.time_bin
+    for name, layer in _hidden(diagnosis) if width > 1 and diagnosis.steps > 1 else ():
+        cosine = layer.quality.cosine_of_mean
+        if cosine.value < LOW_MEAN_COSINE and cosine.value + ERRORS * _error(cosine.error) < 1:
+            yield (
+                f"{name}: cosine {cosine.value:.2f} of the mean of {diagnosis.draws} draws, noise "
+                f"constant over {width} of {diagnosis.steps} steps, whose credit is shared: set "
+                "time_bin = 1"
+            )
+
+
 def vanishing(diagnosis: Findings) -> Iterator[str]:
     """The gradient shrinks or grows by orders of magnitude between hidden layers."""
     sizes = {
@@ -256,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     no_better_than_chance,
     uphill,
     batch_statistics,
+    frozen_noise,
     vanishing,
     uneven,
     step_size,

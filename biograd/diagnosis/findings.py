@@ -55,6 +55,9 @@ class Findings:
         dimensions: in which each example's gradient is sought by the copies; 0: not by copies.
         layers: by site, in the order of the data flow.
         hidden: all hidden layers together; None if there is none.
+        steps: in which the hidden sites' currents are perturbed; 1: no time, or no noise there.
+        time_bin: number of steps in which the noise stays constant; None: all.
+        shared: name of a site to its layers, if several feed one current, with one noise.
         batch_norm: whether batch normalisation takes its statistics from these examples.
         credit: whose credit the parameters have, and which they are, a line each.
         neighbours: a quarter and four times the size of the noise, if the estimator has one.
@@ -79,3 +82,6 @@ class Findings:
     reference: str = ""
     neighbours: tuple[Neighbour, ...] = ()
     credit: tuple[str, ...] = ()
+    steps: int = 1
+    time_bin: int | None = None
+    shared: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

@@ -159,10 +159,28 @@ def _describe(setup: Setup, trace: Trace, drawn: _Drawn, updates: dict[str, floa
         learns_hidden=engine.estimator.learns_hidden,
         batch_norm=any(part.training for part in norms),
         layers=_layers(setup, trace, sums, updates),
+        **_noise(setup, trace),
         hidden=quality([sums[name] for name in setup.hidden]) if setup.hidden else None,
         overall=quality(list(sums.values())),
         credit=tuple(engine.account.lines()) if engine.account else (),
     )
+
+
+def _noise(setup: Setup, trace: Trace) -> dict[str, Any]:
+    """Return in how many steps noise, or tangents, act on the currents, and on which together."""
+    engine = setup.engine
+    if not engine.estimator.needs & {"perturb_site", "jvp_site"}:
+        return {}
+    sites = [site for site in engine.substrate.sites[:-1] if site.name in trace.sites]
+    return {
+        "steps": max((trace.sites[site.name].shape.steps for site in sites), default=1),
+        "time_bin": bin_width(_time_bin(engine), engine.timed or engine.varying),
+        "shared": {site.name: site.modules for site in sites if len(site.modules) > 1},
+    }
+
+
+def _time_bin(engine: Engine) -> Any:
+    return getattr(engine.estimator, "time_bin", None)
 
 
 def _dimensions(setup: Setup, trace: Trace) -> int:
@@ -173,7 +191,7 @@ def _dimensions(setup: Setup, trace: Trace) -> int:
     chosen = getattr(estimator, "sites", "all")
     noisy = [*setup.engine.hidden, *setup.engine.scales]  # without a graph the readout, too
     names = tuple(dict.fromkeys(noisy)) if isinstance(chosen, str) else tuple(chosen)
-    width = bin_width(getattr(estimator, "time_bin", None), setup.engine.timed)
+    width = bin_width(_time_bin(setup.engine), setup.engine.timed or setup.engine.varying)
     shapes = [trace.sites[name].shape for name in names]
     sizes = [bins(shape.steps, width) * math.prod(shape.units) for shape in shapes]
     return max(sizes) if chosen == "round_robin" else sum(sizes)

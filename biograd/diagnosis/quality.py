@@ -72,12 +72,11 @@ class Quality:
     variance: Measure
 
     def numbers(self) -> dict[str, float]:
-        """Return the measures without their errors, and the angle of one draw in degrees."""
-        found = {
-            name: value.value if isinstance(value, Measure) else float(value)
-            for name, value in vars(self).items()
-            if name not in ("parameters", "compared")
-        }
+        """Return the measures and their errors, and the angle of one draw in degrees."""
+        found = {"gradient": self.gradient}
+        for name, value in vars(self).items():
+            if isinstance(value, Measure):
+                found |= {name: value.value, f"{name}_error": value.error}
         cosine = min(max(self.cosine.value, -1.0), 1.0)
         return found | {"angle_deg": math.degrees(math.acos(cosine))}
 

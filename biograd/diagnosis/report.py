@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from biograd.diagnosis import advice
 from biograd.diagnosis.findings import Findings, Layer
 from biograd.diagnosis.quality import Measure
+from biograd.errors import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,7 +46,7 @@ class Diagnosis(Findings):
 
         page = io.StringIO()
         Console(file=page, width=100, no_color=True, highlight=False).print(self)
-        return "\n".join(line.rstrip() for line in page.getvalue().rstrip().split("\n"))
+        return "\n".join(visible(line.rstrip()) for line in page.getvalue().rstrip().split("\n"))
 
     def _title(self) -> str:
         return f"{self.estimator} on {self.substrate}, against {self.reference}"
@@ -56,8 +57,18 @@ class Diagnosis(Findings):
         )
         return (
             f"step {self.step}, {self.examples} examples, {self.draws} draws; loss "
-            f"{self.loss:.4g}{copies}"
+            f"{self.loss:.4g}{copies}{self._noise()}"
         )
+
+    def _noise(self) -> str:
+        """Return how long noise stays constant, and which layers share it."""
+        lines = []
+        if self.steps > 1:
+            width = self.steps if self.time_bin is None else min(self.time_bin, self.steps)
+            whole = "the whole trial, " if width == self.steps else ""
+            lines.append(f"noise is constant over {whole}{width} of {self.steps} steps")
+        lines += [f"{', '.join(ls)} feed one current: one noise" for ls in self.shared.values()]
+        return "".join(f"\n{line}" for line in lines)
 
     def table(self) -> Table:
         """Return the layers as a table for rich."""
@@ -65,12 +76,14 @@ class Diagnosis(Findings):
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        table.add_column("layer", overflow="fold", min_width=max(map(len, [*self.layers, *POOLS])))
+        table.add_column(
+            "layer", overflow="fold", min_width=max(map(len, [*map(visible, self.layers), *POOLS]))
+        )
         shown = {name: write for name, write in COLUMNS.items() if self._has(name)}
         for name in shown:
             table.add_column(name, justify="right", no_wrap=True)
         for name, layer in self.layers.items():
-            table.add_row(name, *(write(layer) for write in shown.values()))
+            table.add_row(visible(name), *(write(layer) for write in shown.values()))
         table.add_section()
         for name, quality in zip(POOLS, (self.hidden, self.overall), strict=True):
             if quality is not None and len(self.layers) > 1:

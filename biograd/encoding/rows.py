@@ -37,6 +37,11 @@ class RowEncoding(Encoding):
                 f"{self.rows} rows: at least {self.rows * recipe.dt_ms:g} are needed"
             )
 
+    @property
+    def varying(self) -> bool:
+        """True: every step tells of its row."""
+        return True
+
     def by_row(self, inputs: Tensor) -> Tensor:
         """Return the inputs as ``[B, rows, features]``; channels lie side by side."""
         images = inputs if inputs.dim() == 4 else inputs.unsqueeze(1)

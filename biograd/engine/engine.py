@@ -86,6 +86,7 @@ class Engine(Prepared):
     Attributes:
         task: what the outputs are to be.
         timed: whether the task is one in time.
+        varying: whether the inputs vary between the steps of a trial; known when prepared.
         differentiable: whether its loss has a graph; known when prepared.
         network: the network as it was given; class, keys and parameters stay as they are.
         substrate: who runs its forward passes.
@@ -122,7 +123,8 @@ class Engine(Prepared):
             raise CapabilityError("attach: a task has its own loss: give task or loss, not both")
         self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
         self.objective = Objective(self.task.by_step, vectors=self.task.vectors)
-        self.timed, self.differentiable = self.task.timed, self.task.differentiable
+        self.timed, self.varying = self.task.timed, False
+        self.differentiable = self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
         self.account, self.leads, self.withheld = None, True, Withheld(outside)

@@ -18,10 +18,11 @@ from biograd.contracts import (
     SiteShape,
     Trace,
 )
-from biograd.engine import structure
+from biograd.engine import currents, structure
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.randomness import generator
 from biograd.ranks import parallel
+from biograd.substrate.network import Network
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Prepared(Accounted):
 
     task: Task
     timed: bool
+    varying: bool
     step: int
     scales: dict[str, float]
     _prepared: bool
@@ -98,6 +100,7 @@ class Prepared(Accounted):
             sides=self._sides,
             inner=_inner(sites),
             timed=self.timed,
+            varying=self.varying,
             differentiable=self.differentiable and self.leads,
             **self._structure,
         )
@@ -136,11 +139,16 @@ class Prepared(Accounted):
         if self.timed and self.substrate.time(trace.outputs.shape[1]):
             trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
-        self._settle(encoded, targets, trace)
-        exact = self.differentiable and self.leads
         if not self.scales:
-            readout = () if exact else (self.substrate.sites[-1].name,)
-            self.scales = root_mean_squares(trace, (*self.hidden, *readout))
+            self.scales = root_mean_squares(trace, self.hidden)
+        plan = self._silent_copies(encoded)
+        if plan is not None and self.network.training:
+            self._check_common_randomness(plan, encoded, targets, stream)
+        trace = self._know_currents(trace, encoded, targets, stream)
+        self._settle(encoded, targets, trace)
+        readout, exact = self.substrate.sites[-1].name, self.differentiable and self.leads
+        if not exact and readout not in self.scales:
+            self.scales |= root_mean_squares(trace, (readout,))
         if self.decorrelate is not None and not self.estimator.learns_hidden:
             # only now the order of a plain module's layers is known
             self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
@@ -148,20 +156,44 @@ class Prepared(Accounted):
         if self.estimator.needs & {"perturb_site", "jvp_site"} and not noisy:
             raise CapabilityError(
                 "there is no hidden site to perturb: the only layer that is called as a module, "
-                f"{self.substrate.sites[-1].name!r}, is the readout: name what else returns a "
-                "current, attach(..., sites=[...])"
+                f"{readout!r}, is the readout: name what else returns a current, "
+                "attach(..., sites=[...])"
             )
         with self.withheld.hidden():
-            self._fit(encoded, targets, stream)
+            if self.local is not None or self.estimator.builds:
+                self._build(encoded, targets, stream)
+            self._check_plans(encoded, targets, stream)
 
-    def _fit(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
-        """See whether the rule can work with this network, and make what it keeps."""
-        plan = self._silent_copies(encoded)
-        if plan is not None and self.network.training:
-            self._check_common_randomness(plan, encoded, targets, stream)
-        if self.local is not None or self.estimator.builds:
-            self._build(encoded, targets, stream)
-        self._check_plans(encoded, targets, stream)
+    def _know_currents(
+        self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> Trace:
+        """See whether the inputs vary in time, and make layers that feed one current one site."""
+        if isinstance(self.network, Network):
+            encoding = self.network.encoding if self.network.steps > 1 else None
+            steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
+            found = any(not torch.equal(steps[0], step) for step in steps[1:])
+        else:
+            found = bool(self.hidden) and currents.varying(trace, self.hidden[0])
+        self.varying = bool(parallel.average(torch.tensor(float(found))) > 0)
+        needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
+        noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
+        single = self.estimator.one_to_one or not isinstance(sites, str)
+        if not noisy or single or not getattr(self.substrate, "joinable", False):
+            return trace
+
+        def losses(plan: Plan) -> Tensor:
+            return self.substrate.run(plan, encoded, targets, self.objective, stream).losses
+
+        groups = currents.shared(self.hidden, trace, losses)
+        if not groups:
+            return trace
+        self.substrate.join(groups)
+        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        self._shapes = {name: site.shape for name, site in trace.sites.items()}
+        known = {name: size for name, size in self.scales.items() if name in self._shapes}
+        fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
+        self.scales = known | root_mean_squares(trace, fresh)
+        return trace
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""

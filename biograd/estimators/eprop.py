@@ -38,7 +38,7 @@ class EligibilityPropagation(Broadcast):
     """
 
     coincides = "in the last hidden block, if its feedback is symmetric and it has no memory"
-    passes = "1 forward, 1 backward within each block; online: none"
+    passes = "1 forward, 1 backward within each block; every step is stored"
     bias = "credit through other neurons, recurrent ones too, is missing"
     reference = "Bellec et al. 2020, Nature Communications 11, 3625"
 

@@ -41,7 +41,7 @@ class ForwardGradientActivity(Estimator):
             neurons do not learn.  Blocks' outputs must have one value for each unit, and the
             current no other way on.
         time_bin: number of time steps in which a direction stays constant, or "trial"; None:
-            one step where the task is in time, else the whole trial.
+            one step where inputs or targets vary in time, else the whole trial.
             The steps of a bin share its credit equally: over time only 1 is unbiased.
         auxiliary: hidden units of the readouts behind guesses; 0: they are linear.
 

@@ -46,7 +46,7 @@ class MeasuredGain(Estimator):
         sigma: size of the noise relative to the site's root-mean-square current.
         ridge: ``lambda``; it shrinks slopes by ``m / (m + lambda)`` or less.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
-            step where the task is in time, else the whole trial.
+            step where inputs or targets vary in time, else the whole trial.
             The steps of a bin share its credit equally.
 
     Raises:
@@ -55,7 +55,10 @@ class MeasuredGain(Estimator):
 
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
     passes = "S forward, 1 backward through the weights"
-    bias = "second order in sigma; shrinks (ridge); no credit through recurrent weights"
+    bias = (
+        "second order in sigma; shrinks (ridge); no credit through recurrent weights; steps of a "
+        "time bin share its credit"
+    )
     reference = "Stein 1981 (slopes by noise); Rumelhart et al. 1986 (transport)"
     one_to_one = True
     reach = "normalisations"

@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.contracts import Round, Trace, Visits
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators.loss_regression import pairs
-from biograd.estimators.weak_gradient import WeakGradient
+from biograd.estimators.weak_gradient import SHARED, WeakGradient
 from biograd.recipes import Count, Positive, Range, validate
 from biograd.substrate.effective import effective_parameters, respond
 from biograd.substrate.network import LAYERS
@@ -46,7 +46,7 @@ class LikelihoodRatio(WeakGradient):
             unit and each input, times ``sqrt(pi/2)`` and the example's mean ``|x_i|``.
         sites: "all" hidden sites together, or "round_robin" one in each step.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
-            step where the task is in time, else the whole trial.
+            step where inputs or targets vary in time, else the whole trial.
 
     Raises:
         RecipeError: an even number of copies for pairs.
@@ -55,7 +55,10 @@ class LikelihoodRatio(WeakGradient):
     """
 
     passes = "S forward"
-    bias = "second order in sigma; bits = product: the sign of the inputs stands for the inputs"
+    bias = (
+        "second order in sigma; bits = product: the sign of the inputs stands for the inputs; "
+        + SHARED
+    )
     reference = "Jiang et al. 2023, arXiv 2305.08960; one bit: Zhang et al. 2024, arXiv 2403.12320"
     batch_norm = False
 

@@ -5,6 +5,9 @@ the perturbation's size, and returns ``dL/du [B, D]`` for every example on its o
 the size ``sigma`` of the perturbation of each unit gives the gradient.
 
 Notation: ``dL_s = L_s - L_0``, ``m = S - 1`` noisy copies.
+
+In the mean over directions the error of every method but one is of second order in ``sigma`` (noise
+and its opposite are as likely); of ``finite_difference``, whose offsets have one sign, of first.
 """
 
 from __future__ import annotations
@@ -117,7 +120,10 @@ def projection(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
 
 
 def central_projection(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
-    """Return ``sum (L(+q) - L(-q))/2 q`` over pairs of orthonormal ``q``; third order in sigma."""
+    """Return ``sum (L(+q) - L(-q))/2 q`` over pairs of orthonormal ``q``.
+
+    Its error is of second order in sigma.
+    """
     half = (losses[1::2] - losses[2::2]) / 2
     return torch.einsum("nb,nbd->bd", half, directions[::2])
 

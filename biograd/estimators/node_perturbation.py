@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
-from biograd.estimators.weak_gradient import WeakGradient
+from biograd.estimators.weak_gradient import SHARED, WeakGradient
 from biograd.recipes import Count, Positive, Range, validate
 
 
@@ -19,8 +19,8 @@ class NodePerturbation(WeakGradient):
     "injected": ``g = (1/m) sum (L_s - L_0) e_s / sigma^2`` with the injected noise ``e``.
     "measured": ``g = (1/m) sum (L_s - L_0) N Da_s / |Da_s|^2`` with the measured change ``Da`` of
     the ``N`` currents of a site, so that the noise need not be known and its effect on deeper
-    layers is credited there (activity-based node perturbation).  Each site has its own norm: one
-    norm over all sites would weigh them by the square of their scale.
+    layers is credited there (activity-based node perturbation).  Each site has its own norm, where
+    Dalm et al. 2023 take one over all units, which weighs the sites by the square of their scale.
 
     Args:
         copies: ``S``, the clean one included.
@@ -28,10 +28,13 @@ class NodePerturbation(WeakGradient):
         activity: "injected" or "measured".
         sites: "all" hidden sites together, or "round_robin" one in each step.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
-            step where the task is in time, else the whole trial.
+            step where inputs or targets vary in time, else the whole trial.
     """
 
-    bias = "second order in sigma (injected); also the noise of deeper layers (measured)"
+    bias = (
+        "second order in sigma; measured: also the noise of deeper layers, and a norm for each "
+        "site where Dalm et al. take one over all; " + SHARED
+    )
     reference = "Williams 1992; Dalm et al. 2023, arXiv 2310.00965"
 
     def __init__(

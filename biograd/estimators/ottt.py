@@ -14,10 +14,12 @@ class OnlineTrainingThroughTime(Estimator):
 
     ``grad W = sum_t delta[t] a[t]^T`` with the instantaneous credit
     ``delta_l[t] = phi'(v_l[t]) (1 - beta) R W_{l+1}^T delta_{l+1}[t]`` and the presynaptic trace
-    ``a[t] = beta a[t-1] + x[t]``; the reset is held constant.  Both go forward in time, so that
-    nothing of the past need be stored.  With a reset to zero the trace ends at the neuron's own
-    spikes, with a synaptic filter it passes through both memories.  Rate units have no memory of
-    their own: without a membrane the credit is that of each step alone.
+    ``a[t] = beta a[t-1] + x[t]``; the reset is held constant.  A bias has no trace, ``grad b =
+    sum_t delta[t]``, as in the authors' code.  As published nothing of the past need be stored;
+    here autograd stores every step.  With a reset to zero the trace ends at the neuron's own
+    spikes, where the authors, whose neurons are reset by subtraction, let it run on; with a
+    synaptic filter it passes through both memories.  Rate units have no memory of their own:
+    without a membrane the credit is that of each step alone.
 
     Args:
         window: number of steps in which credit to the layers below passes through time; 1: none.
@@ -27,8 +29,11 @@ class OnlineTrainingThroughTime(Estimator):
     reach = "blocks"
     coincides = "in a network without time"
     divides = "examples"
-    passes = "1 forward, 1 backward; online: none"
-    bias = "credit through time between layers and through recurrent weights is missing"
+    passes = "1 forward, 1 backward; every step is stored"
+    bias = (
+        "credit through time between layers and through recurrent weights is missing; a reset to "
+        "zero ends a trace"
+    )
     reference = "Xiao et al. 2022, arXiv 2210.04195"
 
     def __init__(self, window: Count = 1) -> None:

@@ -12,15 +12,16 @@ class SpatialLearningThroughTime(Estimator):
     """Back-propagate within each step as if the state that it starts from were given.
 
     ``grad W = sum_t delta[t] x[t]^T`` with
-    ``delta_l[t] = phi'(v_l[t]) (1 - beta) R W_{l+1}^T delta_{l+1}[t]``: nothing of the past need
-    be stored.  It is truncated back-propagation through time with a window of one step.
+    ``delta_l[t] = phi'(v_l[t]) (1 - beta) R W_{l+1}^T delta_{l+1}[t]``: as published nothing of
+    the past need be stored; here autograd stores every step.  It is truncated back-propagation
+    through time with a window of one step.
     """
 
     needs = frozenset(("loss", "vjp"))
     reach = "blocks"
     coincides = "in a network without time"
     divides = "examples"
-    passes = "1 forward, 1 backward; online: none"
+    passes = "1 forward, 1 backward; every step is stored"
     bias = "all credit through time is missing"
     reference = "Meng et al. 2023, arXiv 2302.14311"
 

@@ -16,6 +16,8 @@ from biograd.estimators.loss_regression import METHODS, binned
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
+SHARED = "steps of a time bin share its credit"
+
 
 class WeakGradient(Estimator):
     """Regress each example's gradient at the hidden sites from the losses of noisy copies.
@@ -36,8 +38,8 @@ class WeakGradient(Estimator):
             names, the other layers get their credit by back-propagation.
         ridge: relative strength of the ridge penalty, ``lambda = ridge D``.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
-            step where the task is in time, else the whole trial.  In a task in time a bin's credit
-            comes from the losses of its own and later steps.
+            step where inputs or targets vary in time, else the whole trial.  In a task in time a
+            bin's credit comes from the losses of its own and later steps.
 
     Raises:
         CapabilityError: no site of that name.
@@ -46,7 +48,10 @@ class WeakGradient(Estimator):
 
     divides = "examples"
     passes = "S forward"
-    bias = "shrinks (ridge); second order in sigma (score, baseline)"
+    bias = (
+        "second order in sigma (finite_difference: first); ridge shrinks; least_squares, anchored, "
+        "orthogonal and differences shrink to m/d with m < d noisy copies; " + SHARED
+    )
     reference = "Hazelden 2023, arXiv 2311.10869"
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
     graphless: bool = True

@@ -78,7 +78,8 @@ class KolenPollack(Feedback):
     """Give the feedback weight the forward weight's updates; equal decay makes them one.
 
     ``W <- W - rate (G + decay W)``, ``B <- B - rate (G + decay B)`` with the same gradient ``G``:
-    the difference shrinks by ``1 - rate decay`` in every step of plain gradient descent.  ``B`` is
+    the difference shrinks by ``1 - rate decay`` in every step of plain gradient descent, so that it
+    fades within ``1 / (rate decay)`` steps and not before.  ``B`` is
     a parameter, trained by the same optimiser, whose own weight decay acts on both as well.
 
     Args:
@@ -86,7 +87,7 @@ class KolenPollack(Feedback):
         scale: root mean square of ``B`` relative to that of ``W`` at the start.
     """
 
-    bias = "the difference of the two weights, which fades"
+    bias = "the difference of the two weights: it fades by rate x decay in a step, if decay > 0"
     reference = "Kolen & Pollack 1994; Akrout et al. 2019, arXiv 1904.05391"
 
     def __init__(self, decay: NotNegative = 1e-3, scale: Positive = 1.0) -> None:

@@ -42,7 +42,7 @@ class WeightPerturbation(Estimator):
     reach = "parameters"
     exact_readout = False
     passes = "S forward"
-    bias = "third order in sigma; with ranks only the direction is that of the gradient"
+    bias = "second order in sigma; with ranks only the direction is that of the gradient"
     reference = "Spall 1992; Salimans et al. 2017, arXiv 1703.03864"
 
     def __init__(

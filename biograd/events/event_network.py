@@ -79,7 +79,7 @@ class EventNetwork(Network):
     spiking = True
 
     def __init__(
-        self, recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding, classes: int
+        self, recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding, outputs: int
     ) -> None:
         _check(recipe, neuron, encoding)
         super().__init__()
@@ -98,7 +98,7 @@ class EventNetwork(Network):
             name = f"blocks.{index}"
             sites.append(Site(f"{name}.synapse", (f"{name}.synapse",), (True,), f"{name}.activity"))
             units = width
-        self.readout = nn.Linear(units, classes)
+        self.readout = nn.Linear(units, outputs)
         self.sites = (*sites, Site("readout", ("readout",), (False,)))
         self.populations = tuple(f"blocks.{index}.raster" for index in range(len(self.blocks)))
 
@@ -128,7 +128,7 @@ class EventNetwork(Network):
         return times[:, :most].mT
 
     def simulate(self, encoded: Tensor) -> Tensor:
-        """Return the outputs ``[rows, classes]`` for what ``encode`` returned."""
+        """Return the outputs ``[rows, outputs]`` for what ``encode`` returned."""
         return self.readout(self.filtered(self._respond(encoded)))
 
     def _respond(self, encoded: Tensor) -> Tensor:

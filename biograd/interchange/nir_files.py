@@ -36,7 +36,7 @@ def to_nir(network: nn.Module | Run, subtract: Subtract = "loop") -> Any:
     library()  # what is missing is said before anything is computed
     if not isinstance(network, Run):
         return graph(network, subtract)
-    from biograd.experiment import trained
+    from biograd.calls import trained
 
     made, engine = trained(network)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +70,34 @@ class SteppedPopulation(nn.Module):
     def _cuts(self, step: int, window: int | None) -> bool:
         """Return whether no credit passes back from this step, not even to a leaf."""
         return starts(step, window) and not self.transport.slots
+
+    @property
+    def port(self) -> str:
+        """The port that receives a current without a name."""
+        raise NotImplementedError
+
+    def trials(self, current: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a current for each port, ``[rows, steps or 1, units]``."""
+        given = {self.port: current} if isinstance(current, Tensor) else current
+        return {port: v.unsqueeze(1) if v.dim() == 2 else v for port, v in given.items()}
+
+    def driven(
+        self, current: Tensor | Mapping[str, Tensor], fed: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return what each port receives in a step, with what the population feeds to itself."""
+        into = {self.port: current} if isinstance(current, Tensor) else dict(current)
+        if fed is not None:
+            into[self.port] = into[self.port] + fed
+        return into
+
+    def ways(self, currents: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], int | None]]:
+        """Return the one or two ways through the currents of all ports."""
+        found = {port: ways(values, self.transport) for port, values in currents.items()}
+        windows = [window for _, window in next(iter(found.values()))]
+        return [
+            ({port: parts[place][0] for port, parts in found.items()}, window)
+            for place, window in enumerate(windows)
+        ]
 
     def begin(self, current: Tensor) -> State:
         """Return the state in which a trial begins.

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from biograd.errors import BiogradError
+from biograd.errors import BiogradError, visible
 
 TRIES, PAUSE = 3, 1.0
 """How often work is started before it is given up, and the first pause between, in seconds."""
@@ -179,7 +179,7 @@ def attempt(function: Callable[..., object], arguments: tuple[Any, ...]) -> Outc
     except OSError as error:
         return Outcome(True, f"{type(error).__name__}: {line(error)}")
     except Exception as error:  # whatever it is must not stop the other work
-        traceback.print_exc()
+        sys.stderr.write(visible(traceback.format_exc(), "\n"))
         return Outcome(False, f"{type(error).__name__}: {line(error)}", logged=True)
     return Outcome(False, "")
 

@@ -1,9 +1,9 @@
 """A run under way: train, measure, write, commit, and stop when asked to."""
 
 from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
-from biograd.recording.interruption import Interrupted
 from biograd.recording.recorder import NullWriter, Recording
 from biograd.recording.training_setup import Experiment, check_time, frozen_hidden
+from biograd.signals import Interrupted
 
 __all__ = [
     "Experiment",

@@ -67,6 +67,17 @@ def prefixed(split: str, figures: Mapping[str, float]) -> dict[str, float]:
     return {f"{split}_{name}": value for name, value in figures.items()}
 
 
+def ends_with_snapshot(epoch: int) -> bool:
+    """Return whether activity is kept at the end of an epoch: the first 20, then 50, 100, 200, ...
+
+    It does not ask how many epochs there will be, so that more of them never keep fewer snapshots.
+
+    >>> [epoch for epoch in range(1, 101) if ends_with_snapshot(epoch)][-3:]
+    [20, 50, 100]
+    """
+    return epoch <= 20 or epoch in log_spaced(epoch)
+
+
 def log_spaced(limit: int) -> set[int]:
     """Return 1, 2, 5, 10, 20, 50, ... up to ``limit``.
 

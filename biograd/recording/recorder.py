@@ -16,11 +16,18 @@ from biograd import ranks
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
-from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
-from biograd.recording.interruption import Interrupted, graceful
+from biograd.recording.figures import (
+    EpochSums,
+    ends_with_snapshot,
+    firing,
+    log_spaced,
+    prefixed,
+    silent,
+)
 from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
+from biograd.signals import BASE, Interrupted, graceful
 from biograd.training import StepRecord, activity, evaluate, placed
 
 
@@ -120,10 +127,10 @@ class Recording:
             raise
         except (KeyboardInterrupt, SystemExit) as error:  # while the results were measured
             self.writer.abandon("interrupted")
-            code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
+            code = error.code if isinstance(error, SystemExit) else BASE + signal.SIGINT
             raise Interrupted(
                 f"interrupted; go on from the last commit with: {self._go_on}",
-                int(code or 0) - 128,
+                int(code or 0) - BASE,
             ) from error
         except BaseException:
             self.writer.abandon("crashed")
@@ -215,8 +222,7 @@ class Recording:
         self._silent = silent(found)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
-        often = (epochs or epoch) <= 20 or epoch in log_spaced(epochs or epoch)
-        if often or trainer.spent >= trainer.budget:
+        if ends_with_snapshot(epoch) or trainer.spent >= trainer.budget:
             self._snapshot(record.step, found)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = EpochSums()

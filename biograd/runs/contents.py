@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from biograd.errors import RunFileError
+from biograd.errors import RunFileError, natural
 from biograd.runs import storage
 from biograd.runs.layout import (
     FORMAT,
@@ -286,7 +286,7 @@ def read_packed(place: RunPaths) -> Contents:
 def _packed_contents(place: RunPaths, file: h5py.File) -> Contents:
     marks = ("magic", "version")
     attributes = {n: _scalar(value) for n, value in file.attrs.items() if n not in marks}
-    layers = {name: _layer(group) for name, group in file["layers"].items()}
+    layers = {n: _layer(file["layers"][n]) for n in sorted(file["layers"], key=natural)}
     group = file.get("probe")
     return Contents(
         place=place,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import h5py
 import numpy as np
 
-from biograd.errors import RecipeError, RunFileError, nearest
+from biograd.errors import RecipeError, RunFileError, natural, nearest
 from biograd.runs.contents import Commit, Contents, described, find
 from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows
 from biograd.runs.parts.segments import Sources, table_rows
@@ -183,7 +183,7 @@ class Run:
                 found.update(file.get("scalars", {}))
 
         self._ask(look)
-        return sorted(found)
+        return sorted(found, key=natural)
 
     def scalars(self, stream: str) -> dict[str, Array]:
         """Return the columns of a stream: step, epoch, wall_time and the metrics, ``[row]``.
@@ -200,7 +200,8 @@ class Run:
 
     def _table(self, prefix: str) -> dict[str, Array]:
         columns = self._ask(lambda sources: sources.columns(prefix))
-        return {name.removeprefix(prefix + "/"): values for name, values in columns.items()}
+        names = sorted(columns, key=natural)
+        return {name.removeprefix(prefix + "/"): columns[name] for name in names}
 
     @property
     def snapshots(self) -> dict[str, Array]:
@@ -332,7 +333,7 @@ class Run:
                     entries[entry.name] = _add(entries.get(entry.name), entry)
 
         self._ask(look)
-        return [_full(entries[name], totals) for name in sorted(entries)]
+        return [_full(entries[name], totals) for name in sorted(entries, key=natural)]
 
 
 def _entries(file: h5py.File) -> Iterator[Entry]:

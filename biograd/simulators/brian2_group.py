@@ -10,15 +10,11 @@ import torch
 from torch import Tensor
 
 from biograd.brian.neuron_model import Details, NeuronModel
-from biograd.brian.simulation import Simulation
-from biograd.errors import BiogradError
+from biograd.brian.simulation import Simulation, Simulations, arrays, in_time
 from biograd.neurons.neuron import Neuron
 from biograd.neurons.scan import Course
 from biograd.neurons.symbols import OUTPUT, SPIKED, write
 from biograd.recipes import PopulationRecipe
-
-KEPT = 4
-"""Prepared simulations, by number of rows: training, last batch, evaluation, probe."""
 
 
 class Brian2Group:
@@ -50,14 +46,11 @@ class Brian2Group:
         fixed = {n: float(known[n]) for n in text.constants if n not in self.differing}
         details = Details(ports=neuron.ports, found=True)
         self.model = NeuronModel(recipe, dt_ms, where, fixed, details)
-        self._simulations: dict[int, Simulation] = {}
+        self.simulation = Simulations(self.model, units)
 
     def _begin(self, rows: int, constants: Any) -> Simulation:
-        found = self._simulations.pop(rows, None) or Simulation(self.model, rows, self.units)
-        while len(self._simulations) >= KEPT:
-            self._simulations.pop(next(iter(self._simulations)))
-        self._simulations[rows] = found
-        found.begin({n: _array(getattr(constants, n)) for n in self.differing})
+        found = self.simulation(rows)
+        found.begin(arrays({n: getattr(constants, n) for n in self.differing}))
         return found
 
     def begin(self, rows: int, constants: Any) -> None:
@@ -67,7 +60,7 @@ class Brian2Group:
     def step(self, into: Mapping[str, Tensor], like: Tensor) -> tuple[list[Tensor], Tensor]:
         """Take a step; return the variables and what is passed on, ``[rows, U]``."""
         with np.errstate(all="ignore"):
-            self.now.step({port: _array(values) for port, values in into.items()})
+            self.now.step(arrays(into))
         self.index += 1
         states = [_tensor(self.now.values[name], like) for name in self.neuron.variables]
         if self.index == self.steps:
@@ -86,8 +79,8 @@ class Brian2Group:
         like = next(iter(into.values()))
         now = self._begin(len(like), constants)
         keep = [*(self.neuron.variables if states else ()), *(() if self._spiking else (OUTPUT,))]
-        given = {port: _currents(values).swapaxes(0, 1) for port, values in into.items()}
-        differing = {n: _array(getattr(constants, n)) for n in self.differing}
+        given = {port: in_time(values) for port, values in into.items()}
+        differing = arrays({n: getattr(constants, n) for n in self.differing})
         kind = "float32" if like.dtype is torch.float32 else "float64"
         with np.errstate(all="ignore"):
             train, kept = now.run(given, self.steps, None, differing, keep, kind)
@@ -101,29 +94,12 @@ class Brian2Group:
         return self.neuron.spiking
 
     def _check(self, simulation: Simulation) -> None:
-        for name in self.neuron.variables:
-            values = simulation.values[name]
-            if not np.isfinite(values).all():
-                count = int((~np.isfinite(values)).sum())
-                raise BiogradError(
-                    f"{self.where}: {name} of {count} of {values.size} neurons is not finite after "
-                    f"{self.steps} steps: take shorter steps or a weaker current"
-                )
+        advice = "take shorter steps or a weaker current"
+        simulation.check_finite(self.neuron.variables, self.where, advice)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the prepared simulations, which every copy makes anew."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("now", "index")}
-        return state | {"_simulations": {}}
-
-
-def _array(values: Any) -> Any:
-    return values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-
-
-def _currents(values: Tensor) -> Any:
-    """Return currents as the loop takes them: it converts each step as it sets it."""
-    small = values.dtype is torch.float32
-    return (values if small else values.double()).detach().cpu().numpy()
+        """Return everything but what a trial holds."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("now", "index")}
 
 
 def _rows_first(values: Any, like: Tensor) -> Tensor:

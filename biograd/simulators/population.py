@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from biograd.contracts.credit_paths import State, differentiated, join, ways
+from biograd.contracts.credit_paths import State, differentiated, join, with_way
 from biograd.errors import CapabilityError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
@@ -74,6 +74,11 @@ class Population(SteppedPopulation):
         if simulator != "torch":
             self.foreign()  # what it cannot do is refused here, not in the first pass
 
+    @property
+    def port(self) -> str:
+        """The first of the neuron's ports."""
+        return self.neuron.ports[0]
+
     def foreign(self) -> Any:
         """Return the simulator's own form of the population; None: torch is the simulator."""
         if self._foreign is None and self.simulator == "snntorch":
@@ -120,10 +125,7 @@ class Population(SteppedPopulation):
             recurrent: maps what they passed on in the step before to an additional current.
         """
         with self._turn:  # a prepared simulation holds one trial
-            into = {
-                port: values.unsqueeze(1) if values.dim() == 2 else values
-                for port, values in self.by_port(current).items()
-            }
+            into = self.trials(current)
             if recurrent is not None or self.transport.slots or self.simulator == "snntorch":
                 return self._by_steps(into, recurrent)
             return self._whole(into)
@@ -214,19 +216,6 @@ class Population(SteppedPopulation):
         self.end()
         return torch.stack(train, 1)
 
-    def by_port(self, current: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return a current for each port."""
-        return {self.neuron.ports[0]: current} if isinstance(current, Tensor) else current
-
-    def ways(self, currents: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], int | None]]:
-        """Return the one or two ways through the currents of all ports."""
-        found = {port: ways(values, self.transport) for port, values in currents.items()}
-        windows = [window for _, window in next(iter(found.values()))]
-        return [
-            ({port: parts[place][0] for port, parts in found.items()}, window)
-            for place, window in enumerate(windows)
-        ]
-
     def begin(self, current: Tensor) -> State:
         """Return the state in which a trial begins.
 
@@ -261,14 +250,11 @@ class Population(SteppedPopulation):
     ) -> tuple[State, Tensor]:
         """Return the state after one step and what is passed on (see ``SteppedPopulation``)."""
         neuron, now = self.neuron, self._now
-        spiking, port = neuron.spiking, neuron.ports[0]
-        into = {port: current} if isinstance(current, Tensor) else dict(current)
-        if fed is not None:
-            into[port] = into[port] + fed
+        spiking, into = neuron.spiking, self.driven(current, fed)
         x = state_of(neuron.variables)(*(state[:-1] if spiking else state))
         last = state[-1] if spiking else neuron.passed(x, now, Functions)
         if self.simulator == "snntorch":
-            new, out = self.foreign()(x, last, into[port], now)
+            new, out = self.foreign()(x, last, into[self.port], now)
         else:
             new, out = step(neuron, now, x, last, into, self.transport.derivative)
         if self.simulator == "brian2":
@@ -282,8 +268,8 @@ class Population(SteppedPopulation):
         if first:
             self.__dict__["_seen"] = self.foreign().step(into, out)
         states, passed = self._seen
-        found = [_with_way(a, way) for a, way in zip(states, tuple(new), strict=True)]
-        return found, _with_way(passed, out)
+        found = [with_way(a, way) for a, way in zip(states, tuple(new), strict=True)]
+        return found, with_way(passed, out)
 
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""
@@ -301,8 +287,3 @@ class Population(SteppedPopulation):
         for name in [key for key in state if key.startswith(f"{prefix}neuron.")]:
             del state[name]
         super()._load_from_state_dict(state, prefix, *rest)
-
-
-def _with_way(values: Tensor, way: Tensor) -> Tensor:
-    """Return ``values`` with the way back of ``way``, which is the same up to rounding."""
-    return values + (way - way.detach()) if differentiated(way) else values

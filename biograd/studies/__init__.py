@@ -22,6 +22,7 @@ from biograd.errors import RecipeError, nearest
 from biograd.placement import Placement
 from biograd.recipes import Table
 from biograd.runs import storage
+from biograd.studies.results.writing import spreadsheet_cell
 
 Row = dict[str, Any]
 
@@ -223,7 +224,10 @@ def write(report: Report, folder: Path) -> None:
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Return rows as CSV; a pair under ``key`` becomes ``key_low`` and ``key_high``."""
-    flat = [flattened(row) for row in rows]
+    flat = [
+        {spreadsheet_cell(key): spreadsheet_cell(value) for key, value in flattened(row).items()}
+        for row in rows
+    ]
     keys = list(dict.fromkeys(key for row in flat for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")

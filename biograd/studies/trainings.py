@@ -24,6 +24,7 @@ from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
 from biograd.recipes import Table
 from biograd.runs import storage
+from biograd.runs.reader import open_run
 from biograd.studies import Key, Place, Report, Row, StudyProgress, search, study_folder
 from biograd.studies.design import Trainings, stem
 from biograd.studies.grid import Cell
@@ -109,7 +110,7 @@ class Training:
             if configuration.data.source in OWN:
                 self._same_data(configuration, request.own)
         elif self._begun():
-            with experiment.load(self.path) as run:
+            with open_run(self.path) as run:
                 _same(run.config, asked, self.path)
         return asked
 
@@ -122,7 +123,7 @@ class Training:
         )
         if key not in self.place.digests:
             self.place.digests[key] = configuration.read(own).digest
-        with experiment.load(self.path) as run:
+        with open_run(self.path) as run:
             if run.attributes["dataset_sha256"] != self.place.digests[key]:
                 raise RecipeError(
                     f"{self.path}: was learned from other {configuration.dataset} data: give "

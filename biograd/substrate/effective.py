@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -45,14 +46,14 @@ def through(layer: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
     return respond(layer, effective_parameters(layer, weight)[0], inputs)
 
 
-def respond(layer: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
-    """Return the response of ``layer`` with ``weight`` for its own, without bias or transform.
+def respond(layer: nn.Module, weight: Tensor, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the response of ``layer`` with ``weight`` and ``bias`` for its own, no transform.
 
     No hook runs, so that nobody takes the call for one of the network.  The stand-in lies in the
     instance's dictionary, which attribute look-up reads before the module's parameters; what lay
     there comes back.
     """
-    stand_in = {"weight": weight, "bias": None}
+    stand_in = {"weight": weight, "bias": bias}
     kept = {name: layer.__dict__[name] for name in stand_in if name in layer.__dict__}
     layer.__dict__.update(stand_in)
     try:
@@ -62,3 +63,18 @@ def respond(layer: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
             del layer.__dict__[name]
         layer.__dict__.update(kept)
     return response
+
+
+def of_bias(layer: nn.Module, inputs: Tensor) -> Tensor | None:
+    """Return zeros in the shape of one row's response whose graph leads to the layer's bias.
+
+    Args:
+        inputs: what the layer receives; of it, shape and dtype.
+    """
+    bias = layer._parameters.get("bias")
+    if bias is None or not bias.requires_grad:
+        return None
+    own = layer._parameters["weight"]
+    assert own is not None
+    response = respond(layer, own.detach(), torch.zeros_like(inputs[:1]), bias)
+    return response - response.detach()

@@ -65,11 +65,11 @@ class Network(nn.Module):
         return inputs if self.encoding is None else self.encoding(inputs, stream)
 
     def simulate(self, encoded: Tensor) -> Tensor:
-        """Return the outputs ``[rows, classes]`` for encoded inputs."""
+        """Return the outputs ``[rows, outputs]`` for encoded inputs."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the outputs ``[B, classes]``; a random encoding always draws the same."""
+        """Return the outputs ``[B, outputs]``; a random encoding always draws the same."""
         return self.simulate(self.encode(inputs, generator(0, "forward", device=inputs.device)))
 
     def spikes_into(self, layer: str) -> bool:

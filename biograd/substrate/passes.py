@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from biograd.contracts import Plan, Site, SiteShape, SiteTrace, Visits, bin_lengths
 from biograd.contracts.credit_paths import split
 from biograd.errors import CapabilityError
-from biograd.substrate.effective import through
+from biograd.substrate.effective import of_bias, through
 
 
 @dataclasses.dataclass
@@ -98,9 +98,11 @@ class Pass:
         own = module._parameters["weight"]  # also while an input transform covers it
         assert own is not None
         weight = own.detach() if feedback is None else feedback
-        via = through(module, weight, self._live.pop(layer))
-        if self._divides(site):
-            return split(output, via)
+        live = self._live.pop(layer)
+        via = through(module, weight, live)
+        if self._divides(site):  # a bias has no presynaptic trace: it takes the input's way
+            bias = of_bias(module, live)
+            return split(output - bias, via + bias) if bias is not None else split(output, via)
         return output + (via - via.detach())  # adds zero, and the way back
 
     def leave(self, site: Site, place: int, output: Any) -> Tensor:

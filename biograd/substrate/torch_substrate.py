@@ -8,7 +8,7 @@ nothing in it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,10 @@ class TorchSubstrate:
         self.module = module
         self.sites = find_sites(module, sites)
         self._named = sites is not None
+        self.joinable = not isinstance(module, Network) and (
+            sites is None
+            or (not isinstance(sites, Mapping) and all(isinstance(one, str) for one in sites))
+        )
         self.name = getattr(module, "simulator", "torch")
         self.limits = tuple(reason for part in module.modules() if (reason := _forward_only(part)))
         if self.limits:
@@ -260,6 +264,22 @@ class TorchSubstrate:
             for hook in self._hooks:
                 hook.site = found.get(hook.site.name, hook.site)
         return bool(found)
+
+    def join(self, groups: Sequence[Sequence[str]]) -> None:
+        """Make each group of sites one, which has the first's name and the layers of all."""
+        found = {site.name: site for site in self.sites}
+        for group in groups:
+            layers = tuple(layer for name in group for layer in found[name].modules)
+            times = tuple(time for name in group for time in found[name].time)
+            joint = dataclasses.replace(found[group[0]], modules=layers, time=times)
+            for hook in self._hooks:
+                if hook.site.name in group:
+                    hook.place = layers.index(hook.site.modules[hook.place])
+                    hook.site = joint
+            found = {n: joint if n == group[0] else s for n, s in found.items()
+                     if n not in group[1:]}  # fmt: skip
+        self.sites = tuple(found.values())
+        self._before, self._shapes = before(self.sites), {}
 
     def _in_time(self, site: Site, steps: int) -> bool:
         layers = [self.module.get_submodule(name) for name in site.modules]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.checking import Positive
 from biograd.errors import RecipeError
-from biograd.leaky_sum import leaky_sum
+from biograd.tasks.leaky_sum import leaky_sum
 from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, refuse
 
 

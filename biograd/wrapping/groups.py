@@ -14,6 +14,7 @@ from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.neuron_model import Details, Regular
 from biograd.errors import CapabilityError
 from biograd.recipes import PopulationRecipe
+from biograd.wrapping.scheduling import EARLY, check_clock, check_numbers, check_parts, turns
 
 Array = NDArray[np.float64]
 NUMBERED = ("i", "N")
@@ -52,9 +53,11 @@ def read_group(group: Any, dt: float, namespace: Mapping[str, Any]) -> Group:
         CapabilityError: something that a population cannot have.
     """
     where = f"group {group.name!r}"
-    check_clock(group, dt, where)
     for event in set(group.events) - {"spike"}:
         raise CapabilityError(f"{where}: event {event!r}: only spikes can be wrapped: remove it")
+    check_clock(group, dt, where)
+    check_parts(group, dt, where)
+    check_numbers(group, where)
     if group._linked_variables:
         names = ", ".join(sorted(group._linked_variables))
         raise CapabilityError(
@@ -122,16 +125,6 @@ def _unit(equation: Any) -> str:
     )
 
 
-def check_clock(part: Any, dt: float, where: str) -> None:
-    """Refuse another time step than that of the encoding."""
-    own = float(part.clock.dt_)
-    if abs(own - dt) > 1e-9 * dt:
-        raise CapabilityError(
-            f"{where} has steps of {1e3 * own:g} ms, the encoding of {1e3 * dt:g} ms: give all "
-            "parts of the network, and encoding.dt_ms, the same"
-        )
-
-
 def _refractory(given: Any) -> str:
     if given is False:
         return ""
@@ -155,25 +148,20 @@ def _method(group: Any, where: str) -> str:
 def _regular(group: Any, dt: float, where: str) -> Iterator[Regular]:
     """Yield the statements of ``run_regularly``; they must come before the threshold."""
     from brian2.groups.group import CodeRunner
-    from brian2.groups.neurongroup import Resetter, StateUpdater, SubexpressionUpdater, Thresholder
 
-    slots = ("start", "groups", "thresholds")
-    early = {f"{turn}{slot}" for slot in slots for turn in ("before_", "", "after_")}
-    for part in group.contained_objects:
-        if isinstance(part, (StateUpdater, SubexpressionUpdater, Thresholder, Resetter)):
-            continue
+    for part, order in turns(group):
         said = f"{where}: run_regularly {brief(getattr(part, 'abstract_code', part))!r}"
-        if not isinstance(part, CodeRunner):  # synapses that run something regularly are here, too
+        if type(part) is not CodeRunner:
             raise CapabilityError(
                 f"{where}: what {type(part).__name__} {part.name!r} runs in it cannot be wrapped: "
                 "remove it"
             )
         check_clock(part, dt, said)
-        if part.when not in early - {"thresholds", "after_thresholds"}:
+        if part.when not in EARLY:
             raise CapabilityError(
                 f"{said} runs in {part.when!r}: run it before the threshold, when='start'"
             )
-        yield Regular(part.abstract_code, part.when, part.order)
+        yield Regular(part.abstract_code, part.when, order)
 
 
 def _check_names(group: Any, codes: tuple[str, ...], constants: set[str], where: str) -> None:

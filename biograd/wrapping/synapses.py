@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from biograd.brian.language import BINARY
 from biograd.errors import CapabilityError
-from biograd.wrapping.groups import brief, check_clock, own_names
+from biograd.wrapping.groups import brief, own_names
+from biograd.wrapping.scheduling import acting, check_clock
 
 Array = NDArray[np.float64]
 
@@ -48,8 +49,9 @@ def read_synapses(synapses: Any, dt: float, namespace: Mapping[str, Any]) -> lis
     where = f"synapses {synapses.name!r}"
     _check_synapses(synapses, where)
     ways = []
-    several = sum(pathway.prepost == "pre" for pathway in synapses._pathways) > 1
-    for pathway in synapses._pathways:
+    pathways = acting(synapses._pathways)
+    several = sum(pathway.prepost == "pre" for pathway in pathways) > 1
+    for pathway in pathways:
         check_clock(pathway, dt, where)
         if pathway.prepost == "post":
             raise CapabilityError(f"{where}: on_post: plasticity cannot be wrapped: remove it")
@@ -97,13 +99,13 @@ def _check_synapses(synapses: Any, where: str) -> None:
             f"{where}: {', '.join(changing)} changes in time: synapses with equations cannot be "
             "wrapped: let them add to a variable of the neurons"
         )
-    if synapses.summed_updaters:
+    if acting(synapses.summed_updaters.values()):
         raise CapabilityError(
             f"{where}: summed variables cannot be wrapped: let spikes add to a variable of the "
             "neurons, on_pre='g_post += w'"
         )
     for part in synapses.contained_objects:
-        if not isinstance(part, SynapticPathway):
+        if part.active and not isinstance(part, SynapticPathway):
             raise CapabilityError(f"{where}: {part.name} cannot be wrapped: remove it")
     if not getattr(synapses, "_connect_called", True) or not len(synapses):
         raise CapabilityError(f"{where}: there are none yet: call connect() first")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from biograd.recipes import (
 )
 from biograd.substrate.network import initialise
 from biograd.wrapping.groups import Group, assigned, brief, read_group
+from biograd.wrapping.scheduling import check_active, check_schedule
 from biograd.wrapping.synapses import Way, read_synapses
 
 STIMULUS = "stimulus"
@@ -87,36 +89,47 @@ def wrap(
         CapabilityError: the network has something else, or what cannot be wrapped.
         RecipeError: a name that is not there, or a unit that is missing.
     """
-    groups, synapses, sources = _parts(network)
+    if not isinstance(network, import_brian2().Network):
+        raise RecipeError(f"wrap: {type(network).__name__} is no brian2.Network")
     validate(wrap, {"output": output, "inputs": inputs, "classes": classes, "seed": seed})
     _check_kinds(encoding, neuron, populations, namespace)
-    _check_ends(input, output, groups, sources)
-    made = _encoding(encoding, inputs, groups)
-    dt, known = made.dt_ms / 1000, dict(namespace or {})
-    found = {name: read_group(group, dt, known) for name, group in groups.items()}
-    ways = [way for one in synapses for way in read_synapses(one, dt, known)]
-    plan = _Plan(found, ways, input, output, made)
-    filtered = Readout(readout, made.steps, made.dt_ms, readout_time_constant_ms)
-    return plan.circuit(classes, neuron or Leaky(), filtered, dict(populations or {}), seed)
+    with _way_out():
+        groups, synapses, sources = _parts(network)
+        _check_ends(input, output, groups, sources)
+        made = _encoding(encoding, inputs, groups)
+        dt, known = made.dt_ms / 1000, dict(namespace or {})
+        found = {name: read_group(group, dt, known) for name, group in groups.items()}
+        ways = [way for one in synapses for way in read_synapses(one, dt, known)]
+        plan = _Plan(found, ways, input, output, made)
+        filtered = Readout(readout, made.steps, made.dt_ms, readout_time_constant_ms)
+        return plan.circuit(classes, neuron or Leaky(), filtered, dict(populations or {}), seed)
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    """Let every refusal end with what takes any network as it is."""
+    try:
+        yield
+    except RecipeError as error:
+        raise type(error)(f"{error}; or take it whole: biograd.Brian2Box") from error
 
 
 def _parts(network: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
     """Return the groups of neurons, the synapses, and the groups that only spike."""
     b2 = import_brian2()
-    if not isinstance(network, b2.Network):
-        raise RecipeError(f"wrap: {type(network).__name__} is no brian2.Network")
-    if list(network.schedule) != list(b2.Network().schedule):
-        raise CapabilityError("wrap: the network has a schedule of its own: take Brian2's")
+    check_schedule(network)
     groups, synapses, sources = {}, [], {}
     monitors = (b2.SpikeMonitor, b2.EventMonitor, b2.StateMonitor, b2.PopulationRateMonitor)
     for part in sorted(network.objects, key=lambda part: str(part.name)):  # Brian2 has a set
         if isinstance(part, b2.NeuronGroup) and not isinstance(part, b2.SpatialNeuron):
             groups[part.name] = part
-        elif isinstance(part, b2.Synapses):
-            if part.active:
-                synapses.append(part)
         elif isinstance(part, (b2.PoissonGroup, b2.SpikeGeneratorGroup)):
+            check_active(part, f"wrap: {part.name} ({type(part).__name__})")
             sources[part.name] = part
+        elif not part.active:
+            continue
+        elif isinstance(part, b2.Synapses):
+            synapses.append(part)
         elif not isinstance(part, monitors):
             raise CapabilityError(
                 f"wrap: {part.name} ({type(part).__name__}) cannot be wrapped: take it out of the "
@@ -188,7 +201,7 @@ class _Plan:
 
     def circuit(
         self,
-        classes: int,
+        outputs: int,
         neuron: Spiking,
         filtered: Readout,
         settings: Mapping[str, Mapping[str, Any]],
@@ -217,7 +230,7 @@ class _Plan:
             way, units = weights.get(one.path), cells[one.target].units
             layer = nn.Linear(self.encoding.units, units) if way is None else _layer_of(way)
             parts.append(_placed(one, layer))
-        readout, out = nn.Linear(cells[self.output].units, classes), f"cells.{self.output}"
+        readout, out = nn.Linear(cells[self.output].units, outputs), f"cells.{self.output}"
         made = Circuit(parts, readout, self.encoding, filtered, output=out, simulator="brian2")
         initialise(made, seed, 1.0, "readout")
         made.double()

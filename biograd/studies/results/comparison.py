@@ -120,7 +120,7 @@ def _row(compared: Comparison, cell: Cell) -> Row:
     test = [compared.test(cell.name, seed) for seed in found]
     row |= {
         "test": means.mean(test),
-        "interval": statistics.bootstrap(test),
+        "interval": statistics.interval(test),
         "deviation": means.stdev(test) if len(test) > 1 else None,
         "lowest": min(test),
         "highest": max(test),
@@ -227,13 +227,12 @@ def _notes(compared: Comparison, rows: Sequence[Row]) -> list[str]:
     notes = [f"{count} {words}: {', '.join(map(str, compared.seeds))}; n: how many were trained"]
     if any(row.get("p") is not None for row in rows):
         notes.append(
+            "95 %: t interval of the mean over seeds; "
             "differences are paired by seed; p: paired t test, corrected after Holm for all of a "
             "table; effect: Hedges' g of the differences"
         )
     if not compared.found.get(compared.baseline):
         notes.append(f"nothing is compared: {compared.baseline} was not trained")
-    if 1 < count < 5:
-        notes.append(f"bootstrap intervals from {count} seeds are too narrow: take five or more")
     known = [(row["published"], row["test"]) for row in rows if "published" in row and row["n"]]
     if len(known) > 2:
         published, here = zip(*known, strict=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from biograd.errors import visible
 from biograd.metrics import headline
 from biograd.studies import Report, Row
 from biograd.studies.results.writing import COSTLY, write_cell
@@ -56,6 +57,11 @@ CONTRASTS = {
 }
 
 
+def html(text: object) -> str:
+    """Return a text as HTML has it, all of it visible."""
+    return escape(visible(str(text), "\n"))
+
+
 def page(
     title: str,
     report: Report,
@@ -73,8 +79,8 @@ def page(
         command: that repeats it.
     """
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="lead">{escape(_lead(report))}</p>',
+        f"<h1>{html(title)}</h1>",
+        f'<p class="lead">{html(_lead(report))}</p>',
         _failures(report.failures),
         *_results(report),
         *_contrasts(report.tables.get("contrasts", []), report.fine),
@@ -85,13 +91,13 @@ def page(
         *_block("Settings", settings),
         *_block("Software and machine", environment),
         "<h2>Again</h2>",
-        f"<pre>{escape(command)}</pre>",
+        f"<pre>{html(command)}</pre>",
     ]
     body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{html(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -124,20 +130,18 @@ def _failures(failures: Sequence[Mapping[str, str]]) -> str:
     if not failures:
         return ""
     lines = "".join(
-        f"<li><b>{escape(one['training'])}</b>: {escape(one['reason'])}</li>" for one in failures
+        f"<li><b>{html(one['training'])}</b>: {html(one['reason'])}</li>" for one in failures
     )
     return f'<div class="failed"><b>Not trained</b><ul>{lines}</ul></div>'
 
 
 def table(rows: Sequence[Row], columns: Mapping[str, str], fine: bool = False) -> str:
     """Return rows as an HTML table."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns.values())
+    head = "".join(f"<th>{html(name)}</th>" for name in columns.values())
     lines = []
     for row in rows:
         control = ' class="control"' if "frozen" in str(row.get("cell", "")) else ""
-        cells = "".join(
-            f"<td>{escape(write_cell(key, row.get(key), fine))}</td>" for key in columns
-        )
+        cells = "".join(f"<td>{html(write_cell(key, row.get(key), fine))}</td>" for key in columns)
         lines.append(f"<tr{control}>{cells}</tr>")
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
@@ -147,7 +151,7 @@ def _results(report: Report) -> Iterator[str]:
     shown = {key: name for key, name in report.columns.items() if key not in COSTLY}
     yield table(report.rows, shown, report.fine)
     for note in report.notes:
-        yield f'<p class="note">{escape(note[:1].upper() + note[1:])}.</p>'
+        yield f'<p class="note">{html(note[:1].upper() + note[1:])}.</p>'
 
 
 def _contrasts(rows: Sequence[Row], fine: bool) -> Iterator[str]:
@@ -177,7 +181,7 @@ def _costs(rows: Sequence[Row]) -> Iterator[str]:
     if shown:
         yield "<h2>Costs</h2>"
         yield table(rows, {"cell": "", **shown})
-        yield f'<p class="note">{escape(COSTS)}</p>'
+        yield f'<p class="note">{html(COSTS)}</p>'
 
 
 def _runs(runs: Sequence[Row]) -> Iterator[str]:
@@ -193,4 +197,4 @@ def _runs(runs: Sequence[Row]) -> Iterator[str]:
 
 def _block(title: str, values: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2>{title}</h2>"
-    yield f"<pre>{escape(json.dumps(values, indent=2, ensure_ascii=False))}</pre>"
+    yield f"<pre>{html(json.dumps(values, indent=2, ensure_ascii=False))}</pre>"

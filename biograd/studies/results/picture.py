@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from biograd.errors import visible
 from biograd.metrics import Shown, figure
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _colours(cells: Sequence[str], runs: Sequence[Row]) -> dict[str, str]:
 def _dots(
     axes: Axes, rows: Sequence[Row], runs: Sequence[Row], colours: Mapping[str, str], shown: Shown
 ) -> None:
-    """Draw every seed, the mean, and its bootstrap interval."""
+    """Draw every seed, the mean, and its t interval."""
     low, high = _focus(runs, colours, shown)
     axes.set_xlim(low, high)
     for place, row in enumerate(rows):
@@ -127,7 +128,7 @@ def _dots(
         if row["interval"]:
             axes.plot(row["interval"], [place, place], "-", color=colour, lw=2.2, alpha=0.45)
         axes.plot(row["test"], place, "o", ms=5.5, color=colour, zorder=3)
-    axes.set_yticks(range(len(rows)), [str(row["cell"]) for row in rows])
+    axes.set_yticks(range(len(rows)), [_name(row["cell"]) for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(colours[row["cell"]])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -135,6 +136,11 @@ def _dots(
     axes.grid(axis="x", lw=0.4, alpha=0.5)
     axes.set_xlabel(_label(shown))
     axes.set_title("mean, 95 % interval, seeds")
+
+
+def _name(cell: object) -> str:
+    """Return a name as it is drawn: between two dollars would be a formula."""
+    return visible(str(cell)).replace("$", r"\$")
 
 
 def _focus(runs: Sequence[Row], colours: Mapping[str, str], shown: Shown) -> tuple[float, float]:
@@ -161,7 +167,7 @@ def _courses(
         kept = {epoch: v for epoch, v in sorted(epochs.items()) if len(v) == whole}
         means = [float(np.mean(values)) for values in kept.values()]
         colour = colours[row["cell"]]
-        axes.plot(list(kept), means, color=colour, lw=1.3, label=row["cell"])
+        axes.plot(list(kept), means, color=colour, lw=1.3, label=_name(row["cell"]))
         if len(rows) <= FEW:
             lowest = [min(values) for values in kept.values()]
             highest = [max(values) for values in kept.values()]

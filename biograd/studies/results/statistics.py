@@ -23,7 +23,7 @@ class Paired:
 
     Attributes:
         mean: of the differences.
-        interval: bootstrap interval of the mean; None for a single pair.
+        interval: t interval of the mean; None for a single pair.
         p: two-sided paired t test; the exact test where all differences are equal; None for a
             single pair.
         p_exact: two-sided sign-flip test; never below ``2 / 2^n``.
@@ -60,12 +60,12 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         return Paired(mean, None, None, None, None, 1)
     spread, exact = float(differences.std(ddof=1)), sign_flip(differences)
     if spread <= 1e-12 * max(1.0, abs(mean)):
-        return Paired(mean, bootstrap(differences), exact, exact, None, count)
+        return Paired(mean, interval(differences), exact, exact, None, count)
     from scipy.stats import ttest_1samp
 
     p = float(ttest_1samp(differences, 0.0).pvalue)
     effect = _unbiased(count - 1) * mean / spread if count > 2 else None
-    return Paired(mean, bootstrap(differences), p, exact, effect, count)
+    return Paired(mean, interval(differences), p, exact, effect, count)
 
 
 def _unbiased(freedom: int) -> float:
@@ -74,25 +74,19 @@ def _unbiased(freedom: int) -> float:
     return math.exp(math.lgamma(half) - math.lgamma(half - 0.5)) / math.sqrt(half)
 
 
-def bootstrap(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """Return the percentile interval of the mean, 95 %, from 9999 draws; None for one value.
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """Return the interval of the mean by Student's t, 95 %; None for one value.
 
-    It is too narrow for fewer than about five values.  The draws are the same in every call.
+    ``mean -+ t s / sqrt(n)`` with ``n - 1`` degrees of freedom.  Of normal values it holds the mean
+    in 95 % of the samples, however few the seeds; a percentile bootstrap does in 76 % for three.
     """
     if len(values) < 2:
         return None
-    if float(np.ptp(values)) == 0.0:
-        return float(values[0]), float(values[0])
-    from scipy.stats import bootstrap as resample
+    from scipy.stats import t
 
-    found = resample(
-        (np.asarray(values, dtype=float),),
-        np.mean,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    given = np.asarray(values, dtype=float)
+    reach = float(t.ppf((1 + LEVEL) / 2, len(given) - 1) * given.std(ddof=1) / len(given) ** 0.5)
+    return float(given.mean()) - reach, float(given.mean()) + reach
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float:

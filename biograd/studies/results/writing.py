@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from biograd.errors import visible
 from biograd.metrics import is_share
 
 COSTLY = {
@@ -34,7 +35,9 @@ def write_cell(key: str, value: Any, fine: bool = False) -> str:
         digits = 3 if fine else 1
         low, high = (_signed(p, digits) if signed else f"{p:.{digits}f}" for p in value)
         return f"{low} to {high}" if signed else f"{low}–{high}"
-    if isinstance(value, str) or key in ("cell", "seed", "n", "cells", "epochs", "pairs", "trials"):
+    if isinstance(value, str):
+        return visible(value)
+    if key in ("cell", "seed", "n", "cells", "epochs", "pairs", "trials"):
         return str(value)
     if key.startswith("p_") or key == "p":
         return "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 1 else "1"
@@ -62,3 +65,23 @@ def _large(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value:.0f}"
+
+
+FORMULA = "=+-@＝＋－＠"
+"""With these a spreadsheet begins what it computes, or runs."""
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """Return a cell of a CSV file: a text that is no number and begins as a formula is quoted.
+
+    >>> spreadsheet_cell("=1+1"), spreadsheet_cell("-1e3"), spreadsheet_cell("a=1")
+    ("'=1+1", '-1e3', 'a=1')
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.lstrip()[:1] in tuple(FORMULA) else text
+    return text

@@ -1,0 +1,141 @@
+"""What is called from Python: train, go on, open, take the network, diagnose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from biograd import experiment
+from biograd.diagnosis import Diagnosis, Reference
+from biograd.engine import Engine, Outside
+from biograd.runs.reader import Run, open_run
+
+
+def train(
+    model: str | nn.Module = "spiking",
+    data: Any = "digits",
+    *,
+    task: str | Mapping[str, Any] | None = None,
+    estimator: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    path: str | Path | None = None,
+    force: bool = False,
+    settings: Sequence[str] = (),
+    outside: Outside | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    control: bool = False,
+) -> Run:
+    """Train a network and return its run.
+
+    Args:
+        model: a shipped name, a path to a TOML file, or a module of yours.
+        data: a shipped name, a path (TOML, ``.npz``, HDF5, a folder), ``package.module:function``,
+            or data of yours: ``(inputs, targets)``, a mapping of arrays, a torch Dataset or
+            DataLoader, a function of seed and epoch, or any of these by split.
+        task: what the targets ask for, a name or a table with ``name`` and settings; by default
+            what they tell themselves.
+        estimator: how it learns; the recipe's own by default.
+        path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
+        settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
+        outside: what becomes of parameters that the rule does not credit (``biograd.attach``);
+            ``training.outside`` by default.
+        control: also train the ``frozen_hidden`` control.
+
+    Raises:
+        BiogradError: as ``biograd train`` would report it.
+    """
+    request = experiment.TrainingRequest(
+        model=model,
+        **experiment.asked(data),
+        task=task,
+        estimator=estimator,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        out=None if path is None else Path(path),
+        force=force,
+        assignments=(*settings, *([] if outside is None else [f"training.outside={outside}"])),
+        data_dir=None if data_dir is None else Path(data_dir),
+        offline=offline,
+        control=control,
+    )
+    return open_run(Path(experiment.execute(request)["run"]))
+
+
+def resume(
+    path: str | Path,
+    epochs: int | None = None,
+    network: nn.Module | None = None,
+    data: Any = None,
+) -> Run:
+    """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
+
+    Args:
+        network: your own module, if the run trained one; its weights are replaced.
+        data: your own data, if the run learned from arrays, Datasets or a function; or where its
+            files are now.
+
+    Raises:
+        RunFileError: there is no such run, or it cannot be read.
+    """
+    return open_run(Path(experiment.proceed(Path(path), epochs, network=network, own=data)["run"]))
+
+
+def load(path: str | Path) -> Run:
+    """Open a run file for analysis.
+
+    Raises:
+        RunFileError: missing, damaged, from a newer version, or not a run file.
+    """
+    return open_run(Path(path))
+
+
+def trained(
+    run: Run, network: nn.Module | None = None, data: Any = None
+) -> tuple[nn.Module, Engine]:
+    """Return the network of a run as it was at the last checkpoint, and its engine.
+
+    Args:
+        network: your own module, if the run trained one; its weights are replaced.
+        data: your own data, if the run learned from any that are in no file.
+    """
+    found = experiment.restored(run, network, data, "trained")
+    return found.network, found.engine
+
+
+def diagnose(
+    run: Run,
+    network: nn.Module | None = None,
+    *,
+    data: Any = None,
+    step: int | None = None,
+    examples: int = 64,
+    draws: int = 16,
+    reference: Reference = "auto",
+) -> Diagnosis:
+    """Return how good the gradient estimate of a run is, and what keeps it from learning.
+
+    Args:
+        network: your own module, if the run trained one; its weights are replaced.
+        data: your own data, if the run learned from any that are in no file.
+        step: of a checkpoint; 0: before the training; None: the last one.
+        examples: of the training data, the groups of the task in turn.
+        draws: how often the gradient is estimated.
+        reference: see ``diagnosis.probe``.
+
+    Raises:
+        RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
+    """
+    found = experiment.restored(run, network, data, "diagnose", step)
+    try:
+        return found.diagnose(examples, draws=draws, reference=reference)
+    finally:
+        found.engine.detach()
