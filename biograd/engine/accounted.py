@@ -57,6 +57,14 @@ class Accounted:
         """Names of the sites that can be perturbed and cut: all but the readout."""
         return tuple(site.name for site in self.substrate.sites[:-1])
 
+    def __repr__(self) -> str:
+        """Return the network's class, the rule, and who credits each parameter."""
+        told = f"not known before engine.prepare(inputs, targets); outside: {self.withheld.mode}"
+        lines = [told] if self.account is None else self.account.lines()
+        rule = f"{type(self.estimator).__name__}({self.estimator.extra_repr()})"
+        head = f"Engine: {rule} on {type(self.network).__name__}"
+        return "\n".join([head, *(f"  {line}" for line in lines)])
+
     @contextmanager
     def _traceless(self, device: torch.device) -> Iterator[None]:
         """Give buffers and random states back as they were."""

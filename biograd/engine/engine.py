@@ -309,14 +309,6 @@ class Engine(Prepared):
         copied._detached = True
         return copied
 
-    def __repr__(self) -> str:
-        """Return the network's class, the rule, and who credits each parameter."""
-        told = f"not known before engine.prepare(inputs, targets); outside: {self.withheld.mode}"
-        lines = [told] if self.account is None else self.account.lines()
-        rule = f"{type(self.estimator).__name__}({self.estimator.extra_repr()})"
-        head = f"Engine: {rule} on {type(self.network).__name__}"
-        return "\n".join([head, *(f"  {line}" for line in lines)])
-
     def detach(self) -> nn.Module:
         """Remove every hook and return the network, its parameters as they are now.
 
