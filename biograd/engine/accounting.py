@@ -23,7 +23,7 @@ from biograd.estimators.estimator import Reach
 Outside = Literal["refuse", "freeze", "exact"]
 """What becomes of parameters that the rule does not credit."""
 Creditor = Literal["rule", "readout", "outside", "frozen", "nobody"]
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase, nn.PReLU)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 """Modules whose parameters act on one unit or channel each."""
 SHOWN = 6
 """Parameters that a message names."""
@@ -139,7 +139,7 @@ class Bookkeeper:
         """The rule in words, and where it is none of its own."""
         where = self.estimator.coincides
         name = type(self.estimator).__name__
-        return f"{name} ({where} back-propagation itself)" if where else name
+        return f"{name} (back-propagation {where})" if where else name
 
     @property
     def _exact_readout(self) -> bool:
