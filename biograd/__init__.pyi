@@ -17,6 +17,7 @@ from biograd.errors import CapabilityError as CapabilityError
 from biograd.errors import CheckFailed as CheckFailed
 from biograd.errors import DataError as DataError
 from biograd.errors import MissingExtraError as MissingExtraError
+from biograd.errors import OutputError as OutputError
 from biograd.errors import RecipeError as RecipeError
 from biograd.errors import RunFileError as RunFileError
 from biograd.estimators import Backpropagation as Backpropagation

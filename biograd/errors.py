@@ -23,6 +23,10 @@ class DataError(BiogradError):
     """A data set cannot be had, is altered, or holds values that cannot be learned from."""
 
 
+class OutputError(BiogradError):
+    """A file cannot be written; what was complete before is intact."""
+
+
 class RecipeError(BiogradError):
     """A recipe, an option or an argument is not valid."""
 

@@ -22,8 +22,15 @@ from torch import nn
 from biograd import data, ranks, recipes
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
 from biograd.errors import DataError, RecipeError
-from biograd.progress import Progress, Silent
-from biograd.recording import Experiment, Interrupted, NullWriter, Recording
+from biograd.progress import Progress
+from biograd.recording import (
+    Experiment,
+    Interrupted,
+    NullWriter,
+    Recording,
+    epoch_sums,
+    restore,
+)
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe
@@ -44,6 +51,8 @@ __all__ = [
 ]
 
 PROBES = 200
+STIMULI = 2**24
+"""Bytes of stimuli that a run file takes; larger ones are found by their rows."""
 
 
 def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
@@ -65,7 +74,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
 
 def _shown(progress: Progress | None) -> Progress:
     """Return who shows how a run goes on: on rank 0 alone."""
-    return Silent() if progress is None or ranks.rank() else progress
+    return Progress() if progress is None or ranks.rank() else progress
 
 
 def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def begin(
     ranks.own_device(configuration.device)
     if not ranks.rank():
         RunWriter.check(path, force=force)
-    known = (like.attributes["dataset_sha256"], like.path) if like else ("", "")
+    known = (like.attribute("dataset_sha256"), like.path) if like else ("", "")
     dataset = _load(configuration, own, *known)
     if repeatable and not dataset.digest:
         raise DataError(f"{configuration.dataset}: the data do not repeat: nothing can be compared")
@@ -165,10 +174,17 @@ def make_probe(dataset: data.Dataset) -> Probe:
     """Return the fixed stimuli of all snapshots: the evaluated split, its groups in turn."""
     source = dataset.evaluated
     index = dataset.probes(source, PROBES)
+    inputs = source.take(index).inputs
     targets = source.take(index).targets if source.targets is None else source.targets[index]
     strata = dataset.task.strata(targets)
     label = torch.zeros(len(index), dtype=torch.int64) if strata is None else strata
-    return Probe(index=index.numpy(), label=label.cpu().numpy(), split=dataset.evaluated_on)
+    return Probe(
+        index=index.numpy(),
+        label=label.cpu().numpy(),
+        split=dataset.evaluated_on,
+        input=inputs.numpy() if inputs.nbytes <= STIMULI else None,
+        source_row=data.original(source, index).numpy(),
+    )
 
 
 def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str, Any]:
@@ -235,8 +251,7 @@ def proceed(
 def _known(path: Path) -> bytes:
     """Return what must be known of a run to go on with it, as JSON."""
     with open_run(path) as run:
-        _tensors, meta = run.checkpoint()
-        known = [run.config, run.attributes["dataset_sha256"], int(meta["step"])]
+        known = [run.config, run.attribute("dataset_sha256"), run.last_step]
     return json.dumps(known).encode()
 
 
@@ -267,9 +282,13 @@ def go_on(
         raise RecipeError(
             f"{path}: --epochs {epochs}: the run is in epoch {done} already; give at least as many"
         )
-    writer, checkpoint = _taken_over(path, configuration)
-    recording = Recording(experiment, writer, make_probe(dataset), progress)
-    recording.restore(*checkpoint)
+    try:
+        writer, checkpoint = _taken_over(path, configuration, experiment)
+        recording = Recording(experiment, writer, make_probe(dataset), progress)
+        recording.restore(*checkpoint, path)
+    except BaseException:
+        experiment.engine.detach()
+        raise
     return recording
 
 
@@ -284,15 +303,23 @@ def _check_epochs(configuration: Configuration, epochs: int, path: Path) -> None
 
 
 def _taken_over(
-    path: Path, configuration: Configuration
+    path: Path, configuration: Configuration, experiment: Experiment
 ) -> tuple[RunWriter | NullWriter, Checkpoint]:
-    """Return a run's writer and its last checkpoint, which rank 0 reads for all."""
+    """Return a run's writer and its last checkpoint, which rank 0 reads for all.
+
+    The checkpoint is tried before anything on the disk is changed.
+    """
+
+    def tried(checkpoint: Checkpoint) -> None:
+        restore(experiment, *checkpoint, path)
+        epoch_sums(checkpoint[1], configuration.recipe.training.batch_size, path)
+
     if ranks.size() == 1:
-        return RunWriter.resume(path, config=configuration.table())
+        return RunWriter.resume(path, config=configuration.table(), tried=tried)
     taken: list[RunWriter] = []
 
     def read() -> bytes:
-        writer, checkpoint = RunWriter.resume(path, config=configuration.table())
+        writer, checkpoint = RunWriter.resume(path, config=configuration.table(), tried=tried)
         taken.append(writer)
         body, text = to_bytes(*checkpoint)
         return len(text).to_bytes(8, "big") + text + body
@@ -348,8 +375,8 @@ def restored(
     need_data(configuration, own, run.path, call)
     configuration = configuration.given(own)
     state = None if step == 0 else run.checkpoint(step)  # the beginning follows from the seed
-    known = run.attributes["dataset_sha256"]
+    known = run.attribute("dataset_sha256")
     experiment = Experiment(configuration, _load(configuration, own, known, run.path), network)
     if state is not None:
-        experiment.trainer.restore(*state)
+        restore(experiment, *state, run.path)
     return experiment

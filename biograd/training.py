@@ -23,6 +23,7 @@ from biograd.errors import BiogradError
 from biograd.randomness import generator
 from biograd.ranks import parallel
 from biograd.recipes import TrainingRecipe
+from biograd.substrate.finiteness import check_parameters
 from biograd.tasks import added, flat, folded, summed
 
 
@@ -199,6 +200,8 @@ class Trainer:
         found = found.together(own, len(result.losses) - 1, self.asked)
         self.seconds += found.seconds
         last = self.step % self.per_epoch == 0 or self.spent >= self.budget
+        if last:  # the last update is followed by no pass that would tell
+            check_parameters(self.engine.network, self.step)
         if last and ranks.size() > 1:
             self._check_agreement()
         return StepRecord(

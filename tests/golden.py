@@ -155,14 +155,14 @@ def all_continued(names: Iterable[str] = ("*",)) -> Iterator[tuple[str, Cell]]:
 def interrupted(name: str, rule: str, path: Path) -> None:
     """Write a run that ends after four of its ten steps; says nothing of the machine."""
     from biograd import experiment  # only today's version need be able to do this
-    from biograd.progress import Silent
+    from biograd.progress import Progress
 
     experiment.environment = lambda _device: {}  # type: ignore[assignment]
     files = [str(HERE / "networks" / f"{name}.toml"), str(HERE / "digits.toml")]
     request = experiment.TrainingRequest(
         *files, rule, seed=1, device="cpu", assignments=RUN_SETTINGS
     )
-    experiment.begin(experiment.configure(request), path, Silent(), force=True).run(until=4)
+    experiment.begin(experiment.configure(request), path, Progress(), force=True).run(until=4)
 
 
 def drift(new: Cell, old: Cell) -> tuple[float, str]:

@@ -23,7 +23,7 @@ from biograd.contracts import ParameterNoise, Plan
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.experiment import Interrupted
-from biograd.progress import Silent
+from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.runs.reader import open_run
 
@@ -51,7 +51,7 @@ def request(path: Path, *assignments: str, **changes: Any) -> TrainingRequest:
     return replace(asked, **changes)
 
 
-class Watch(Silent):
+class Watch(Progress):
     """Keeps what is shown, and stops a run after some steps."""
 
     def __init__(self, stop: int = 0) -> None:

@@ -20,7 +20,8 @@ from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
 from biograd.metrics import Shown
-from biograd.studies import Place, Report, SilentStudy, comparing, study_folder
+from biograd.progress import Progress
+from biograd.studies import Place, Report, comparing, study_folder
 from biograd.studies.design import Trainings
 from biograd.studies.grid import Cell, Grid, expand
 from biograd.studies.results import page, picture, set_file
@@ -371,7 +372,7 @@ def test_pictures_are_made_and_repeat(done: Path) -> None:
 
 
 def conduct(folder: Path, table: dict[str, Any]) -> Report:
-    return studies.run(table, folder / studies.SAVED, Place(folder), SilentStudy())
+    return studies.run(table, folder / studies.SAVED, Place(folder), Progress())
 
 
 STUDY: dict[str, Any] = {

@@ -347,6 +347,16 @@ def test_lists(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None
     assert arguments[-1] == "estimators" or len(lines) == 1 + len(rows)
 
 
+def test_generated_sources_are_listed_with_their_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["list", "sources", "--json"]) == 0
+    keys = {row["name"]: row["keys"] for row in json.loads(capsys.readouterr().out)["sources"]}
+    assert "fidelity" in keys["evidence_accumulation"] and "smoothness" in keys["random_manifolds"]
+    assert "train_seed" in keys["yin_yang"] and "rate_hz" in keys["pattern_generation"]
+    assert keys["idx"] == keys["digits"] == []
+
+
 def test_the_list_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -514,7 +524,7 @@ def test_progress_away_from_a_terminal_is_one_line_for_each_epoch() -> None:
             record = {"train_accuracy": 0.5, "silent_fraction": 0.031, "steps_per_second": 9.0}
             progress.epoch({"epoch": epoch, "epochs": 10, **record})
         progress.note("a note")
-        progress.done({})
+        progress.close()
     assert stream.getvalue().splitlines() == [
         "rate on digits",
         "epoch  1/10  train 50.0 %  silent 3.1 %  9 steps/s",
@@ -560,7 +570,7 @@ def test_quiet_is_quiet(stream: io.StringIO) -> None:
         progress.step({"loss": 1.0})
         progress.epoch({"epoch": 1})
         progress.note("a note")
-        progress.done({})
+        progress.close()
     assert stream.getvalue() == ""
 
 

@@ -25,7 +25,7 @@ from biograd.data import SOURCES
 from biograd.errors import BiogradError, DataError, RecipeError, RunFileError
 from biograd.estimators import ESTIMATORS
 from biograd.experiment import Interrupted, TrainingRequest
-from biograd.progress import Silent
+from biograd.progress import Progress
 from biograd.runs.reader import Run, open_run
 from biograd.training import evaluate
 
@@ -53,7 +53,7 @@ def request(path: Path, model: str, estimator: str, **changes: Any) -> TrainingR
     return replace(choice, **changes)
 
 
-class Stop(Silent):
+class Stop(Progress):
     """Sends a signal to this process after some steps."""
 
     def __init__(self, after: int, number: int = signal.SIGINT) -> None:
@@ -271,11 +271,11 @@ BAD = [
     (["--set", "estimators.weak.method=quadratic"], 2, r"quadratic needs at least \d+ copies"),
     (["--out", "{tmp}/file/run.h5"], 1, r"cannot be written"),
     (["--dataset", "mnist", "--offline", "--data-dir", "{tmp}/empty"], 1, r"mnist"),
-    (["--set", "training.learning_rate=1e30"], 1, r"the loss is not finite at step"),
+    (["--set", "training.learning_rate=1e30"], 1, r"step 2: the current of \S+, or .* finite"),
     (
         ["--model", "ann", "--estimator", "backprop", "--set", "network.gain=1e38"],
         1,
-        r"the loss is not finite before the first update: lower .* \(network\.gain\)",
+        r"step 1: the current of \S+, or its square, is not finite: lower .* \(network\.gain\)",
     ),
 ]
 
@@ -346,9 +346,9 @@ def test_data_that_cannot_be_learned_from_are_refused(
 def test_a_full_disk_during_a_commit_keeps_what_was_committed(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from biograd.runs import storage
+    from biograd import disk
 
-    write, calls = storage.write_bytes, []
+    write, calls = disk.write_bytes, []
 
     def full(path: Path, content: bytes) -> None:
         calls.append(path)
@@ -357,7 +357,7 @@ def test_a_full_disk_during_a_commit_keeps_what_was_committed(
         write(path, content)
 
     path = tmp_path / "a.h5"
-    monkeypatch.setattr(storage, "write_bytes", full)
+    monkeypatch.setattr(disk, "write_bytes", full)
     with pytest.raises(BiogradError, match=r"no space left on the disk.*biograd resume") as caught:
         experiment.execute(request(path, "ann", "weak", epochs=4))
     assert caught.value.exit_code == 1

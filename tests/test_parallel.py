@@ -563,7 +563,7 @@ def test_torchrun_is_asked_to_stop(number: signal.Signals, tmp_path: Path) -> No
         (("--estimator", "weeak"), "biograd: spiking: estimator = 'weeak': did you mean 'weak'?"),
         (
             ("--model", "ann", "--estimator", "backprop", "--set", "training.learning_rate=1e30"),
-            "biograd: the loss is not finite at step 2: lower the learning rate",
+            "biograd: step 2: the current of blocks.0.synapse, or its square, is not finite: lower",
         ),
     ],
 )

@@ -24,7 +24,7 @@ from biograd.brian.import_brian2 import import_brian2
 from biograd.configuration import TrainingRequest
 from biograd.errors import DataError, RecipeError, RunFileError
 from biograd.experiment import Interrupted
-from biograd.progress import Silent
+from biograd.progress import Progress
 from biograd.recording import Recording
 from biograd.reproduction import (
     RATE,
@@ -63,7 +63,7 @@ def request(path: Path, model: str = "ann", *more: str, **changes: Any) -> Train
     return replace(asked, **changes)
 
 
-class Stop(Silent):
+class Stop(Progress):
     """Sends a signal to this process after some steps."""
 
     def __init__(self, after: int) -> None:

@@ -13,8 +13,9 @@ from biograd import data, studies
 from biograd.__main__ import main
 from biograd.configuration import TrainingRequest, configure
 from biograd.errors import BiogradError, RecipeError
+from biograd.progress import Progress
 from biograd.recipes import construct
-from biograd.studies import Place, SilentStudy, search
+from biograd.studies import Place, search
 from biograd.studies.search import Parameter, Search, parse
 
 RANGES = {
@@ -165,7 +166,7 @@ def study(**changes: Any) -> dict[str, Any]:
 
 
 def test_every_cell_is_searched_and_trained_with_what_was_found(tmp_path: Path) -> None:
-    report = studies.run(study(), tmp_path / "x", Place(tmp_path), SilentStudy())
+    report = studies.run(study(), tmp_path / "x", Place(tmp_path), Progress())
     rows = {row["cell"]: row for row in report.tables["tuning"]}
     assert set(rows) == {"ann", "frozen hidden"} and all(r["trials"] == 3 for r in rows.values())
     import biograd
@@ -178,7 +179,7 @@ def test_every_cell_is_searched_and_trained_with_what_was_found(tmp_path: Path) 
         assert training["learning_rate"] == float(rows["ann"]["training.learning_rate"])
     page = (tmp_path / "report.html").read_text()
     assert "What the search chose" in page
-    again = studies.run(study(), tmp_path / "x", Place(tmp_path), SilentStudy())
+    again = studies.run(study(), tmp_path / "x", Place(tmp_path), Progress())
     assert again.rows == report.rows
 
 

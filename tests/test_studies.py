@@ -17,7 +17,8 @@ from biograd import recipes, studies
 from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import RecipeError
-from biograd.studies import KINDS, Place, SilentStudy
+from biograd.progress import Progress
+from biograd.studies import KINDS, Place
 from biograd.studies.results.comparison import rank_correlation
 
 STUDY = """
@@ -59,7 +60,7 @@ def invoke(*arguments: object) -> Any:
 
 
 def conduct(study: Path, folder: Path, quick: bool = False) -> studies.Report:
-    return studies.run(*studies.read(str(study), quick), Place(folder), SilentStudy())
+    return studies.run(*studies.read(str(study), quick), Place(folder), Progress())
 
 
 def test_a_study_prints_its_table_and_writes_results(study: Path, tmp_path: Path) -> None:

@@ -29,14 +29,11 @@ from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator, make
 from biograd.estimators.synthesisers import (
     SYNTHESISERS,
-    FixedProjection,
     Interface,
     LinearSynthesiser,
     SigmoidSynthesiser,
     Synthesiser,
     conspiring_signal,
-    implied_surface,
-    opposition,
 )
 from biograd.estimators.synthetic_gradient import SyntheticGradient, labels
 from biograd.randomness import generator
@@ -50,6 +47,24 @@ SETTINGS: list[dict[str, Any]] = [
     {"back_propagated": 0.3, "conspiring": 0.7},
     {"condition": "label", "synthesiser": "mlp", "conspiring": 0.7},
 ]
+
+
+def opposition(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return ``-<prediction, target>``, summed over all but the rows."""
+    return -(prediction * target).flatten(1).sum(1)
+
+
+class FixedProjection(Synthesiser):
+    """``SG(h, y) = hA`` with a given matrix that is not trained (see the module's table)."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, activity: Tensor, labels: Tensor) -> Tensor:
+        return activity @ self.matrix
 
 
 class Known(Synthesiser):
@@ -480,18 +495,6 @@ def test_the_implied_loss_of_two_classes_is_the_cross_entropy() -> None:
     losses = functional.cross_entropy(activity, targets, reduction="none")
     expected = losses - torch.log(torch.tensor(2.0, dtype=torch.float64))
     assert torch.allclose(made.implied_loss(activity, given), expected, rtol=0, atol=1e-10)
-
-
-def test_the_implied_surface_is_the_implied_loss_on_a_plane() -> None:
-    made, stream = symmetric_synthesiser(), generator(9, "plane")
-    origin, first, second = torch.randn(3, 4, generator=stream, dtype=torch.float64)
-    label = functional.one_hot(torch.tensor(1), 3).double()
-    rows, columns = torch.linspace(-1, 2, 4).double(), torch.linspace(0, 1, 3).double()
-    surface = implied_surface(made, label, (origin, first, second), rows, columns)
-    assert surface.shape == (4, 3)
-    for i, j in ((0, 0), (3, 1), (1, 2)):
-        point = origin + rows[i] * first + columns[j] * second
-        assert abs(surface[i, j] - made.implied_loss(point, label)) < 1e-12
 
 
 # Activity over time -------------------------------------------------------------------------------

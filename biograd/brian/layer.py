@@ -272,12 +272,14 @@ class Brian2Layer(SteppedPopulation):
         return found
 
     def _check(self, simulation: Simulation) -> None:
+        equations = self.model.equations
         states = () if self.forward_only else self.step.states
         simulation.check_finite(
-            (*self.model.equations.diff_eq_names, *states, *self.model.ports),
+            (*equations.diff_eq_names, *states, *self.model.ports),
             self.model.details.stream or self.model.where,
             "take shorter steps, another method, or a weaker current, if the weights before it are "
             "finite",
+            constants=equations.parameter_names,
         )
 
     def _noise(self, rows: int) -> dict[str, Array]:

@@ -131,15 +131,21 @@ class Simulation:
                 values[index] = self.values[name]
         return train.reshape(steps, *self.shape), kept
 
-    def check_finite(self, names: Iterable[str], where: str, advice: str) -> None:
+    def check_finite(
+        self, names: Iterable[str], where: str, advice: str, constants: Iterable[str] = ()
+    ) -> None:
         """Refuse values that blew up: a threshold never lets NaN pass, neurons would fall silent.
+
+        Args:
+            constants: names of what may be infinite, but not NaN.
 
         Raises:
             BiogradError: a value of one of these variables is not finite.
         """
-        for name in names:
-            values = self.values[name]
-            count = int((~np.isfinite(values)).sum())
+        wrong = {name: np.isnan(self.values[name]) for name in constants if name in self.values}
+        wrong |= {name: ~np.isfinite(self.values[name]) for name in names}
+        for name, places in wrong.items():
+            values, count = self.values[name], int(places.sum())
             if count:
                 raise BiogradError(
                     f"{where}: {name} of {count} of {values.size} neurons is not finite after "

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from biograd.circuit.circuit import Circuit
-from biograd.circuit.graph import INPUT, SKIP, Block, Projection
+from biograd.circuit.graph import INPUT, SKIP, Block, Projection, reached
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.populations import make_population, normalised, reading
 from biograd.circuit.projections import connect
@@ -229,24 +229,16 @@ def _check_ways(projections: Mapping[str, ProjectionRecipe], order: Sequence[str
     for one in projections.values():
         forward.setdefault(one.source, set()).add(one.target)
         backward.setdefault(one.target, set()).add(one.source)
-    reached, leading = _reached(forward, INPUT), _reached(backward, order[-1])
+    found = reached(forward, INPUT)
+    leading = {order[-1], *reached(backward, order[-1])}
     for name in order:
-        if name not in reached:
+        if name not in found:
             raise RecipeError(f"populations.{name}: no projection leads to it from the input")
         if name not in leading:
             raise RecipeError(
                 f"populations.{name}: no projection leads from it to {order[-1]!r}, the last "
                 "population, to which the readout listens"
             )
-
-
-def _reached(ways: Mapping[str, set[str]], start: str) -> set[str]:
-    found, fresh = {start}, [start]
-    while fresh:
-        more = ways.get(fresh.pop(), set()) - found
-        found |= more
-        fresh += more
-    return found
 
 
 def _shapes(

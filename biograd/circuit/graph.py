@@ -108,7 +108,7 @@ class Graph:
         for one in self.projections:
             if one.source != INPUT:
                 sources[one.target].add(one.source)
-        reach = {name: _reached(sources, name) for name in self.order}
+        reach = {name: reached(sources, name) for name in self.order}
         groups: list[list[str]] = []
         for name in self.order:
             if not any(name in group for group in groups):
@@ -155,12 +155,12 @@ class Graph:
         return found
 
 
-def _reached(sources: Mapping[str, set[str]], start: str) -> set[str]:
-    """Return the populations that lead to one, by whatever way."""
+def reached(ways: Mapping[str, set[str]], start: str) -> set[str]:
+    """Return where ways lead from ``start``; itself only if they lead back."""
     found: set[str] = set()
     fresh = [start]
     while fresh:
-        more = sources[fresh.pop()] - found
+        more = ways.get(fresh.pop(), set()) - found
         found |= more
         fresh += more
     return found

@@ -54,6 +54,11 @@ class Stepped(nn.Module):
         self.layer.__dict__["transport"] = self.transport
         self._states, self._index = [self.layer.begin(like)], 0
 
+    def check_end(self) -> None:
+        """Refuse states that are not finite."""
+        assert self.passed is not None
+        self.layer.check_end(self._states[0], self.passed)
+
     def end(self) -> None:
         """Forget the states, which hold the graph of the trial."""
         self._states, self.passed = [], None
@@ -117,6 +122,8 @@ class Together:
             for index in range(steps):
                 for name in self.group:
                     self._step(name, index)
+            for cell in self.cells.values():
+                cell.check_end()
         finally:
             for name, cell in self.cells.items():
                 cell.end()

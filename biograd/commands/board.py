@@ -13,12 +13,11 @@ from biograd.commands.display import ProgressDisplay
 from biograd.commands.printing import terminal
 from biograd.errors import visible
 from biograd.metrics import Shown, figure, headline, words, written
+from biograd.progress import Key
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
-
-    from biograd.studies import Key
 
 
 class Board(ProgressDisplay):

@@ -16,6 +16,7 @@ from biograd.commands.columns import duration, percent
 from biograd.commands.printing import say, terminal
 from biograd.errors import visible
 from biograd.metrics import headline, words, written
+from biograd.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -52,12 +53,12 @@ OTHERS: Fields = {
 REDRAW_SECONDS = 0.1
 
 
-class ProgressDisplay:
+class ProgressDisplay(Progress):
     """Shows the progress of a training.
 
     Why one object: who trains knows neither terminals nor ``--quiet``; it calls :meth:`begin`,
-    then :meth:`step` and :meth:`epoch` with plain records, then :meth:`done`.  As a context
-    manager it gives the terminal back whatever happens.
+    then :meth:`step` and :meth:`epoch` with plain records.  As a context manager it gives the
+    terminal back whatever happens.
     """
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
@@ -114,10 +115,6 @@ class ProgressDisplay:
         """Say something worth knowing in one line."""
         if not self.quiet:
             self._print(text)
-
-    def done(self, summary: Record) -> None:
-        """End the bar; the summary itself is printed by the command."""
-        self.close()
 
     def close(self) -> None:
         """Give the terminal back; harmless when there is nothing to give back."""

@@ -86,7 +86,14 @@ def _encodings() -> list[Row]:
 def _sources() -> list[Row]:
     from biograd.data import SOURCES
 
-    return _parts(SOURCES, lambda read: getattr(inspect.getmodule(read), "Settings", None))
+    return _parts(SOURCES, _settings)
+
+
+def _settings(read: Any) -> Any:
+    """Return the settings of a source: the class of its module whose name ends with the word."""
+    own = vars(inspect.getmodule(read)).values()
+    classes = (one for one in own if getattr(one, "__module__", "") == read.__module__)
+    return next((one for one in classes if one.__qualname__.endswith("Settings")), None)
 
 
 def _parts(

@@ -37,6 +37,11 @@ LocalLoss = Callable[[Tensor, Tensor], Tensor]
 cell; a cell is a group of units with a loss of its own (a patch, a group of channels, a step)."""
 
 
+def module_key(name: str) -> str:
+    """Return a site's or layer's name as one that a module can have."""
+    return name.replace(".", "/")
+
+
 @dataclasses.dataclass(frozen=True)
 class Site:
     """Where noise enters and credit is delivered: the input current of one population.

@@ -39,6 +39,11 @@ class Visits:
             return values.mean(1, keepdim=True)
         return torch.stack([part.mean(1) for part in _split(values, lengths)], 1)
 
+    def trial_mean(self, steps: int) -> Tensor:
+        """Return the mean output of the whole trial, ``[B, *U]``."""
+        once = not self.time and len(self.outputs) == 1
+        return self.outputs[0] if once else self.binned(steps, None)[:, 0]
+
     def deliver(self, gradient: Tensor, steps: int, time_bin: int | None) -> Credit:
         """Pair every output with its share of ``gradient`` ``[B, K, *U]``.
 
@@ -102,6 +107,18 @@ class SiteTrace:
         axes = 2 + len(self.shape.units)
         return steps and self.activity is not None and self.activity.dim() == axes
 
+    @property
+    def output(self) -> Tensor:
+        """The activity, of a site whose activity is known to be reached."""
+        assert self.activity is not None
+        return self.activity
+
+    @property
+    def leaf(self) -> Tensor:
+        """The slot, of a site that is known to have one."""
+        assert self.slot is not None
+        return self.slot
+
     def current(self) -> Tensor:
         """Return the clean mean input current in each bin, ``[B, K, *U]``, without a graph."""
         parts = [visits.binned(self.shape.steps, self.time_bin) for visits in self.visits]
@@ -109,8 +126,8 @@ class SiteTrace:
 
     def trial_mean(self) -> Tensor:
         """Return the clean mean input current of the whole trial, ``[B, *U]``, without a graph."""
-        parts = [visits.binned(self.shape.steps, None)[:, 0] for visits in self.visits]
-        return torch.stack([part.detach() for part in parts]).sum(0)
+        parts = [visits.trial_mean(self.shape.steps).detach() for visits in self.visits]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def deliver(self, gradient: Tensor) -> Credit:
         """Pair every clean output with its share of ``gradient`` ``[B, K, *U]``."""

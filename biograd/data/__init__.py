@@ -19,7 +19,7 @@ from biograd.data.rows.arrays import Arrays
 from biograd.data.rows.events import Events
 from biograd.data.rows.items import Items
 from biograd.data.rows.stream import Stream
-from biograd.data.source import Batch, Rows, Source, batches, rows_of, streams
+from biograd.data.source import Batch, Rows, Source, batches, original, rows_of, streams
 from biograd.data.sources import (
     digits,
     evidence_accumulation,
@@ -54,6 +54,7 @@ __all__ = [
     "batches",
     "by_turns",
     "load",
+    "original",
     "rows_of",
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from biograd import disk
 from biograd.errors import DataError
 
 SETTLED_SECONDS = 2.0
@@ -96,8 +96,6 @@ def _memory() -> dict[str, list[Any]]:
 def _remember(table: dict[str, list[Any]]) -> None:
     """Write the table in one step; what cannot be written is computed again."""
     place = _place()
-    part = place.with_name(f"{place.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(table), encoding="utf-8")
-        os.replace(part, place)
+        disk.write_json(place, table)

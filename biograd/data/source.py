@@ -117,6 +117,15 @@ def rows_of(source: Source, index: Tensor) -> Source:
     return part(index) if part is not None else Rows(source, index)
 
 
+def original(source: Source, index: Tensor) -> Tensor:
+    """Return the numbers that rows have in what their source has read, before any division."""
+    inner: Source | None = getattr(source, "source", None)
+    if inner is not None:
+        return original(inner, source.index[index] if isinstance(source, Rows) else index)
+    origin: Tensor | None = getattr(source, "origin", None)
+    return index if origin is None else origin[index]
+
+
 def many(source: Source, orders: Sequence[Tensor], key: Key) -> Iterator[Batch]:
     """Yield a batch for each index in ``orders``; a source may read ahead (``many``)."""
     ahead = getattr(source, "many", None)

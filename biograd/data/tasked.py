@@ -55,7 +55,7 @@ def tasked(source: Source, task: Task, where: str, steps: int = 0) -> Source:
     if isinstance(source, Arrays):
         targets = packed(task, source.targets, source.weight, where)
         inputs, targets = lasting(source.inputs, targets, steps)
-        return Arrays(inputs, targets, source.timed, source.lengths)
+        return Arrays(inputs, targets, source.timed, source.lengths, origin=source.origin)
     return (TaskedStream if streams(source) else Tasked)(source, task, where, steps)
 
 

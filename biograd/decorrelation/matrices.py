@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from biograd.contracts import Substrate
+from biograd.contracts.plan import module_key
 from biograd.decorrelation.rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
 from biograd.ranks import parallel
@@ -111,7 +112,7 @@ class Decorrelation(nn.Module):
 
     def _add(self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-        size, weight, key = layer.weight[0].numel(), layer.weight, _key(name)
+        size, weight, key = layer.weight[0].numel(), layer.weight, module_key(name)
         eye = torch.eye(size, dtype=weight.dtype, device=weight.device)
         self.matrices[key] = nn.Parameter(eye.repeat(groups, 1, 1), requires_grad=False)
         zero = torch.zeros(groups, size, dtype=weight.dtype, device=weight.device)
@@ -149,9 +150,9 @@ class Decorrelation(nn.Module):
             layer.get_parameter("weight").copy_(weight)
             if bias is not None:
                 layer.get_parameter("bias").copy_(bias)
-            matrix = self.matrices[_key(name)]
+            matrix = self.matrices[module_key(name)]
             matrix.copy_(torch.eye(matrix.shape[-1]).expand_as(matrix))
-            self.means[_key(name)].zero_()
+            self.means[module_key(name)].zero_()
 
     def effective(
         self, name: str, layer: nn.Module, weight: Tensor | None = None
@@ -160,7 +161,7 @@ class Decorrelation(nn.Module):
         weight = layer._parameters["weight"] if weight is None else weight
         bias = layer._parameters["bias"]
         assert weight is not None
-        matrix, mean = self.matrices[_key(name)], self.means[_key(name)]
+        matrix, mean = self.matrices[module_key(name)], self.means[module_key(name)]
         grouped = weight.reshape(len(matrix), -1, matrix.shape[-1])
         folded = grouped @ matrix
         if self.centre:
@@ -198,7 +199,9 @@ class Decorrelation(nn.Module):
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
             seen = [inputs[name] for inputs in self._passes if name in inputs]
             rows = torch.cat([self._rows(name, visits) for visits in seen], dim=1)
-            places = zip(self.matrices[_key(name)], self.means[_key(name)], rows, strict=True)
+            places = zip(
+                self.matrices[module_key(name)], self.means[module_key(name)], rows, strict=True
+            )
             energies = [self._update(*place, rate * pace) for place in places]
             self.energy[name] = torch.stack(energies).mean()
         self._passes.clear()
@@ -284,7 +287,7 @@ class _Fold:
         """Return the state of all that the product depends on; None: it must not be kept."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        key, own = _key(self.name), layer._parameters
+        key, own = module_key(self.name), layer._parameters
         parts = [own["weight"], own["bias"], self.owner.matrices[key], self.owner.means[key]]
         parts = [part for part in parts if part is not None]
         if not all(isinstance(part, nn.Parameter) and not part.is_inference() for part in parts):
@@ -313,10 +316,6 @@ def _unchanged(before: list[_Mark], now: list[_Mark]) -> bool:
 def _unfold(layer: nn.Module, _inputs: object, _output: object) -> None:
     layer.__dict__.pop("weight", None)
     layer.__dict__.pop("bias", None)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")
 
 
 def _patches(layer: nn.Module, images: Tensor) -> Tensor:

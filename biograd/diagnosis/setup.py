@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from biograd.contracts import Plan, Trace
 from biograd.engine import Engine
 from biograd.randomness import generator
+from biograd.substrate.finiteness import check_given, outside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Setup:
     ) -> None:
         engine.prepare(inputs, targets)
         self.engine, self.network = engine, engine.network
+        check_given(self.network, outside(self.network, ()), inputs, engine.step)
         self.inputs, self.targets, self.index = inputs, targets, index
         self.device = engine.streams["noise"].device
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]

@@ -42,6 +42,7 @@ from biograd.engine.capabilities import check_capabilities, check_ranks
 from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, part, root_mean_squares
 from biograd.engine.verification import verify
+from biograd.substrate.finiteness import Places, check_found, check_given, parameters_first
 
 STREAMS = ("encoding", "noise", "dropout", "decorrelation")
 
@@ -145,9 +146,11 @@ class Engine(Prepared):
             self.detach()
             raise
         self._last: tuple[Sequence[Trace], Round] | None = None
+        self._powers: dict[str, float] = {}
         self._prepared = self._detached = self._verified = False
         self._structure: dict[str, Any] = {}
         self._layers: dict[str, nn.Module] = {}
+        self._outside: Places = []
         self._kept: dict[str, Tensor] = {}
 
     def _decorrelated(self) -> tuple[str, ...]:
@@ -192,6 +195,7 @@ class Engine(Prepared):
             BiogradError: a loss or a current is not finite.
         """
         self.prepare(inputs, targets)
+        check_given(self.network, self._outside, inputs, self.step)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         if trained(self.network) != self._trained:  # others are frozen than before
             with self._traceless(encoded.device):
@@ -221,16 +225,17 @@ class Engine(Prepared):
     ) -> tuple[Round, list[tuple[Tensor, Tensor]]]:
         """Run the rule's passes and return what it makes of them."""
         round = self._round(encoded, targets, index, self.streams["noise"])
-        self._check_finite(())
         if self.decorrelate is not None:
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
         begin = dropout.get_state()
         for plan in self.estimator.plans(round):
             dropout.set_state(begin)  # all passes of a step share their masks
-            with self._counted_once() if traces else nullcontext():
+            counted = self._counted_once() if traces else nullcontext()
+            with counted, parameters_first(self.network, self.step):
                 traces.append(self._run(plan, encoded, targets))
-        self._check_finite(traces)
+        self._powers = root_mean_squares(traces[0])
+        check_found(self.network, traces, self._powers, self.step)
         return round, list(self.estimator.credit(traces, round))
 
     def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
@@ -257,10 +262,9 @@ class Engine(Prepared):
         if self._last is None:
             return
         traces, round = self._last
-        known = traces[0].sites  # in their order, which is that of every rank
-        seen = [s.name for s in self.substrate.sites if s.name in self.scales and s.name in known]
-        for name, new in root_mean_squares(traces[0], seen).items():
-            self.scales[name] = 0.9 * self.scales[name] + 0.1 * new
+        for name, power in self._powers.items():
+            if name in self.scales:
+                self.scales[name] = 0.9 * self.scales[name] + 0.1 * (power or 1.0)
         if self.decorrelate is not None:
             self.decorrelate.update(pace)
         self.estimator.after(traces, round)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,11 @@ from biograd.contracts import (
     Round,
     Site,
     SiteShape,
+    SiteTrace,
     Trace,
 )
 from biograd.engine import currents, structure
-from biograd.errors import BiogradError, CapabilityError, RecipeError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.randomness import generator
 from biograd.ranks import parallel
 from biograd.substrate.network import Network
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from biograd.local import LocalLosses
 from biograd.engine.accounted import Accounted
 from biograd.engine.capabilities import check_graphless
+from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
 class Prepared(Accounted):
@@ -47,28 +48,13 @@ class Prepared(Accounted):
     _detached: bool
     _structure: dict[str, Any]
     _layers: dict[str, nn.Module]
+    _outside: Places
     _shapes: dict[str, SiteShape]
     _kept: dict[str, Tensor]
 
     @property
     def _sides(self) -> frozenset[str]:
         return frozenset(site.name for site in self.substrate.sites if site.block is not None)
-
-    def _check_finite(self, traces: Sequence[Trace]) -> None:
-        finite = all(math.isfinite(scale) for scale in self.scales.values())
-        found = [losses for t in traces for losses in (t.losses, *t.means.values())]
-        if finite and all(bool(torch.isfinite(losses).all()) for losses in found):
-            return
-        if not self.step:
-            raise BiogradError(
-                "the loss is not finite before the first update: lower the initial weights "
-                "(network.gain), the input (encoding.gain) or the rule's noise (sigma), or see "
-                "whether the data are finite"
-            )
-        raise BiogradError(
-            f"the loss is not finite at step {self.step + 1}: lower the learning rate "
-            "(training.learning_rate) or that of decorrelation (decorrelation.rate)"
-        )
 
     def _round(
         self,
@@ -82,6 +68,7 @@ class Prepared(Accounted):
         names = [name for site in sites for name in site.modules]
         if list(self._layers) != names:  # at first, and when their order is known
             self._layers = {name: self.network.get_submodule(name) for name in names}
+            self._outside = outside(self.network, self._layers.values())
         return Round(
             batch=encoded.shape[0],
             step=self.step,
@@ -123,8 +110,9 @@ class Prepared(Accounted):
             )
         if self._prepared:
             return
+        check_given(self.network, outside(self.network, ()), inputs, self.step)
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
-        with self._traceless(stream.device):
+        with self._traceless(stream.device), parameters_first(self.network, self.step):
             self._look(inputs, targets, stream)
         self._prepared = True
         if self._kept:
@@ -134,13 +122,14 @@ class Prepared(Accounted):
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded = self.substrate.encode(inputs, stream)
         trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
-        self._check_finite([trace])
+        check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
         if self.timed and self.substrate.time(trace.outputs.shape[1]):
             trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
-            self.scales = root_mean_squares(trace, self.hidden)
+            found = root_mean_squares(trace)
+            self.scales = {name: found[name] or 1.0 for name in self.hidden}
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
@@ -148,7 +137,7 @@ class Prepared(Accounted):
         self._settle(encoded, targets, trace)
         readout, exact = self.substrate.sites[-1].name, self.differentiable and self.leads
         if not exact and readout not in self.scales:
-            self.scales |= root_mean_squares(trace, (readout,))
+            self.scales[readout] = root_mean_squares(trace)[readout] or 1.0
         if self.decorrelate is not None and not self.estimator.learns_hidden:
             # only now the order of a plain module's layers is known
             self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
@@ -171,10 +160,10 @@ class Prepared(Accounted):
         if isinstance(self.network, Network):
             encoding = self.network.encoding if self.network.steps > 1 else None
             steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
-            found = any(not torch.equal(steps[0], step) for step in steps[1:])
+            varies = any(not torch.equal(steps[0], step) for step in steps[1:])
         else:
-            found = bool(self.hidden) and currents.varying(trace, self.hidden[0])
-        self.varying = bool(parallel.average(torch.tensor(float(found))) > 0)
+            varies = bool(self.hidden) and currents.varying(trace, self.hidden[0])
+        self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
         needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
         noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
         single = self.estimator.one_to_one or not isinstance(sites, str)
@@ -192,7 +181,8 @@ class Prepared(Accounted):
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         known = {name: size for name, size in self.scales.items() if name in self._shapes}
         fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
-        self.scales = known | root_mean_squares(trace, fresh)
+        found = root_mean_squares(trace)
+        self.scales = known | {name: found[name] or 1.0 for name in fresh}
         return trace
 
     def _know_task(self, trace: Trace) -> None:
@@ -340,10 +330,16 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def root_mean_squares(trace: Trace, names: Sequence[str]) -> dict[str, float]:
-    """Return the root mean square of each site's mean current over the trial; 1 without input."""
-    if not names:
-        return {}
-    powers = [trace.sites[name].trial_mean().square().mean() for name in names]
+def root_mean_squares(trace: Trace) -> dict[str, float]:
+    """Return the root mean square of each site's mean current over the trial; 0 without input."""
+    powers = [_power(site) for site in trace.sites.values()]
     found = parallel.average(torch.stack(powers)).sqrt().tolist()
-    return {name: scale if scale > 0 else 1.0 for name, scale in zip(names, found, strict=True)}
+    return dict(zip(trace.sites, found, strict=True))
+
+
+def _power(site: SiteTrace) -> Tensor:
+    mean = site.trial_mean()
+    if not all(output.numel() for visits in site.visits for output in visits.outputs):
+        return mean.new_zeros(())  # no event arrived
+    # squares of 16 bits would be infinite from 256 on
+    return (mean if mean.itemsize > 2 else mean.float()).square().mean()

@@ -86,7 +86,3 @@ class Backpropagation(Estimator):
         found = torch.autograd.grad(outputs, own, pulls, retain_graph=True, allow_unused=True)
         for parameter, part in zip(own, found, strict=True):
             yield torch.zeros_like(parameter) if part is None else part
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"window={self.window}, arousal={self.arousal}"

@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
-from biograd.errors import CapabilityError, nearest
-from biograd.estimators.estimator import Estimator
+from biograd.errors import CapabilityError
+from biograd.estimators.estimator import Estimator, known_sites
 from biograd.estimators.feedback import Buffers
 
 
@@ -41,7 +41,7 @@ class Broadcast(Estimator):
         self, through_time: bool = False, sites: Literal["all"] | tuple[str, ...] = "all"
     ) -> None:
         super().__init__()
-        self.through_time, self.chosen = through_time, sites
+        self.through_time, self.sites = through_time, sites
         self.matrices = Buffers()
 
     def check(self, sites: Sequence[str]) -> None:
@@ -50,23 +50,21 @@ class Broadcast(Estimator):
         Raises:
             CapabilityError: with the nearest name.
         """
-        if not self.chosen:
+        if not self.sites:
             raise CapabilityError(
                 f"{type(self).__name__}: sites = (): the signal reaches no site: name one"
             )
-        for name in () if self.chosen == "all" else self.chosen:
-            if name not in sites:
-                raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+        known_sites(self.sites, sites)
 
-    def sites(self, round: Round) -> tuple[str, ...]:
+    def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the hidden sites that the signal reaches."""
-        chosen = round.blocks if self.chosen == "all" else self.chosen
+        chosen = round.blocks if self.sites == "all" else self.sites
         return tuple(n for n in round.blocks if n in chosen and not round.owners.get(n))
 
     def build(self, trace: Trace, round: Round) -> None:
         """Make the feedback matrices ``[outputs, *units]``."""
         outputs = math.prod(round.shapes[round.readout].units)
-        shapes = {name: units_of(trace, name) for name in self.sites(round)}
+        shapes = {name: units_of(trace, name) for name in self.chosen(round)}
         self.make(outputs, shapes, round)
 
     def make(self, outputs: int, shapes: dict[str, tuple[int, ...]], round: Round) -> None:
@@ -87,7 +85,7 @@ class Broadcast(Estimator):
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: credit stops behind every block that the signal reaches."""
-        sites = self.sites(round)
+        sites = self.chosen(round)
         recurrent = [layer for name in sites for layer in round.recurrent(name)]
         detach = frozenset(() if self.through_time else recurrent)
         return (Plan(boundaries=frozenset(sites), detach=detach),)
@@ -96,9 +94,8 @@ class Broadcast(Estimator):
         """Yield every block's activity with the signal that it receives."""
         (trace,) = traces
         signal = self.signal(trace, round)
-        for name in self.sites(round):
-            activity = trace.sites[name].activity
-            assert activity is not None
+        for name in self.chosen(round):
+            activity = trace.sites[name].output
             yield activity, self.received(name, signal, activity)
 
     def received(self, name: str, signal: Tensor, activity: Tensor) -> Tensor:
@@ -128,5 +125,4 @@ class Broadcast(Estimator):
 def units_of(trace: Trace, name: str) -> tuple[int, ...]:
     """Return the shape of a site's activity without batch and time."""
     site = trace.sites[name]
-    assert site.activity is not None
-    return tuple(site.activity.shape[2 if site.timed else 1 :])
+    return tuple(site.output.shape[2 if site.timed else 1 :])

@@ -85,7 +85,7 @@ class Decoupling(Estimator):
             return
         units = {}
         for name in chosen(round):
-            activity = _activity(trace, name)
+            activity = trace.sites[name].output
             if round.shapes[name].steps > 1 and bool(((activity == 0) | (activity == 1)).all()):
                 raise CapabilityError(
                     f"site {name}: decoupling cannot keep spikes as targets: use estimator = "
@@ -122,7 +122,7 @@ class Decoupling(Estimator):
 
     def _first(self, trace: Trace, round: Round) -> Targets:
         """Return the kept targets; the feed-forward activities of examples that are new."""
-        fresh = {name: _activity(trace, name).detach() for name in chosen(round)}
+        fresh = {name: trace.sites[name].output.detach() for name in chosen(round)}
         if self.store is None or not fresh:
             return fresh
         if round.index is None:
@@ -138,9 +138,9 @@ class Decoupling(Estimator):
 
     def moved(self, trace: Trace, rho: float) -> Targets:
         """Return the targets after ``z <- z - eta/rho dJ/dz``, from a trace with slots."""
-        targets = {name: _slot(trace, name).detach() for name in trace.plan.clamp}
+        targets = {name: trace.sites[name].leaf.detach() for name in trace.plan.clamp}
         errors = {
-            name: rho * (target - _activity(trace, name).detach())
+            name: rho * (target - trace.sites[name].output.detach())
             for name, target in targets.items()
         }
         groups = [tuple(targets)] if self.order == "jacobi" else [(n,) for n in reversed(targets)]
@@ -156,17 +156,12 @@ class Decoupling(Estimator):
         last, rho = traces[-1], self.rho(round.step)
         yield last.loss, torch.ones_like(last.loss)
         for name, target in last.plan.clamp.items():
-            activity = _activity(last, name)
+            activity = last.sites[name].output
             yield activity, rho / round.batch * (activity.detach() - target)
 
     def measures(self) -> dict[str, float]:
         """Return the constraint gap of every site in the last step."""
         return {f"constraint_gap.{name}": float(value) for name, value in self.gap.items()}
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        steps = "" if self.steps is None else f", steps={self.steps}"
-        return f"stiffness={self.stiffness}, rate={self.rate}, order={self.order}{steps}"
 
 
 def chosen(round: Round) -> tuple[str, ...]:
@@ -179,10 +174,10 @@ def arrivals(trace: Trace, errors: Mapping[str, Tensor], names: Sequence[str]) -
     batch = trace.losses.shape[1]
     outputs, cotangents = [trace.loss], [torch.full_like(trace.loss, batch)]
     for name, error in errors.items():
-        if _activity(trace, name).requires_grad:  # not behind layers that are frozen
-            outputs.append(_activity(trace, name))
+        if trace.sites[name].output.requires_grad:  # not behind layers that are frozen
+            outputs.append(trace.sites[name].output)
             cotangents.append(-error)
-    slots = [_slot(trace, name) for name in names]
+    slots = [trace.sites[name].leaf for name in names]
     return torch.autograd.grad(
         outputs, slots, cotangents, retain_graph=True, materialize_grads=True
     )
@@ -192,7 +187,7 @@ def gaps(trace: Trace) -> dict[str, Tensor]:
     """Return ``|z - h|^2 / |z|^2`` of every site with a target."""
     found = {}
     for name, target in trace.plan.clamp.items():
-        gap = (target - _activity(trace, name).detach()).square().sum()
+        gap = (target - trace.sites[name].output.detach()).square().sum()
         gap, size = parallel.total(torch.stack((gap, target.square().sum())))
         found[name] = gap / size.clamp_min(torch.finfo(target.dtype).tiny)
     return found
@@ -201,15 +196,3 @@ def gaps(trace: Trace) -> dict[str, Tensor]:
 def _data(trace: Trace, round: Round) -> Tensor:
     """Return what the examples look like to the first layer."""
     return trace.sites[round.hidden[0]].visits[0].inputs[0]
-
-
-def _activity(trace: Trace, name: str) -> Tensor:
-    activity = trace.sites[name].activity
-    assert activity is not None
-    return activity
-
-
-def _slot(trace: Trace, name: str) -> Tensor:
-    slot = trace.sites[name].slot
-    assert slot is not None
-    return slot

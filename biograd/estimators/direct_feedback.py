@@ -67,7 +67,3 @@ class DirectFeedback(Broadcast):
         shape = self.shapes[name]
         part = self.matrices[SHARED][:, : math.prod(shape)] / math.sqrt(math.prod(shape))
         return part.unflatten(1, shape)
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"shared={self.shared}, scale={self.scale}, through_time={self.through_time}"

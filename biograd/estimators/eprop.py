@@ -63,21 +63,20 @@ class EligibilityPropagation(Broadcast):
         """Return one plan: credit stops behind every block and before every recurrent layer."""
         hidden = [name for name in round.blocks if not round.owners.get(name)]
         recurrent = frozenset(layer for name in hidden for layer in round.recurrent(name))
-        boundaries = frozenset(self.sites(round))
+        boundaries = frozenset(self.chosen(round))
         return (Plan(boundaries=boundaries, slots=True, detach=recurrent),)
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every block's activity with its learning signal."""
         (trace,) = traces
-        sites = self.sites(round)
+        sites = self.chosen(round)
         slot = trace.sites[sites[-1]].slot if sites else None
         if slot is None:
             return
         (arriving,) = torch.autograd.grad(trace.loss, slot, retain_graph=True)
         signal, shares = self.signal(trace, round), trace.shares(sites[-1])
         for name in sites:
-            activity = trace.sites[name].activity
-            assert activity is not None
+            activity = trace.sites[name].output
             if name == sites[-1] and self.feedback == "symmetric":
                 yield activity, arriving
                 continue
@@ -86,7 +85,3 @@ class EligibilityPropagation(Broadcast):
             if once and shares is not None and shares.shape[1] == activity.shape[1]:
                 received = torch.einsum("bt,bt...->bt...", shares, received)
             yield activity, received
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"feedback={self.feedback}, scale={self.scale}"

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
+from biograd.errors import CapabilityError, nearest
 from biograd.ranks.parallel import Division
 
 Reach = Literal["parameters", "blocks", "normalisations", "currents", "readout"]
+
+
+def known_sites(asked: str | Iterable[str], sites: Sequence[str]) -> None:
+    """Refuse the name of a site that does not exist; a word stands for several.
+
+    Raises:
+        CapabilityError: with the nearest name.
+    """
+    for name in () if isinstance(asked, str) else asked:
+        if name not in sites:
+            raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+
+
+def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:
+    """Return the gradient at a leaf, zero if nothing above depends on it.
+
+    Args:
+        above: the loss, and what lies between it and the leaf with credit of its own.
+        messages: their cotangents.
+    """
+    (found,) = torch.autograd.grad(above, leaf, messages, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaf) if found is None else found
 
 
 class Estimator(nn.Module):
@@ -88,3 +113,11 @@ class Estimator(nn.Module):
     def measures(self) -> dict[str, float]:
         """Return what the last step found, by name; the run file keeps it once an epoch."""
         return {}
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``print``."""
+        found = {
+            name: getattr(self, name, self) for name in inspect.signature(type(self)).parameters
+        }
+        plain = (str, int, float, tuple, type(None))
+        return ", ".join(f"{name}={v!r}" for name, v in found.items() if isinstance(v, plain))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Plan, Round, Trace, Transport
+from biograd.contracts.plan import module_key
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
 from biograd.substrate.network import SynapticLayer
@@ -18,10 +19,10 @@ class Buffers(nn.Module):
     """Tensors by the name of a layer or site, saved with every checkpoint and never trained."""
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.get_buffer(key(name))
+        return self.get_buffer(module_key(name))
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        self.register_buffer(key(name), value)
+        self.register_buffer(module_key(name), value)
 
 
 class Feedback(Estimator):
@@ -81,11 +82,6 @@ class Feedback(Estimator):
             yield name, weight_of(name, round)
 
 
-def key(name: str) -> str:
-    """Return the name of a layer or site as it can stand in a module's state."""
-    return name.replace(".", "/")
-
-
 def layers_with_credit(trace: Trace, round: Round) -> Iterator[str]:
     """Yield the layers to whose input credit passes: all but the one that sees the data alone.
 
@@ -119,7 +115,7 @@ def weight_of(name: str, round: Round) -> nn.Parameter:
 def size_of(weight: Tensor) -> float:
     """Return the root mean square of a weight; that of a usual draw if the weight is zero."""
     size = float(weight.square().mean().sqrt())
-    return size if size > 0 else 1 / math.sqrt(weight[0].numel())
+    return size or 1 / math.sqrt(weight[0].numel())
 
 
 def normal(shape: Sequence[int], round: Round) -> Tensor:

@@ -35,7 +35,3 @@ class FeedbackAlignment(Feedback):
     def feedback(self, name: str, weight: Tensor, round: Round) -> Tensor:
         """Return ``B``."""
         return self.weights[name]
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"scale={self.scale}"

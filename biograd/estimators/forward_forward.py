@@ -106,15 +106,10 @@ class ForwardForward(Estimator):
 
     def goodness(self, site: SiteTrace) -> Tensor:
         """Return ``G [B]``; activities in time are averaged over it first."""
-        activity = site.activity
-        assert activity is not None
+        activity = site.output
         if site.timed:
             activity = activity.mean(1)
         return (activity.square() - self.threshold).flatten(1).sum(1)
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"threshold={self.threshold}, negatives={self.negatives}, strength={self.strength}"
 
 
 def _first(round: Round) -> SiteTrace:

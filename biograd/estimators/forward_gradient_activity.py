@@ -146,10 +146,6 @@ class ForwardGradientActivity(Estimator):
         for loss in self.tangents.losses(traces[0]):
             yield loss, torch.ones_like(loss)
 
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"copies={self.copies}, sites={self.sites}, shared={self.shared}"
-
 
 def active(site: SiteTrace, name: str) -> Tensor:
     """Return which units were active in each bin, ``[B, K, *U]``: their output was not zero.

@@ -105,10 +105,6 @@ class ForwardGradientWeight(Estimator):
                 total.add_(slopes[owner] / self.copies * draw)
         yield from known.complete(parameters, totals)
 
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"copies={self.copies}, directions={self.directions}, readout={self.readout}"
-
 
 def mean_slopes(trace: Trace, owner: str) -> Tensor:
     """Return the slopes ``[m]`` of the mean of a local loss, summed over its cells.

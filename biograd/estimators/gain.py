@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.contracts import Capability, Plan, Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError
-from biograd.estimators.estimator import Estimator
+from biograd.estimators.estimator import Estimator, arriving
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 
@@ -111,7 +111,7 @@ class MeasuredGain(Estimator):
             if name in round.cells:  # what followed saw no credit
                 arrived, pairs = own_credit(trace, name), []
             else:
-                arrived = arriving(site, name, above)
+                arrived = arrived_at(site, name, above)
                 pairs = through(site, arrived) if name in round.blocks else []
             pairs += site.deliver(self.passed(trace, name, arrived, round))
             above += [(tensor, delta) for tensor, delta in pairs if tensor.requires_grad]
@@ -130,10 +130,6 @@ class MeasuredGain(Estimator):
         change = (site.observed - site.current()).to(round.dtype)
         power = change.square().sum(0) + self.ridge * self._size(name, round) ** 2
         return (change * response).sum(0) / power.clamp_min(torch.finfo(power.dtype).tiny)
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"copies={self.copies}, sigma={self.sigma}, ridge={self.ridge}"
 
 
 def balanced(
@@ -159,15 +155,14 @@ def balanced(
 
 def own_credit(trace: Trace, name: str) -> Tensor:
     """Return the derivative of the mean of a site's own local loss by its activity."""
-    activity = trace.sites[name].activity
-    assert activity is not None
+    activity = trace.sites[name].output
     with torch.enable_grad():
         leaf = activity.detach().requires_grad_()
         losses = trace.objective.local[name](leaf, trace.targets)
         return torch.autograd.grad(losses.sum() / len(losses), leaf)[0]
 
 
-def arriving(site: SiteTrace, name: str, above: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def arrived_at(site: SiteTrace, name: str, above: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the derivative of the mean loss by a block's output.
 
     Args:
@@ -183,10 +178,7 @@ def arriving(site: SiteTrace, name: str, above: Sequence[tuple[Tensor, Tensor]])
         )
     tensors = [tensor for tensor, _ in above]
     messages = [cotangent.to(tensor.dtype) for tensor, cotangent in above]
-    (found,) = torch.autograd.grad(
-        tensors, site.slot, messages, retain_graph=True, allow_unused=True
-    )
-    return torch.zeros_like(site.slot) if found is None else found
+    return arriving(tensors, messages, site.slot)
 
 
 def through(site: SiteTrace, arrived: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -201,9 +193,8 @@ def own_change(site: SiteTrace, others: Sequence[SiteTrace]) -> Tensor:
     What a skip ``J`` brings from other blocks' outputs is taken off.  ``J dh`` is found by
     differentiating twice: ``J'w`` is linear in ``w``, and its derivative along ``dh`` is ``J dh``.
     """
-    output, change = site.activity, difference(site)
+    output, change = site.output, difference(site)
     known = [other for other in others if other.slot is not None]
-    assert output is not None
     if not output.requires_grad or not known:
         return change
     slots = [other.slot for other in known if other.slot is not None]
@@ -222,8 +213,8 @@ def own_change(site: SiteTrace, others: Sequence[SiteTrace]) -> Tensor:
 
 def difference(site: SiteTrace) -> Tensor:
     """Return what the noise changed in a block's output, ``[m, B, ...]``."""
-    assert site.activity is not None and site.observed_activity is not None
-    return site.observed_activity - site.activity.detach()
+    assert site.observed_activity is not None
+    return site.observed_activity - site.output.detach()
 
 
 def responses(site: SiteTrace, name: str, change: Tensor) -> Tensor:

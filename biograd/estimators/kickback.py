@@ -100,7 +100,7 @@ class Kickback(Broadcast):
             yield from super().credit(traces, round)
             return
         (trace,) = traces
-        signal, sites = self.signal(trace, round), self.sites(round)
+        signal, sites = self.signal(trace, round), self.chosen(round)
         slots = [slot for name in sites if (slot := trace.sites[name].slot) is not None]
         direct = _by(slots, [trace.loss], [None])
         above = _by(slots, *_active(trace, round))
@@ -113,10 +113,6 @@ class Kickback(Broadcast):
             influence = weighed.mean(1, keepdim=True) if site.timed else weighed
             received = self.received(name, signal, site.activity) * influence
             yield site.activity, received if exact is None else received + exact
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"outputs={self.outputs}, influence={self.influence}, scale={self.scale}"
 
 
 def _active(trace: Trace, round: Round) -> tuple[list[Tensor], list[Tensor | None]]:

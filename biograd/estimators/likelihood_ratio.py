@@ -103,10 +103,6 @@ class LikelihoodRatio(WeakGradient):
                 shares = list(visits.deliver(gradient, site.shape.steps, site.time_bin))
                 yield from signed(round.layers[layer], visits, shares)
 
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"{super().extra_repr()}, baseline={self.baseline}, bits={self.bits}"
-
 
 def signed(
     layer: torch.nn.Module, visits: Visits, shares: Sequence[tuple[Tensor, Tensor]]

@@ -209,27 +209,21 @@ def binned(
         return torch.einsum(
             "mbk,mbku->bku", _ridge_weights(losses, directions, ridge), own
         ).flatten(1)
-    if method in JOINT:
-        found = [
-            regression(part, directions, ridge)[:, place]
-            for part, place in zip(losses.unbind(2), places, strict=True)
-        ]
-    else:
-        found = [
-            regression(part, directions[..., place], ridge)
-            for part, place in zip(losses.unbind(2), places, strict=True)
-        ]
+    found = []
+    for part, place in zip(losses.unbind(2), places, strict=True):
+        if method in JOINT:
+            found.append(regression(part, directions, ridge)[:, place])
+        else:
+            found.append(regression(part, directions[..., place], ridge))
     return torch.cat(found, 1)
 
 
 def _ridge_weights(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
     """Return what weighs each copy's directions in the ridge slope, ``[m, B, K]``."""
-    difference = (losses - losses[:1]).transpose(0, 1).to(directions.dtype)  # [B, S, K]
-    matrix = torch.cat((torch.zeros_like(directions[:1]), directions)).transpose(0, 1)
-    matrix = matrix - matrix.mean(1, keepdim=True)
+    difference, matrix = _centred(losses, directions)  # [B, S, K], [B, S, D]
     kernel = matrix @ matrix.mT
     _add_to_diagonal(kernel, ridge * matrix.shape[2])
-    weights = _solve(kernel, difference - difference.mean(1, keepdim=True))
+    weights = _solve(kernel, difference)
     return (weights - weights.mean(1, keepdim=True))[:, 1:].transpose(0, 1)
 
 

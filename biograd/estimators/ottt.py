@@ -44,7 +44,3 @@ class OnlineTrainingThroughTime(Estimator):
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass whose credit takes two ways."""
         return (Plan(transport=Transport(window=self.window, traces=True)),)
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"window={self.window}"

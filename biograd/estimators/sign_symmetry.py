@@ -54,7 +54,3 @@ class SignSymmetry(Feedback):
         if self.magnitudes == "batch":
             feedback = feedback * normal(weight.shape, round).abs()
         return feedback
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"magnitudes={self.magnitudes}, scale={self.scale}"

@@ -36,11 +36,6 @@ def squared_distance(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().flatten(1).sum(1)
 
 
-def opposition(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return ``-<prediction, target>``, summed over all but the rows."""
-    return -(prediction * target).flatten(1).sum(1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Interface:
     """Where a synthesiser stands: what it sees and how many numbers it predicts.
@@ -157,20 +152,6 @@ class MultilayerSynthesiser(Synthesiser):
         return values
 
 
-class FixedProjection(Synthesiser):
-    """``SG(h, y) = hA`` with a given matrix that is not trained (see the module's table)."""
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("matrix", matrix)
-
-    def forward(self, activity: Tensor, labels: Tensor) -> Tensor:
-        """Return ``hA``, ``[..., columns of A]``."""
-        return activity @ self.matrix
-
-
 SYNTHESISERS: Registry[Callable[[Interface, torch.Generator, torch.dtype], Synthesiser]] = Registry(
     "biograd.synthesisers",
     {
@@ -206,28 +187,6 @@ def conspiring_signal(
             return torch.zeros_like(activity)
         (found,) = torch.autograd.grad(loss, activity, allow_unused=True)
         return torch.zeros_like(activity) if found is None else found
-
-
-def implied_surface(
-    synthesiser: Synthesiser,
-    label: Tensor,
-    plane: tuple[Tensor, Tensor, Tensor],
-    rows: Tensor,
-    columns: Tensor,
-) -> Tensor:
-    """Return the implied loss over a plane of activities, ``[rows, columns]``.
-
-    Args:
-        synthesiser: whose predictions are integrated.
-        label: ``[labels]``.
-        plane: origin and two directions, each ``[units]``; the activities are
-            ``origin + row * first + column * second``.
-        rows: coordinates along the first direction.
-        columns: coordinates along the second.
-    """
-    origin, first, second = plane
-    activity = origin + rows[:, None, None] * first + columns[None, :, None] * second
-    return synthesiser.implied_loss(activity, label.expand(*activity.shape[:-1], -1))
 
 
 def _weights(

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from biograd.contracts import Capability, Plan, Round, SiteTrace, Trace, Transport
+from biograd.contracts import Capability, Plan, Round, Trace, Transport
+from biograd.contracts.plan import module_key
 from biograd.errors import CapabilityError, nearest
-from biograd.estimators.estimator import Estimator
+from biograd.estimators.estimator import Estimator, arriving, known_sites
 from biograd.estimators.synthesisers import (
     SYNTHESISERS,
     Condition,
@@ -104,7 +105,7 @@ class SyntheticGradient(Estimator):
     ) -> None:
         validate(SyntheticGradient, locals())
         super().__init__()
-        self.kind, self.condition, self.hidden = synthesiser, condition, hidden
+        self.synthesiser, self.condition, self.hidden = synthesiser, condition, hidden
         self.sites, self.window, self.back_propagated = sites, window, back_propagated
         self.conspiring, self.prediction = conspiring, prediction
         self.synthesisers, self.state_synthesisers = nn.ModuleDict(), nn.ModuleDict()
@@ -112,14 +113,8 @@ class SyntheticGradient(Estimator):
             self.needs = self.needs | {"vjp"}
 
     def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist.
-
-        Raises:
-            CapabilityError: with the nearest name.
-        """
-        for name in () if isinstance(self.sites, str) else self.sites:
-            if name not in sites:
-                raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+        """Refuse the name of a site that does not exist."""
+        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites behind which there is an interface, in the order of the data flow.
@@ -143,14 +138,14 @@ class SyntheticGradient(Estimator):
             CapabilityError: there is no interface, or no population over time.
         """
         for name in self.chosen(round):
-            activity = _activity(trace.sites[name])
+            activity = trace.sites[name].output
             units = math.prod(activity.shape[2 if trace.sites[name].timed else 1 :])
-            self.synthesisers[_key(name)] = self._make(units, trace, round)
+            self.synthesisers[module_key(name)] = self._make(units, trace, round)
         for name in round.blocks if self.window else ():
             site = trace.sites[name]
             if site.variables:
                 units = site.variables * math.prod(site.shape.units)
-                self.state_synthesisers[_key(name)] = self._make(units, trace, round)
+                self.state_synthesisers[module_key(name)] = self._make(units, trace, round)
         if self.window and not self.state_synthesisers:
             raise CapabilityError(
                 f"window = {self.window}: the network has no population over time whose credit "
@@ -161,7 +156,7 @@ class SyntheticGradient(Estimator):
 
     def _make(self, units: int, trace: Trace, round: Round) -> Synthesiser:
         interface = Interface(units, labels(trace).shape[1], self.condition, self.hidden)
-        return SYNTHESISERS[self.kind](interface, round.generator, round.dtype)
+        return SYNTHESISERS[self.synthesiser](interface, round.generator, round.dtype)
 
     def synthesiser_of(self, site: str, state: bool = False) -> Synthesiser:
         """Return the synthesiser behind a site, for analyses such as ``implied_loss``.
@@ -174,10 +169,10 @@ class SyntheticGradient(Estimator):
             CapabilityError: no synthesiser there, or the engine has not seen a batch yet.
         """
         made = self.state_synthesisers if state else self.synthesisers
-        if _key(site) not in made:
+        if module_key(site) not in made:
             known = [key.replace("/", ".") for key in made]
             raise CapabilityError(f"no synthesiser at {site!r}: {nearest(site, known)}")
-        found = made[_key(site)]
+        found = made[module_key(site)]
         assert isinstance(found, Synthesiser)
         return found
 
@@ -195,10 +190,9 @@ class SyntheticGradient(Estimator):
             for ended, begun in site.states:
                 found.append(Junction(self.synthesiser_of(name, True), ended, begun, given))
             if name in names:
-                assert site.slot is not None
                 seen = given[:, None] if site.timed else given
                 model = self.synthesiser_of(name)
-                found.append(Junction(model, _activity(site), site.slot, seen))
+                found.append(Junction(model, site.output, site.leaf, seen))
         return found
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
@@ -236,7 +230,7 @@ class SyntheticGradient(Estimator):
         found: list[Tensor] = []
         above, messages = [trace.loss], [torch.ones_like(trace.loss)]
         for place, prediction in zip(reversed(crossings), reversed(predicted), strict=True):
-            arrived = _arriving(above, messages, place.above)
+            arrived = arriving(above, messages, place.above)
             if place.below.requires_grad:
                 own = prediction.view(arrived.shape) / batch
                 above.append(place.below)
@@ -244,36 +238,7 @@ class SyntheticGradient(Estimator):
             found.append((batch * arrived).view(prediction.shape))
         return found[::-1]
 
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return (
-            f"synthesiser={self.kind}, condition={self.condition}, sites={self.sites}, "
-            f"window={self.window}, back_propagated={self.back_propagated}, "
-            f"conspiring={self.conspiring}"
-        )
-
 
 def labels(trace: Trace) -> Tensor:
     """Return what the synthesisers know of the targets, ``[B, labels]``; a class is one-hot."""
     return trace.objective.vectors(trace.outputs, trace.targets).flatten(1)
-
-
-def _arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:
-    """Return the gradient at a leaf; any of the tensors above may depend on it.
-
-    Args:
-        above: the loss, and what lies before the crossings further up.
-        messages: their cotangents.
-        leaf: behind a crossing.
-    """
-    (found,) = torch.autograd.grad(above, leaf, messages, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(leaf) if found is None else found
-
-
-def _activity(site: SiteTrace) -> Tensor:
-    assert site.activity is not None
-    return site.activity
-
-
-def _key(site: str) -> str:
-    return site.replace(".", "/")

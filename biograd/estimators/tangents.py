@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Round, SiteTrace, Trace, bin_lengths, bins
+from biograd.contracts.plan import module_key
 from biograd.errors import CapabilityError
 from biograd.estimators.loss_regression import isotropic, orthonormal
 from biograd.estimators.weak_gradient import split, unit_sizes
@@ -195,7 +196,7 @@ class LocalGuess(Tangents):
     def build(self, trace: Trace, round: Round) -> None:
         """Draw a readout for every hidden site."""
         for name in round.hidden:
-            self.readouts[_key(name)] = self._readout(name, trace, round.generator)
+            self.readouts[module_key(name)] = self._readout(name, trace, round.generator)
 
     def _readout(self, name: str, trace: Trace, stream: torch.Generator) -> Auxiliary:
         inputs = _features(trace.sites[name], name)
@@ -204,7 +205,7 @@ class LocalGuess(Tangents):
 
     def readout(self, name: str, trace: Trace, round: Round) -> Auxiliary:
         """Return the readout of a site in this step."""
-        return cast(Auxiliary, self.readouts[_key(name)])
+        return cast(Auxiliary, self.readouts[module_key(name)])
 
     def draw(self, request: TangentRequest, round: Round) -> dict[str, Tensor]:
         """Return the gradients of the auxiliary losses of the last clean pass."""
@@ -306,7 +307,3 @@ def _loss(readout: nn.Module, inputs: Tensor, trace: Trace) -> Tensor:
     with torch.enable_grad():
         outputs = readout(inputs).view(trace.outputs.shape)
         return trace.objective.losses(outputs, trace.targets)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")

@@ -51,10 +51,6 @@ class UnitwiseGradient(Estimator):
 
         return (Plan(transport=Transport(derivative=derivative)),)
 
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"draws={self.draws}, sigma={self.sigma}"
-
 
 @torch.no_grad()
 def measured_slope(distance: Tensor, sigma: float, draws: int, stream: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.estimators.estimator import Estimator
+from biograd.estimators.estimator import Estimator, known_sites
 from biograd.estimators.loss_regression import METHODS, binned
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
@@ -75,14 +75,8 @@ class WeakGradient(Estimator):
             self.needs, self.graphless = self.needs | {"vjp"}, False
 
     def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist.
-
-        Raises:
-            CapabilityError: with the nearest name.
-        """
-        for name in () if isinstance(self.sites, str) else self.sites:
-            if name not in sites:
-                raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+        """Refuse the name of a site that does not exist."""
+        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites that are perturbed in this step."""
@@ -159,10 +153,6 @@ class WeakGradient(Estimator):
     def seen(self, directions: Tensor) -> Tensor:
         """Return what the estimate knows of the directions ``[m, B, D]``: all of them."""
         return directions
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"copies={self.copies}, sigma={self.sigma}, method={self.method}, sites={self.sites}"
 
 
 def check_peak(method: str, copies: int, dimensions: int) -> None:

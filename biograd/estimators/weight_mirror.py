@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Round, Trace
-from biograd.estimators.feedback import Buffers, Feedback, key, normal, size_of
+from biograd.contracts.plan import module_key
+from biograd.estimators.feedback import Feedback, normal, size_of
+from biograd.estimators.feedback_alignment import FeedbackAlignment
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
 from biograd.substrate.effective import respond
 
 
-class WeightMirror(Feedback):
+class WeightMirror(FeedbackAlignment):
     """Let feedback weights follow the correlation of noise with a layer's response to it.
 
     After every step each layer receives white noise ``x`` and answers ``y = W x``.  The gradient
@@ -42,17 +44,8 @@ class WeightMirror(Feedback):
         scale: Positive = 1.0,
     ) -> None:
         validate(WeightMirror, locals())
-        super().__init__()
-        self.rate, self.samples, self.scale = rate, samples, scale
-        self.weights = Buffers()
-
-    def make(self, name: str, weight: Tensor, round: Round) -> None:
-        """Draw ``B``, normal, as large as the weight is now."""
-        self.weights[name] = normal(weight.shape, round) * (self.scale * size_of(weight))
-
-    def feedback(self, name: str, weight: Tensor, round: Round) -> Tensor:
-        """Return ``B``."""
-        return self.weights[name]
+        super().__init__(scale)
+        self.rate, self.samples = rate, samples
 
     def after(self, traces: Sequence[Trace], round: Round) -> None:
         """Send noise through every layer and let ``B`` follow."""
@@ -68,10 +61,6 @@ class WeightMirror(Feedback):
                 visits = trace.sites[site].visits[layers.index(name)]
                 return (self.samples, *visits.inputs[0].shape[2 if visits.time else 1 :])
         raise KeyError(name)
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"rate={self.rate}, samples={self.samples}, scale={self.scale}"
 
 
 class KolenPollack(Feedback):
@@ -99,23 +88,19 @@ class KolenPollack(Feedback):
     def make(self, name: str, weight: Tensor, round: Round) -> None:
         """Draw ``B``, normal, as large as the weight is now."""
         draw = normal(weight.shape, round) * (self.scale * size_of(weight))
-        self.weights[key(name)] = nn.Parameter(draw)
+        self.weights[module_key(name)] = nn.Parameter(draw)
 
     def feedback(self, name: str, weight: Tensor, round: Round) -> Tensor:
         """Return the parameter ``B``."""
-        return self.weights[key(name)]
+        return self.weights[module_key(name)]
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the decay of both weights; the rest is in the graph of the loss."""
         if not self.decay:
             return
         for name, weight in self.kept(round):
-            for one in (weight, self.weights[key(name)]):
+            for one in (weight, self.weights[module_key(name)]):
                 yield one, self.decay * one.detach()
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``print``."""
-        return f"decay={self.decay}, scale={self.scale}"
 
 
 def mirrored(layer: nn.Module, weight: Tensor, noise: Tensor) -> Tensor:

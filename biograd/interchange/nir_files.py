@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from biograd import disk
 from biograd.checking import Positive, validate
 from biograd.circuit.circuit import Circuit
 from biograd.errors import RecipeError
@@ -17,8 +17,8 @@ from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser
 from biograd.interchange.weighing import Read
 from biograd.recipes import EncodingRecipe
-from biograd.runs import storage
 from biograd.runs.reader import Run
+from biograd.runs.stored_arrays import steady
 from biograd.simulators.population import Simulator
 
 SUBTRACTS = ("loop", "node")
@@ -81,16 +81,9 @@ def export_nir(
     target = Path(path)
     if target.exists() and not force:
         raise RecipeError(f"{target}: exists; choose another path or replace it with --force")
-    made, temporary = to_nir(network, subtract), target.with_name(target.name + ".tmp")
-    try:
-        with storage.writing(target, "export again"):
-            library().write(temporary, made)
-            os.replace(temporary, target)
-            storage.sync_folder(target.parent)
-    except storage.OutputError:
-        with contextlib.suppress(OSError):
-            storage.remove(temporary)
-        raise
+    made = to_nir(network, subtract)
+    with disk.writing(target, "export again"), steady(target) as stream:
+        library().write(stream, made)
     return target
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 
 from biograd.contracts import Objective, Round, Trace
+from biograd.contracts.plan import module_key
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.local.objectives import LOCAL_LOSSES, Setting
 from biograd.local.partition import Cells, Kind, channel_count
@@ -110,12 +111,12 @@ class LocalLosses(nn.Module):
                 site.activity.detach(),
             )
             head = LOCAL_LOSSES[self.loss](setting)
-            self.heads[name.replace(".", "/")] = head
+            self.heads[module_key(name)] = head
             self.cells[name] = tuple(head(site.activity.detach(), trace.targets).shape[1:])
 
     def objective(self, outputs: Objective) -> Objective:
         """Return the objective of the outputs with the local losses beside it."""
-        local = {name: self.heads[name.replace(".", "/")] for name in self.cells}
+        local = {name: self.heads[module_key(name)] for name in self.cells}
         return dataclasses.replace(outputs, local=local)
 
     def spread(self, values: Tensor, units: tuple[int, ...], level: int) -> Tensor:

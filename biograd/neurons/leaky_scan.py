@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from biograd.contracts.credit_paths import differentiated, starts
 from biograd.neurons.leaky import Leaky
-from biograd.neurons.scan import Course
+from biograd.neurons.scan import Course, check_end
 from biograd.neurons.surrogate import Derivative
 
 
@@ -57,6 +57,7 @@ def record(
         if kept is not None:
             kept[:, index] = potential
         torch.gt(potential, threshold, out=spikes[:, index])
+    check_end({"v": potential}, spikes[:, -1], steps)
     return spikes, kept
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from biograd.contracts.credit_paths import starts
+from biograd.errors import BiogradError
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of
 from biograd.neurons.surrogate import Derivative
 
@@ -149,7 +150,28 @@ def simulate(
         out.copy_(seen > 0 if neuron.spiking else seen)
         for course, value in zip(kept, x, strict=False):
             course[:, t] = value
+    if neuron.spiking:
+        check_end(dict(zip(neuron.variables, x, strict=True)), passed[:, -1], steps)
     return Course(kept, passed)
+
+
+def check_end(states: Mapping[str, Tensor], fired: Tensor, steps: int) -> None:
+    """Refuse states at the end of a trial that are not finite, which no threshold lets pass.
+
+    One that fires may be infinite: its reset follows.
+
+    Raises:
+        BiogradError: with the variable.
+    """
+    for name, values in states.items():
+        if bool(values.isfinite().all()):
+            continue
+        count = int((~values.isfinite() & (fired == 0)).sum())
+        if count:
+            raise BiogradError(
+                f"{name} of {count} of {values.numel()} neurons is not finite after {steps} steps: "
+                "take shorter steps or a weaker current, if the weights before it are finite"
+            )
 
 
 @dataclasses.dataclass

@@ -58,6 +58,7 @@ class SteppedPopulation(nn.Module):
                 found.append(fired)
             spikes = join(found)
             train.append(spikes)
+        self.check_end(states[0], spikes)
         return torch.stack(train, 1)
 
     def _fed(self, recurrent: nn.Module | None, spikes: Tensor, index: int) -> list[Tensor | None]:
@@ -110,6 +111,9 @@ class SteppedPopulation(nn.Module):
     def passed(self, state: State) -> Tensor:
         """Return what a population in a state passes on."""
         return state[-1]
+
+    def check_end(self, state: State, passed: Tensor) -> None:
+        """Refuse the state at the end of a trial if it is not finite; simulators may know."""
 
     def advance(
         self, state: State, current: Tensor, fed: Tensor | None, first: bool

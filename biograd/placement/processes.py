@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from biograd import disk
 from biograd.placement.jobs import (
     Event,
     Executor,
@@ -126,7 +127,7 @@ class Processes:
         if log is not None:
             with contextlib.suppress(OSError):  # a full disk must not fail the work here
                 log.parent.mkdir(parents=True, exist_ok=True)
-                errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                errors = disk.open_appending(log)
         try:
             with deaf_to(signal.SIGINT):
                 process = subprocess.Popen(

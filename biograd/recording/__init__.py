@@ -2,6 +2,7 @@
 
 from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
 from biograd.recording.recorder import NullWriter, Recording
+from biograd.recording.restoring import epoch_sums, restore
 from biograd.recording.training_setup import Experiment, check_time, frozen_hidden
 from biograd.signals import Interrupted
 
@@ -12,9 +13,11 @@ __all__ = [
     "Recording",
     "EpochSums",
     "check_time",
+    "epoch_sums",
     "firing",
     "frozen_hidden",
     "log_spaced",
     "prefixed",
+    "restore",
     "silent",
 ]

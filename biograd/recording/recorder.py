@@ -24,6 +24,7 @@ from biograd.recording.figures import (
     prefixed,
     silent,
 )
+from biograd.recording.restoring import epoch_sums, restore
 from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
@@ -86,14 +87,19 @@ class Recording:
         }
         return tensors, meta | own
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+    def restore(
+        self, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], where: object
+    ) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            RunFileError: it does not fit.
+        """
         self.restored = True
-        self.experiment.trainer.restore(tensors, meta)
+        restore(self.experiment, tensors, meta, where)
         self._saved = self.experiment.trainer.step
         batch = self.experiment.configuration.recipe.training.batch_size
-        self._sums, self.seconds = EpochSums.of(meta["sums"], batch), float(meta["seconds"])
-        self._memory = int(meta.get("peak_memory_bytes", 0))
+        self._sums, self.seconds, self._memory = epoch_sums(meta, batch, where)
         self._norms = {
             name.removeprefix("snapshot."): value
             for name, value in tensors.items()

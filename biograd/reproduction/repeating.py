@@ -14,7 +14,7 @@ from torch import nn
 from biograd.configuration import Configuration
 from biograd.errors import RecipeError
 from biograd.experiment import begin, go_on, need_data, need_module
-from biograd.progress import Progress, Silent
+from biograd.progress import Progress
 from biograd.recording import Interrupted
 from biograd.reproduction.side_by_side import compared
 from biograd.reproduction.verdict import Reproduction
@@ -54,16 +54,16 @@ def reproduce(
         RecipeError: the run's budget is a time; or its own module is missing.
         DataError: the data cannot be had, or are others.
     """
-    shown = progress or Silent()
+    shown = progress or Progress()
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(open_run(path))
         configuration = _configuration(run, data_dir, offline)
         need_module(configuration, network, run.path, "reproduce")
         need_data(configuration, data, run.path, "reproduce")
-        if not run.attributes["dataset_sha256"]:
+        if not run.attribute("dataset_sha256"):
             raise RecipeError(f"{run.path}: its data do not repeat, nor does the run")
         configuration = configuration.given(data)
-        step = int(run.checkpoint()[1]["step"])
+        step = run.last_step
         if out is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="biograd-"))
             target = Path(folder) / "repeated.h5"

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from biograd.disk import write_bytes
 from biograd.errors import RecipeError, RunFileError
-from biograd.runs.storage import write_bytes
 
 FORMAT = "biograd-checkpoint"
 VERSION = "1.0"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from biograd.errors import RunFileError, natural
-from biograd.runs import storage
+from biograd import disk
+from biograd.errors import RecipeError, RunFileError, brief
+from biograd.runs.checked import CheckedFile, open_file
+from biograd.runs.json_text import parse, parse_object, read_object
 from biograd.runs.layout import (
+    COMMIT_COLUMNS,
     FORMAT,
     SET,
     VERSION,
@@ -22,10 +25,31 @@ from biograd.runs.layout import (
     LayerInfo,
     Probe,
     Raster,
+    checked_layer,
     plain_attributes,
 )
-from biograd.runs.parts.segments import Segment, Sources, open_file
+from biograd.runs.parts.segments import Segment, Sources
+from biograd.runs.parts.settling import located
+from biograd.runs.seal import is_sealed
 from biograd.runs.storage import RunPaths
+
+CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
+"""Names of checkpoints: a step, and the segment if another of that step was there."""
+DIGESTS = ("file", "sha256", "checkpoint_sha256")
+TEXTS = ("config", "environment", "hyperparameters", "summary", "credit")
+MARKS = ("magic", "version")
+"""Attributes of the file, not of the run."""
+OPTIONAL = ("input", "source_row")
+GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")
+"""Groups that every finished file has."""
+PARTS = {
+    "parts_id": str,
+    "attributes": dict,
+    "layers": dict,
+    "history": list,
+    **dict.fromkeys(TEXTS, dict),
+}
+"""What a run says of itself, and its types."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +77,31 @@ class Commit:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_line(cls, line: bytes) -> Commit:
-        """Return the commit of a line; keys that a newer version added are ignored."""
+    def from_line(cls, line: bytes, where: str) -> Commit:
+        """Return the commit of a line; keys that a newer version added are ignored.
+
+        Raises:
+            RunFileError: it is damaged, or names what is no run's own.
+        """
+        return cls.of(parse_object(line, where), where)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Commit:
+        """Return the commit of a table; see :meth:`from_line`."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in json.loads(line).items() if key in known})
+        own = {key: value for key, value in values.items() if key in known}
+        numbers = [*map(own.get, COMMIT_COLUMNS), own.get("size", 0)]
+        rows, name = own.get("rows", {}), own.get("checkpoint")
+        sound = (
+            all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+            and isinstance(rows, dict)
+            and all(type(count) is int and 0 <= count < 2**63 for count in rows.values())
+            and (name is None or (isinstance(name, str) and CHECKPOINT.fullmatch(name)))
+            and all(isinstance(own.get(key) or "", str) for key in DIGESTS)
+        )
+        if not sound:
+            raise RunFileError(f"{where}: is damaged (not a commit of a run)")
+        return cls(**own)
 
     @property
     def numbers(self) -> list[int]:
@@ -71,6 +116,7 @@ class Contents:
     Attributes:
         history: commits that an earlier finished file held, without segments of their own.
         commits: commits whose segments or checkpoints are here.
+        sealed: whether a digest says that the rows are those that were written.
     """
 
     place: RunPaths
@@ -88,6 +134,7 @@ class Contents:
     history: list[list[int]]
     commits: list[Commit]
     sources: Sources
+    sealed: bool
 
     @property
     def raster(self) -> Raster | None:
@@ -109,48 +156,23 @@ class Contents:
 def find(place: RunPaths) -> Contents:
     """Return the contents of the run at ``place``; a parts folder goes before a finished file.
 
+    Nothing on the disk is changed.
+
     Raises:
         RunFileError: there is no run, or it cannot be read.
     """
-    settle(place)
     for _ in range(2):  # the run may be packed between the look and the reading
-        if place.parts.is_dir():
-            with contextlib.suppress(FileNotFoundError):
-                return read_parts(place)
-        else:
+        parts = located(place)
+        if parts is None:
             break
-    if place.parts.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            return read_parts(parts)
+    if place.parts.is_dir() and not place.file.exists():
         raise RunFileError(f"{place.parts}: is not a run (it lacks header.json or commits.jsonl)")
     return read_packed(place)
 
 
-def settle(place: RunPaths) -> None:
-    """Finish or undo what a process that was killed left between two steps."""
-    if place.aside.is_dir():
-        if place.parts.is_dir() or not _worth(place.aside, place.file):
-            storage.remove(place.aside)
-        else:
-            with contextlib.suppress(OSError):
-                os.rename(place.aside, place.parts)
-    if place.parts.is_dir() and place.file.exists() and not _worth(place.parts, place.file):
-        with contextlib.suppress(OSError):  # a folder that only this user cannot write
-            storage.discard(place)
-
-
-def _worth(parts: Path, file: Path) -> bool:
-    """Return whether a parts folder holds more than the finished file made of it."""
-    try:
-        identity = json.loads((parts / "header.json").read_bytes())["parts_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return parts.suffix == ".parts"
-    try:
-        with open_file(file) as packed:
-            return bool(packed.attrs.get("parts_id") != identity)
-    except (OSError, RunFileError):
-        return True
-
-
-def check_version(where: Path, form: object, version: object) -> None:
+def check_version(where: object, form: object, version: object) -> None:
     """Check that this program can read the run.
 
     Raises:
@@ -161,7 +183,7 @@ def check_version(where: Path, form: object, version: object) -> None:
     if form != FORMAT:
         raise RunFileError(f"{where}: is HDF5 but not a run of biograd (no format={FORMAT!r})")
     major = str(version).split(".")[0]
-    if not major.isdigit():
+    if not major.isdecimal() or len(major) > 9:
         raise RunFileError(f"{where}: has no valid format_version ({version!r})")
     if int(major) > int(VERSION.split(".")[0]):
         raise RunFileError(f"{where}: has format version {version}, newer than {VERSION}: update")
@@ -174,31 +196,49 @@ def read_parts(place: RunPaths) -> Contents:
         RunFileError: a file of it is damaged.
         FileNotFoundError: it was packed meanwhile.
     """
-    header = _json(place.parts / "header.json")
-    check_version(place.parts / "header.json", header.get("format"), header.get("format_version"))
-    try:
-        layers = {name: LayerInfo.from_json(v) for name, v in header["layers"].items()}
-        commits = read_commits(place.parts / "commits.jsonl")
-        segments = [Segment(segment_path(place, c.segment), c.sha256, c.size) for c in commits]
-        return Contents(
-            place=place,
-            packed=False,
-            parts_id=header["parts_id"],
-            status=_status(place),
-            attributes=header["attributes"],
-            config=header["config"],
-            environment=header["environment"],
-            hyperparameters=header["hyperparameters"],
-            summary=header["summary"],
-            credit=header.get("credit", {}),
-            layers=layers,
-            probe=_parts_probe(place, header),
-            history=header["history"],
-            commits=commits,
-            sources=Sources(segments),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunFileError(f"{place.parts}: header.json is damaged ({error!r})") from error
+    where = place.parts / "header.json"
+    header = read_object(where)
+    check_version(where, header.get("format"), header.get("format_version"))
+    commits = read_commits(place.parts / "commits.jsonl")
+    segments = [Segment(segment_path(place, c.segment), c.sha256, c.size) for c in commits]
+    return Contents(
+        place=place,
+        packed=False,
+        status=_status(place),
+        probe=_parts_probe(place, header),
+        commits=commits,
+        sources=Sources(segments),
+        sealed=True,
+        **described_by(header, where),
+    )
+
+
+def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Return what a run says of itself, each part of the type that it must have.
+
+    Raises:
+        RunFileError: a part is missing, or of another type.
+    """
+    found: dict[str, Any] = {}
+    values = {"credit": {}, **values}  # which early files lack
+    for name, kind in PARTS.items():
+        if not isinstance(values.get(name), kind):
+            raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
+        found[name] = values[name]
+    found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
+    for row in found["history"]:
+        if not _integers(row, 4):
+            raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
+    return found
+
+
+def _integers(row: object, length: int) -> bool:
+    """Return whether a value is a list of so many integers of 64 bits."""
+    return (
+        isinstance(row, list)
+        and len(row) == length
+        and all(type(n) is int and -(2**63) <= n < 2**63 for n in row)
+    )
 
 
 def segment_path(place: RunPaths, number: int) -> Path:
@@ -208,20 +248,8 @@ def segment_path(place: RunPaths, number: int) -> Path:
 
 def _status(place: RunPaths) -> str:
     with contextlib.suppress(FileNotFoundError):
-        return str(_json(place.parts / "status.json")["status"])
-    return "crashed" if storage.is_held(place.parts / "lock") is False else "running"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise RunFileError(f"{path}: is damaged ({error})") from error
-    except (PermissionError, IsADirectoryError) as error:
-        raise RunFileError(f"{path}: cannot be read ({error.strerror})") from error
-    if not isinstance(value, dict):
-        raise RunFileError(f"{path}: is damaged (not a JSON object)")
-    return value
+        return str(read_object(place.parts / "status.json").get("status"))
+    return "crashed" if disk.is_held(place.parts / "lock") is False else "running"
 
 
 def read_commits(path: Path) -> list[Commit]:
@@ -229,34 +257,39 @@ def read_commits(path: Path) -> list[Commit]:
 
     Raises:
         RunFileError: a line before the last cannot be read.
+        FileNotFoundError: there is no such file.
     """
-    *lines, _torn = path.read_bytes().split(b"\n")
-    commits = []
-    for number, line in enumerate(lines, 1):
-        try:
-            commits.append(Commit.from_line(line))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RunFileError(f"{path}: line {number} is damaged ({error})") from error
-    return commits
+    try:
+        *lines, _torn = disk.read_bytes(path).split(b"\n")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be read ({error.strerror})") from error
+    return [Commit.from_line(line, f"{path}: line {n}") for n, line in enumerate(lines, 1)]
 
 
-def _parts_probe(place: RunPaths, header: dict[str, Any]) -> Probe | None:
-    if header["gap_ms"] is None:
+def _parts_probe(place: RunPaths, header: Mapping[str, Any]) -> Probe | None:
+    gap = header.get("gap_ms")
+    if gap is None:
         return None
     with open_file(place.parts / "probe.h5") as file:
-        return read_probe(file["probe"], header["gap_ms"])
+        return read_probe(file, gap)
 
 
-def read_probe(group: h5py.Group, gap_ms: float) -> Probe:
-    """Return the probe that ``/probe`` holds."""
-    words = [word.decode() for word in group["split"][()]]
-    return Probe(
-        index=group["index"][()],
-        label=group["label"][()],
-        split=words[0] if len(set(words)) == 1 else words,
-        input=group["input"][()] if "input" in group else None,
-        gap_ms=float(gap_ms),
-    )
+def read_probe(file: CheckedFile, gap_ms: object) -> Probe:
+    """Return the probe that ``/probe`` holds.
+
+    Raises:
+        RunFileError: it is damaged.
+    """
+    words = [word.decode(errors="replace") for word in file.array("probe/split", "S", 1).tolist()]
+    own = {name: file.array(f"probe/{name}", "iu", 1) for name in ("index", "label")}
+    own |= {name: file.array(f"probe/{name}") for name in OPTIONAL if file.holds(f"probe/{name}")}
+    if not words or any(item.shape[:1] != (len(words),) for item in own.values()):
+        raise file.damaged("probe", "its parts differ in length")
+    if isinstance(gap_ms, bool) or not isinstance(gap_ms, int | float) or not 0 <= gap_ms < 1e9:
+        raise file.damaged("probe", f"gap_ms is {gap_ms!r}")
+    return Probe(split=words[0] if len(set(words)) == 1 else words, gap_ms=float(gap_ms), **own)
 
 
 def read_packed(place: RunPaths) -> Contents:
@@ -267,71 +300,83 @@ def read_packed(place: RunPaths) -> Contents:
     """
     path = place.file
     try:
+        sealed = path.is_file() and is_sealed(path)
         file = open_file(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         why = "is a folder, not a run" if path.is_dir() else "there is no such run"
         raise RunFileError(f"{path}: {why}") from error
     try:
-        check_version(path, file.attrs.get("format"), file.attrs.get("format_version"))
-        return _packed_contents(place, file)
-    except (KeyError, ValueError, TypeError, AttributeError, OSError, RuntimeError) as error:
-        file.close()
-        text = " ".join(str(error).split())
-        raise RunFileError(f"{path}: is a run file with damaged parts ({text})") from error
-    except RunFileError:
+        return _packed_contents(place, file, sealed)
+    except BaseException:
         file.close()
         raise
 
 
-def _packed_contents(place: RunPaths, file: h5py.File) -> Contents:
-    marks = ("magic", "version")
-    attributes = {n: _scalar(value) for n, value in file.attrs.items() if n not in marks}
-    layers = {n: _layer(file["layers"][n]) for n in sorted(file["layers"], key=natural)}
-    group = file.get("probe")
+def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Contents:
+    attributes = {n: value for n, value in file.attributes("").items() if n not in MARKS}
+    check_version(file.path, attributes.get("format"), attributes.get("format_version"))
+    values = {
+        "attributes": attributes,
+        "parts_id": attributes.get("parts_id"),
+        "layers": {name: _layer(file, f"layers/{name}") for name in file.members("layers")},
+        "history": file.array("progress/commits", "iu", 2).tolist(),
+        **{name: file.object(name) for name in TEXTS if name != "credit" or file.holds(name)},
+    }
+    for name in GROUPS:
+        if not file.holds(name):
+            raise file.damaged(name, "it is missing")
+    probed = file.holds("probe")
     return Contents(
         place=place,
         packed=True,
-        parts_id=attributes["parts_id"],
-        status=attributes["status"],
-        attributes=attributes,
-        config=json.loads(file["config"][()]),
-        environment=json.loads(file["environment"][()]),
-        hyperparameters=json.loads(file["hyperparameters"][()]),
-        summary=json.loads(file["summary"][()]),
-        credit=json.loads(file["credit"][()]) if "credit" in file else {},
-        layers=layers,
-        probe=None if group is None else read_probe(group, group.attrs["gap_ms"]),
-        history=file["progress/commits"][()].tolist(),
-        commits=[_checkpoint(name, item) for name, item in file["checkpoints"].items()],
+        status=str(attributes.get("status")),
+        probe=read_probe(file, file.attributes("probe").get("gap_ms")) if probed else None,
+        commits=[_checkpoint(file, name) for name in file.members("checkpoints")],
         sources=Sources(file=file),
+        sealed=sealed,
+        **described_by(values, file.path),
     )
 
 
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _layer(file: CheckedFile, name: str) -> dict[str, Any]:
+    """Return what a finished file says of a layer, as a header does."""
+    values = file.attributes(name)
+    shape = values.get("shape")
+    values["shape"] = shape.tolist() if isinstance(shape, np.ndarray) else shape
+    values["neuron_params"] = parse(str(values.get("neuron_params")), f"{file.path}: /{name}")
+    unit = file.array(f"{name}/unit", "iu", 1)
+    values["unit"] = None if len(unit) == values.get("n_units") else unit.tolist()
+    return values
 
 
-def _layer(group: h5py.Group) -> LayerInfo:
-    values = {name: _scalar(value) for name, value in group.attrs.items()}
-    values["shape"] = [int(n) for n in group.attrs["shape"]]
-    values["neuron_params"] = json.loads(values["neuron_params"])
-    values["unit"] = group["unit"][()].tolist()
-    if len(values["unit"]) == values["n_units"]:
-        values["unit"] = None
-    return LayerInfo.from_json(values)
+def layer_of(values: object, where: object) -> LayerInfo:
+    """Return the layer that a header describes.
+
+    Raises:
+        RunFileError: it is damaged.
+    """
+    try:
+        if not isinstance(values, dict):
+            raise RecipeError(f"{values!r} is not a table")
+        return checked_layer(values)
+    except (RecipeError, TypeError, ValueError) as error:
+        raise RunFileError(f"{where}: a layer is damaged ({brief(str(error))})") from error
 
 
-def _checkpoint(name: str, group: h5py.Group) -> Commit:
-    segment, step, rank, unix_ns = (int(value) for value in group.attrs["commit"])
-    return Commit(
-        segment=segment,
-        step=step,
-        rank=rank,
-        unix_ns=unix_ns,
-        rows=json.loads(group.attrs["rows"]),
-        checkpoint=name,
-        checkpoint_sha256=str(group.attrs["sha256"]),
-    )
+def _checkpoint(file: CheckedFile, name: str) -> Commit:
+    group = f"checkpoints/{name}"
+    values = file.attributes(group)
+    numbers = values.get("commit")
+    row = numbers.tolist() if isinstance(numbers, np.ndarray) else None
+    if not _integers(row, 4):
+        raise file.damaged(group, "commit is not four integers")
+    table = {
+        **dict(zip(COMMIT_COLUMNS, row or (), strict=True)),
+        "rows": parse(str(values.get("rows")), f"{file.path}: /{group}"),
+        "checkpoint": name,
+        "checkpoint_sha256": values.get("sha256"),
+    }
+    return Commit.of(table, f"{file.path}: /{group}")
 
 
 def described(contents: Contents) -> dict[str, Any]:

@@ -7,7 +7,9 @@ Finished file ``run.h5``::
     /config /environment /hyperparameters /summary     JSON text, one scalar each
     /credit               JSON text: parameter to its shape, and by whose credit it learns
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
-    /probe/               index i8 | label i4 | split | input (optional)
+    /probe/               index i8 (row of the split) | label i4 | split | input f4, the stimuli
+                          source_row i8 (row of what the source gave: of the file of the split,
+                          or of all of it if biograd divided it, as load_digits of scikit-learn)
     /snapshots/           step i8 | epoch i4 | wall_time f8 [s]
     /layers/<module>/     snapshot i8 (its step) | probe i8 (its index) | unit i8
                           activation f4 (snapshot, probe, unit)
@@ -87,6 +89,15 @@ GROWING = ("scalars", "snapshots", "layers", "params", "learning", "trials", "sp
 COORDINATES = ("snapshot", "probe", "unit")
 """Coordinates that the groups of layers, parameters and learning measures have of their own."""
 
+TIMES = ("start_ms", "stop_ms")
+WHOLE = {
+    "scalars": ("step", "epoch"),
+    "snapshots": ("step", "epoch"),
+    "trials": ("snapshot", "probe", "label"),
+    "spikes": ("node_ids", "trial_ids", "trial_ptr"),
+}
+"""Columns of whole numbers."""
+
 Array = npt.NDArray[Any]
 
 
@@ -140,10 +151,12 @@ class Probe:
     """The fixed stimuli that every snapshot shows to the network.
 
     Attributes:
-        index: row of each stimulus in the data set, int64 ``[probe]``.
+        index: row of each stimulus in the split that was trained with, int64 ``[probe]``.
         label: class of each stimulus, int32 ``[probe]``.
         split: ``train`` or ``test``, one for all or one for each.
         input: the stimuli themselves, ``[probe, ...]``; optional.
+        source_row: row of each stimulus in what the source gave as this split, or as a whole if
+            biograd divided it, int64 ``[probe]``; optional.
         gap_ms: silence between two trials in the continuous raster.
     """
 
@@ -152,6 +165,7 @@ class Probe:
     split: str | Sequence[str] = "test"
     input: Array | None = None
     gap_ms: float = 10.0
+    source_row: Array | None = None
 
     def __len__(self) -> int:
         """Return the number of stimuli."""
@@ -167,9 +181,11 @@ class Probe:
         }
         if self.input is not None:
             values["input"] = as_array(self.input)
+        if self.source_row is not None:
+            values["source_row"] = as_array(self.source_row).astype(np.int64)
         lengths = {name: len(value) for name, value in values.items()}
         if len(set(lengths.values())) > 1 or len(self) == 0:
-            raise RecipeError(f"probe: index, label, split and input differ in length: {lengths}")
+            raise RecipeError(f"probe: its parts differ in length: {lengths}")
         return values
 
 
@@ -211,6 +227,33 @@ def check_layers(layers: Mapping[str, LayerInfo], probe: Probe | None) -> None:
         raise RecipeError(f"spiking layers differ in trial length (ms): {durations}")
     if probe is not None:
         probe.arrays()
+
+
+def checked_layer(values: Mapping[str, Any]) -> LayerInfo:
+    """Return the layer of a table of which nothing is known.
+
+    Raises:
+        RecipeError: a value is not of its type, or the values do not fit together.
+    """
+    whole = [values.get("n_units"), *_list(values.get("shape")), *_list(values.get("unit"))]
+    steps, dt = values.get("n_steps"), values.get("dt_ms")
+    sound = (
+        all(type(n) is int and 0 <= n < 2**31 for n in [*whole, 0 if steps is None else steps])
+        and (dt is None or (type(dt) in (int, float) and 0 <= dt < 1e9))
+        and isinstance(values.get("kind"), str)
+        and isinstance(values.get("neuron_params"), dict)
+    )
+    if not sound or (values.get("unit") is None and values["n_units"] > 2**24):
+        raise RecipeError("n_units, shape, unit, dt_ms, n_steps, kind or neuron_params")
+    layer = LayerInfo.from_json(values)
+    check_layers({"layer": layer}, None)
+    return layer
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list | tuple | None):
+        raise RecipeError(f"{value!r} is not a list")
+    return list(value or ())
 
 
 def _check_units(name: str, layer: LayerInfo) -> None:
@@ -267,6 +310,26 @@ def grows(name: str) -> bool:
     top, *rest = name.split("/")
     fixed = top in ("layers", "params", "learning") and rest[-1] in COORDINATES
     return top in GROWING and not fixed
+
+
+def kinds_of(name: str) -> str:
+    """Return the kinds, as NumPy names them, that the values of a growing data set may have.
+
+    >>> kinds_of("scalars/epoch/step"), kinds_of("scalars/epoch/loss")
+    ('iu', 'f')
+    """
+    return "iu" if name.rpartition("/")[2] in WHOLE.get(name.split("/")[0], ()) else "f"
+
+
+def required(table: str) -> tuple[str, ...]:
+    """Return the columns that a table cannot lack.
+
+    >>> required("scalars/epoch")
+    ('step', 'epoch', 'wall_time')
+    """
+    top = table.split("/")[0]
+    more = {"scalars": ("wall_time",), "snapshots": ("wall_time",), "trials": TIMES}
+    return (*WHOLE[top], *more[top]) if top in more else ()
 
 
 def units_of(name: str, layers: Mapping[str, LayerInfo]) -> str | None:

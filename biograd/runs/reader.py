@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import h5py
 import numpy as np
 
 from biograd.errors import RecipeError, RunFileError, natural, nearest
+from biograd.runs.checked import PLAIN, CheckedFile
 from biograd.runs.contents import Commit, Contents, described, find
-from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows
+from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows, required
 from biograd.runs.parts.segments import Sources, table_rows
 from biograd.runs.storage import RunPaths
 
@@ -110,23 +110,22 @@ class Run:
             return question(self._contents.sources)
         except FileNotFoundError:
             self._contents = find(where)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise self._damaged(error) from error
         try:
             return question(self._contents.sources)
         except FileNotFoundError as error:
             message = f"{error.filename or where.parts}: is missing, though it was committed"
             raise RunFileError(message) from error
 
-    def _damaged(self, error: Exception) -> RunFileError:
-        text = " ".join(str(error).split())
-        return RunFileError(f"{self.path}: cannot be read ({text}); is it closed or damaged?")
-
     @property
     def path(self) -> Path:
         """The finished file, or the parts folder if there is none yet."""
         place = self._contents.place
         return place.file if self._contents.packed else place.parts
+
+    @property
+    def sealed(self) -> bool:
+        """Whether a digest says that all is as it was written; the first run files had none."""
+        return self._contents.sealed
 
     @property
     def status(self) -> str:
@@ -137,6 +136,16 @@ class Run:
     def attributes(self) -> dict[str, Any]:
         """What the run says of itself: seed, device, versions, times."""
         return described(self._contents)
+
+    def attribute(self, name: str) -> Any:
+        """Return an attribute that every run has.
+
+        Raises:
+            RunFileError: the run lacks it.
+        """
+        if name not in self._contents.attributes:
+            raise RunFileError(f"{self.path}: is damaged (it lacks the attribute {name})")
+        return self._contents.attributes[name]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -180,7 +189,7 @@ class Run:
 
         def look(sources: Sources) -> None:
             for file in sources:
-                found.update(file.get("scalars", {}))
+                found.update(file.members("scalars"))
 
         self._ask(look)
         return sorted(found, key=natural)
@@ -201,7 +210,11 @@ class Run:
     def _table(self, prefix: str) -> dict[str, Array]:
         columns = self._ask(lambda sources: sources.columns(prefix))
         names = sorted(columns, key=natural)
-        return {name.removeprefix(prefix + "/"): columns[name] for name in names}
+        table = {name.removeprefix(prefix + "/"): columns[name] for name in names}
+        lacking = [name for name in required(prefix) if table and name not in table]
+        if lacking:
+            raise RunFileError(f"{self.path}: /{prefix} is damaged (it lacks {lacking[0]})")
+        return table
 
     @property
     def snapshots(self) -> dict[str, Array]:
@@ -251,6 +264,9 @@ class Run:
             values = self._ask(lambda sources: sources.row(name, index))
         if values is None:
             raise RunFileError(f"{self.path}: nothing was recorded of layer {layer!r}")
+        probe, units = self.probe, self.layers[layer].units
+        if probe is None or values.shape[-2:] != (len(probe), len(units)):
+            raise RunFileError(f"{self.path}: /{name} is damaged (its shape is {values.shape})")
         return values
 
     def statistics(self, layer: str) -> dict[str, Array]:
@@ -291,6 +307,18 @@ class Run:
             return named
         folder = self._contents.place.parts / "checkpoints"
         return [commit for commit in named if (folder / f"{commit.checkpoint}.json").exists()]
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last checkpoint, as that says itself.
+
+        Raises:
+            RunFileError: there is none, or it is damaged.
+        """
+        step = self.checkpoint()[1].get("step")
+        if type(step) is not int or not 0 <= step < 2**53:
+            raise RunFileError(f"{self.path}: its checkpoint is damaged (step is {step!r})")
+        return step
 
     def checkpoint(self, step: int | None = None) -> Checkpoint:
         """Return the tensors and the meta of a checkpoint, the last one if ``step`` is None.
@@ -336,11 +364,9 @@ class Run:
         return [_full(entries[name], totals) for name in sorted(entries, key=natural)]
 
 
-def _entries(file: h5py.File) -> Iterator[Entry]:
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
-    for name in names:
-        item = file[name]
+def _entries(file: CheckedFile) -> Iterator[Entry]:
+    for name in file.datasets():
+        item = file.dataset(name, PLAIN + "O")
         yield Entry(name, item.shape, str(item.dtype), item.nbytes, item.id.get_storage_size())
 
 

@@ -5,12 +5,11 @@ Why a second file: libsonata, which most of these tools read with, has no gzip f
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
+from biograd import disk
 from biograd.errors import RecipeError
-from biograd.runs import storage
 from biograd.runs.layout import Array
 from biograd.runs.reader import Run
 from biograd.runs.stored_arrays import create, mark_sonata, mark_sorted
@@ -34,16 +33,9 @@ def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False
     trials = run.trials
     if not names or not trials:
         raise RecipeError(f"{run.path}: holds no spikes to export, its layers pass on other values")
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        with storage.writing(target, "export again"):
-            _write(temporary, {name: _members(run, name) for name in names}, trials)
-            os.replace(temporary, target)
-            storage.sync_folder(target.parent)
-    except storage.OutputError:
-        with contextlib.suppress(OSError):
-            storage.remove(temporary)
-        raise
+    members = {name: _members(run, name) for name in names}
+    with disk.writing(target, "export again"):
+        _write(target, members, trials)
     return target
 
 

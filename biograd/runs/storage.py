@@ -1,41 +1,44 @@
-"""Files that are there in full or not at all, and the folder in which a run grows.
+"""The folder in which a run grows: where it lies, who owns it, and what in it is a run's own.
 
-Why fsync and rename: a rename replaces a name at once, and the file behind it must be on disk
-before the name is; then the folder that holds the name must be, too.
+A parts folder is a run as long as it holds ``header.json``, which is written last and deleted
+first.  Only writers change anything, only in a folder that holds no links, and only files whose
+names and places are a run's: what a user keeps there, or beside it, stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import json
 import os
-import shutil
-import time
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from biograd.errors import BiogradError, RecipeError
+from biograd import disk
+from biograd.errors import OutputError, RecipeError, RunFileError
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing guards a run against a second writer there
-    fcntl = None  # type: ignore[assignment]
+__all__ = ["OutputError", "RunPaths", "clear", "holds_run", "own", "own_files", "refuse_links"]
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class OutputError(BiogradError):
-    """A run file cannot be written; what was committed before is intact."""
+FOLDERS = ("segments", "checkpoints")
+FILES = {
+    "": r"(header\.json|commits\.jsonl|status\.json|probe\.h5)(\.tmp)?",
+    "segments": r"\d{6,}\.h5(\.tmp)?",
+    "checkpoints": r"\d+(-\d+)?\.(json|safetensors)(\.tmp)?",
+}
+"""Names of a run's files by folder; earlier versions called those that were not complete .tmp."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunPaths:
-    """Where a run lies: the finished file, and the folder of its parts beside it."""
+    """Where a run lies: the finished file, and the folder of its parts beside it.
+
+    Attributes:
+        aside: the parts folder of a run that was about to be replaced, in place of its usual name.
+    """
 
     file: Path
+    aside: Path | None = None
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> RunPaths:
@@ -45,182 +48,88 @@ class RunPaths:
             raise RecipeError(f"{str(path)!r} is a folder: name a file, such as run.h5")
         return cls(path.with_suffix("") if path.suffix == ".parts" else path)
 
-    def _beside(self, ending: str) -> Path:
-        return self.file.with_name(self.file.name + ending)
-
     @property
     def parts(self) -> Path:
         """The folder of a run that is not finished."""
-        return self._beside(".parts")
+        return self.aside or self.file.with_name(self.file.name + ".parts")
 
-    @property
-    def fresh(self) -> Path:
-        """The parts folder before it is complete."""
-        return self._beside(".parts.tmp")
+    def another(self) -> Path:
+        """Return a new name for a parts folder that is about to be replaced."""
+        return self.parts.with_name(f"{self.parts.name}.{secrets.token_hex(8)}.old")
 
-    @property
-    def aside(self) -> Path:
-        """A parts folder that is about to be deleted."""
-        return self._beside(".parts.old")
+    def replaced(self) -> list[Path]:
+        """Return the parts folders that a process which was killed had moved aside."""
+        pattern = re.compile(re.escape(self.parts.name) + r"\.[0-9a-f]{16}\.old")
+        with contextlib.suppress(OSError), os.scandir(self.file.parent) as entries:
+            return [
+                Path(entry.path)
+                for entry in entries
+                if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
+        return []
 
-    @property
-    def temporary(self) -> Path:
-        """The finished file before it is complete."""
-        return self._beside(".tmp")
+
+def holds_run(parts: Path) -> bool:
+    """Return whether a folder is that of a run: one that is whole."""
+    return (parts / "header.json").is_file()
 
 
-@contextlib.contextmanager
-def writing(path: Path, then: str) -> Iterator[None]:
-    """Turn an error of the file system into one line; ``then`` says how to go on.
+def own_files(parts: Path) -> Iterator[Path]:
+    """Yield the files of a parts folder that are a run's own, but the lock; links are not."""
+    for folder, pattern in FILES.items():
+        where = parts / folder
+        if where.is_symlink() or not where.is_dir():
+            continue
+        for path in sorted(where.iterdir()):
+            known = re.fullmatch(pattern, path.name) or disk.is_temporary(path.name)
+            if known and path.is_file() and not path.is_symlink():
+                yield path
+
+
+def clear(parts: Path) -> bool:
+    """Delete what is a run's own of a parts folder; return whether nothing is left.
+
+    Its header goes first, so that a run is never met half-deleted, and the lock last.
+    """
+    disk.remove(parts / "header.json")
+    for path in own_files(parts):
+        disk.remove(path)
+    for folder in FOLDERS:
+        with contextlib.suppress(OSError):
+            os.rmdir(parts / folder)
+    disk.remove(parts / "lock")
+    with contextlib.suppress(OSError):
+        os.rmdir(parts)
+    return not parts.exists()
+
+
+def refuse_links(parts: Path) -> None:
+    """Refuse to write in a parts folder from which a link leads elsewhere.
 
     Raises:
-        OutputError: anything could not be written.
+        RunFileError: it is a link, or holds one.
     """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # HDF5 reports a failed flush as a RuntimeError
-        code = getattr(error, "errno", None)
-        text = str(error).replace("\n", " ")
-        full = code in NO_SPACE or any(f"errno = {number}," in text for number in NO_SPACE)
-        if full:
-            message = (
-                f"{path}: no space left on the disk (or quota reached); free space, then {then}"
-            )
-        else:
-            reason = os.strerror(code) if code else text
-            message = f"{path}: cannot be written ({reason}); make it writable, then {then}"
-        raise OutputError(message) from error
+    folders = [parts, *(parts / folder for folder in FOLDERS)]
+    found = [path for path in folders if path.is_symlink()]
+    if not found:
+        found = [path for one in folders if one.is_dir() for path in one.iterdir()]
+        found = [path for path in found if path.is_symlink()]
+    if found:
+        raise RunFileError(
+            f"{found[0]}: is a link, and a run is written in its own folder alone: put there what"
+            " the link leads to, or remove it"
+        )
 
 
-def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that appears under its name only when all of it is on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):  # give the space back
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON that appears under its name only when all of it is on disk."""
-    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append one line and wait until it is on disk; on failure nothing of it stays."""
-    with open(path, "ab") as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(path, size)
-            raise
-
-
-def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-
-
-def discard(place: RunPaths) -> None:
-    """Delete the parts folder; it vanishes at once, so a half-deleted one is never met."""
-    remove(place.aside)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(place.parts, place.aside)
-    remove(place.aside)
-
-
-class Lock:
-    """Says that a process writes into a parts folder; the system frees it if the process dies."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file that carries the lock."""
-        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def take(self) -> bool:
-        """Take the lock; False if another writer holds it."""
-        for attempt in range(5):  # a reader that asks for the status holds it for an instant
-            taken = _flock(self._descriptor, exclusive=True)
-            if taken is not False:
-                return True
-            time.sleep(0.02 * attempt)
-        return False
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._descriptor is not None:
-            _unlock(self._descriptor)  # a process that was forked off would keep it otherwise
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def is_held(path: Path) -> bool | None:
-    """Return whether a process holds the lock; None if the file system cannot say."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    try:
-        free = _flock(descriptor, exclusive=False)
-        return None if free is None else not free
-    finally:
-        os.close(descriptor)
-
-
-def _flock(descriptor: int | None, *, exclusive: bool) -> bool | None:
-    """Try to lock: True, False if another holds it, None if locks are not supported."""
-    if fcntl is None or descriptor is None:
-        return None
-    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _unlock(descriptor: int) -> None:
-    if fcntl is not None:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def own(place: RunPaths) -> Lock:
+def own(place: RunPaths) -> disk.Lock:
     """Take the lock of a parts folder.
 
     Raises:
         RecipeError: the run is still being written.
+        RunFileError: the folder is a link, or holds one.
     """
-    lock = Lock(place.parts / "lock")
+    refuse_links(place.parts)
+    lock = disk.Lock(place.parts / "lock")
     if not lock.take():
         lock.release()
         raise RecipeError(f"{place.parts}: another process still writes this run; wait for it")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
 
+from biograd import disk
 from biograd.runs.layout import SONATA_MAGIC, SONATA_VERSION, Array, LayerInfo, Probe, chunks_of
 
 SORTING = h5py.enum_dtype({"none": 0, "by_id": 1, "by_time": 2}, basetype="u1")
@@ -19,7 +19,7 @@ SMALL = 1024
 """Data sets of fewer bytes are not chunked: the index of the chunks would outweigh the gain."""
 
 
-class _Steady(io.FileIO):
+class _Steady(FileIO):
     """A file that keeps its first error to itself, for HDF5 crashes if it cannot flush."""
 
     error: OSError | None = None
@@ -49,22 +49,28 @@ class _Steady(io.FileIO):
 
 
 @contextlib.contextmanager
-def create(path: Path) -> Iterator[h5py.File]:
-    """Create an HDF5 file for writing; on leaving it is on disk.
+def steady(target: Path, folder: Path | None = None) -> Iterator[FileIO]:
+    """Yield a stream for HDF5 that takes the name of a file at the end; see ``disk.replacing``.
 
     Raises:
         OSError: something could not be written.
     """
-    with _Steady(path, "w+") as steady:
+    with disk.replacing(target, folder=folder, opened=lambda d: _Steady(d, "w+")) as stream:
         try:
-            with h5py.File(steady, "w") as file:
-                yield file
+            yield stream
         except (OSError, RuntimeError):
-            if steady.error is None:
+            if cast(_Steady, stream).error is None:
                 raise
-        if steady.error is not None:
-            raise steady.error
-        os.fsync(steady.fileno())
+        failed = cast(_Steady, stream).error
+        if failed is not None:
+            raise failed
+
+
+@contextlib.contextmanager
+def create(target: Path, folder: Path | None = None) -> Iterator[h5py.File]:
+    """Create an HDF5 file for writing; see :func:`steady`."""
+    with steady(target, folder) as stream, h5py.File(stream, "w") as file:
+        yield file
 
 
 def storage_options(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:

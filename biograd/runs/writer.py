@@ -14,27 +14,22 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from biograd.errors import BiogradError, RecipeError
-from biograd.runs import storage
-from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path, settle
-from biograd.runs.layout import (
-    STEPS,
-    LayerInfo,
-    Probe,
-    check_layers,
-    to_json,
-)
+from biograd import disk
+from biograd.errors import BiogradError, OutputError, RecipeError
+from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path
+from biograd.runs.layout import STEPS, LayerInfo, Probe, check_layers, to_json
 from biograd.runs.logger import Logger, Status
 from biograd.runs.names import flattened, metric_name
 from biograd.runs.parts.buffer import Buffer, Snapshot, record, segment_bytes
 from biograd.runs.parts.folder import begin, complete, config_digest, header, refuse_existing
 from biograd.runs.parts.pack import pack_parts
-from biograd.runs.storage import OutputError, RunPaths
+from biograd.runs.parts.settling import settle
+from biograd.runs.storage import RunPaths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +92,7 @@ class RunWriter(Logger):
         )
         self._start(place, begin(place, head, probe, force), commit_bytes)
 
-    def _start(self, place: RunPaths, lock: storage.Lock, commit_bytes: int) -> None:
+    def _start(self, place: RunPaths, lock: disk.Lock, commit_bytes: int) -> None:
         contents = read_parts(place)
         self._place = place
         self._lock = lock
@@ -128,6 +123,7 @@ class RunWriter(Logger):
         *,
         config: Mapping[str, Any] | None = None,
         commit_bytes: int = COMMIT_BYTES,
+        tried: Callable[[Checkpoint], None] = lambda checkpoint: None,
     ) -> tuple[RunWriter, Checkpoint]:
         """Go on with a run that stopped; return its writer and its last checkpoint.
 
@@ -138,6 +134,7 @@ class RunWriter(Logger):
             path: ``run.h5`` or ``run.h5.parts``.
             config: replaces the configuration, for more epochs; None keeps it.
             commit_bytes: commit without being asked when so many bytes wait.
+            tried: called with the checkpoint before anything is changed; may raise.
 
         Raises:
             RunFileError: there is no such run, it is damaged, or it has no checkpoint.
@@ -149,7 +146,7 @@ class RunWriter(Logger):
         place = RunPaths.of(path)
         contents = find(place)
         try:
-            lock, restored = unpack(contents) if contents.packed else take_over(place)
+            lock, restored = unpack(contents, tried) if contents.packed else take_over(place, tried)
         finally:
             contents.close()
         writer = cls.__new__(cls)
@@ -172,8 +169,8 @@ class RunWriter(Logger):
 
     def _amend(self, changes: Mapping[str, Any]) -> None:
         head = {**self._head, **changes}
-        with storage.writing(self._place.parts, self._hint):
-            storage.write_json(self._place.parts / "header.json", head)
+        with disk.writing(self._place.parts, self._hint):
+            disk.write_json(self._place.parts / "header.json", head)
         self._head = head
 
     @property
@@ -273,10 +270,10 @@ class RunWriter(Logger):
             checkpoint=name,
             checkpoint_sha256=digest,
         )
-        with storage.writing(self._place.parts, self._hint):
+        with disk.writing(self._place.parts, self._hint):
             for target, content in [*files, (path, data)]:
-                storage.write_bytes(target, content)
-            storage.append_line(self._place.parts / "commits.jsonl", commit.line())
+                disk.write_bytes(target, content)
+            disk.append_line(self._place.parts / "commits.jsonl", commit.line())
         self._confirm(commit)
         self._prune()
 
@@ -291,7 +288,7 @@ class RunWriter(Logger):
     def _catch_up(self) -> None:
         """Confirm a commit that Ctrl-C cut off between its line and the note of it in memory."""
         path = self._place.parts / "commits.jsonl"
-        with storage.writing(path, self._hint):
+        with disk.writing(path, self._hint):
             if path.stat().st_size != self._written:
                 for commit in read_commits(path)[len(self._commits) :]:
                     self._confirm(commit)
@@ -364,8 +361,8 @@ class RunWriter(Logger):
         if status not in STATUSES:
             raise RecipeError(f"status {status!r} is not one of {', '.join(STATUSES)}")
         self.commit(self._step)
-        with storage.writing(self._place.parts, self._hint):
-            storage.write_json(self._place.parts / "status.json", {"status": status})
+        with disk.writing(self._place.parts, self._hint):
+            disk.write_json(self._place.parts / "status.json", {"status": status})
 
     @property
     def _hint(self) -> str:
@@ -396,6 +393,3 @@ class RunWriter(Logger):
             self.close("interrupted" if isinstance(error, KeyboardInterrupt) else "crashed")
         except OutputError as second:  # the first error says more
             log.warning("%s", second)
-
-
-__all__ = ["COMMIT_BYTES", "LayerInfo", "Probe", "RunWriter"]

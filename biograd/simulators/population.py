@@ -5,7 +5,8 @@ A simulator gives states and spikes; the way back is the neuron's, whoever simul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -13,10 +14,18 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from biograd.contracts.credit_paths import State, differentiated, join, with_way
-from biograd.errors import CapabilityError
+from biograd.errors import BiogradError, CapabilityError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
-from biograd.neurons.scan import Coefficients, Course, Trial, coefficients, scan, simulate
+from biograd.neurons.scan import (
+    Coefficients,
+    Course,
+    Trial,
+    check_end,
+    coefficients,
+    scan,
+    simulate,
+)
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.values import bounded, check_trainable, spread
 from biograd.threads import Turn
@@ -124,11 +133,20 @@ class Population(SteppedPopulation):
                 several.
             recurrent: maps what they passed on in the step before to an additional current.
         """
-        with self._turn:  # a prepared simulation holds one trial
+        with self._turn, self._named():  # a prepared simulation holds one trial
             into = self.trials(current)
             if recurrent is not None or self.transport.slots or self.simulator == "snntorch":
                 return self._by_steps(into, recurrent)
             return self._whole(into)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except BiogradError as error:
+            if isinstance(error, CapabilityError) or str(error).startswith(self.where):
+                raise
+            raise BiogradError(f"{self.where}: {error}") from None
 
     def _by_steps(self, into: Mapping[str, Tensor], recurrent: nn.Module | None) -> Tensor:
         if len(into) > 1:
@@ -213,6 +231,7 @@ class Population(SteppedPopulation):
                 states[place], passed = self.advance(state, drives, None, not place)
                 found.append(passed)
             train.append(join(found))
+        self.check_end(states[0], train[-1])
         self.end()
         return torch.stack(train, 1)
 
@@ -228,6 +247,13 @@ class Population(SteppedPopulation):
             self.foreign().begin(len(like), self._now)
         x = tuple(self.neuron.begin(like))
         return (*x, torch.zeros_like(like)) if self.neuron.spiking else x
+
+    def check_end(self, state: State, passed: Tensor) -> None:
+        """Refuse a state that is not finite; Brian2's own check has seen more."""
+        if self.neuron.spiking and self.simulator != "brian2":
+            named = zip(self.neuron.variables, (v.detach() for v in state), strict=False)
+            with self._named():
+                check_end(dict(named), passed.detach(), self.steps)
 
     def end(self) -> None:
         """Forget the constants of a trial, which hold its graph."""

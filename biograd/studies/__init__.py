@@ -15,44 +15,16 @@ import importlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from biograd import progress, recipes
+from biograd import disk, recipes
 from biograd.errors import RecipeError, nearest
 from biograd.placement import Placement
+from biograd.progress import Progress
 from biograd.recipes import Table
-from biograd.runs import storage
 from biograd.studies.results.writing import spreadsheet_cell
 
 Row = dict[str, Any]
-
-
-Key = tuple[str, int]
-"""Of a training: the name of its cell, and its seed."""
-
-
-class StudyProgress(progress.Progress, Protocol):
-    """Whoever shows how a study goes on, and the runs of it in this process."""
-
-    def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
-        """Show what is to be trained; of some the summaries are ``known`` already."""
-
-    def event(
-        self, training: Key, state: str, reason: str, summary: Mapping[str, Any] | None
-    ) -> None:
-        """Show that a training has been "started", "retried", "done" or has "failed"."""
-
-
-class SilentStudy(progress.Silent):
-    """Shows nothing."""
-
-    def trainings(self, order: Sequence[Key], known: Mapping[Key, Mapping[str, Any]]) -> None:
-        """Show nothing."""
-
-    def event(
-        self, training: Key, state: str, reason: str, summary: Mapping[str, Any] | None
-    ) -> None:
-        """Show nothing."""
 
 
 class Kind(NamedTuple):
@@ -172,7 +144,7 @@ def resumed(folder: Path) -> str:
     return str(path)
 
 
-def run(table: Table, path: Path, place: Place, watcher: StudyProgress) -> Report:
+def run(table: Table, path: Path, place: Place, watcher: Progress) -> Report:
     """Run a study, write its results into the folder and return its report.
 
     What is in the folder already is not run again, so that an interrupted study goes on.
@@ -194,7 +166,7 @@ def run(table: Table, path: Path, place: Place, watcher: StudyProgress) -> Repor
     module, settings = settle(table, path)
     report: Report = module.run(settings, place, watcher)
     if place.task is None:
-        with storage.writing(place.folder, "run the study again"):
+        with disk.writing(place.folder, "run the study again"):
             write(report, place.folder)
     return report
 
@@ -214,10 +186,10 @@ def settle(table: Table, path: Path) -> tuple[Any, Any]:
 def write(report: Report, folder: Path) -> None:
     """Write ``results.json``, ``results.csv``, and a CSV file for every further table."""
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_json(folder / "results.json", report.record())
+    disk.write_json(folder / "results.json", report.record())
     for name, rows in {"results": report.rows, **report.tables}.items():
         if rows:
-            storage.write_bytes(folder / f"{name}.csv", as_csv(rows).encode())
+            disk.write_bytes(folder / f"{name}.csv", as_csv(rows).encode())
         else:  # of an earlier table
             (folder / f"{name}.csv").unlink(missing_ok=True)
 

@@ -10,9 +10,10 @@ from biograd import recipes, studies
 from biograd.data.sources.own_data import named
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
+from biograd.progress import Progress
 from biograd.recipes import Table
 from biograd.recipes.dataset_recipe import ENDINGS, is_function
-from biograd.studies import Place, Report, SilentStudy, search
+from biograd.studies import Place, Report, search
 from biograd.studies.grid import CONTROL
 from biograd.studies.results import set_file
 from biograd.studies.results.set_file import RunSet
@@ -207,7 +208,7 @@ def compare(
         Placement(workers=workers, folder=place),
         own=own,
     )
-    report = studies.run(table, place / studies.SAVED, where, SilentStudy())
+    report = studies.run(table, place / studies.SAVED, where, Progress())
     if report.failures:
         raise BiogradError(failed(report, place))
     return set_file.load_set(place)

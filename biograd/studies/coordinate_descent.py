@@ -19,9 +19,10 @@ from biograd import data, recipes
 from biograd.data import Arrays, Batch, Dataset
 from biograd.local.block_coordinate import BlockCoordinate, Penalties
 from biograd.networks import build
+from biograd.progress import Progress
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct
-from biograd.studies import Place, Report, StudyProgress
+from biograd.studies import Place, Report
 from biograd.tasks.classes import squared_error
 
 BATCH = 128
@@ -55,7 +56,7 @@ class BlockCoordinateDescent:
     seed: int = 0
 
 
-def run(settings: BlockCoordinateDescent, place: Place, progress: StudyProgress) -> Report:
+def run(settings: BlockCoordinateDescent, place: Place, progress: Progress) -> Report:
     """Train every network in both ways."""
     recipe = recipes.load_dataset(settings.dataset)
     dataset = data.load(

@@ -21,9 +21,10 @@ from torch.nn import functional
 
 from biograd.engine import Engine, attach
 from biograd.estimators import make
+from biograd.progress import Progress
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Table, construct
-from biograd.studies import Place, Report, StudyProgress
+from biograd.studies import Place, Report
 
 LOSSES = ("squared_error", "cross_entropy")
 WIDTH, DEPTH = 16, 10
@@ -56,7 +57,7 @@ class GlobalOptimum:
     rate: Positive = 3e-3
 
 
-def run(settings: GlobalOptimum, place: Place, progress: StudyProgress) -> Report:
+def run(settings: GlobalOptimum, place: Place, progress: Progress) -> Report:
     """Train every cell with both losses and both rules."""
     rows: list[dict[str, Any]] = []
     for name, table in settings.cells.items():

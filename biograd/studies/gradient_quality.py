@@ -17,8 +17,9 @@ from biograd import data, experiment
 from biograd.diagnosis import Diagnosis, probe
 from biograd.experiment import Configuration, Experiment
 from biograd.networks import build
+from biograd.progress import Progress
 from biograd.recipes import Count, Table, construct
-from biograd.studies import Place, Report, StudyProgress
+from biograd.studies import Place, Report
 from biograd.training import placed
 
 Weights = dict[str, torch.Tensor]
@@ -49,7 +50,7 @@ class GradientQuality:
     draws: Count = 16
 
 
-def run(settings: GradientQuality, place: Place, progress: StudyProgress) -> Report:
+def run(settings: GradientQuality, place: Place, progress: Progress) -> Report:
     """Compare every cell with back-propagation, before and after the teacher's training."""
     cells = {
         name: construct(QualityCell, table, "study", f"cells.{name}")
@@ -100,7 +101,7 @@ def _configuration(
 
 
 def _teach(
-    settings: GradientQuality, place: Place, seed: int, progress: StudyProgress
+    settings: GradientQuality, place: Place, seed: int, progress: Progress
 ) -> tuple[Weights, Weights]:
     """Return the weights before and after the teacher's training."""
     configuration = _configuration(settings, place, seed, settings.teacher, ())

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from biograd import data, experiment
 from biograd.experiment import Experiment
+from biograd.progress import Progress
 from biograd.recipes import Positive, Range, Table, construct
-from biograd.studies import Place, Report, StudyProgress
+from biograd.studies import Place, Report
 from biograd.training import activity, evaluate
 
 Matrix = NDArray[np.float64]
@@ -71,7 +72,7 @@ class MeasuredBlock:
     norm: float
 
 
-def run(settings: Representations, place: Place, progress: StudyProgress) -> Report:
+def run(settings: Representations, place: Place, progress: Progress) -> Report:
     """Train every cell, measure every block, write the pictures, and return the table."""
     cells = {
         name: construct(TrainedRule, table, "study", f"cells.{name}")
@@ -111,7 +112,7 @@ def _trained(
     cell: TrainedRule,
     seed: int,
     place: Place,
-    progress: StudyProgress,
+    progress: Progress,
 ) -> tuple[float, dict[str, MeasuredBlock]]:
     """Return the test accuracy in per cent and what each block holds."""
     configuration = experiment.configure(

@@ -19,14 +19,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from biograd import experiment
+from biograd import disk, experiment
 from biograd.configuration import Configuration
 from biograd.data import Dataset
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.experiment import Experiment, TrainingRequest
 from biograd.metrics import DEFAULT, is_share
 from biograd.recipes import Fraction, Range, Table
-from biograd.runs import storage
 from biograd.training import evaluate
 
 if TYPE_CHECKING:
@@ -215,7 +214,7 @@ def _open(journal: Path, asked: str) -> Any:
     backend = optuna.storages.journal
     journal.parent.mkdir(parents=True, exist_ok=True)
     lock = backend.JournalFileOpenLock(str(journal), grace_period=GRACE)
-    with storage.writing(journal, "run the study again"), _readable(journal):
+    with disk.writing(journal, "run the study again"), _readable(journal):
         kept = optuna.storages.JournalStorage(backend.JournalFileBackend(str(journal), lock))
         study = optuna.create_study(
             storage=kept, study_name="search", direction="maximize", load_if_exists=True

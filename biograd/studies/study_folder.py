@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from biograd import disk
 from biograd.errors import RecipeError
 from biograd.recipes import Table, construct
-from biograd.runs import storage
 from biograd.studies import SAVED
 from biograd.studies.design import Trainings
 
@@ -25,9 +25,9 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         RecipeError: another process works there.
     """
-    with storage.writing(folder, AGAIN):
+    with disk.writing(folder, AGAIN):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = storage.Lock(folder / "study.lock")
+        lock = disk.Lock(folder / "study.lock")
     try:
         if not lock.take():
             raise RecipeError(f"{folder}: another process works in this folder: wait for it")
@@ -43,9 +43,9 @@ def keep(table: Table, folder: Path) -> None:
         RecipeError: the folder holds another study.
     """
     check(table, folder)
-    with storage.writing(folder / SAVED, AGAIN):
+    with disk.writing(folder / SAVED, AGAIN):
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write_json(folder / SAVED, table)
+        disk.write_json(folder / SAVED, table)
 
 
 def check(table: Table, folder: Path) -> None:

@@ -17,15 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from biograd import experiment, placement
+from biograd import disk, experiment, placement
 from biograd.data import ASKED
 from biograd.errors import BiogradError, RecipeError
 from biograd.metrics import figure
 from biograd.placement import Event, Failure, Work
+from biograd.progress import Key, Progress
 from biograd.recipes import Table
-from biograd.runs import storage
 from biograd.runs.reader import open_run
-from biograd.studies import Key, Place, Report, Row, StudyProgress, search, study_folder
+from biograd.runs.storage import RunPaths, holds_run
+from biograd.studies import Place, Report, Row, search, study_folder
 from biograd.studies.design import Trainings, stem
 from biograd.studies.grid import Cell
 from biograd.studies.results import comparison, outputs
@@ -124,7 +125,7 @@ class Training:
         if key not in self.place.digests:
             self.place.digests[key] = configuration.read(own).digest
         with open_run(self.path) as run:
-            if run.attributes["dataset_sha256"] != self.place.digests[key]:
+            if run.attribute("dataset_sha256") != self.place.digests[key]:
                 raise RecipeError(
                     f"{self.path}: was learned from other {configuration.dataset} data: give "
                     "another folder, or delete the file"
@@ -144,7 +145,7 @@ class Training:
         held = found["configuration"]["data"]["validation"] > 0  # all that older summaries know
         return held or found["summary"].get("evaluated_on") == "validation"
 
-    def run(self, progress: StudyProgress | None = None, shared: bool = False) -> Summary:
+    def run(self, progress: Progress | None = None, shared: bool = False) -> Summary:
         """Return its summary: as it was written before, resumed, or new.
 
         Args:
@@ -160,12 +161,12 @@ class Training:
             found = experiment.execute(self.request(), progress)
         if shared:
             found = {**found, "peak_memory_bytes": None}
-        storage.write_json(self.note, {"configuration": asked, "summary": found})
+        disk.write_json(self.note, {"configuration": asked, "summary": found})
         return found
 
     def _begun(self) -> bool:
-        place = storage.RunPaths.of(self.path)
-        return place.file.exists() or place.parts.is_dir()
+        place = RunPaths.of(self.path)
+        return place.file.exists() or holds_run(place.parts)
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -205,7 +206,7 @@ def tune(settings: Search, training: Training) -> None:
     """Search for a cell, of which any training is given, and note what was found."""
     where = _notes_of_search(training)
     found = search.run(settings, training.request(), where.with_suffix(".journal"))
-    storage.write_json(where, dataclasses.asdict(found))
+    disk.write_json(where, dataclasses.asdict(found))
 
 
 def _notes_of_search(training: Training) -> Path:
@@ -221,7 +222,7 @@ def planned(settings: Trainings, place: Place) -> list[Training]:
     return [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
 
 
-def run(settings: Trainings, place: Place, progress: StudyProgress) -> Report:
+def run(settings: Trainings, place: Place, progress: Progress) -> Report:
     """Train every cell with every seed and return the table.
 
     Raises:
@@ -237,7 +238,7 @@ def run(settings: Trainings, place: Place, progress: StudyProgress) -> Report:
 
 
 def _run(
-    settings: Trainings, trainings: list[Training], place: Place, progress: StudyProgress
+    settings: Trainings, trainings: list[Training], place: Place, progress: Progress
 ) -> Report:
     cells = list({one.cell.name: one.cell for one in trainings}.values())
     failures, tuning = list[Failure](), list[Row]()
@@ -264,7 +265,7 @@ def _run(
     compared = Comparison(cells, seeds, found, baseline, settings.error, split)
     report = comparison.report(compared, failures, tuning)
     if place.task is None:
-        with storage.writing(place.folder, study_folder.AGAIN):
+        with disk.writing(place.folder, study_folder.AGAIN):
             outputs.write(report, settings.table(), files, place.folder, compared.shown)
     return report
 
@@ -278,7 +279,7 @@ def _only(trainings: Sequence[Training], task: int, settings: Trainings) -> Trai
 
 
 def _tune(
-    settings: Search, trainings: Sequence[Training], progress: StudyProgress
+    settings: Search, trainings: Sequence[Training], progress: Progress
 ) -> tuple[list[Training], list[Failure], list[Row]]:
     """Search for every cell; return the trainings with what was found, failures, and a table."""
     if any("dataset.validation=" in text for one in trainings for text in one.asks):
@@ -374,7 +375,7 @@ def _mistake(training: Training) -> str:
     return ""
 
 
-def _train(todo: Sequence[Training], progress: StudyProgress) -> list[Failure]:
+def _train(todo: Sequence[Training], progress: Progress) -> list[Failure]:
     """Do the trainings, here or in processes of their own, and return those that failed."""
     by_name = {training.name: training for training in todo}
 

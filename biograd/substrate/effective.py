@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
-
-
-class InputTransform(Protocol):
-    """A forward pre-hook that multiplies a layer's input by a matrix."""
-
-    def effective(
-        self, layer: nn.Module, weight: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the weight and bias that act on the untransformed input.
-
-        Args:
-            layer: behind the transform.
-            weight: stands in for the layer's own.
-        """
-        ...
 
 
 def effective_parameters(

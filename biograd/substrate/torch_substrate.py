@@ -28,6 +28,7 @@ from biograd.contracts import (
     Visits,
 )
 from biograd.errors import CapabilityError
+from biograd.substrate.calling import called
 from biograd.substrate.copies import SharedRandomness
 from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
 from biograd.substrate.losses import (
@@ -141,14 +142,7 @@ class TorchSubstrate:
 
     def forward(self, encoded: Tensor) -> Tensor:
         """Return the outputs ``[rows, ...]`` for encoded inputs."""
-        run = self.module.simulate if isinstance(self.module, Network) else self.module
-        outputs = run(encoded)
-        if not isinstance(outputs, Tensor):
-            raise CapabilityError(
-                f"{type(self.module).__name__} returned {type(outputs).__name__}: "
-                "a network must return one tensor of outputs"
-            )
-        return outputs
+        return called(self.module, encoded)
 
     def run(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from biograd.tasks.task import Task, per_example, refuse
+from biograd.tasks.task import ByFunction, per_example, refuse
 
 
 def none(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def none(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnLoss(Task):
+class OwnLoss(ByFunction):
     """A user's own loss: a function of outputs and targets that returns one value per example.
 
     ``[B]``, or ``[B, T]`` of outputs in time, which is summed.  One that returns no graph is
@@ -37,18 +37,6 @@ class OwnLoss(Task):
 
     def check_outputs(self, outputs: Tensor) -> None:
         """Take any outputs: the function knows them."""
-
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return one loss an example, ``[B]``."""
-        found = self.by_step(outputs, targets)
-        return found if found.dim() == 1 else found.sum(1)
-
-    def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of every step, ``[B, T]``, if the function gives it."""
-        found = self.by_step(outputs, targets)
-        if found.dim() == 1:
-            raise NotImplementedError
-        return found
 
     def by_step(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return what the function finds, ``[B]`` or ``[B, T]``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.errors import DataError
 from biograd.tasks.classes import Classes
-from biograd.tasks.task import MISSING, Metrics, Task, per_example, refuse
+from biograd.tasks.task import MISSING, ByFunction, Metrics, per_example, refuse
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ REWARDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Reward(Task):
+class Reward(ByFunction):
     """A number per example that tells how good the outputs were, without a derivative.
 
     ``L = -R``; a reward of every step, ``[B, T]``, counts as their sum, and credit for a step comes
@@ -75,18 +75,6 @@ class Reward(Task):
         function = REWARDS[self.reward] if isinstance(self.reward, str) else self.reward
         found = per_example(function, "reward", outputs.detach(), targets).detach()
         return -found.to(outputs.dtype)
-
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return ``-R``, ``[B]``, without a graph."""
-        found = self.by_step(outputs, targets)
-        return found if found.dim() == 1 else found.sum(1)
-
-    def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return ``-R`` of every step, ``[B, T]``, if the reward is given in every step."""
-        found = self.by_step(outputs, targets)
-        if found.dim() == 1:
-            raise NotImplementedError
-        return found
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return the reward an example; if it is of a class, also the accuracy."""

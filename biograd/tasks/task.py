@@ -147,6 +147,22 @@ class Task(Checked):
             )
 
 
+class ByFunction(Task):
+    """A task whose losses a function gives: ``[B]``, or ``[B, T]`` of outputs in time, summed."""
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return one loss an example, ``[B]``."""
+        found = self.by_step(outputs, targets)
+        return found if found.dim() == 1 else found.sum(1)
+
+    def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every step, ``[B, T]``, if the function gives it."""
+        found = self.by_step(outputs, targets)
+        if found.dim() == 1:
+            raise NotImplementedError
+        return found
+
+
 def summed(metrics: Metrics) -> Totals:
     """Return metrics of rows summed over the rows, in double precision."""
     return {

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from biograd import disk
 from biograd.errors import DataError
 from biograd.recipes import DataFile
 
@@ -94,20 +93,10 @@ def _replacing(target: Path) -> Iterator[IO[bytes]]:
     """Open a file beside ``target`` that takes its place when the context ends without error."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise _unwritable(target.parent, error) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
+        with disk.replacing(target) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, target)
     except OSError as error:
         raise _unwritable(target.parent, error) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:

@@ -27,6 +27,7 @@ class Arrays:
         timed: whether the second axis of the inputs is time.
         lengths: steps of each trial, ``[N]``; None: all ``T``.
         weight: of each example, ``[N]``.
+        origin: numbers of the rows in what they are taken from, ``[N]``; None: 0 to N - 1.
     """
 
     inputs: Tensor
@@ -34,6 +35,7 @@ class Arrays:
     timed: bool = False
     lengths: Tensor | None = None
     weight: Tensor | None = None
+    origin: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -61,7 +63,8 @@ class Arrays:
     def rows(self, index: Tensor) -> Arrays:
         """Return the rows ``index`` as arrays of their own."""
         lengths, weight = (v if v is None else v[index] for v in (self.lengths, self.weight))
-        return Arrays(self.inputs[index], self.targets[index], self.timed, lengths, weight)
+        origin = index if self.origin is None else self.origin[index]
+        return Arrays(self.inputs[index], self.targets[index], self.timed, lengths, weight, origin)
 
     def take(self, index: Tensor, key: Key = FIXED) -> Batch:
         """Return the rows ``index``."""

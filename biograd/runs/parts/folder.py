@@ -1,24 +1,25 @@
-"""Make the parts folder of a run, so that it appears with everything that it must hold.
+"""Make the parts folder of a run, which becomes a run when everything that it must hold is there.
 
 Nothing is overwritten unless asked, and what is replaced goes only when the new header is safe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from biograd import disk
 from biograd.errors import RecipeError
-from biograd.runs import storage
-from biograd.runs.contents import settle
 from biograd.runs.layout import FORMAT, VERSION, LayerInfo, Probe, plain_attributes, to_json
-from biograd.runs.storage import RunPaths
+from biograd.runs.parts.settling import settle
+from biograd.runs.storage import FOLDERS, RunPaths, clear, holds_run, own
 from biograd.runs.stored_arrays import create, write_probe
 
 
@@ -56,38 +57,38 @@ def header(
     return plain
 
 
-def lay_out(place: RunPaths, head: Mapping[str, Any], probe: Probe | None) -> Path:
-    """Make the folder that will become the parts folder, and return it."""
-    storage.remove(place.fresh)
-    for name in ("segments", "checkpoints"):
-        (place.fresh / name).mkdir(parents=True)
-    if probe is not None:
-        with create(place.fresh / "probe.h5") as output:
-            write_probe(output, probe)
-    storage.write_bytes(place.fresh / "commits.jsonl", b"")
-    storage.write_json(place.fresh / "header.json", head)
-    return place.fresh
-
-
-def settle_in(place: RunPaths) -> storage.Lock:
-    """Let the new parts folder take its name, owned by this process from the first moment.
+@contextlib.contextmanager
+def laid_out(place: RunPaths, head: Mapping[str, Any], probe: Probe | None) -> Iterator[disk.Lock]:
+    """Make a parts folder, which is a run as soon as the context ends; yield the lock of it.
 
     Raises:
         RecipeError: another process was faster.
     """
-    lock = storage.Lock(place.fresh / "lock")
-    lock.take()
-    storage.sync_folder(place.fresh / "segments")
-    storage.sync_folder(place.fresh)
+    parts = place.parts
+    parts.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.rename(place.fresh, place.parts)
-    except OSError as error:
-        lock.release()
-        if place.parts.exists():
-            raise RecipeError(f"{place.parts}: another process has just begun this run") from error
+        parts.mkdir()
+    except FileExistsError as error:
+        raise RecipeError(f"{parts}: another process has just begun this run") from error
+    lock: disk.Lock | None = None
+    try:
+        lock = disk.Lock(parts / "lock")
+        lock.take()
+        for name in FOLDERS:
+            (parts / name).mkdir()
+        if probe is not None:
+            with create(parts / "probe.h5") as output:
+                write_probe(output, probe)
+        disk.write_bytes(parts / "commits.jsonl", b"")
+        yield lock
+        disk.write_json(parts / "header.json", head)
+        disk.sync_folder(parts.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            clear(parts)
+        if lock is not None:
+            lock.release()
         raise
-    storage.sync_folder(place.file.parent)
-    return lock
 
 
 def digest(path: Path) -> str:
@@ -96,9 +97,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def begin(
-    place: RunPaths, head: Mapping[str, Any], probe: Probe | None, force: bool
-) -> storage.Lock:
+def begin(place: RunPaths, head: Mapping[str, Any], probe: Probe | None, force: bool) -> disk.Lock:
     """Make the parts folder and own it; what it replaces goes when it is complete.
 
     Raises:
@@ -107,21 +106,34 @@ def begin(
     """
     settle(place)
     refuse_existing(place, force)
-    previous = storage.own(place) if place.parts.is_dir() else None
+    previous = own(place) if holds_run(place.parts) else None
     try:
-        with storage.writing(place.parts, "start again"):
-            lay_out(place, head, probe)
-            if place.parts.exists():
-                storage.remove(place.aside)
-                os.rename(place.parts, place.aside)
-            lock = settle_in(place)
-            storage.remove(place.file)
-            storage.remove(place.temporary)
-            storage.remove(place.aside)
+        with disk.writing(place.parts, "start again"), _aside(place, previous is not None) as old:
+            with laid_out(place, head, probe) as lock:
+                pass
+            disk.remove(place.file)
+            if old is not None:
+                clear(old)
     finally:
         if previous is not None:
             previous.release()
     return lock
+
+
+@contextlib.contextmanager
+def _aside(place: RunPaths, needed: bool) -> Iterator[Path | None]:
+    """Move a parts folder aside while another takes its name; move it back on an error."""
+    if not needed:
+        yield None
+        return
+    old = place.another()
+    os.rename(place.parts, old)
+    try:
+        yield old
+    except BaseException:
+        if not place.parts.exists():
+            os.rename(old, place.parts)
+        raise
 
 
 def refuse_existing(place: RunPaths, force: bool) -> None:
@@ -130,8 +142,10 @@ def refuse_existing(place: RunPaths, force: bool) -> None:
     Raises:
         RecipeError: a run lies there and ``force`` is not set, or a folder is in the way.
     """
-    if place.file.is_dir() or (place.parts.exists() and not place.parts.is_dir()):
-        raise RecipeError(f"{place.file}: a folder is in the way; choose another path")
+    taken = place.parts.exists() and not holds_run(place.parts)
+    if place.file.is_dir() or taken:
+        where = place.parts if taken else place.file
+        raise RecipeError(f"{where}: a folder is in the way; choose another path")
     if force:
         return
     if place.parts.exists():

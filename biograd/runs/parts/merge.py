@@ -9,8 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from biograd.runs.layout import STEPS, TRIALS, LayerInfo, counted_by, units_of
-from biograd.runs.parts.segments import Sources, growing, table_rows
+from biograd.runs.checked import CheckedFile
+from biograd.runs.layout import STEPS, TRIALS, LayerInfo, counted_by, grows, units_of
+from biograd.runs.parts.segments import Sources, column, growing, pointers, table_rows
 from biograd.runs.stored_arrays import storage_options
 
 Column = tuple[tuple[int, ...], np.dtype[Any]]
@@ -47,32 +48,34 @@ def merge(
     offsets: Counter[str] = Counter()
     for file, (counts, found) in zip(sources, surveys, strict=True):
         for name in found:
-            _copy(name, file[name], targets[name], counts, offsets)
+            _copy(name, file.dataset(name), targets[name], counts, offsets)
         offsets.update(counts)
 
 
-def _survey(file: h5py.File, left: dict[str, int] | None) -> Survey:
+def _survey(file: CheckedFile, left: dict[str, int] | None) -> Survey:
     """Return the rows to take of each table and list of spikes of a file, and its columns.
 
     Args:
         file: where to look.
         left: rows that may still be taken; what this file gives is taken off.
     """
-    counts = table_rows(file)
+    whole = counts = table_rows(file)
     if left is not None:
         counts = {name: min(rows, left[name]) for name, rows in counts.items() if name in left}
         for name, rows in counts.items():
             left[name] -= rows
-    for layer in file.get("spikes", {}):
+    for layer in file.members("spikes"):
         if TRIALS in counts:
-            pointer = file[f"spikes/{layer}/trial_ptr"]
+            pointer = pointers(file, f"spikes/{layer}")
+            if len(pointer) != whole[TRIALS] + 1:
+                raise file.damaged(f"spikes/{layer}/trial_ptr", "it does not count the trials")
             counts[f"spikes/{layer}/timestamps"] = int(pointer[counts[TRIALS]])
-    columns = {
-        name: (item.shape[1:], item.dtype)
-        for name, item in growing(file)
-        if counted_by(name) in counts
-    }
-    return counts, columns
+    found = [name for name in growing(file) if counted_by(name) in counts]
+    items = {name: column(file, name, whole) for name in found}
+    for name, item in items.items():
+        if len(item) < counts[counted_by(name)]:
+            raise file.damaged(name, "it has fewer values than are counted")
+    return counts, {name: (item.shape[1:], item.dtype) for name, item in items.items()}
 
 
 def _length(name: str, totals: Mapping[str, int]) -> int:
@@ -126,7 +129,12 @@ def link_scales(output: h5py.File) -> None:
                 group["snapshot"] = steps
                 if "activation" in group:
                     group["probe"] = output["probe/index"][()]
-    for name, item in growing(output):
+    names: list[str] = []
+    output.visit(names.append)
+    for name in names:
+        item = output[name]
+        if not isinstance(item, h5py.Dataset) or not grows(name):
+            continue
         for axis, scale in enumerate(_scales(name)):
             if scale != name and scale in output:
                 if not output[scale].is_scale:

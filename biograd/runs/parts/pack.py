@@ -7,9 +7,9 @@ run finishes it; the file holds the identity of the parts that it was made of.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,12 +17,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from biograd.errors import RunFileError
-from biograd.runs import storage, stored_arrays
-from biograd.runs.contents import Contents, described, read_parts, settle
+from biograd import disk
+from biograd.errors import OutputError, RunFileError
+from biograd.runs import stored_arrays
+from biograd.runs.contents import GROUPS, Contents, described, read_parts
 from biograd.runs.layout import COMMIT_COLUMNS
 from biograd.runs.parts.merge import link_scales, merge
-from biograd.runs.storage import OutputError, RunPaths
+from biograd.runs.parts.settling import settle
+from biograd.runs.seal import write_seal
+from biograd.runs.storage import RunPaths, clear, holds_run, own
+
+log = logging.getLogger(__name__)
 
 
 def pack_run(path: str | os.PathLike[str]) -> Path:
@@ -35,8 +40,8 @@ def pack_run(path: str | os.PathLike[str]) -> Path:
     """
     place = RunPaths.of(path)
     settle(place)
-    if place.parts.is_dir():
-        lock = storage.own(place)
+    if holds_run(place.parts):
+        lock = own(place)
         try:
             return pack_parts(place)
         finally:
@@ -53,17 +58,12 @@ def pack_parts(place: RunPaths) -> Path:
         contents.status = "crashed"
     hint = f"`biograd resume {place.file}`"
     _check_space(contents, hint)
-    try:
-        with storage.writing(place.file, hint):
-            with stored_arrays.create(place.temporary) as output:
-                write_all(contents, output)
-            os.replace(place.temporary, place.file)
-            storage.sync_folder(place.file.parent)
-    except (OutputError, RunFileError):
-        with contextlib.suppress(OSError):  # give the space back
-            storage.remove(place.temporary)
-        raise
-    storage.discard(place)
+    with disk.writing(place.file, hint), stored_arrays.steady(place.file, place.parts) as stream:
+        with h5py.File(stream, "w") as output:
+            write_all(contents, output)
+        write_seal(stream)
+    if not clear(place.parts):
+        log.warning("%s: holds files that are not of the run; they stay", place.parts)
     return place.file
 
 
@@ -92,7 +92,7 @@ def write_all(contents: Contents, output: h5py.File) -> None:
     if contents.probe is not None:
         stored_arrays.write_probe(output, contents.probe)
     merge(contents.sources, output, contents.layers)
-    for group in ("layers", "scalars", "snapshots", "params", "learning", "checkpoints"):
+    for group in GROUPS:
         output.require_group(group)
     for group in output.get("spikes", {}).values():
         stored_arrays.mark_sorted(group)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+from biograd import disk
 from biograd.errors import RunFileError
-from biograd.runs import checkpoint, storage, stored_arrays
+from biograd.runs import checkpoint, stored_arrays
 from biograd.runs.contents import Commit, Contents, read_parts, segment_path
-from biograd.runs.parts.folder import digest, header, lay_out, settle_in
+from biograd.runs.parts.folder import digest, header, laid_out
 from biograd.runs.parts.merge import merge
-from biograd.runs.parts.segments import Sources
-from biograd.runs.storage import RunPaths
+from biograd.runs.parts.segments import Sources, whole
+from biograd.runs.parts.settling import settle
+from biograd.runs.storage import RunPaths, own, own_files
+
+Trial = Callable[[checkpoint.Checkpoint], None]
+"""Called with a checkpoint before anything on the disk is changed; may raise."""
 
 
-def rewind(place: RunPaths) -> checkpoint.Checkpoint:
+def rewind(place: RunPaths, tried: Trial) -> checkpoint.Checkpoint:
     """Drop from an owned parts folder what came after its last good checkpoint; return that.
 
     A damaged checkpoint or segment is passed over if a checkpoint before it is whole.
@@ -23,20 +29,23 @@ def rewind(place: RunPaths) -> checkpoint.Checkpoint:
         RunFileError: no checkpoint is whole.
         OutputError: the folder cannot be written.
     """
-    commits = read_parts(place).commits
-    kept, restored = _last_good(place, commits)
+    contents = read_parts(place)
+    commits = contents.commits
+    kept, restored = _last_good(place, commits, _whole_segments(commits, contents.sources))
+    tried(restored)
     lines = [commit.line() + "\n" for commit in commits[:kept]]
-    with storage.writing(place.parts, f"`biograd resume {place.file}`"):
-        storage.write_bytes(place.parts / "commits.jsonl", "".join(lines).encode())
+    with disk.writing(place.parts, f"`biograd resume {place.file}`"):
+        disk.write_bytes(place.parts / "commits.jsonl", "".join(lines).encode())
         _sweep(place, commits[:kept])
     return restored
 
 
-def _last_good(place: RunPaths, commits: list[Commit]) -> tuple[int, checkpoint.Checkpoint]:
-    whole = _whole_segments(place, commits)
+def _last_good(
+    place: RunPaths, commits: list[Commit], segments: int
+) -> tuple[int, checkpoint.Checkpoint]:
     problem = f"{place.parts}: holds no checkpoint to go on from; train again with --force"
     cause: RunFileError | None = None
-    for kept in range(whole, 0, -1):
+    for kept in range(segments, 0, -1):
         commit = commits[kept - 1]
         if commit.checkpoint is not None:
             path = place.parts / "checkpoints" / commit.checkpoint
@@ -47,30 +56,29 @@ def _last_good(place: RunPaths, commits: list[Commit]) -> tuple[int, checkpoint.
     raise RunFileError(str(cause) if cause else problem) from cause
 
 
-def _whole_segments(place: RunPaths, commits: list[Commit]) -> int:
+def _whole_segments(commits: list[Commit], sources: Sources) -> int:
     """Return how many segments, from the first on, are what was committed."""
-    for number, commit in enumerate(commits):
-        path = segment_path(place, commit.segment)
-        if not path.is_file() or digest(path) != commit.sha256:
+    for number, segment in enumerate(sources.segments):
+        try:
+            if not whole(segment):
+                return number
+        except OSError:
             return number
     return len(commits)
 
 
 def _sweep(place: RunPaths, commits: list[Commit]) -> None:
-    """Delete what no kept commit names."""
-    names = {commit.checkpoint for commit in commits}
-    wanted = {segment_path(place, commit.segment) for commit in commits}
-    for name in names - {None}:
+    """Delete, of a run's own files, what no kept commit names."""
+    wanted = {place.parts / name for name in ("header.json", "commits.jsonl", "probe.h5")}
+    wanted |= {segment_path(place, commit.segment) for commit in commits}
+    for name in {commit.checkpoint for commit in commits} - {None}:
         wanted.update(checkpoint.files(place.parts / "checkpoints" / str(name)))
-    for folder in ("segments", "checkpoints"):
-        for path in (place.parts / folder).iterdir():
-            if path not in wanted:
-                storage.remove(path)
-    for path in (place.parts / "status.json", *place.parts.glob("*.tmp"), place.temporary):
-        storage.remove(path)
+    for path in own_files(place.parts):
+        if path not in wanted:
+            disk.remove(path)
 
 
-def unpack(contents: Contents) -> tuple[storage.Lock, checkpoint.Checkpoint]:
+def unpack(contents: Contents, tried: Trial) -> tuple[disk.Lock, checkpoint.Checkpoint]:
     """Take a finished file apart into a parts folder that ends at its checkpoint.
 
     The finished file stays until the parts are packed again. Returns the lock of the new folder
@@ -86,16 +94,21 @@ def unpack(contents: Contents) -> tuple[storage.Lock, checkpoint.Checkpoint]:
     last = contents.commits[-1]
     body, text = packed_checkpoint(contents, last)
     restored = checkpoint.from_bytes(body, text, f"{place.file}: checkpoint {last.checkpoint}")
-    with storage.writing(place.parts, f"`biograd resume {place.file}`"):
-        folder = lay_out(place, _continued(contents, last.segment), contents.probe)
-        target = folder / "segments" / segment_path(place, last.segment).name
+    tried(restored)
+    head = _continued(contents, last.segment)
+    settle(place)
+    with (
+        disk.writing(place.parts, f"`biograd resume {place.file}`"),
+        laid_out(place, head, contents.probe) as lock,
+    ):
+        target = segment_path(place, last.segment)
         with stored_arrays.create(target) as output:
             merge(Sources(file=file), output, contents.layers, limits=last.rows)
-        checkpoint.save_bytes(folder / "checkpoints" / str(last.checkpoint), body, text)
+        checkpoint.save_bytes(place.parts / "checkpoints" / str(last.checkpoint), body, text)
         size = target.stat().st_size
         commit = dataclasses.replace(last, file=target.name, sha256=digest(target), size=size)
-        storage.append_line(folder / "commits.jsonl", commit.line())
-        return settle_in(place), restored
+        disk.append_line(place.parts / "commits.jsonl", commit.line())
+    return lock, restored
 
 
 def packed_checkpoint(contents: Contents, commit: Commit) -> tuple[bytes, bytes]:
@@ -104,12 +117,9 @@ def packed_checkpoint(contents: Contents, commit: Commit) -> tuple[bytes, bytes]
     Raises:
         RunFileError: they cannot be read.
     """
-    name = f"checkpoints/{commit.checkpoint}"
-    try:
-        group = contents.sources.file[name]  # type: ignore[index]
-        return group["tensors"][()].tobytes(), bytes(group["meta"][()])
-    except (KeyError, OSError) as error:
-        raise RunFileError(f"{contents.place.file}: {name} cannot be read ({error})") from error
+    name, file = f"checkpoints/{commit.checkpoint}", contents.sources.file
+    assert file is not None
+    return file.array(f"{name}/tensors", "u", 1).tobytes(), file.text(f"{name}/meta")
 
 
 def _continued(contents: Contents, segment: int) -> dict[str, Any]:
@@ -126,11 +136,12 @@ def _continued(contents: Contents, segment: int) -> dict[str, Any]:
     )
 
 
-def take_over(place: RunPaths) -> tuple[storage.Lock, checkpoint.Checkpoint]:
+def take_over(place: RunPaths, tried: Trial) -> tuple[disk.Lock, checkpoint.Checkpoint]:
     """Own the parts folder of a run that stopped and rewind it; give the lock back on failure."""
-    lock = storage.own(place)
+    settle(place)
+    lock = own(place)
     try:
-        return lock, rewind(place)
+        return lock, rewind(place, tried)
     except BaseException:
         lock.release()
         raise

@@ -5,17 +5,19 @@ A finished file is read as a run of one segment: both hold the same names.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from biograd.errors import RunFileError
-from biograd.runs.layout import TRIALS, Array, counted_by, grows
+from biograd.runs.checked import CheckedFile, open_file
+from biograd.runs.layout import GROWING, STEPS, TRIALS, Array, counted_by, grows, kinds_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +29,6 @@ class Segment:
     size: int | None = None
 
 
-def open_file(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        RunFileError: it is not HDF5, is cut short, or is locked.
-        FileNotFoundError: it is not there.
-    """
-    try:
-        return h5py.File(path, "r", locking="best-effort")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        text = str(error)
-        if "truncated" in text:
-            why = "is cut short; copy it again, or go back to the run's .parts folder"
-        elif "signature not found" in text:
-            why = "is not an HDF5 file, or is cut short" if path.stat().st_size else "is empty"
-        elif "unable to lock" in text:
-            why = "is locked by another program; close it, or set HDF5_USE_FILE_LOCKING=FALSE"
-        else:
-            why = f"cannot be read, it is damaged or cut short ({' '.join(text.split())})"
-        raise RunFileError(f"{path}: {why}") from error
-
-
 class Sources:
     """The files that hold a run's rows, in order.
 
@@ -59,28 +37,20 @@ class Sources:
         file: a finished file that stays open, instead of segments.
     """
 
-    def __init__(self, segments: Sequence[Segment] = (), file: h5py.File | None = None) -> None:
+    def __init__(self, segments: Sequence[Segment] = (), file: CheckedFile | None = None) -> None:
         """Keep where the rows are; nothing is opened yet."""
         self.segments = list(segments)
         self.file = file
-        self._name = None if file is None else file.filename
         self._checked: set[Path] = set()
 
-    def __iter__(self) -> Iterator[h5py.File]:
+    def __iter__(self) -> Iterator[CheckedFile]:
         """Yield every file, open for the time of its turn."""
         if self.file is not None:
-            if not self.file:
-                raise RunFileError(f"{self._name}: the run is closed; open it again")
             yield self.file
         for segment in self.segments:
-            with self._open(segment) as file:
+            self.check(segment)
+            with open_file(segment.path) as file:
                 yield file
-
-    @contextlib.contextmanager
-    def _open(self, segment: Segment) -> Iterator[h5py.File]:
-        self.check(segment)
-        with open_file(segment.path) as file:
-            yield file
 
     def check(self, segment: Segment) -> None:
         """Compare a segment with its digest, once.
@@ -88,16 +58,14 @@ class Sources:
         Raises:
             RunFileError: it is not what was committed.
         """
-        if segment.path in self._checked:
-            return
-        with open(segment.path, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != segment.sha256:
-            raise RunFileError(
-                f"{segment.path}: is damaged (its digest differs from the one committed); restore"
-                " it from a copy, or go back to an earlier checkpoint with `biograd resume`"
-            )
-        self._checked.add(segment.path)
+        if segment.path not in self._checked:
+            if not whole(segment):
+                raise RunFileError(
+                    f"{segment.path}: is damaged (its digest differs from the one committed);"
+                    " restore it from a copy, or go back to an earlier checkpoint with"
+                    " `biograd resume`"
+                )
+            self._checked.add(segment.path)
 
     def columns(self, prefix: str) -> dict[str, Array]:
         """Return all columns of one table under ``prefix``, each from all files.
@@ -108,8 +76,9 @@ class Sources:
         found: dict[str, dict[int, Array]] = {}
         for number, file in enumerate(self):
             rows.append(table_rows(file))
-            for name, item in growing(file, prefix):
-                found.setdefault(name, {})[number] = item[()]
+            for name in growing(file, prefix):
+                column(file, name, rows[-1])
+                found.setdefault(name, {})[number] = file.array(name)
         return {
             name: _join(pieces, [counts.get(counted_by(name), 0) for counts in rows])
             for name, pieces in found.items()
@@ -118,9 +87,10 @@ class Sources:
     def row(self, name: str, index: int) -> Array | None:
         """Return one row of a column from the only file that has it, None if no file has."""
         for file in self:
-            count = table_rows(file).get(counted_by(name), 0)
+            counts = table_rows(file)
+            count = counts.get(counted_by(name), 0)
             if index < count:
-                return file[name][index] if name in file else None
+                return column(file, name, counts)[index] if file.holds(name) else None
             index -= count
         return None
 
@@ -129,13 +99,59 @@ class Sources:
         found: dict[str, list[Array]] = {}
         pointer = [np.zeros(1, np.uint64)]
         for file in self:
-            if group not in file:
+            if not file.holds(group):
                 continue
+            own = pointers(file, group)
+            if len(own) != table_rows(file).get(TRIALS, 0) + 1:
+                raise file.damaged(f"{group}/trial_ptr", "it does not count the trials")
             for name in ("timestamps", "node_ids", "trial_ids"):
-                found.setdefault(name, []).append(file[f"{group}/{name}"][()])
-            pointer.append(file[f"{group}/trial_ptr"][1:] + pointer[-1][-1])
+                part = file.array(f"{group}/{name}", kinds_of(f"{group}/{name}"), 1)
+                if len(part) != own[-1]:
+                    raise file.damaged(f"{group}/{name}", "it has not the length of the others")
+                found.setdefault(name, []).append(part)
+            pointer.append(own[1:] + pointer[-1][-1])
         values = {name: np.concatenate(pieces) for name, pieces in found.items()}
         return {**values, "trial_ptr": np.concatenate(pointer)} if values else {}
+
+
+def whole(segment: Segment) -> bool:
+    """Return whether a segment is what was committed.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if not segment.path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(segment.path))
+    if segment.size not in (None, segment.path.stat().st_size):
+        return False
+    with open(segment.path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == segment.sha256
+
+
+def column(file: CheckedFile, name: str, rows: Mapping[str, int]) -> h5py.Dataset:
+    """Return a growing data set, which must have the rows of its table.
+
+    Raises:
+        RunFileError: it has not, or holds other values than such a column does.
+    """
+    item = file.dataset(name, kinds_of(name))
+    if name.endswith("/trial_ptr"):
+        pointers(file, name.rpartition("/")[0])
+    elif item.shape[:1] != (rows.get(counted_by(name)),) and not name.startswith("spikes/"):
+        raise file.damaged(name, f"it has the shape {item.shape}, not the rows of its table")
+    return item
+
+
+def pointers(file: CheckedFile, group: str) -> Array:
+    """Return where the spikes of each trial begin in one file, from 0 on, uint64 ``[trial + 1]``.
+
+    Raises:
+        RunFileError: they do not begin at 0, or do not increase.
+    """
+    found = file.array(f"{group}/trial_ptr", "iu", 1).astype(np.uint64)
+    if not len(found) or found[0] or (found[1:] < found[:-1]).any():
+        raise file.damaged(f"{group}/trial_ptr", "it does not count spikes")
+    return found
 
 
 def _join(pieces: dict[int, Array], rows: list[int]) -> Array:
@@ -150,24 +166,16 @@ def _join(pieces: dict[int, Array], rows: list[int]) -> Array:
     return np.concatenate(parts)
 
 
-def growing(file: h5py.File, prefix: str = "") -> list[tuple[str, h5py.Dataset]]:
-    """Return the growing data sets of a file under ``prefix``, with their full names."""
-    found: list[tuple[str, h5py.Dataset]] = []
-
-    def visit(name: str, item: h5py.HLObject) -> None:
-        path = f"{prefix}/{name}" if prefix else name
-        if isinstance(item, h5py.Dataset) and grows(path):
-            found.append((path, item))
-
-    if not prefix:
-        file.visititems(visit)
-    elif prefix in file:
-        file[prefix].visititems(visit)
-    return found
+def growing(file: CheckedFile, prefix: str = "") -> list[str]:
+    """Return the full names of the growing data sets of a file under ``prefix``."""
+    prefixes = [prefix] if prefix else GROWING
+    return [name for one in prefixes for name in file.datasets(one) if grows(name)]
 
 
-def table_rows(file: h5py.File) -> dict[str, int]:
+def table_rows(file: CheckedFile) -> dict[str, int]:
     """Return the number of rows of each table of a file, by the data set that counts them."""
-    streams = [f"scalars/{stream}/step" for stream in file.get("scalars", {})]
-    counters = [*streams, "snapshots/step", TRIALS]
-    return {name: len(file[name]) for name in counters if name in file}
+    streams = [f"scalars/{stream}/step" for stream in file.members("scalars")]
+    counters = [*streams, STEPS, TRIALS]
+    return {
+        name: len(file.dataset(name, kinds_of(name), 1)) for name in counters if file.holds(name)
+    }

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from biograd import disk
 from biograd.metrics import Shown, headline
-from biograd.runs import storage
+from biograd.progress import Key
 from biograd.runs.reader import open_run
-from biograd.studies import SAVED, Key, Report, Row, as_csv
+from biograd.studies import SAVED, Report, Row, as_csv
 from biograd.studies.results import page, picture, set_file
 
 VERSIONS = ("versions", "platform", "device", "git")
@@ -35,11 +36,11 @@ def write(
     names = {key: path.name for key, path in files.items()}
     set_file.write(folder / "set.h5", study, names, {n: t for n, t in tables.items() if t})
     if curves:
-        storage.write_bytes(folder / "courses.csv", as_csv(curves).encode())
+        disk.write_bytes(folder / "courses.csv", as_csv(curves).encode())
     figure = picture.draw(report.rows, report.tables["runs"], curves, shown)
     drawn = dict(picture.files(figure)) if figure else {}
     for ending, data in drawn.items():
-        storage.write_bytes(folder / f"comparison.{ending}", data)
+        disk.write_bytes(folder / f"comparison.{ending}", data)
     command = shlex.join(["biograd", "run", str(folder / SAVED), "--out", str(folder)])
     text = page.page(
         str(study.get("description") or "Comparison"),
@@ -49,7 +50,7 @@ def write(
         drawn.get("svg"),
         command,
     )
-    storage.write_bytes(folder / "report.html", text.encode())
+    disk.write_bytes(folder / "report.html", text.encode())
 
 
 def courses(files: Mapping[Key, Path], shown: Shown) -> Iterator[Row]:

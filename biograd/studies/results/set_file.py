@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from biograd import disk
 from biograd.errors import RunFileError
-from biograd.runs import storage
+from biograd.runs.checked import CheckedFile, open_file
+from biograd.runs.json_text import parse_object
 from biograd.runs.layout import SET
 from biograd.runs.reader import Run, open_run
+from biograd.runs.stored_arrays import create
 from biograd.studies import Row, flattened
 
 VERSION = "1.0"
@@ -71,24 +75,20 @@ def write(
     Args:
         runs: cell and seed to the name of the run file in the same folder.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with storage.writing(path, "run the study again"):
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update(format=SET, format_version=VERSION)
-            file.attrs["configuration"] = json.dumps(configuration, ensure_ascii=False)
-            links = file.create_group("runs", track_order=True)
-            for (cell, seed), name in runs.items():
-                # a slash would make a group of its own
-                group = links.require_group(cell.replace("/", "∕"))
-                group.attrs["cell"] = cell
-                group[f"seed{seed}"] = h5py.ExternalLink(name, "/")
-            for name, given in tables.items():
-                rows = [flattened(row) for row in given]
-                table = file.create_group(f"tables/{name}", track_order=True)
-                for column in dict.fromkeys(key for row in rows for key in row):
-                    table[column] = _column([row.get(column) for row in rows])
-        os.replace(temporary, path)
-        storage.sync_folder(path.parent)
+    with disk.writing(path, "run the study again"), create(path) as file:
+        file.attrs.update(format=SET, format_version=VERSION)
+        file.attrs["configuration"] = json.dumps(configuration, ensure_ascii=False)
+        links = file.create_group("runs", track_order=True)
+        for (cell, seed), name in runs.items():
+            # a slash would make a group of its own
+            group = links.require_group(cell.replace("/", "∕"))
+            group.attrs["cell"] = cell
+            group[f"seed{seed}"] = h5py.ExternalLink(name, "/")
+        for name, given in tables.items():
+            rows = [flattened(row) for row in given]
+            table = file.create_group(f"tables/{name}", track_order=True)
+            for column in dict.fromkeys(key for row in rows for key in row):
+                table[column] = _column([row.get(column) for row in rows])
 
 
 def _column(values: Sequence[Any]) -> Any:
@@ -105,9 +105,9 @@ def is_set(path: Path) -> bool:
     """Return whether a path is a set of runs, or a folder with one."""
     where = path / "set.h5" if path.is_dir() else path
     try:
-        with h5py.File(where, "r") as file:
-            return bool(file.attrs.get("format") == SET)
-    except OSError:
+        with open_file(where) as file:
+            return bool(file.attributes("").get("format") == SET)
+    except (OSError, RunFileError):
         return False
 
 
@@ -115,43 +115,52 @@ def load_set(path: str | os.PathLike[str]) -> RunSet:
     """Open a set of runs, given ``set.h5`` or the folder that it lies in.
 
     Raises:
-        RunFileError: there is none, or it is damaged or from a newer version.
+        RunFileError: there is none, it is damaged or from a newer version, or it links a file
+            outside of its folder.
     """
     where = Path(path)
     where = where / "set.h5" if where.is_dir() else where
     try:
-        with h5py.File(where, "r") as file:
-            if file.attrs.get("format") != SET:
-                raise RunFileError(f"{where}: not a set of runs (biograd.load opens a single run)")
-            version = str(file.attrs["format_version"])
-            if version.partition(".")[0] != VERSION.partition(".")[0]:
-                raise RunFileError(
-                    f"{where}: its format is {version}, this biograd reads {VERSION}: update it"
-                )
-            return RunSet(
-                where,
-                json.loads(file.attrs["configuration"]),
-                dict(_links(file["runs"], where.parent)),
-                {
-                    name: {column: _values(data) for column, data in table.items()}
-                    for name, table in file["tables"].items()
-                },
-            )
-    except (OSError, KeyError, ValueError) as error:
-        if not where.exists():
-            raise RunFileError(f"{where}: there is no such set of runs") from error
-        raise RunFileError(f"{where}: cannot be read as a set of runs ({error})") from error
+        with open_file(where) as file:
+            return _contents(file, where)
+    except OSError as error:
+        raise RunFileError(f"{where}: there is no such set of runs") from error
 
 
-def _links(group: Any, folder: Path) -> Any:
-    for cell in group.values():
-        for name in cell:
-            link = cell.get(name, getlink=True)
-            yield (
-                (str(cell.attrs["cell"]), int(name.removeprefix("seed"))),
-                folder / link.filename,
-            )
+def _contents(file: CheckedFile, where: Path) -> RunSet:
+    attributes = file.attributes("")
+    if attributes.get("format") != SET:
+        raise RunFileError(f"{where}: not a set of runs (biograd.load opens a single run)")
+    version = str(attributes.get("format_version"))
+    if version.partition(".")[0] != VERSION.partition(".")[0]:
+        raise RunFileError(
+            f"{where}: its format is {version}, this biograd reads {VERSION}: update it"
+        )
+    configuration = parse_object(str(attributes.get("configuration")), where)
+    tables = {name: _table(file, f"tables/{name}") for name in file.members("tables")}
+    return RunSet(where, configuration, dict(_links(file, where.parent)), tables)
 
 
-def _values(data: Any) -> NDArray[Any]:
-    return data.asstr()[...] if h5py.check_string_dtype(data.dtype) else data[...]
+def _table(file: CheckedFile, name: str) -> dict[str, NDArray[Any]]:
+    found = {
+        column: file.array(f"{name}/{column}", "iufO", 1)
+        for column in file.members(name, ordered=True)
+    }
+    if len({len(values) for values in found.values()}) > 1:
+        raise file.damaged(name, "its columns differ in length")
+    return found
+
+
+def _links(file: CheckedFile, folder: Path) -> Iterator[tuple[tuple[str, int], Path]]:
+    """Yield cell, seed and path of the runs that a set links: files beside it, and no others."""
+    for group in file.members("runs", ordered=True):
+        where = f"runs/{group}"
+        cell = file.attributes(where).get("cell")
+        for name, link in file.links(where).items():
+            seed = name.removeprefix("seed")
+            if not isinstance(cell, str) or not re.fullmatch(r"-?[0-9]{1,19}", seed):
+                raise file.damaged(where, "cell or seed is missing")
+            plain = isinstance(link, h5py.ExternalLink) and link.filename
+            if not plain or Path(plain).name != plain or plain == "..":
+                raise file.damaged(f"{where}/{name}", "it links no file of the folder of the set")
+            yield (cell, int(seed)), folder / plain

@@ -1,0 +1,159 @@
+"""Write files so that they are there in full or not at all, and never through a link."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+from biograd.errors import OutputError
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+EXPANSION = 1032
+"""How many times its size data can be compressed, at most (deflate): more is not on the disk."""
+_LINKS = getattr(os, "O_NOFOLLOW", 0)
+OWN = _LINKS | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of every file that is opened for writing: a link under its name is an error."""
+TEMPORARY = re.compile(r"\.biograd-[0-9a-f]{16}\.tmp")
+
+Stream = TypeVar("Stream", bound=FileIO)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one that :func:`replacing` gives to files that are not complete."""
+    return TEMPORARY.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def writing(path: Path, then: str) -> Iterator[None]:
+    """Turn an error of the file system into one line; ``then`` says how to go on.
+
+    Raises:
+        OutputError: anything could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # HDF5 reports a failed flush as a RuntimeError
+        code = getattr(error, "errno", None)
+        text = str(error).replace("\n", " ")
+        if code in NO_SPACE or any(f"errno = {number}," in text for number in NO_SPACE):
+            message = (
+                f"{path}: no space left on the disk (or quota reached); free space, then {then}"
+            )
+        elif code == errno.ELOOP:
+            where = getattr(error, "filename", path)
+            message = f"{where}: is a link, and nothing is written through links; {then}"
+        else:
+            reason = os.strerror(code) if code else text
+            message = f"{path}: cannot be written ({reason}); make it writable, then {then}"
+        raise OutputError(message) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(descriptor: int) -> FileIO:
+    return FileIO(descriptor, "w+")
+
+
+@contextlib.contextmanager
+def replacing(
+    target: Path,
+    *,
+    folder: Path | None = None,
+    opened: Callable[[int], FileIO] = _open,
+) -> Iterator[FileIO]:
+    """Yield an empty file that takes the name ``target`` when the context ends without error.
+
+    Args:
+        folder: where it lies until then, on the same file system; that of ``target`` by default.
+        opened: makes the stream of a descriptor.
+
+    Raises:
+        OSError: something could not be written; nothing is left behind.
+    """
+    temporary = (folder or target.parent) / f".biograd-{secrets.token_hex(8)}.tmp"
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | OWN, 0o666)
+    try:
+        with opened(descriptor) as stream:
+            yield stream
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):  # give the space back
+            os.unlink(temporary)
+        raise
+    sync_folder(target.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that appears under its name only when all of it is on disk."""
+    with replacing(path) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that appears under its name only when all of it is on disk."""
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def open_appending(path: Path) -> int:
+    """Return a descriptor by which to add to a file that is no link; it may be a new one."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | OWN, 0o666)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and wait until it is on disk; on failure nothing of it stays."""
+    descriptor = open_appending(path)
+    with open(descriptor, "ab") as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a link itself, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def read_bytes(path: Path, limit: int = 2**30) -> bytes:
+    """Return what an ordinary file holds.
+
+    Raises:
+        OSError: it is no ordinary file, holds more than ``limit`` bytes, or claims bytes that are
+            not on the disk.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | OWN & ~_LINKS)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+        kept = getattr(found, "st_blocks", found.st_size) * 512
+        if found.st_size > limit or found.st_size > 2**20 + EXPANSION * kept:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return file.read(limit + 1)

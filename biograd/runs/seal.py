@@ -1,0 +1,76 @@
+"""The digest at the end of a finished file, so that a bit that turned is an error.
+
+After the last byte that HDF5 uses stand 81 more, which other readers pass over::
+
+    \\n biograd sha256 <64 digits: SHA-256 of all bytes before> \\n
+
+A program that changes the file by HDF5 cuts them off: the file is then read as one of those that
+earlier versions wrote, which have none.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from io import FileIO
+from pathlib import Path
+
+from biograd.errors import RunFileError
+
+SEAL = re.compile(rb"\nbiograd sha256 ([0-9a-f]{64})\n")
+LENGTH = 81
+SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
+"""How an HDF5 file begins that says at byte 40 where it ends."""
+BLOCK = 2**20
+
+
+def write_seal(stream: FileIO) -> None:
+    """Append the digest to a file that is complete."""
+    end = stream.seek(0, os.SEEK_END)
+    text = f"\nbiograd sha256 {_digest(stream, end)}\n".encode()
+    stream.seek(end)
+    while text:
+        text = text[stream.write(text) :]
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether a file carries a digest, which is then right.
+
+    Raises:
+        RunFileError: the file is not what was written.
+    """
+    found = os.stat(path)
+    return _is_sealed(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(4096)
+def _is_sealed(path: Path, inode: int, size: int, changed: int) -> bool:
+    """See ``is_sealed``; a file that stays as it is need not be read again."""
+    with FileIO(str(path)) as stream:
+        start = stream.read(48)
+        stream.seek(max(0, size - LENGTH))
+        seal = SEAL.fullmatch(stream.read(LENGTH))
+        if seal is None:
+            end = int.from_bytes(start[40:48], "little")
+            if len(start) == 48 and start[:9] == SIGNATURE and size > end:
+                raise RunFileError(
+                    f"{path}: is damaged or cut short (the digest at its end cannot be read)"
+                )
+            return False
+        if _digest(stream, size - LENGTH) != seal[1].decode():
+            raise RunFileError(
+                f"{path}: is damaged (its digest differs from the one written with it); restore it"
+                " from a copy"
+            )
+    return True
+
+
+def _digest(stream: FileIO, size: int) -> str:
+    stream.seek(0)
+    total = hashlib.sha256()
+    while size > 0 and (block := stream.read(min(size, BLOCK))):
+        total.update(block)
+        size -= len(block)
+    return total.hexdigest()

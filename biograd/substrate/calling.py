@@ -1,0 +1,54 @@
+"""Calls of a network: what it returns, and which of its modules an error comes from."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from biograd.errors import BiogradError, CapabilityError
+from biograd.substrate.network import Network
+
+
+def called(network: nn.Module, encoded: Tensor) -> Tensor:
+    """Return the outputs ``[rows, ...]`` of a network for encoded inputs ``[rows, ...]``.
+
+    Raises:
+        CapabilityError: it returns something else.
+        BiogradError: a module found something wrong; with its name.
+    """
+    run = network.simulate if isinstance(network, Network) else network
+    try:
+        outputs = run(encoded)
+    except CapabilityError:
+        raise
+    except BiogradError as error:
+        raise BiogradError(f"{culprit(error, network)}: {error}") from error
+    name = type(network).__name__
+    if not isinstance(outputs, Tensor):
+        raise CapabilityError(
+            f"{name} returned {type(outputs).__name__}: a network must return one tensor of "
+            "outputs: wrap it in a module whose forward returns that part alone"
+        )
+    if not outputs.dim() or len(outputs) != len(encoded):
+        steps = outputs.dim() > 2 and outputs.shape[1] == len(encoded)
+        raise CapabilityError(
+            f"{name} returned outputs {list(outputs.shape)} for {len(encoded)} rows of inputs "
+            f"{list(encoded.shape)}: the first axis must be the examples, "
+            + ("then the steps: transpose(0, 1)" if steps else "the last one the outputs")
+        )
+    return outputs
+
+
+def culprit(error: BaseException, network: nn.Module) -> str:
+    """Return the name and kind of the innermost module that was running; "" if there is none.
+
+    Args:
+        error: caught on its way out of the network.
+    """
+    names = {id(module): name for name, module in network.named_modules() if name}
+    found, place = "", error.__traceback__
+    while place is not None:
+        module = place.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and id(module) in names:
+            found = f"{names[id(module)]} ({type(module).__name__})"
+        place = place.tb_next
+    return found

@@ -1,0 +1,59 @@
+"""A short share of the fuzzing; the long one is ``python -m tests.fuzz TARGET``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fuzz import TARGETS, target
+from fuzz.harness import Target, campaign, judged, run, snapshot
+
+SHARE = {"runs": 6}
+"""Mutants of the default suite, by target."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_a_share_of_the_mutants(tmp_path: Path, name: str) -> None:
+    tally = campaign(target(name), tmp_path, range(10 * SHARE.get(name, 10)))
+    assert tally.mutants and not tally.faults, "\n".join(map(str, tally.faults))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_few_mutants_of_run_files(tmp_path: Path) -> None:
+    tally = campaign(target("runs"), tmp_path, range(SHARE["runs"]))
+    assert tally.codes[4] and not tally.faults, "\n".join(map(str, tally.faults))
+
+
+def test_the_harness_sees_what_goes_wrong(tmp_path: Path) -> None:
+    """Commands that do wrong, and one that does not."""
+    (tmp_path / "kept").write_text("mine")
+    before = snapshot(tmp_path)
+    good = run(["list", "models"])
+    assert judged(good, before, before, []) == ""
+    (tmp_path / "kept").write_text("other")
+    assert "changed" in judged(good, before, snapshot(tmp_path), [])
+    bad = run(["inspect", str(tmp_path / "nothing")])
+    assert bad.code == 4 and judged(bad, before, before, []) == ""
+    assert "left behind" in judged(bad, before, before, ["out"])
+    slow = run(["list", "models"], seconds=1e-4)
+    assert "hangs" in judged(slow, before, before, [])
+
+
+def test_mutants_follow_from_their_number(tmp_path: Path) -> None:
+    def prepare(folder: Path) -> None:
+        (folder / "a").write_bytes(bytes(100))
+
+    def mutate(stream: object, folder: Path) -> str:
+        from fuzz.mutators import damaged_bytes
+
+        data, how = damaged_bytes(stream, (folder / "a").read_bytes())  # type: ignore[arg-type]
+        seen.append(data)
+        return how
+
+    seen: list[bytes] = []
+    for folder in ("one", "two"):
+        campaign(Target(prepare, mutate, ()), tmp_path / folder, range(5), seed=3)
+    assert seen[:5] == seen[5:] and len(set(seen)) > 1
