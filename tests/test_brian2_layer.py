@@ -275,7 +275,6 @@ class Given(Estimator):
     """Deliver a given gradient of the population's current."""
 
     needs = frozenset(("loss", "cut"))  # type: ignore[arg-type]
-    exact = True
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()

@@ -87,7 +87,8 @@ class Accounted:
         sites = self.substrate.sites
         trace = self._runner(encoded, targets, stream)(structure.dissected(sites))
         names = tuple(site.name for site in sites if site.name in trace.sites)
-        book = Bookkeeper(self.network, self.estimator, names, self.local is not None, trace)
+        named, local = getattr(self.substrate, "named", False), self.local is not None
+        book = Bookkeeper(self.network, self.estimator, names, local, named, trace)
         self.leads = not book.behind and self._smooth(first, encoded, targets, stream)
         self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
         check_outside(self.account, self.estimator, self.withheld.mode, self.substrate.limits)

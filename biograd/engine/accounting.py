@@ -84,7 +84,7 @@ class Account:
         """Yield a line for each kind of credit, with the parameters that have it."""
         kinds: dict[str, list[str]] = {}
         for entry in self.entries:
-            words = entry.words.partition(" at ")[0] if entry.sites else entry.words
+            words = entry.words.replace(f" at {', '.join(entry.sites)}", "")
             kinds.setdefault(words, []).append(entry.name)
         for words, names in kinds.items():
             yield f"{words}: {named(names)}"
@@ -110,6 +110,8 @@ class Bookkeeper:
     Attributes:
         sites: names of all, in the order of the data flow; the last is the readout.
         local: whether hidden sites have losses of their own.
+        named: whether the user chose the sites; what stands before the first, a front end, then
+            learns by what noise there finds, passed on by back-propagation.
         trace: of the plan ``structure.dissected``.
     """
 
@@ -117,6 +119,7 @@ class Bookkeeper:
     estimator: Estimator
     sites: tuple[str, ...]
     local: bool
+    named: bool
     trace: Trace
 
     @cached_property
@@ -186,10 +189,11 @@ class Bookkeeper:
         if not parameter.requires_grad:
             return Entry(name, shape, "nobody", (), "nobody: requires_grad is False")
         creditor, sites = self._credited(name, parameter, place, leads)
+        passed = ", passed on by back-propagation" if place.before and sites else ""
         if creditor == "nobody" and limited:
             creditor = "outside"
         words = {
-            "rule": self._rule + (f" at {', '.join(sites)}" if sites else ""),
+            "rule": self._rule + (f" at {', '.join(sites)}" if sites else "") + passed,
             "readout": "the exact gradient of the readout",
             "nobody": "nobody: the outputs do not depend on it",
             "frozen": f"nobody: {rule} leaves it as it is",
@@ -216,7 +220,11 @@ class Bookkeeper:
             return "frozen", ()
         if rule.reach == "readout" and not (sites or place.before):
             return "readout", ()
-        lost = place.before or (place.behind and not leads) or rule.reach == "readout"
+        front = self.named and rule.reach == "currents" and (self.sites[0] != readout or not leads)
+        if place.before and front:
+            sites = (self.sites[0], *(site for site in sites if site != self.sites[0]))
+        lost = place.before and not front
+        lost = lost or (place.behind and not leads) or rule.reach == "readout"
         lost = lost or any(not self._reaches(name, parameter, site) for site in place.blocks)
         if lost or (place.behind and not self._unitwise(name, parameter, "")):
             return "outside", ()

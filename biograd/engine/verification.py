@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from biograd.engine.accounting import Account, named
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
+from biograd.estimators.feedback import Feedback
 from biograd.estimators.weight_perturbation import gradients
 
 Reference = Mapping[str, Tensor]
@@ -21,7 +22,8 @@ def comparable(estimator: Estimator) -> bool:
     chosen = [getattr(estimator, name, "all") for name in ("sites", "chosen")]
     whole = all(one == "all" for one in chosen if isinstance(one, (str, tuple)))
     noisy = any(need.startswith(("perturb", "jvp")) for need in estimator.needs)
-    return whole and not (estimator.exact or estimator.coincides or noisy)
+    free = isinstance(estimator, Feedback)  # its weights may have been made the layers' own
+    return whole and not (estimator.exact or estimator.coincides or noisy or free)
 
 
 def verify(

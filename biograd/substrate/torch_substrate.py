@@ -75,7 +75,7 @@ class TorchSubstrate:
     def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
         self.module = module
         self.sites = find_sites(module, sites)
-        self._named = sites is not None
+        self.named = sites is not None
         self.joinable = not isinstance(module, Network) and (
             sites is None
             or (not isinstance(sites, Mapping) and all(isinstance(one, str) for one in sites))
@@ -285,7 +285,7 @@ class TorchSubstrate:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
         if not self._shapes and not isinstance(self.module, Network):
             last = {name: place for place, name in enumerate(now.order)}
-            if self._named:
+            if self.named:
                 check_called(self.sites, last)
             called = [site for site in self.sites if site.modules[0] in last]
             self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
