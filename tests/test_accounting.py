@@ -13,11 +13,13 @@ from typing import Any
 import h5py
 import pytest
 import torch
+from click.testing import CliRunner
 from networks_for_tests import build
 from torch import Tensor, nn
 from torch.nn import functional
 
 import biograd
+from biograd.commands import console
 from biograd.diagnosis import probe, user_networks
 from biograd.diagnosis.user_networks import USERS
 from biograd.engine import Engine, Outside, attach
@@ -484,6 +486,8 @@ def test_engine_probe_and_run_file_tell_who_credits_what(tmp_path: Path) -> None
         "credit": "outside: the exact gradient of back-propagation",
     }
     assert run.credit["first.weight"]["credit"] == "DirectFeedback at first"
+    shown = console_output(["inspect", str(path)])
+    assert "between.own" in shown and "first.weight  DirectFeedback" not in shown
     with h5py.File(path) as file:
         assert b"between.own" in file["credit"][()]
     engine = attach(network, make("direct_feedback"), outside="exact")
@@ -497,6 +501,10 @@ def test_engine_probe_and_run_file_tell_who_credits_what(tmp_path: Path) -> None
     assert "between.own" in repr(engine) and list(found.credit) == list(engine.account.lines())  # type: ignore[union-attr]
 
 
+def console_output(arguments: list[str]) -> str:
+    return CliRunner().invoke(console, arguments).output
+
+
 def test_a_recipe_can_say_it(tmp_path: Path) -> None:
     settings = ["network.normalisation=layer", "training.outside=freeze"]
     small = ["dataset.training_examples=64", "dataset.test_examples=32"]
@@ -504,5 +512,6 @@ def test_a_recipe_can_say_it(tmp_path: Path) -> None:
     given: Any = {"data": "digits", "estimator": "weak", "epochs": 1, "path": path}
     run = biograd.train("ann", settings=settings + small, **given)
     assert run.credit["blocks.0.normalise.weight"]["credit"] == "outside: frozen"
+    assert run.summary["outside"].startswith("frozen: blocks.0.normalise.weight")
     with pytest.raises(CapabilityError, match=r"blocks\.0\.normalise\.weight"):
         biograd.train("ann", settings=settings[:1] + small, force=True, **given)

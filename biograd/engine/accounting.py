@@ -65,6 +65,12 @@ class Account:
         """Return the entries with these creditors."""
         return [entry for entry in self.entries if entry.creditor in creditors]
 
+    @property
+    def outside(self) -> str:
+        """What became of the parameters outside the rule, and which they are; "": none."""
+        part = dataclasses.replace(self, entries=tuple(self.of("outside")))
+        return "; ".join(part.lines()).removeprefix("outside: ")
+
     def without(self, names: Sequence[str]) -> Account:
         """Return the account with parameters to which the rule gave no credit."""
         words = f"nobody: {self.rule} gave it no credit in the first step"
