@@ -107,7 +107,8 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         names = ("train", "test") if len(given) == 4 else SPLITS
         pairs = zip(names, given[::2], given[1::2], strict=True)
         return Parts({s: _pair(x, y, request, f"{where}: {s}") for s, x, y in pairs})
-    if isinstance(given, tuple | list) and len(given) == 2 and not _is_dataset(given):
+    listed = isinstance(given, tuple | list) and not isinstance(given, Dataset | DataLoader)
+    if listed and len(given) == 2:
         return Parts({"train": _pair(given[0], given[1], request, where)})
     if isinstance(given, str | Path):
         return _file(given, request)
@@ -117,10 +118,6 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         held = f"{where}: the first {FIRST} examples of every pass are kept for validation"
         return Parts({"train": source, "validation": kept}, notes=(*notes, held))
     return Parts({"train": source}, notes=notes)
-
-
-def _is_dataset(given: Any) -> bool:
-    return isinstance(given, Dataset | DataLoader)
 
 
 def _module(given: Any) -> dict[str, Any]:
