@@ -53,7 +53,7 @@ def _estimators() -> list[Row]:
     return [
         {
             "name": name,
-            **{key: _fact(estimator, key) for key in ("needs", "passes", "bias")},
+            **{key: _fact(estimator, key) for key in ("needs", "passes", "bias", "caveat")},
             "description": _summary(estimator),
             "reference": _fact(estimator, "reference"),
         }
@@ -168,7 +168,7 @@ def _text(kind: str, rows: list[Row]) -> str:
 def _card(row: Row) -> list[list[str]]:
     """Return the facts of an estimator, one under the other: a line has no room for them."""
     facts = {"rule": row["description"], **row}
-    keys = ("rule", "passes", "needs", "bias", "reference")
+    keys = ("rule", "passes", "needs", "bias", "caveat", "reference")
     return [[row["name"]], *(["", key, _cell(facts[key])] for key in keys if facts[key])]
 
 

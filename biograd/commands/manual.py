@@ -89,7 +89,8 @@ def estimators() -> str:
     for name, estimator in ESTIMATORS.items():
         rule = inspect.cleandoc(estimator.__doc__ or "").partition("\n")[0]
         needs = f"`{' '.join(sorted(estimator.needs))}`"
-        facts = (estimator.passes, estimator.bias, estimator.reference)
+        bias = "; ".join(filter(None, (estimator.bias, estimator.caveat)))
+        facts = (estimator.passes, bias, estimator.reference)
         rows.append((f"`{name}`", rule.rstrip("."), needs, *facts))
     return _table(rows)
 

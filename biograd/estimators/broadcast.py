@@ -92,6 +92,7 @@ class Broadcast(Estimator):
             CapabilityError: the block has other steps than the signal.
         """
         matrix = self.matrix(name)
+        signal = signal.to(matrix.dtype)
         if signal.shape[1] == 1:
             found = (signal[:, 0] @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
             return (found.unsqueeze(1) if found.dim() < activity.dim() else found).expand_as(

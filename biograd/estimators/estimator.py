@@ -38,6 +38,7 @@ class Estimator(nn.Module):
         passes: forward passes per example and step, in words.
         bias: of the estimate, in words.
         reference: where the rule comes from.
+        caveat: where it was measured to learn less than a readout on frozen layers, in words.
         builds: True if ``build`` makes parameters or buffers.
         batch_norm: False if the rule cannot work with batch normalisation in training.
         graphless: True if the rule can learn from losses without a graph, a reward for instance;
@@ -57,6 +58,7 @@ class Estimator(nn.Module):
     passes: ClassVar[str] = ""
     bias: ClassVar[str] = ""
     reference: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
     builds: bool = False
     batch_norm: ClassVar[bool] = True
     one_to_one: ClassVar[bool] = False
@@ -84,6 +86,9 @@ class Estimator(nn.Module):
         for name in () if isinstance(asked, str) else asked:
             if name not in sites:
                 raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+
+    def check_trace(self, trace: Trace) -> None:
+        """Refuse, when prepared, what a first clean pass shows not to fit."""
 
     def build(self, trace: Trace, round: Round) -> None:
         """Make what the estimator itself learns or keeps, once, from the shapes of a clean pass.

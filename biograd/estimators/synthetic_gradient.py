@@ -44,7 +44,7 @@ class Junction:
     @property
     def seen(self) -> Tensor:
         """The activity without a graph, its units flattened, ``[B, (T,) U]``."""
-        return self.below.detach().flatten(self.labels.dim() - 1)
+        return self.below.detach().flatten(self.labels.dim() - 1).to(self.labels.dtype)
 
 
 class SyntheticGradient(Estimator):
@@ -186,7 +186,7 @@ class SyntheticGradient(Estimator):
 
     def crossings(self, trace: Trace, round: Round) -> list[Junction]:
         """Return where credit is stopped; what one depends on stands before it."""
-        found, names, given = [], self.chosen(round), labels(trace)
+        found, names, given = [], self.chosen(round), labels(trace).to(round.dtype)
         for name in round.blocks:
             site = trace.sites[name]
             for ended, begun in site.states:
@@ -232,11 +232,12 @@ class SyntheticGradient(Estimator):
         found: list[Tensor] = []
         above, messages = [trace.loss], [torch.ones_like(trace.loss)]
         for place, prediction in zip(reversed(crossings), reversed(predicted), strict=True):
-            arrived = arriving(above, messages, place.above)
+            arrived = arriving(above, messages, place.above).to(prediction.dtype)
             if place.below.requires_grad:
                 own = prediction.view(arrived.shape) / batch
                 above.append(place.below)
-                messages.append(torch.lerp(own, arrived, self.back_propagated))
+                message = torch.lerp(own, arrived, self.back_propagated)
+                messages.append(message.to(place.below.dtype))
             found.append((batch * arrived).view(prediction.shape))
         return found[::-1]
 
