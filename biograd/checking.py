@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from biograd.errors import RecipeError, nearest
 
 Table = dict[str, Any]
+LARGEST, LARGEST_INTEGER = 1e30, 2**63 - 1
+"""Numbers beyond would overflow where tensors are computed with."""
 Thing = TypeVar("Thing")
 
 
@@ -138,14 +140,24 @@ def validate(make: Callable[..., Any], values: Mapping[str, Any]) -> None:
     Args:
         values: its ``locals()``, or some of them; what it does not annotate is ignored.
 
+    A class with a method ``unread`` says which arguments nothing reads beside the others.
+
     Raises:
-        RecipeError: wrong type or value out of range; the message opens with its name.
+        RecipeError: wrong type, value out of range, or one that has no effect; the message opens
+            with its name.
     """
     annotated = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
     hints = typing.get_type_hints(annotated, include_extras=True)
     for name, hint in hints.items():
         if name in values:
             convert(hint, values[name], make.__name__, name)
+    idle = getattr(make, "unread", None)
+    if idle is not None and type(values.get("self")) is make:
+        parameters = inspect.signature(make).parameters
+        for name, reason in idle(values).items():
+            if values[name] != parameters[name].default:
+                given = f"{name} = {values[name]!r}"
+                raise RecipeError(f"{make.__name__}: {given}: has no effect {reason}")
 
 
 def convert(hint: Any, value: Any, where: object, key: str) -> Any:
@@ -155,6 +167,9 @@ def convert(hint: Any, value: Any, where: object, key: str) -> Any:
     """
     if hint is Any:
         return value
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        bits = value.bit_length()
+        raise RecipeError(f"{where}: {key}: a whole number of {bits} bits: must be below 2^63")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         for choice in arguments[1:]:
@@ -214,8 +229,11 @@ def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
         value = int(value)  # NumPy's, too
     if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"{where}: {key} = {value}: must be a finite number")
+    if kind is float and isinstance(value, float):
+        if not math.isfinite(value):
+            raise RecipeError(f"{where}: {key} = {value}: must be a finite number")
+        if abs(value) > LARGEST:
+            raise RecipeError(f"{where}: {key} = {value:g}: must be {LARGEST:g} at most, in size")
     mismatch = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
     if mismatch:
         name = _KINDS.get(kind.__name__, f"a table ({kind.__name__})")

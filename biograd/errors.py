@@ -5,9 +5,10 @@ This module imports nothing, so that the console can name an error without loadi
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 WIDTH = 300
 """Characters of a text that a message shows."""
@@ -55,6 +56,26 @@ class MissingExtraError(BiogradError):
     exit_code = 5
 
 
+@contextlib.contextmanager
+def fitting(what: str, lower: str) -> Iterator[None]:
+    """Say in one line that something is too large for the memory, or for a number of the machine's.
+
+    Args:
+        what: is too large.
+        lower: what helps.
+
+    Raises:
+        RecipeError: it is.
+    """
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        known = isinstance(error, MemoryError | OverflowError)
+        if not known and not re.search("memory|alloc|overflow", str(error), re.IGNORECASE):
+            raise
+        raise RecipeError(f"{what} for this machine's memory: lower {lower}") from error
+
+
 def nearest(word: object, known: Iterable[str]) -> str:
     """Return the known words as a hint, the nearest first: ``did you mean 'weak'? (known: …)``."""
     words = sorted(known, key=natural)
@@ -65,10 +86,10 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return f"{hint}(known: {', '.join(words)})"
 
 
-def brief(text: str) -> str:
+def brief(text: str, width: int = WIDTH) -> str:
     """Return the beginning of a text, in one line."""
     line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 SPACES = "\u00a0\u2002\u2003\u2007\u2009\u202f"

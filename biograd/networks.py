@@ -5,22 +5,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from biograd import encoding
-from biograd.brian.neuron_checks import check_no_constants
 from biograd.circuit.assembly import build_circuit
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.local_mixer import LocalMixer
-from biograd.circuit.sugar import Layers, check_keys
+from biograd.circuit.sugar import Layers, check_shape
+from biograd.circuit.unread import check_changed, in_time
 from biograd.contracts import Substrate
-from biograd.errors import CapabilityError, RecipeError
+from biograd.errors import CapabilityError, RecipeError, fitting
 from biograd.events.event_network import EventNetwork
 from biograd.neurons import EventDriven
 from biograd.recipes import (
@@ -80,30 +78,17 @@ def build(
     validate(build, {"inputs": inputs, "classes": classes, "seed": seed})
     recipe = model if isinstance(model, ModelRecipe) else load_model(model)
     shape = tuple(inputs) if isinstance(inputs, Sequence) else (int(inputs),)
-    with _in_memory(recipe.network.kind):
+    kind = recipe.network.kind
+    lower = SIZES.get(kind, "network.hidden or network.channels")
+    with fitting(f"network.kind = {kind!r}: the network is too large", lower):
         network = _assemble(recipe, shape, classes, timed)
         initialise(network, seed, recipe.network.gain, "readout")
         return network.to(getattr(torch, recipe.network.dtype))
 
 
-@contextmanager
-def _in_memory(kind: str) -> Iterator[None]:
-    """Say in one line that a network is too large."""
-    try:
-        yield
-    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
-        short = re.search("memory|alloc|overflow", str(error), re.IGNORECASE)
-        if isinstance(error, (RuntimeError, TypeError)) and not short:
-            raise
-        raise RecipeError(
-            f"network.kind = {kind!r}: the network is too large for this machine's memory: lower "
-            f"{SIZES.get(kind, 'network.hidden or network.channels')}"
-        ) from error
-
-
 def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool) -> Network:
     network = recipe.network
-    static = network.kind == "local_mixer" or (network.kind == "rate" and not network.recurrent)
+    static = not in_time(network)
     _check(recipe)
     if static and timed:
         raise RecipeError(
@@ -127,7 +112,7 @@ def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: 
 def _check(recipe: ModelRecipe) -> None:
     """Refuse what this kind of network would not look at."""
     network, neuron = recipe.network, recipe.neuron
-    check_keys(network)
+    check_shape(network)
     if isinstance(neuron, EventDriven) and (network.kind, network.substrate) != (
         "spiking",
         "torch",
@@ -143,17 +128,11 @@ def _check(recipe: ModelRecipe) -> None:
         raise RecipeError("[population]: a circuit has [populations.NAME]: take it out, or name it")
     if recipe.population != PopulationRecipe() and not recipe.population.equations:
         raise RecipeError("population.equations: missing, but [population] says something else")
-    if recipe.population.units:
-        raise RecipeError("population.units: network.hidden says how many neurons: take it out")
     if recipe.population.equations and (network.kind, network.substrate) != ("spiking", "brian2"):
         raise RecipeError(
             "population.equations: need network.kind = 'spiking', network.substrate = 'brian2'"
         )
-    if recipe.population.equations:
-        check_no_constants(neuron, "[population]")
-    named = [one for one in recipe.populations.values() if not one.equations]
-    if circuit and recipe.populations and not named:
-        check_no_constants(neuron, "[populations]")
+    check_changed(recipe)
 
 
 def substrate(network: nn.Module, sites: Sites | None = None) -> Substrate:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,7 +21,9 @@ from biograd import data
 from biograd.data import Arrays, Dataset, batches, by_turns
 from biograd.data.choosing import stratified
 from biograd.data.dataset import digest
-from biograd.data.sources import idx
+from biograd.data.files.unpacking import open_npy
+from biograd.data.request import Request
+from biograd.data.sources import hdf5, idx, npz
 from biograd.data.sources import random_manifolds as manifolds
 from biograd.data.sources import yin_yang as disc
 from biograd.errors import DataError, RecipeError
@@ -478,3 +484,95 @@ def test_turns_of_no_strata_are_drawn_by_seed() -> None:
     index = by_turns(None, 100, 12, seed=0)
     assert len(set(index.tolist())) == 12 and torch.equal(index, by_turns(None, 100, 12, 0))
     assert not torch.equal(index, by_turns(None, 100, 12, 1))
+
+
+# What files say of their sizes
+
+
+def _idx(sizes: list[int], values: bytes) -> bytes:
+    return (
+        b"\0\0\x08" + bytes([len(sizes)]) + b"".join(n.to_bytes(4, "big") for n in sizes) + values
+    )
+
+
+def _peak(act: Any) -> float:
+    """Megabytes that Python and NumPy take at most meanwhile."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+BOMBS = {
+    "declared": (_idx([60000, 60000], bytes(10)), "truncated"),
+    "beyond": (_idx([2**32 - 1] * 8, bytes(10)), "truncated"),
+    "declared, packed": (gzip.compress(_idx([60000, 60000], bytes(10))), "no data are packed so"),
+    "packed": (gzip.compress(_idx([4], bytes(200 * 2**20))), "too long"),
+    "truncated, packed": (gzip.compress(_idx([5 * 2**20], bytes(3))), "truncated"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_idx_is_not_unpacked_beyond_its_header(case: str, tmp_path: Path) -> None:
+    content, expected = BOMBS[case]
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    peak = _peak(lambda: message(DataError, lambda: idx.parse(path)))
+    assert expected in message(DataError, lambda: idx.parse(path)) and peak < 10
+
+
+def _npy(shape: tuple[int, ...], dtype: str = "<f8", values: bytes = b"") -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+    return stream.getvalue() + values
+
+
+NPY = {
+    "huge": (_npy((10**6, 10**6)), "need 8000000000000 bytes, found 0"),
+    "overflow": (_npy((2**62, 2**62)), "bytes, found 0"),
+    "short": (_npy((3,), values=bytes(23)), "need 24 bytes, found 23"),
+    "long": (_npy((3,), values=bytes(25)), "need 24 bytes, found 25"),
+    "objects": (_npy((1,), "|O", bytes(8)), "array of objects"),
+    "text": (b"hello", "cannot be read as npy"),
+    "deep": (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "cannot be read as npy"),
+}
+
+
+@pytest.mark.parametrize("case", NPY)
+@pytest.mark.parametrize("packed", [False, True], ids=["npy", "npz"])
+def test_npy_is_checked_before_it_is_read(case: str, packed: bool, tmp_path: Path) -> None:
+    content, expected = NPY[case]
+    path = tmp_path / ("file.npz" if packed else "file.npy")
+    path.write_bytes(content)
+    if packed:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("x.npy", content)
+        request = Request(DatasetRecipe("npz", path=str(path)), "file")
+    read = (lambda: npz.read(request)) if packed else (lambda: open_npy(path))
+    peak = _peak(lambda: message(DataError, read))
+    said = message(DataError, read)
+    assert expected in said and str(path) in said and peak < 10
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    size = 80 * 2**20
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x.npy", _npy((size,), "|u1", bytes(size)))
+    request = Request(DatasetRecipe("npz", path=str(path)), "bomb")
+    said: list[str] = []
+    peak = _peak(lambda: said.append(message(DataError, lambda: npz.read(request))))
+    assert "no data are packed so well" in said[0] and peak < 10
+
+
+def test_hdf5_that_says_more_than_it_stores_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (10**7, 10**4), "f4", chunks=(1000, 100))
+        file["y"] = np.zeros(10)
+    request = Request(DatasetRecipe("hdf5", path=str(path)), "bomb")
+    assert "x: 400000000000 bytes in 0" in message(DataError, lambda: hdf5.read(request))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -1381,3 +1382,123 @@ def test_what_the_console_refuses(
     out = str(tmp_path / "out.nir")
     assert main(["export", str(run_file), "--format", "nir", "-o", out]) == 5
     assert "pip install 'biograd[nir]'" in capsys.readouterr().err
+
+
+# Graphs that are damaged, or written by others
+
+
+def _graph(first: Any, edges: Any = None, **others: Any) -> Any:
+    """Return input, ``first``, neurons, a readout and an output."""
+    one = np.ones(5)
+    nodes = {
+        "input": nir.Input(np.array([4])),
+        "first": first,
+        "cells": nir.LIF(one * 0.01, one, one * 0, one, v_reset=one * 0),
+        "last": nir.Linear(np.ones((3, 5))),
+        "output": nir.Output(np.array([3])),
+    }
+    chain = [("input", "first"), ("first", "cells"), ("cells", "last"), ("last", "output")]
+    return nir.NIRGraph(nodes | others, [*chain, *(edges or [])], type_check=False)
+
+
+def _read(graph: Any, **choices: Any) -> Any:
+    return biograd.import_nir(graph, **{"dt_ms": 1.0, "duration_ms": 10.0, **choices})
+
+
+ODD = {
+    "NaN": np.nan,
+    "infinite": np.inf,
+    "complex": 1j,
+    "text": "a",
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("node", ["Linear", "Affine", "Scale", "Conv2d", "Delay", "LIF", "bias"])
+def test_a_value_that_is_no_finite_number_names_its_node(case: str, node: str) -> None:
+    kind: Any = complex if case == "complex" else object if case == "text" else float
+
+    def odd(*shape: int) -> Any:
+        values = np.ones(shape, kind)
+        values.ravel()[-1] = ODD[case] if case != "text" else {}
+        return values
+
+    one, key = np.ones(5), "weight"
+    first: Any = nir.Linear(np.ones((5, 4)))
+    others, edges = {}, []
+    if node == "Linear":
+        first.weight = odd(5, 4)
+    elif node in ("Affine", "bias"):
+        first = nir.Affine(np.ones((5, 4)), one)
+        key = "bias" if node == "bias" else "weight"
+        setattr(first, key, odd(*getattr(first, key).shape))
+    elif node == "Scale":
+        first = nir.Scale(np.ones(4))
+        first.scale, key = odd(4), "scale"
+    elif node == "Conv2d":
+        first = nir.Conv2d((4, 4), np.ones((1, 1, 3, 3)), 1, 0, 1, 1, np.ones(1))
+        first.weight = odd(1, 1, 3, 3)
+    elif node == "Delay":
+        first = nir.Delay(np.ones(4))
+        first.delay, key = odd(4), "delay"
+    graph = _graph(first, edges, **others)
+    if node == "LIF":
+        graph.nodes["cells"].tau, key = odd(5), "tau"
+    name = "cells" if node == "LIF" else "first"
+    with pytest.raises(RecipeError, match=f"node '{name}': {key}"):
+        _read(graph)
+
+
+def test_a_finite_graph_is_read_in_any_format_of_numbers(tmp_path: Path) -> None:
+    for kind in (">f4", "<f8", "f2", "i2", "u8", "g"):
+        network = _read(_graph(nir.Linear(np.ones((5, 4)).astype(kind))))
+        assert torch.isfinite(network(torch.ones(2, 10, 4, dtype=torch.float64)[:, :, :])).all()
+
+
+LOOPS: dict[str, Any] = {
+    "of itself": [("first", "first")],
+    "of two": [("first", "other"), ("other", "first")],
+    "at the readout": [("flat", "flat"), ("flat", "output")],
+}
+
+
+@pytest.mark.parametrize("case", LOOPS)
+@pytest.mark.timeout(20)
+def test_a_loop_without_neurons_is_refused(case: str) -> None:
+    flat = nir.Flatten({"input": np.array([5])}, 0, -1)
+    graph = _graph(nir.Scale(np.ones(4)), LOOPS[case], other=nir.Delay(np.ones(4)), flat=flat)
+    with pytest.raises((RecipeError, CapabilityError), match="node '"):
+        _read(graph)
+
+
+@pytest.mark.timeout(20)
+def test_a_file_that_holds_itself_or_too_much_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "graph.nir"
+    for damage in ("loop", "huge", "shape", "kind"):
+        nir.write(path, _graph(nir.Linear(np.ones((5, 4)))))
+        with h5py.File(path, "r+") as file:
+            nodes = file["node/nodes"]
+            if damage == "loop":
+                nodes["first/self"] = nodes
+            elif damage == "huge":
+                del nodes["first/weight"]
+                nodes.create_dataset("first/weight", (10**6, 10**6), "f8", chunks=(100, 100))
+            elif damage == "shape":
+                del nodes["input/shape"]
+                nodes["input/shape"] = [2**40, 2**40]
+            else:
+                del nodes["first/weight"]
+                nodes["first/weight"] = np.zeros((5, 4), [("a", "f4")])
+        with pytest.raises(RecipeError) as caught:
+            _read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_steps_of_snntorch_are_asked_for() -> None:
+    tau, one = np.full(5, 1e-3), np.ones(5)
+    graph = _graph(nir.Linear(np.ones((5, 4))))
+    graph.nodes["cells"] = nir.LIF(tau, tau / 1e-4, one * 0, one, v_reset=one * 0)
+    with pytest.warns(UserWarning, match="node 'cells': r = tau / 0.1 ms, as snnTorch writes it"):
+        _read(graph)
+    _read(graph, dt_ms=0.1)  # no warning, which would be an error
+    _read(_graph(nir.Linear(np.ones((5, 4)))))

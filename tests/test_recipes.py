@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from biograd import recipes
+from biograd.configuration import TrainingRequest, configure
 from biograd.errors import RecipeError
 from biograd.recipes import DatasetRecipe, ModelRecipe, construct, merge, override
 
@@ -250,3 +252,67 @@ def test_another_kind_of_neuron_drops_the_keys_of_the_file_that_it_lacks() -> No
     both = ["neuron.reset=zero", "neuron.kind=integrator"]  # what the user gives is never dropped
     with pytest.raises(RecipeError, match=r"unknown key neuron\.reset"):
         recipes.load_model("spiking", assignments=both)
+
+
+# Whose mistake it is, and what is too large
+
+
+@pytest.mark.parametrize(
+    ("assignments", "guilty"),
+    [
+        (["training.epoch=3"], "--set training.epoch=3: unknown key"),
+        (["training.epochs=3", "network.hidden=[0]"], "--set network.hidden=[0]: network.hidden"),
+        (["neuron.kind=waek", "training.epochs=3"], "--set neuron.kind=waek: neuron.kind"),
+        (["dataset.shap=1"], "--set dataset.shap=1: unknown key"),
+        (["estimators.weak.copies=-3"], "--set estimators.weak.copies=-3: estimators.weak.copies"),
+        (["decorrelation.rule=kapa"], "--set decorrelation.rule=kapa: decorrelation.rule"),
+        (["training=3"], "--set training=3: training = 3"),
+    ],
+)
+def test_a_mistake_in_an_assignment_is_its_own(assignments: list[str], guilty: str) -> None:
+    request = TrainingRequest("spiking", "digits", assignments=tuple(assignments))
+    with pytest.raises(RecipeError, match=re.escape(guilty)) as caught:
+        configure(request)
+    assert ".toml" not in str(caught.value)
+
+
+def test_a_mistake_of_a_file_is_its_own(tmp_path: Path) -> None:
+    path = written(tmp_path, "[training]\nepoch = 3")
+    request = TrainingRequest(str(path), "digits", assignments=("training.batch_size=3",))
+    with pytest.raises(RecipeError, match=re.escape(f"{path}: unknown key training.epoch")):
+        configure(request)
+    with pytest.raises(RecipeError, match="--estimator: estimator = 'waek'"):
+        configure(TrainingRequest("spiking", "digits", estimator="waek"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "network.hidden = [99999999999999999999]",
+        "network.gain = 1e31",
+        "training.learning_rate = -1e31",
+        f"encoding.gain = 1{400 * '0'}",
+        f"training.epochs = 0x{6000 * 'f'}",
+        f"training.epochs = {6000 * '9'}",
+        f"description = {2000 * '['}",
+        f"estimators.weak.copies = {70 * '['}1{70 * ']'}",
+        f"{'a.' * 80}b = 1",
+        f"description = '{9 * 2**20 * 'a'}'",
+        "training.learning_rate = nan",
+    ],
+    ids=lambda text: text[:30],
+)
+def test_numbers_depth_and_size_have_bounds(text: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(RecipeError, match=re.escape(str(path))) as caught:
+        recipes.load_model(path)
+    assert len(str(caught.value)) < 400 + len(str(path)) and "\n" not in str(caught.value)
+    key, _, value = text.partition(" = ")
+    if key != "description":
+        with pytest.raises(RecipeError):
+            recipes.load_model("ann", assignments=[f"{key}={value}"])
+
+
+def test_no_file_has_so_long_a_name() -> None:
+    with pytest.raises(RecipeError, match="no file has a name of more than 255 bytes"):
+        recipes.read("é" * 140 + ".toml", "models")

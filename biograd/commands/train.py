@@ -48,7 +48,7 @@ from biograd.metrics import headline, words, written
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 2**63 - 1),
     metavar="N",
     default=0,
     show_default=True,

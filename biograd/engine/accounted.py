@@ -8,27 +8,28 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd.contracts import Objective, Plan, Substrate, Trace
+from biograd.contracts import Plan, Trace
 from biograd.decorrelation import Decorrelation
 from biograd.engine import structure
 from biograd.engine.accounting import Account, Bookkeeper, check_outside, trained
 from biograd.engine.outside import Withheld
+from biograd.engine.repeating_passes import Repeated
 from biograd.engine.tracing import remembers, smooth
 from biograd.engine.verification import comparable
 from biograd.errors import CapabilityError
-from biograd.estimators import Estimator
 from biograd.estimators.weight_perturbation import gradients
 from biograd.randomness import generator
+from biograd.substrate.kept import Keepsake
 from biograd.substrate.network import Network
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
 
 
-class Accounted:
+class Accounted(Repeated):
     """Keeps the account of an engine.
 
     Attributes:
@@ -37,13 +38,9 @@ class Accounted:
         withheld: the parameters that the rule does not credit.
     """
 
-    network: nn.Module
-    estimator: Estimator
     decorrelate: Decorrelation | None
     local: LocalLosses | None
-    objective: Objective
     differentiable: bool
-    substrate: Substrate
     streams: dict[str, torch.Generator]
     seed: int
     account: Account | None
@@ -67,20 +64,18 @@ class Accounted:
 
     @contextmanager
     def _traceless(self, device: torch.device) -> Iterator[None]:
-        """Give buffers and random states back as they were."""
-        kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        """Give what the network keeps, and all random states, back as they were."""
+        self._before = Keepsake(self.network)
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 yield
         finally:
-            with torch.no_grad():
-                for name, buffer in self.network.named_buffers():
-                    if name in kept and buffer.shape == kept[name].shape:
-                        buffer.copy_(kept[name])
+            self._before.restore()
             if self.decorrelate is not None:
                 self.decorrelate.forget()
+            del self._before
 
-    def _settle(self, encoded: Tensor, targets: Tensor, first: Trace) -> None:
+    def _settle(self, encoded: Tensor, targets: Tensor) -> None:
         """Find who credits each parameter; withhold those that the rule does not credit."""
         self.withheld.release()
         stream = generator(self.seed, "account", device=self.streams["noise"].device)
@@ -89,7 +84,7 @@ class Accounted:
         names = tuple(site.name for site in sites if site.name in trace.sites)
         named, local = getattr(self.substrate, "named", False), self.local is not None
         book = Bookkeeper(self.network, self.estimator, names, local, named, trace)
-        self.leads = not book.behind and self._smooth(first, encoded, targets, stream)
+        self.leads = not book.behind and self._smooth(trace, encoded, targets, stream)
         self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
         check_outside(self.account, self.estimator, self.withheld.mode, self.substrate.limits)
         parameters = dict(self.network.named_parameters())
@@ -126,7 +121,13 @@ class Accounted:
         self, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> Callable[[Plan], Trace]:
         objective = dataclasses.replace(self.objective, local={})
-        return lambda plan: self.substrate.run(plan, encoded, targets, objective, stream)
+
+        def run(plan: Plan) -> Trace:
+            if self.keeps:
+                self._before.restore()
+            return self.substrate.run(plan, encoded, targets, objective, stream)
+
+        return run
 
     def _check_transport(
         self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
@@ -160,7 +161,8 @@ class Accounted:
     def _reference(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> dict[str, Tensor]:
         """Return the gradients that the first step must not have; later nothing is compared."""
         able = "vjp" in self.substrate.capabilities and self.differentiable
-        if self._verified or not able or not comparable(self.estimator) or self.local is not None:
+        alone = self.local is not None or self.keeps  # its gradient is another in the next pass
+        if self._verified or not able or not comparable(self.estimator) or alone:
             return {}
         loss = self._plain(encoded, targets, begin).loss
         known = {n: p for n, p in self.network.named_parameters() if p.requires_grad}

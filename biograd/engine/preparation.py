@@ -18,6 +18,7 @@ from biograd.contracts import (
     SiteTrace,
     Trace,
 )
+from biograd.contracts.precision import computing, unmixed, widened
 from biograd.engine import currents, structure
 from biograd.errors import CapabilityError, RecipeError
 from biograd.randomness import generator
@@ -77,7 +78,7 @@ class Prepared(Accounted):
             scales=dict(self.scales),
             generator=stream,
             device=encoded.device,
-            dtype=parameters[0].dtype,
+            dtype=computing(parameters[0].dtype),
             parameters=parameters,
             readout=sites[-1].name,
             layers=self._layers,
@@ -120,12 +121,14 @@ class Prepared(Accounted):
             self._kept = {}
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
-        encoded = self.substrate.encode(inputs, stream)
-        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
+        trace = self._tried(Plan(graph=False), encoded, targets, stream)
         check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
+        if not isinstance(self.network, Network):
+            self._find_state(trace, encoded, begun, stream)
         if self.timed and self.substrate.time(trace.outputs.shape[1]):
-            trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+            trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
             found = root_mean_squares(trace)
@@ -133,8 +136,9 @@ class Prepared(Accounted):
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
+        self.estimator.check_trace(trace)
         trace = self._know_currents(trace, encoded, targets, stream)
-        self._settle(encoded, targets, trace)
+        self._settle(encoded, targets)
         readout, exact = self.substrate.sites[-1].name, self.differentiable and self.leads
         if not exact and readout not in self.scales:
             self.scales[readout] = root_mean_squares(trace)[readout] or 1.0
@@ -171,13 +175,13 @@ class Prepared(Accounted):
             return trace
 
         def losses(plan: Plan) -> Tensor:
-            return self.substrate.run(plan, encoded, targets, self.objective, stream).losses
+            return self._tried(plan, encoded, targets, stream).losses
 
         groups = currents.shared(self.hidden, trace, losses)
         if not groups:
             return trace
         self.substrate.join(groups)
-        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         known = {name: size for name, size in self.scales.items() if name in self._shapes}
         fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
@@ -205,15 +209,16 @@ class Prepared(Accounted):
     def _build(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         """Make local heads, find what they depend on, then make what the estimator keeps."""
         device = self.streams["noise"].device
-        trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
+        trace = self._tried(Plan(), encoded, targets, stream)
         if self.local is not None:
             own = generator(self.seed, "local", device=device)
             round = self._round(encoded, targets, None, own)
             self.local.choose(round.blocks, getattr(self.network, "ends", ()))
-            self.local.build(trace, round, trace.outputs.shape[-1])
+            with unmixed(device):
+                self.local.build(trace, round, trace.outputs.shape[-1])
             self.local.to(device)
             self.objective = self.local.objective(self.objective)
-            trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
+            trace = self._tried(Plan(), encoded, targets, stream)
             self._structure = self._find_structure(trace, round)
         round = self._round(encoded, targets, None, generator(self.seed, "build", device=device))
         if self.estimator.__dict__.get("built", False):
@@ -221,16 +226,19 @@ class Prepared(Accounted):
                 f"this {type(self.estimator).__name__} was made for another network's shapes: give "
                 "every engine an estimator of its own"
             )
-        self.estimator.build(trace, round)
+        with unmixed(device):
+            self.estimator.build(trace, round)
         self.estimator.__dict__["built"] = self.estimator.builds
         self.estimator.to(device)
 
     def _find_structure(self, trace: Trace, round: Round) -> dict[str, Any]:
         assert self.local is not None
         of = self.objective.local
-        with torch.enable_grad():
+        with torch.enable_grad(), unmixed(self.streams["noise"].device):
             activity = {name: trace.sites[name].activity for name in of}
-            live = {n: of[n](a, trace.targets) for n, a in activity.items() if a is not None}
+            live = {
+                n: of[n](widened(a), trace.targets) for n, a in activity.items() if a is not None
+            }
         owners = structure.owners(self.hidden, list(of))
         levels = structure.levels(trace, live, owners, self.local.exclusive)
         return {
@@ -258,16 +266,19 @@ class Prepared(Accounted):
     def _check_plans(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         """Ask for the first plan and see whether its boundaries are tight."""
         round = self._round(encoded, targets, torch.arange(len(encoded)), stream)
-        plan = next(iter(self.estimator.plans(round)))
+        with unmixed(stream.device):
+            plan = next(iter(self.estimator.plans(round)))
+        if self.keeps and (plan.passes > 1 or self.withheld.exact):
+            self._refuse_state()
         self._check_transport(plan, encoded, targets, stream)
         boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
         if not boundaries and "local_vjp" in self.estimator.needs:  # of a later plan
             blocks = Plan(boundaries=frozenset(round.blocks))
-            self.substrate.run(blocks, encoded, targets, self.objective, stream)
+            self._tried(blocks, encoded, targets, stream)
         if boundaries and "local_vjp" in self.substrate.capabilities:
             order = [name for name in self.hidden if name in boundaries]
             plan = Plan(boundaries=frozenset(order), detach=plan.detach)
-            trace = self.substrate.run(plan, encoded, targets, self.objective, stream)
+            trace = self._tried(plan, encoded, targets, stream)
             structure.check_boundaries(trace, order)
 
     def _silent_copies(self, encoded: Tensor) -> Plan | None:
@@ -285,7 +296,7 @@ class Prepared(Accounted):
         self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
         """Copies without noise must have the loss of the clean one."""
-        found = self.substrate.run(plan, encoded, targets, self.objective, stream).losses
+        found = self._tried(plan, encoded, targets, stream).losses
         if not torch.allclose(found[1:], found[:1], rtol=1e-3, atol=1e-4):
             raise CapabilityError(
                 "two copies without noise differ in their loss: the network draws random numbers "

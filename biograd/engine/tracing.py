@@ -53,7 +53,8 @@ def _small(site: SiteTrace, stream: torch.Generator) -> Tensor:
     mean = site.trial_mean()
     shape = (DRAWS, len(mean), 1, *mean.shape[1:])
     draw = torch.randn(shape, generator=stream, device=stream.device).to(mean)
-    return draw * (SIZE * mean.square().mean().sqrt())
+    coarse = torch.finfo(site.visits[0].outputs[0].dtype).eps > 1e-4  # rounding must be less
+    return draw * ((10 * SIZE if coarse else SIZE) * mean.square().mean().sqrt())
 
 
 def remembers(site: SiteTrace) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
 from biograd.errors import CapabilityError
-from biograd.estimators.estimator import Estimator, known_sites
+from biograd.estimators.estimator import Estimator
 from biograd.estimators.feedback import Buffers
 
 
@@ -54,7 +54,7 @@ class Broadcast(Estimator):
             raise CapabilityError(
                 f"{type(self).__name__}: sites = (): the signal reaches no site: name one"
             )
-        known_sites(self.sites, sites)
+        super().check(sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the hidden sites that the signal reaches."""
@@ -105,6 +105,7 @@ class Broadcast(Estimator):
             CapabilityError: the block has other steps than the signal.
         """
         matrix = self.matrix(name)
+        signal = signal.to(matrix.dtype)
         if signal.shape[1] == 1:
             found = (signal[:, 0] @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
             return (found.unsqueeze(1) if found.dim() < activity.dim() else found).expand_as(

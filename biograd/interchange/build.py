@@ -49,9 +49,10 @@ def step_length(notes: Mapping[str, Any], choices: Choices) -> float:
     """
     noted = choices.encoding.dt_ms if choices.encoding else notes.get("dt_ms")
     found = noted if choices.dt_ms is None else choices.dt_ms
-    if not isinstance(found, (int, float)) or not found > 0:
+    if not isinstance(found, (int, float)) or not 0 < found < math.inf:
         raise RecipeError(
-            "dt_ms: missing: NIR has no time steps: give their length in milliseconds"
+            "dt_ms: missing: NIR has no time steps: give their length in milliseconds (snnTorch "
+            "writes graphs for steps of 0.1)"
         )
     return float(found)
 
@@ -177,7 +178,7 @@ class _Builder:
         notes = self.parsed.noted(one.weight)
         weight = np.asarray(node.scale if kind == "Scale" else node.weight)
         weight = weight.reshape(-1, 1) if kind == "Scale" else weight
-        self.types.add(weight.dtype)
+        self.types.add(weight.dtype.newbyteorder("="))
         bias = np.asarray(node.bias) if hasattr(node, "bias") else None
         if kind == "Conv2d":
             bias = None if notes.get("bias") == "none" else bias
@@ -264,7 +265,7 @@ class _Builder:
                 f"node {one.weight!r}: weights from {weight.shape[-1]} units, behind "
                 f"{one.source!r} of {units}"
             )
-        self.types.add(weight.dtype)
+        self.types.add(weight.dtype.newbyteorder("="))
         bias = None if bias is None else np.asarray(bias).astype(np.float64) * of_bias
         return _linear((weight * of_weight).astype(weight.dtype), bias)
 
@@ -287,9 +288,9 @@ def _filled(layer: nn.Module, weight: Array, bias: Array | None) -> nn.Module:
     """Set weight and bias, in double precision until the whole network has its type."""
     layer.double()
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(np.array(weight)))  # type: ignore[operator]
+        layer.weight.copy_(torch.from_numpy(np.array(weight, np.float64)))  # type: ignore[operator]
         if bias is not None:
-            layer.bias.copy_(torch.from_numpy(np.array(bias)))  # type: ignore[operator]
+            layer.bias.copy_(torch.from_numpy(np.array(bias, np.float64)))  # type: ignore[operator]
     return layer
 
 
@@ -305,7 +306,7 @@ def _encoding(parsed: Parser, choices: Choices, where: str) -> Encoding:
     if recipe is None and isinstance(noted, str):
         try:
             recipe = construct(EncodingRecipe, json.loads(noted), where, "encoding")
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise RecipeError(f"{where}: encoding: {error}") from error
         shape = tuple(int(size) for size in np.ravel(parsed.notes.get("datum_shape", shape)))
     if not known and choices.duration_ms is None:

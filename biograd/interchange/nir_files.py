@@ -11,16 +11,20 @@ from torch import nn
 from biograd import disk
 from biograd.checking import Positive, validate
 from biograd.circuit.circuit import Circuit
-from biograd.errors import RecipeError
+from biograd.errors import RecipeError, brief, fitting
 from biograd.interchange.build import Choices, build, step_length
+from biograd.interchange.graph_checks import check_file
 from biograd.interchange.nodes import Subtract, graph, library
 from biograd.interchange.parse import Parser
+from biograd.interchange.parts import notes_of
 from biograd.interchange.weighing import Read
 from biograd.recipes import EncodingRecipe
 from biograd.runs.reader import Run
 from biograd.runs.stored_arrays import steady
 from biograd.simulators.population import Simulator
 
+SHAPES = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+"""What comes of arrays that do not fit together."""
 SUBTRACTS = ("loop", "node")
 READS = ("mean", "sum", "last", "steps")
 RESETS = {"value": False, "subtract": True}
@@ -130,9 +134,14 @@ def import_nir(
         raise RecipeError(f"read = {read!r}: take 'mean', 'sum', 'last' or 'steps'")
     made, where = _graph(source)
     choices = Choices(dt_ms, duration_ms, encoding, substrate)
-    step = step_length(made.metadata or {}, choices)
+    step = step_length(notes_of(made), choices)
     subtracts = None if reset is None else RESETS[reset]
-    return build(Parser(made, step, subtracts, read), choices, where)
+    try:
+        with fitting(f"{where}: the network is too large", "the graph's shapes, or duration_ms"):
+            return build(Parser(made, step, subtracts, read), choices, where)
+    except SHAPES as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise RecipeError(f"{where}: its parts do not fit together: {brief(said)}") from error
 
 
 def _graph(source: Any) -> tuple[Any, str]:
@@ -144,8 +153,11 @@ def _graph(source: Any) -> tuple[Any, str]:
         raise RecipeError(f"{type(source).__name__}: give a nir.NIRGraph or the path of a file")
     try:
         # biograd has checks of its own, and older files do not pass those of nir
+        check_file(Path(source))
         made = nir.read(Path(source), type_check=False)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+    except RecipeError:
+        raise
+    except Exception as error:  # nir builds its nodes of whatever the file holds
         said = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"{source}: cannot be read as a NIR file: {said}") from error
     return made, str(source)

@@ -14,6 +14,7 @@ from torch import nn
 
 from biograd.circuit.graph import INPUT
 from biograd.errors import CapabilityError, RecipeError
+from biograd.interchange.graph_checks import check_step, check_values
 from biograd.interchange.nir_neuron import (
     GRADED,
     KEYS,
@@ -23,7 +24,7 @@ from biograd.interchange.nir_neuron import (
     milliseconds,
     settled,
 )
-from biograd.interchange.parts import Connection, PopulationNodes, flat, plain
+from biograd.interchange.parts import Connection, PopulationNodes, flat, notes_of
 from biograd.interchange.weighing import Read
 
 WEIGHTS = ("Affine", "Linear", "Scale", "Conv2d")
@@ -56,7 +57,7 @@ class Parser:
 
     def __init__(self, graph: Any, dt_ms: float, subtracts: bool | None, read: Read | None) -> None:
         self.nodes, edges = flat(graph)
-        self.notes = {name: plain(value) for name, value in (graph.metadata or {}).items()}
+        self.notes = notes_of(graph)
         self.dt_ms, self.subtracts = dt_ms, subtracts
         self.before: dict[str, list[str]] = {name: [] for name in self.nodes}
         self.after: dict[str, list[str]] = {name: [] for name in self.nodes}
@@ -72,6 +73,8 @@ class Parser:
                     f"node {name!r}: biograd has nothing for a {self.kind(name)} (known: "
                     f"{', '.join(KNOWN)})"
                 )
+        check_values(self.nodes)
+        check_step(self.nodes, dt_ms)
         self.names = {"input": self._only("Input"), "output": self._only("Output")}
         given = self.nodes[self.names["input"]].input_type["input"]
         self.shape = tuple(int(size) for size in np.ravel(given))
@@ -121,7 +124,7 @@ class Parser:
 
     def noted(self, name: str) -> dict[str, Any]:
         """Return what a node notes."""
-        return {key: plain(value) for key, value in (self.nodes[name].metadata or {}).items()}
+        return notes_of(self.nodes[name])
 
     def _only(self, kind: str) -> str:
         found = [name for name in self.nodes if self.kind(name) == kind]
@@ -251,8 +254,8 @@ class Parser:
         if not alike or np.any(one.cell.rest) or not dense:
             return ""
         here = self._sole(weights)
-        while self.kind(here) == "Flatten":
-            here = self._sole(here)
+        for _ in self.nodes:
+            here = self._sole(here) if self.kind(here) == "Flatten" else here
         spikes = any(here == one.exit and one.cell.spiking for one in populations)
         return one.main if spikes and not {"mask", "sign"} & self.noted(weights).keys() else ""
 
@@ -278,6 +281,8 @@ class Parser:
                 raise CapabilityError(f"node {here!r}: it leads nowhere")
             if len(self.after[here]) > 1 and self.kind(here) in WEIGHTS:
                 raise CapabilityError(f"node {here!r}: its weights act in several places")
+            if here in way[:-1]:
+                raise CapabilityError(f"node {here!r}: a loop without a population in it")
             open_ways += [[*way, name] for name in self.after[here]]
 
     def _way(self, source: str, nodes: list[str], target: PopulationNodes | None) -> Connection:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.interchange.nir_neuron import NirNeuron
 
 
@@ -81,6 +82,18 @@ def flat(graph: Any, prefix: str = "") -> tuple[dict[str, Any], list[tuple[str, 
             for b in (first if two == own else [two])
         ] + [(a, b) for a, b in ways if start not in (a, b) and stop not in (a, b)]
     return nodes, edges
+
+
+def notes_of(node: Any) -> dict[str, Any]:
+    """Return what a graph or a node notes beside its values.
+
+    Raises:
+        RecipeError: it notes something else than a table.
+    """
+    given = node.metadata or {}
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"metadata of a {type(node).__name__}: must be a table")
+    return {str(key): plain(value) for key, value in given.items()}
 
 
 def plain(value: Any) -> Any:

@@ -34,7 +34,17 @@ from biograd.recipes.dataset_recipe import (
 )
 from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
-from biograd.recipes.toml import merge, names, override, read, shipped
+from biograd.recipes.toml import (
+    Laid,
+    blamed,
+    check_depth,
+    merge,
+    names,
+    override,
+    read,
+    settings,
+    shipped,
+)
 
 if TYPE_CHECKING:
     from biograd.recipes.architecture import (
@@ -59,6 +69,10 @@ __all__ = [
     "read",
     "merge",
     "override",
+    "Laid",
+    "blamed",
+    "settings",
+    "check_depth",
     "NetworkRecipe",
     "MixerRecipe",
     "PopulationRecipe",

@@ -6,11 +6,11 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from biograd.checking import Checked, Count, NotNegative, Range, Table, construct
 from biograd.errors import RecipeError
-from biograd.recipes.toml import names, override, read
+from biograd.recipes.toml import merge, names, override, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +141,10 @@ def dataset_table(name: str) -> tuple[Table, Path | str, str]:
     return table, name, called
 
 
-def load_dataset(name: str | Path, assignments: Iterable[str] = ()) -> DatasetRecipe:
-    """Return the dataset recipe ``name``; ``assignments`` override keys.
+def load_dataset(
+    name: str | Path, assignments: Iterable[str] = (), over: Mapping[str, Any] | None = None
+) -> DatasetRecipe:
+    """Return the dataset recipe ``name``; ``assignments``, then ``over``, override keys.
 
     Raises:
         RecipeError: see ``dataset_table``; unknown key, wrong type, value out of range.
@@ -156,4 +158,4 @@ def load_dataset(name: str | Path, assignments: Iterable[str] = ()) -> DatasetRe
             table["paths"] = {
                 k: str((beside / str(v)).resolve()) for k, v in table["paths"].items()
             }
-    return construct(DatasetRecipe, override(table, assignments), where)
+    return construct(DatasetRecipe, merge(override(table, assignments), over or {}), where)

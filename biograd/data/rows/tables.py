@@ -75,6 +75,17 @@ class About:
             raise DataError(f"{where}: meta: {error}") from error
 
 
+def _meta(text: Any, where: str) -> dict[str, Any]:
+    """Return the table that a JSON text holds."""
+    try:
+        found = json.loads(str(np.asarray(text)))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: meta: not readable as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: meta: must be a table")
+    return found
+
+
 def _plain(value: Any) -> Any:
     value = (
         value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
@@ -101,7 +112,7 @@ def read(
     """
     table, about = dict(table), about or About()
     if "meta" in table:
-        about = About.of(json.loads(str(np.asarray(table.pop("meta")))), where)
+        about = About.of(_meta(table.pop("meta"), where), where)
     if about.dt_ms and not np.isclose(about.dt_ms, request.dt_ms):
         raise DataError(
             f"{where}: steps of dt_ms = {about.dt_ms:g}, the encoding has encoding.dt_ms = "

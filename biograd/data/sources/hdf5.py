@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from biograd.data.digests import of_files
+from biograd.data.files.unpacking import check_size
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.sources.own_files import paths_of
@@ -24,6 +25,11 @@ class Column:
 
     def __init__(self, path: Path, name: str, dataset: h5py.Dataset) -> None:
         self.path, self.name = path, name
+        if dataset.external:  # any file of this machine
+            raise DataError(f"{path}: {name}: its values are in another file: write them here")
+        if not dataset.is_virtual:
+            declared = dataset.size * dataset.dtype.itemsize
+            check_size(declared, dataset.id.get_storage_size(), f"{path}: {name}")
         self.shape, self.ragged = dataset.shape, h5py.check_vlen_dtype(dataset.dtype) is not None
         self.lazy = not self.ragged and dataset.size * dataset.dtype.itemsize > IN_MEMORY
         self._opened: tuple[int, h5py.Dataset] | None = None
@@ -32,7 +38,11 @@ class Column:
         return int(self.shape[0])
 
     def __getitem__(self, rows: Any) -> Any:
-        found = self._dataset[rows]
+        try:
+            found = self._dataset[rows]
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            said = " ".join(str(error).split())
+            raise DataError(f"{self.path}: {self.name}: cannot be read: {said}") from error
         return found.astype(str) if isinstance(found, np.ndarray) and _texts(found) else found
 
     @property
@@ -74,7 +84,7 @@ def _one(path: Path, request: Request) -> Parts:
         with h5py.File(path, "r", locking="best-effort") as file:
             file.visititems(visit)
             attributes = dict(file.attrs)
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"{path}: cannot be read as HDF5: {' '.join(str(error).split())}"
         ) from error

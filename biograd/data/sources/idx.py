@@ -6,6 +6,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from biograd.checking import NoSettings
 from biograd.data.files.fetch import fetch_by_key
+from biograd.data.files.unpacking import check_size
 from biograd.data.request import Parts, Request
 from biograd.data.rows.arrays import Arrays
 from biograd.errors import DataError, RecipeError, nearest
@@ -20,6 +22,7 @@ from biograd.errors import DataError, RecipeError, nearest
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 UNSIGNED_BYTE = 0x08
 GZIP_MAGIC = b"\x1f\x8b"
+MOST_AXES = 8
 
 
 def read(request: Request) -> Parts:
@@ -78,30 +81,52 @@ def parse(path: Path) -> Tensor:
     Raises:
         DataError: not IDX, another type, or more or fewer values than the header says.
     """
-    content = _unpacked(path)
-    if len(content) < 4 or content[:2] != b"\0\0":
-        raise DataError(f"{path}: not an IDX file: it begins with 0x{content[:4].hex()}")
-    kind, axes = content[2], content[3]
-    if kind != UNSIGNED_BYTE or not axes:
-        raise DataError(f"{path}: IDX type 0x{kind:02x}, {axes} axes: must be unsigned bytes, 0x08")
-    start = 4 + 4 * axes
-    if len(content) < start:
-        raise DataError(f"{path}: truncated: the header of {start} bytes ends at {len(content)}")
-    sizes = np.frombuffer(content, ">u4", axes, offset=4).tolist()
-    expected, found = math.prod(sizes), len(content) - start
-    if found != expected:
-        shape = "x".join(map(str, sizes))
-        what = "truncated" if found < expected else "too long"
-        raise DataError(f"{path}: {what}: {shape} values need {expected} bytes, found {found}")
-    values = np.frombuffer(content, np.uint8, offset=start).reshape(sizes)
-    return torch.from_numpy(values.copy())
-
-
-def _unpacked(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == GZIP_MAGIC else content
+        with _opened(path) as stream:
+            return _values(stream, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: truncated or damaged gzip: {error}") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """Return a file, unpacked as it is read."""
+    stream = path.open("rb")
+    packed = stream.read(2) == GZIP_MAGIC
+    stream.seek(0)
+    if not packed:
+        return stream
+    stream.close()
+    return gzip.open(path)
+
+
+def _values(stream: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
+        raise DataError(f"{path}: not an IDX file: it begins with 0x{start.hex()}")
+    kind, axes = start[2], start[3]
+    if kind != UNSIGNED_BYTE or not 1 <= axes <= MOST_AXES:
+        raise DataError(
+            f"{path}: IDX type 0x{kind:02x}, {axes} axes: must be unsigned bytes, 0x08, of 1 to "
+            f"{MOST_AXES} axes"
+        )
+    header = stream.read(4 * axes)
+    if len(header) < 4 * axes:
+        size, found = 4 + 4 * axes, 4 + len(header)
+        raise DataError(f"{path}: truncated: the header of {size} bytes ends at {found}")
+    sizes = np.frombuffer(header, ">u4").tolist()
+    expected = math.prod(sizes)
+    shape = f"{'x'.join(map(str, sizes))} values need {expected} bytes, found"
+    stored = path.stat().st_size
+    if not isinstance(stream, gzip.GzipFile) and expected > stored:
+        raise DataError(f"{path}: truncated: {shape} {stored - 4 - len(header)}")
+    check_size(expected, stored, path)
+    content = stream.read(expected)
+    if len(content) < expected:
+        raise DataError(f"{path}: truncated: {shape} {len(content)}")
+    if stream.read(1):
+        packed = isinstance(stream, gzip.GzipFile)
+        more = "more" if packed else str(stored - 4 - len(header))
+        raise DataError(f"{path}: too long: {shape} {more}")
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(sizes).copy())

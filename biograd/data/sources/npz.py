@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
-import numpy as np
-
+from biograd.data.files.unpacking import check_size, read_npy
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.sources.own_files import paths_of
-from biograd.errors import DataError
+from biograd.errors import DataError, brief
 
 
 def read(request: Request) -> Parts:
@@ -24,19 +24,19 @@ def read(request: Request) -> Parts:
 
 
 def _one(path: Path, request: Request) -> Parts:
+    table = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            table = {name: _array(file, name, path) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as npz: {error}") from error
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                where = f"{path}: {info.filename}"
+                check_size(info.file_size, info.compress_size, where)
+                with file.open(info) as stream:
+                    name = info.filename.removesuffix(".npy")
+                    table[name] = read_npy(stream, info.file_size, where)
+    except DAMAGED as error:
+        raise DataError(f"{path}: cannot be read as npz: {brief(str(error))}") from error
     return tables.read(table, request, str(path))
 
 
-def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
-    try:
-        return file[name]
-    except ValueError as error:
-        raise DataError(
-            f"{path}: {name}: an array of objects: write rows of different lengths one behind the "
-            "other, with offsets"
-        ) from error
+DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+"""What a zip file can come to; an unknown method is a RuntimeError."""

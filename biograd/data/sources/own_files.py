@@ -10,6 +10,7 @@ import torch
 
 from biograd.data.choosing import SPLITS
 from biograd.data.digests import of_files
+from biograd.data.files.unpacking import open_npy
 from biograd.data.request import Parts, Request
 from biograd.data.rows.items import Items
 from biograd.data.source import Source
@@ -58,11 +59,13 @@ def load(path: Path) -> np.ndarray:
     """
     try:
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            return open_npy(path)
         from matplotlib.image import imread
 
         picture = imread(path)
-    except (OSError, ValueError, SyntaxError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # of a picture's reader, anything, such as a DecompressionBombError
         raise DataError(f"{path}: cannot be read: {error}") from error
     return picture[None] if picture.ndim == 2 else np.moveaxis(picture, -1, 0)
 

@@ -1,0 +1,72 @@
+"""What files say of their sizes, checked before anything of that size is allocated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from biograd.errors import DataError, brief
+
+FREE, RATIO = 64 * 2**20, 250
+"""Bytes that a file may unpack to whatever its size is, and how many to one byte beyond."""
+
+
+def check_size(declared: int, stored: int, where: object) -> None:
+    """Refuse what says that it unpacks to far more than data do.
+
+    Raises:
+        DataError: it does; ``where`` opens the message.
+    """
+    if declared > max(FREE, RATIO * stored):
+        raise DataError(
+            f"{where}: {declared} bytes in {stored}: no data are packed so well; it is damaged, or "
+            "made to fill the memory"
+        )
+
+
+def read_npy(stream: IO[bytes], stored: int, where: object) -> np.ndarray[Any, Any]:
+    """Return the array of an ``.npy`` stream, which cannot hold objects.
+
+    Args:
+        stored: bytes of the stream, with its header.
+
+    Raises:
+        DataError: it is damaged, or an array of objects.
+    """
+    try:
+        version = np.lib.format.read_magic(stream)
+        first = version == (1, 0)
+        header = (
+            np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = header(stream)
+        if dtype.hasobject:
+            raise DataError(
+                f"{where}: an array of objects: write rows of different lengths one behind the "
+                "other, with offsets"
+            )
+        declared, found = math.prod(shape) * dtype.itemsize, stored - stream.tell()
+        if declared != found:
+            raise DataError(
+                f"{where}: {list(shape)} of {dtype} need {declared} bytes, found {found}"
+            )
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
+        raise DataError(f"{where}: cannot be read as npy: {brief(str(error))}") from error
+
+
+def open_npy(path: Path) -> np.ndarray[Any, Any]:
+    """Return the array of an ``.npy`` file.
+
+    Raises:
+        DataError: it cannot be read, or see :func:`read_npy`.
+    """
+    try:
+        with path.open("rb") as stream:
+            return read_npy(stream, path.stat().st_size, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
