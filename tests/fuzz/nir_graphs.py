@@ -17,7 +17,11 @@ from .mutators import damaged_bytes
 
 GRAPHS = {
     "spiking": ["network.hidden=[6,5]"],
-    "spiking_convolution": ["network.channels=[2]", "network.hidden=[5]"],
+    "spiking_convolution": [
+        "network.channels=[2]",
+        "network.hidden=[5]",
+        "network.normalisation=none",
+    ],
     "spiking_recurrent": ["network.hidden=[6]", "network.substrate=torch"],
 }
 NUMBERS = [0, -1, 1e-300, 1e300, np.nan, np.inf, -np.inf, 2**31, 2**62, 0.5]
