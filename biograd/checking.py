@@ -140,14 +140,24 @@ def validate(make: Callable[..., Any], values: Mapping[str, Any]) -> None:
     Args:
         values: its ``locals()``, or some of them; what it does not annotate is ignored.
 
+    A class with a method ``unread`` says which arguments nothing reads beside the others.
+
     Raises:
-        RecipeError: wrong type or value out of range; the message opens with its name.
+        RecipeError: wrong type, value out of range, or one that has no effect; the message opens
+            with its name.
     """
     annotated = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]
     hints = typing.get_type_hints(annotated, include_extras=True)
     for name, hint in hints.items():
         if name in values:
             convert(hint, values[name], make.__name__, name)
+    idle = getattr(make, "unread", None)
+    if idle is not None and type(values.get("self")) is make:
+        parameters = inspect.signature(make).parameters
+        for name, reason in idle(values).items():
+            if values[name] != parameters[name].default:
+                given = f"{name} = {values[name]!r}"
+                raise RecipeError(f"{make.__name__}: {given}: has no effect {reason}")
 
 
 def convert(hint: Any, value: Any, where: object, key: str) -> Any:

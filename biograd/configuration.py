@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from biograd import decorrelation, estimators, local, recipes
+from biograd.checking import convert
 from biograd.data import Dataset
 from biograd.data import load as load_data
 from biograd.data.sources.own_data import named
 from biograd.encoding import ENCODINGS
+from biograd.engine.settings import unread
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
+from biograd.recipes.model import check_read, covered
+from biograd.recipes.toml import merged, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,8 @@ class TrainingRequest:
     out: Path | None = None
     force: bool = False
     assignments: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
+    """Assignments before the others, of several runs: here they need not have an effect."""
     data_dir: Path | None = None
     offline: bool = False
     control: bool = False
@@ -41,6 +47,10 @@ class TrainingRequest:
     task: str | Mapping[str, Any] | None = None
     repeatable: bool = False
     """Refuse data that do not repeat."""
+    laid: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Tables laid over the recipe, by the arguments that they came in."""
+    sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    """Layers of a module of the user's that are sites."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +83,22 @@ class Configuration:
     control: bool = False
     module: bool = False
     """The network is a module of the user's, which no recipe can build again."""
+    sites: Mapping[str, tuple[str, ...]] | None = None
+    """Layers of that module that are sites; None: all with weights."""
     stages: tuple[Stage, ...] = ()
     """What came before ``biograd resume --epochs`` gave the run the budget that it has now."""
+
+    @staticmethod
+    def earlier(table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a table as today's: once every run had a loss of classes, whatever its task."""
+        try:
+            training, task = table["recipe"]["training"], table["data"]["task"]
+            if training["loss"] == "cross_entropy" and task["name"] != "classes":
+                training = {**training, "loss": None}
+                return {**table, "recipe": {**table["recipe"], "training": training}}
+        except (KeyError, TypeError):  # not there, or refused by its own name
+            pass
+        return table
 
     def longer(self, epochs: int, step: int) -> Configuration:
         """Return the configuration of the run trained to ``epochs``, from ``step`` on."""
@@ -117,14 +141,33 @@ class Configuration:
             dt_ms=encoding.dt_ms,
         )
 
+    def offered(self) -> Configuration:
+        """Return the configuration of a run file, whose own addresses are not fetched.
+
+        A file may come from anybody: only the addresses of shipped recipes are asked for it.
+        """
+        shipped = {
+            url
+            for name in recipes.names("datasets")
+            for url in recipes.dataset_table(name)[0].get("urls", ())
+        }
+        known = tuple(url for url in self.data.urls if url in shipped)
+        if known == self.data.urls:
+            return self
+        data = dataclasses.replace(self.data, urls=known)
+        return dataclasses.replace(self, data=data, offline=self.offline or not known)
+
     def settled(self, dataset: Dataset) -> Configuration:
         """Return the configuration with the name of the task that the data set."""
         task = {**self.data.task, "name": dataset.task_name}
         return dataclasses.replace(self, data=dataclasses.replace(self.data, task=task))
 
     def table(self) -> dict[str, Any]:
-        """Return the configuration as a table that ``of`` reads."""
-        return dataclasses.asdict(self)
+        """Return the configuration as a table that ``of`` reads, less keys that nothing reads."""
+        found, idle = dataclasses.asdict(self), list(unread(self.recipe, module=self.module))
+        if self.module and not self.data.timed:  # by its steps events are binned
+            idle.append("encoding")
+        return found | {"recipe": without(found["recipe"], idle)}
 
     @classmethod
     def of(cls, table: Mapping[str, Any], where: object) -> Configuration:
@@ -149,17 +192,22 @@ def configure(request: TrainingRequest) -> Configuration:
     """
     if not 0 <= request.seed < 2**63:
         raise RecipeError(f"seed: {request.seed.bit_length()} bits: must be from 0 to 2^63 - 1")
-    to_data = [a.removeprefix("dataset.") for a in request.assignments if a.startswith("dataset.")]
+    asked = (*request.common, *request.assignments)
+    to_data = [a.removeprefix("dataset.") for a in asked if a.startswith("dataset.")]
     to_model = [a for a in request.assignments if not a.startswith("dataset.")]
+    common = [a for a in request.common if not a.startswith("dataset.")]
     name, dataset = _dataset(request, to_data)
     if isinstance(request.model, nn.Module):
         model, where = type(request.model).__name__, list[object]()
     else:
         model = Path(request.model).stem
         where = [recipes.read(request.model, "models")[1], request.model]
-    laid = [*_options(request), *recipes.settings(to_model)]
-    recipe = recipes.blamed(lambda over: _recipe(request.model, name, over), laid, where)
-    _check_budget(request, to_model, recipe)
+    own = [*_options(request), *recipes.settings(to_model)]
+    laid = [*recipes.settings(common), *own]
+    recipes.blamed(lambda over: _recipe(request.model, name, over), laid, where)
+    recipe = _recipe(request.model, name, merged(laid), merged(own))
+    _check_budget(request, [*common, *to_model], recipe)
+    _check_rules(to_model, recipe.estimator)
     return Configuration(
         model=model,
         recipe=recipe,
@@ -173,7 +221,19 @@ def configure(request: TrainingRequest) -> Configuration:
         offline=request.offline,
         control=request.control,
         module=isinstance(request.model, nn.Module),
+        sites=_sites(request),
     )
+
+
+def _sites(request: TrainingRequest) -> dict[str, tuple[str, ...]] | None:
+    """Return the layers of every site, as a file can hold them."""
+    given = request.sites
+    if given is None:
+        return None
+    if not isinstance(request.model, nn.Module):
+        raise RecipeError("sites: have no effect on a network of biograd, which has its own")
+    named = given if isinstance(given, Mapping) else {name: (name,) for name in given}
+    return convert(Mapping[str, tuple[str, ...]], named, "train", "sites")
 
 
 def _options(request: TrainingRequest) -> recipes.Laid:
@@ -183,15 +243,23 @@ def _options(request: TrainingRequest) -> recipes.Laid:
         "--epochs": (request.epochs, {"training": {"epochs": request.epochs}}),
         "--batch-size": (request.batch_size, {"training": {"batch_size": request.batch_size}}),
     }
-    return [(name, table) for name, (value, table) in asked.items() if value is not None]
+    found = [(name, table) for name, (value, table) in asked.items() if value is not None]
+    return [*found, *((name, dict(table)) for name, table in request.laid.items())]
 
 
-def _recipe(model: str | nn.Module, dataset: str, over: dict[str, Any]) -> ModelRecipe:
-    """Return the recipe of a model, all that it names looked up."""
+def _recipe(
+    model: str | nn.Module, dataset: str, over: dict[str, Any], given: recipes.Table | None = None
+) -> ModelRecipe:
+    """Return the recipe of a model, all that it names looked up.
+
+    Args:
+        given: what must have an effect of what is laid over the file.
+    """
     if isinstance(model, nn.Module):
         recipe = recipes.construct(ModelRecipe, over, type(model).__name__)
+        check_read(given or {}, unread(recipe, module=True), "--set")
     else:
-        recipe = recipes.load_model(model, dataset, over)
+        recipe = recipes.load_model(model, dataset, over, unread=unread, given=given)
     for other, table in {recipe.estimator: {}, **recipe.estimators}.items():
         estimators.make(other, table, model)
     decorrelation.make(recipe.decorrelation, model)
@@ -229,6 +297,47 @@ def _check_budget(request: TrainingRequest, assignments: list[str], recipe: Mode
             f"{asked[0]}: training.{unit} = {amount} takes the place of epochs: leave out one of "
             "the two"
         )
+
+
+def _check_rules(assignments: list[str], estimator: str) -> None:
+    """Refuse settings of another rule than the one that learns."""
+    for text in assignments:
+        table, _, rest = text.partition("=")[0].strip().partition(".")
+        if table == "estimators" and rest.partition(".")[0] != estimator:
+            raise RecipeError(f"--set {text}: has no effect: the estimator is {estimator!r}")
+
+
+def without_effect(requests: Iterable[TrainingRequest]) -> dict[str, list[int]]:
+    """Return the common assignments of several runs that have no effect in some of them.
+
+    Returns:
+        each with the places of these runs.
+
+    Raises:
+        RecipeError: one that has no effect in any.
+    """
+    found: dict[str, list[int]] = {}
+    count = 0
+    for place, request in enumerate(requests):
+        count = place + 1
+        for text in _without_effect(request):
+            found.setdefault(text, []).append(place)
+    for text, places in found.items():
+        if len(places) == count:
+            raise RecipeError(f"--set {text}: has no effect in any of the {count} cells")
+    return found
+
+
+def _without_effect(request: TrainingRequest) -> list[str]:
+    recipe = configure(request).recipe
+    idle = unread(recipe, module=isinstance(request.model, nn.Module))
+    found = []
+    for text in request.common:
+        key = text.partition("=")[0].strip()
+        other = key.startswith("estimators.") and key.split(".")[1] != recipe.estimator
+        if other or covered(key, idle):
+            found.append(text)
+    return found
 
 
 def check_device(name: str, where: str = "--device cuda") -> str:

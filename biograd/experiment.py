@@ -31,12 +31,13 @@ from biograd.recording import (
     epoch_sums,
     restore,
 )
+from biograd.recording.observation import neurons, neurons_of
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.layout import LayerInfo, Probe
 from biograd.runs.reader import Run, open_run
 from biograd.runs.writer import RunWriter
-from biograd.training import activity
+from biograd.substrate.network import Network
 
 __all__ = [
     "Configuration",
@@ -51,6 +52,8 @@ __all__ = [
 ]
 
 PROBES = 200
+LONGEST = 20_000
+"""Characters of the text of a module."""
 STEP = (
     "a step of the training is too large",
     "training.batch_size, the copies of the rule, or the network",
@@ -137,6 +140,8 @@ def begin(
         progress.note(note)
     pristine = deepcopy(network) if configuration.control else None
     experiment = Experiment(configuration, dataset, network)
+    if caveat := experiment.engine.estimator.caveat:
+        progress.note(f"{configuration.estimator}: {caveat}")
     probe = make_probe(dataset)
     writer: RunWriter | NullWriter
     if ranks.rank():
@@ -147,7 +152,7 @@ def begin(
             path,
             config=configuration.table(),
             environment=environment(configuration.device),
-            attributes=_attributes(configuration, dataset),
+            attributes=_attributes(experiment, {one.kind for one in layers.values()}),
             probe=probe,
             layers=layers,
             force=force,
@@ -162,8 +167,17 @@ def _load(
 ) -> data.Dataset:
     """Return the data, which must be those of ``digest``, which the run ``path`` had, if given."""
     check_device(configuration.device, "the run was on cuda")
-    with ranks.first_of_machine():
-        dataset = configuration.read(own)
+    offered = configuration.offered() if path else configuration
+    try:
+        with ranks.first_of_machine():
+            dataset = offered.read(own)
+    except DataError as error:
+        if offered is configuration:
+            raise
+        raise DataError(
+            f"{error} [addresses that only {path} names are not fetched: fetch the files of their"
+            " recipe by `biograd data fetch RECIPE`]"
+        ) from error
     if digest and dataset.digest != digest:
         now = f"{dataset.digest[:12]}…" if dataset.digest else "of no digest"
         raise DataError(
@@ -190,8 +204,17 @@ def make_probe(dataset: data.Dataset) -> Probe:
     )
 
 
-def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str, Any]:
-    kind = configuration.recipe.network.kind
+def _attributes(experiment: Experiment, kinds: set[str]) -> dict[str, Any]:
+    """Return what a run with layers of these kinds says of itself."""
+    configuration, dataset = experiment.configuration, experiment.dataset
+    kind, network = configuration.recipe.network.kind, experiment.network
+    model_kind = "snn" if kind in ("spiking", "circuit") else "ann"
+    found: dict[str, Any] = {}
+    if configuration.module:
+        model_kind = "snn" if "spiking" in kinds else "unknown"
+        found |= {"network": str(network)[:LONGEST], "neurons": neurons(network)}
+    if configuration.module and isinstance(network, Network) and network.encoding is not None:
+        found["encoding"] = dataclasses.asdict(network.encoding.recipe)
     return {
         "seed": configuration.seed,
         "device": configuration.device,
@@ -201,26 +224,27 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
         "model": configuration.model,
         "headline": dataset.task.headline,
         "better": dataset.task.better,
-        "model_kind": "snn" if kind in ("spiking", "circuit") else "ann",
+        "model_kind": model_kind,
+        **{name: value for name, value in found.items() if value},
     }
 
 
 def _layers(experiment: Experiment, dataset: data.Dataset, probe: Probe) -> dict[str, LayerInfo]:
     inputs = dataset.evaluated.take(torch.as_tensor(probe.index[:2])).inputs
-    found = activity(experiment.network, inputs, experiment.watched)
-    spiking = getattr(experiment.network, "spiking", False)
-    encoding = getattr(experiment.network, "encoding", None)
-    neuron = dataclasses.asdict(experiment.configuration.recipe.neuron) if spiking else {}
-    return {
-        name: LayerInfo(
-            kind="spiking" if spiking else "rate",
-            n_units=value.shape[-1],
-            dt_ms=encoding.dt_ms if spiking and encoding else 0.0,
-            n_steps=value.shape[1] if spiking else 0,
-            neuron_params=neuron,
+    network, known = experiment.network, neurons(experiment.network)
+    encoding = network.encoding if isinstance(network, Network) else None
+    found = {}
+    for name, one in experiment.observe(inputs).items():
+        spiking = one.kind == "spiking"
+        found[name] = LayerInfo(
+            kind=one.kind,
+            n_units=one.values.shape[-1],
+            shape=one.shape,
+            dt_ms=encoding.dt_ms if spiking and encoding else None,
+            n_steps=one.steps or None,
+            neuron_params=neurons_of(name, known),
         )
-        for name, value in found.items()
-    }
+    return found
 
 
 def _default_path(configuration: Configuration) -> Path:

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from biograd import encoding
-from biograd.brian.neuron_checks import check_no_constants
 from biograd.circuit.assembly import build_circuit
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.local_mixer import LocalMixer
-from biograd.circuit.sugar import Layers, check_keys
+from biograd.circuit.sugar import Layers, check_shape
+from biograd.circuit.unread import check_changed, in_time
 from biograd.contracts import Substrate
 from biograd.errors import CapabilityError, RecipeError, fitting
 from biograd.events.event_network import EventNetwork
@@ -88,7 +88,7 @@ def build(
 
 def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool) -> Network:
     network = recipe.network
-    static = network.kind == "local_mixer" or (network.kind == "rate" and not network.recurrent)
+    static = not in_time(network)
     _check(recipe)
     if static and timed:
         raise RecipeError(
@@ -112,7 +112,7 @@ def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: 
 def _check(recipe: ModelRecipe) -> None:
     """Refuse what this kind of network would not look at."""
     network, neuron = recipe.network, recipe.neuron
-    check_keys(network)
+    check_shape(network)
     if isinstance(neuron, EventDriven) and (network.kind, network.substrate) != (
         "spiking",
         "torch",
@@ -128,17 +128,11 @@ def _check(recipe: ModelRecipe) -> None:
         raise RecipeError("[population]: a circuit has [populations.NAME]: take it out, or name it")
     if recipe.population != PopulationRecipe() and not recipe.population.equations:
         raise RecipeError("population.equations: missing, but [population] says something else")
-    if recipe.population.units:
-        raise RecipeError("population.units: network.hidden says how many neurons: take it out")
     if recipe.population.equations and (network.kind, network.substrate) != ("spiking", "brian2"):
         raise RecipeError(
             "population.equations: need network.kind = 'spiking', network.substrate = 'brian2'"
         )
-    if recipe.population.equations:
-        check_no_constants(neuron, "[population]")
-    named = [one for one in recipe.populations.values() if not one.equations]
-    if circuit and recipe.populations and not named:
-        check_no_constants(neuron, "[populations]")
+    check_changed(recipe)
 
 
 def substrate(network: nn.Module, sites: Sites | None = None) -> Substrate:

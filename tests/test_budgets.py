@@ -45,7 +45,8 @@ def request(path: Path, *assignments: str, **changes: Any) -> TrainingRequest:
         dataset="random_manifolds",
         estimator="weak",
         out=path,
-        assignments=(*SMALL, *assignments),
+        common=SMALL,
+        assignments=assignments,
         device="cpu",
     )
     return replace(asked, **changes)
@@ -195,7 +196,7 @@ def test_more_epochs_than_the_recipe_has_are_no_obstacle(tmp_path: Path) -> None
     model.write_text(f"[training]\npasses = {ROWS * (epochs + 2)}\nbatch_size = 100\n")
     with pytest.raises(Interrupted):
         experiment.execute(request(path, model=str(model), estimator="backprop",
-                                   assignments=SMALL[:2]), Watch(2 * epochs + 3))  # fmt: skip
+                                   common=SMALL[:2]), Watch(2 * epochs + 3))  # fmt: skip
     assert experiment.proceed(path)["epochs"] == epochs + 2
     assert experiment.proceed(path)["epochs"] == epochs + 2
 

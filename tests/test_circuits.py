@@ -39,8 +39,8 @@ from biograd.recipes import (
     construct,
     load_model,
 )
+from biograd.recording.observation import observe
 from biograd.simulators.population import Population
-from biograd.training import activity
 
 CLASSES = 3
 LIF = "dv/dt = (8 * I - v) / (10*ms) : 1\nI : 1"
@@ -324,7 +324,7 @@ def as_built(make: Callable[..., tuple[Any, ...]], *key: Any) -> tuple[Any, ...]
 
 def twins(recurrent: bool, hidden: tuple[int, ...] = (5, 4)) -> tuple[Circuit, Circuit]:
     """Return a stack of layers by ``hidden`` and by ``populations`` with the same weights."""
-    encoding = {"kind": "poisson", "gain": 2.0, "duration_ms": 20.0}
+    encoding = {"kind": "poisson", "duration_ms": 20.0}
     stack = biograd.build(
         ModelRecipe(
             network=NetworkRecipe(
@@ -477,7 +477,7 @@ def both_ways(kind: str) -> tuple[Circuit, Circuit]:
         "b": {"units": 4, **SYNAPTIC},
         "c": {"units": 4, **SYNAPTIC},
     }
-    encoding = {"kind": kind, "gain": 2.0}
+    encoding = {"kind": kind} | ({"gain": 2.0} if kind == "current" else {})
     forward = circuit(populations, FORWARD, encoding=encoding)
     loop = FORWARD | {"loop": to("c", "c", variable="I", bias=False)}
     stepped = circuit(populations, loop, encoding=encoding)
@@ -959,14 +959,14 @@ def test_what_a_run_records_of_a_circuit(stepwise: bool) -> None:
     """Spikes keep their steps; the course of another variable is averaged over them."""
     network = as_built(both_ways, "poisson")[stepwise]
     inputs, _ = batch()
-    found = activity(network, inputs, network.populations)
+    found = observe(network, (), inputs)
     for name, train in network.activity(inputs).items():
-        assert train.shape[:2] == (8, 20) and torch.equal(found[name], train)
+        assert train.shape[:2] == (8, 20) and torch.equal(found[name].values, train)
     loop = {"a_a": to("a", "a", bias=False)} if stepwise else {}
     smooth = circuit({"a": {"units": 5, **RATE}}, {"into": to("input", "a"), **loop})
     course = smooth.activity(inputs)["cells.a"]
     assert course.shape == (8, 20, 5) and not smooth.spiking
-    assert torch.equal(activity(smooth, inputs, ("cells.a",))["cells.a"], course.mean(1))
+    assert torch.equal(observe(smooth, (), inputs)["cells.a"].values, course.mean(1))
 
 
 @pytest.mark.slow
@@ -1073,7 +1073,11 @@ INTO = to("input", "a")
         ({"a": A}, {"x": {**INTO, "kind": "spars"}}, "kind = 'spars'"),
         ({"a": A}, {"x": {**INTO, "kind": "convolution"}}, "of 'input' lie in no grid"),
         ({"a": A}, {"x": {"source": "input"}}, "missing key projections.x.target"),
-        ({"a": {"units": 5, "threshold": "v > 1"}}, {"x": INTO}, "populations.a.equations: miss"),
+        (
+            {"a": {"units": 5, "threshold": "v > 1"}},
+            {"x": INTO},
+            "populations.a.threshold: .* without",
+        ),
         ({"a": {**A, "equations": "dv/dt = -v : 1\nI : 1"}}, {"x": INTO}, "populations.a"),
         ({"a": {**A, "scale": {"J": 1}}}, {"x": INTO}, "populations.a.scale.J: no current flows"),
         (
@@ -1114,7 +1118,10 @@ def test_a_recipe_that_does_not_hold_together(
         ("network.recurrent=true", r"network\.recurrent: has no effect on a circuit"),
         ("network.activation=tanh", r"network\.activation: has no effect on a circuit"),
         ("population.threshold='v > 1'", r"\[population\]: a circuit has \[populations\.NAME\]"),
-        ("neuron.threshold=2.0", r"neuron\.threshold = 2\.0: .* write it into \[populations\], or"),
+        (
+            "neuron.threshold=2.0",
+            r"neuron\.threshold: has no effect on neurons of the equa",
+        ),
         ("neuron.kind=event_driven", r"neuron\.kind = 'event_driven'"),
     ],
 )

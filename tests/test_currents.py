@@ -269,6 +269,7 @@ def decided(rule: Estimator, **given: object) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_rule_by_noise_decides_worse_than_frozen_layers() -> None:
     frozen = decided(biograd.FrozenHidden())
     for rule in (biograd.WeakGradient, biograd.NodePerturbation, biograd.LikelihoodRatio):

@@ -167,9 +167,19 @@ def test_exact_on_a_linear_loss(method: str) -> None:
     check_equal(found, truth(inputs, targets), 1e-9)
 
 
-@pytest.mark.parametrize("method", ["orthogonal", "finite_difference", "ridge"])
+SHRINKING = {
+    "orthogonal": 0.6,
+    "finite_difference": 0.6,
+    "least_squares": 0.6,
+    "anchored": 0.6,
+    "central_difference": 0.3,
+    "ridge": None,
+}
+
+
+@pytest.mark.parametrize("method", SHRINKING)
 def test_shrinking_methods_shrink_as_known(method: str) -> None:
-    """6 of 10 directions keep 6/10 of the slope; ridge keeps less than all, more than nothing."""
+    """6 of 10 directions keep 6/10 of the slope, 3 pairs of them half of that; ridge less."""
     inputs, targets = batch(16)
     expected = truth(inputs, targets)
     engine = linear_engine(WeakGradient(7, method=method))
@@ -184,7 +194,38 @@ def test_shrinking_methods_shrink_as_known(method: str) -> None:
     if method == "ridge":
         assert 0.3 < mean < 0.6
     else:
-        assert mean == pytest.approx(0.6, abs=0.03)
+        assert mean == pytest.approx(SHRINKING[method], abs=0.03)
+
+
+ORDERS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "finite_difference": ("weak", {"method": "finite_difference", "copies": 9}, 1.0),
+    "central_difference": ("weak", {"method": "central_difference", "copies": 17}, 2.0),
+    "antithetic": ("weak", {"method": "antithetic", "copies": 2001}, 2.0),
+    "likelihood_ratio": ("likelihood_ratio", {"antithetic": True, "copies": 2001}, 2.0),
+    "weight_perturbation": ("weight_perturbation", {"copies": 2001}, 2.0),
+}
+"""With noise in opposite pairs or along all axes what is left of a common draw is bias."""
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_order_of_the_bias_in_sigma_is_what_the_table_says(name: str) -> None:
+    """The same noise at three sizes: the differences to the smallest grow by a power of sigma."""
+    rule, settings, order = ORDERS[name]
+    inputs, targets = batch()
+    found = []
+    for sigma in (1e-3, 0.05, 0.1):
+        network = drawn(torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)))
+        engine = attach(network, make(rule, settings | {"sigma": sigma}), seed=7)
+        gradient = gradients(engine, inputs, targets)
+        hidden = ("0.weight", "0.bias")
+        found.append(torch.cat([gradient[key].flatten() for key in hidden]))
+    change = [(one - found[0]).norm() for one in found[1:]]
+    assert float(torch.log2(change[1] / change[0])) == pytest.approx(order, abs=0.2)
+    said = ESTIMATORS[rule].bias
+    assert "third order" not in said
+    assert "second order in sigma" in said and (
+        "finite_difference: first" in said or rule != "weak"
+    )
 
 
 @pytest.mark.parametrize("time_bin", [1, None])

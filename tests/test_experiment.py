@@ -47,7 +47,7 @@ def request(path: Path, model: str, estimator: str, **changes: Any) -> TrainingR
         estimator=estimator,
         epochs=2,
         out=path,
-        assignments=SMALL,
+        common=SMALL,
         device="cpu",
     )
     return replace(choice, **changes)
@@ -137,7 +137,7 @@ def test_sigterm_ends_with_its_own_code(tmp_path: Path) -> None:
 
 def test_a_finished_run_can_be_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    constant = (*SMALL, "training.schedule='constant'")
+    constant = ("training.schedule='constant'",)
     experiment.execute(request(path, "ann", "weak", assignments=constant))
     experiment.proceed(path, epochs=3)
     longer = request(tmp_path / "b.h5", "ann", "weak", assignments=constant, epochs=3)
@@ -411,7 +411,7 @@ def test_any_module_leaves_a_run_file(tmp_path: Path, hidden: bool) -> None:
 
 
 def test_what_does_not_fit_together_leaves_no_run_file(tmp_path: Path) -> None:
-    antithetic = (*SMALL, "estimators.weak.method=antithetic", "estimators.weak.copies=4")
+    antithetic = ("estimators.weak.method=antithetic", "estimators.weak.copies=4")
     with pytest.raises(RecipeError, match="odd number of copies"):
         experiment.execute(request(tmp_path / "a.h5", "ann", "weak", assignments=antithetic))
     assert not list(tmp_path.iterdir())
@@ -423,7 +423,7 @@ def test_what_does_not_fit_together_leaves_no_run_file(tmp_path: Path) -> None:
 def test_settings_of_an_estimator_that_is_not_used_are_checked(
     tmp_path: Path, assignment: str
 ) -> None:
-    wrong = request(tmp_path / "a.h5", "ann", "backprop", assignments=(*SMALL, assignment))
+    wrong = request(tmp_path / "a.h5", "ann", "backprop", assignments=(assignment,))
     with pytest.raises(RecipeError, match=r"estimator = 'weka'|copeis|finite"):
         experiment.execute(wrong)
 

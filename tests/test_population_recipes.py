@@ -222,9 +222,12 @@ def test_shipped_models_hold_nothing_that_does_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("population.units=4", r"population\.units: network\.hidden says how many"),
-        ("neuron.resistance=8.0", r"neuron\.resistance = 8\.0: the neurons are those of the equ"),
-        ("neuron.reset=zero", r"neuron\.reset = 'zero': .* write it into \[population\], or take"),
+        ("population.units=4", r"population\.units: .* network\.hidden, which says how many"),
+        (
+            "neuron.resistance=8.0",
+            r"neuron\.resistance: has no effect on neurons of",
+        ),
+        ("neuron.reset=zero", r"neuron\.reset: .* neurons of \[population\]: write it there"),
         ("network.activation=tanh", r"network\.activation: .* spiking"),
     ],
 )

@@ -57,7 +57,8 @@ def request(path: Path, model: str = "ann", *more: str, **changes: Any) -> Train
         estimator="weak",
         epochs=2,
         out=path,
-        assignments=(*SMALL, *more),
+        common=SMALL,
+        assignments=more,
         device="cpu",
     )
     return replace(asked, **changes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -22,11 +21,6 @@ from biograd.substrate.normalisation import Dropout
 
 READOUT = "readout"
 Shape = tuple[int, ...]
-OWN_KEYS = {
-    "density": ("masked", "sparse"),
-    **dict.fromkeys(("channels", "kernel", "stride", "padding"), ("convolution",)),
-}
-"""Keys of a projection and the kinds that read them."""
 
 
 def build_circuit(
@@ -90,8 +84,6 @@ def _pooled(one: ProjectionRecipe, name: str, shape: Shape) -> tuple[nn.Module |
     """Return what reduces the source's grid, and the shape behind it."""
     where = f"projections.{name}"
     if one.pooling == 1:
-        if one.pool != "average":
-            raise RecipeError(f"{where}.pool: has no effect without {where}.pooling")
         return None, shape
     if len(shape) != 3:
         raise RecipeError(
@@ -104,8 +96,6 @@ def _pooled(one: ProjectionRecipe, name: str, shape: Shape) -> tuple[nn.Module |
 def _port(one: ProjectionRecipe, name: str, block: Block) -> str:
     """Return the port of its target that a projection leads to."""
     if one.kind == "skip":
-        if one.variable:
-            raise RecipeError(f"projections.{name}.variable: has no effect on kind = 'skip'")
         return SKIP
     if one.variable and one.variable not in block.ports:
         hint = nearest(one.variable, block.ports)
@@ -175,18 +165,6 @@ def _check_population(name: str, population: PopulationRecipe) -> None:
         raise RecipeError(f"{where}: {name!r} cannot be the name of a population: take another")
     if not population.units:
         raise RecipeError(f"{where}.units: missing: how many neurons?")
-    named = {"units", "neuron", "normalisation", "dropout"}
-    for field in dataclasses.fields(PopulationRecipe):
-        key, changed = field.name, getattr(population, field.name) != _default(field)
-        if changed and not population.equations and key not in named:
-            raise RecipeError(f"{where}.equations: missing: the other keys need them")
-        if changed and population.equations and key in named - {"units"}:
-            raise RecipeError(f"{where}.{key}: has no effect on a population of equations")
-
-
-def _default(field: Any) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
 
 
 def _sorted(
@@ -202,7 +180,6 @@ def _sorted(
             raise RecipeError(f"{where}.source = {one.source!r}: {nearest(one.source, known)}")
         if one.target not in order:
             raise RecipeError(f"{where}.target = {one.target!r}: {nearest(one.target, order)}")
-        _check_kind(one, where)
     places = {name: place for place, name in enumerate(known)}
 
     def key(item: tuple[str, ProjectionRecipe]) -> tuple[int, bool, int]:
@@ -210,16 +187,6 @@ def _sorted(
         return target, source >= target, source
 
     return sorted(projections.items(), key=key)
-
-
-def _check_kind(one: ProjectionRecipe, where: str) -> None:
-    """Refuse a key of another kind of projection."""
-    for key, kinds in OWN_KEYS.items():
-        if one.kind not in kinds and getattr(one, key) != getattr(ProjectionRecipe, key):
-            raise RecipeError(
-                f"{where}.{key}: has no effect on kind = {one.kind!r}: take it out, or write "
-                f"kind = {' or '.join(map(repr, kinds))}"
-            )
 
 
 def _check_ways(projections: Mapping[str, ProjectionRecipe], order: Sequence[str]) -> None:

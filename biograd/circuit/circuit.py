@@ -105,9 +105,9 @@ class Circuit(Network):
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps if encoding else 1
         self.graph = graph = Graph(parts, timed=encoding is not None)
-        self.output = output or graph.order[-1]
+        self.output = output or (graph.order[-1] if graph.order else INPUT)
         self.simulator = simulator
-        self.spiking = all(one.spiking for one in graph.blocks.values())
+        self.spiking = bool(graph.blocks) and all(one.spiking for one in graph.blocks.values())
         for one in graph.blocks.values():
             for port in one.ports:
                 if not graph.into(one.path, port):
@@ -146,6 +146,11 @@ class Circuit(Network):
             if one.site == name:
                 return one.cells
         raise KeyError(name)
+
+    def fires(self, population: str) -> bool:
+        """Return whether a population's activity is spikes."""
+        blocks = self.graph.blocks.values()
+        return any(one.spiking for one in blocks if one.path + one.inner == population)
 
     def spikes_into(self, layer: str) -> bool:
         """Return whether a projection, or the readout, receives spikes and not analogue values."""

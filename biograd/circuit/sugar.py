@@ -89,6 +89,7 @@ class Layers:
     ) -> None:
         self.recipe, self.network, self.encoding = recipe, recipe.network, encoding
         self.outputs, self.timed, self.parts = outputs, timed, list[Block | Projection]()
+        self.skips = False
         self.labels = outputs if self.network.label_inputs else 0
         shape = shape if encoding is None else encoding.shape
         units = math.prod(shape) + self.labels if encoding is None else encoding.units
@@ -110,6 +111,10 @@ class Layers:
             self._dense(width, pooled)
             pooled = 1
         before = None if self.network.hidden else self._before(pooled, dense=True)
+        if self.network.residual and not self.skips:
+            raise RecipeError(
+                "network.residual: has no effect: no dense layer is as wide as what it receives"
+            )
         units = self.place.units
         if self.encoding is None:
             readout: nn.Module = nn.Linear(units, self.outputs)
@@ -193,6 +198,7 @@ class Layers:
             )
         )
         if skip:
+            self.skips = True
             passed = Projection(f"{path}.skip", source, path, None, SKIP, before=before)
             self.parts.append(passed)
         self.place = _Place(path, units, grid, grid is not None)
@@ -230,7 +236,8 @@ class Layers:
             return {}
         if self.encoding is not None:
             shape = (width,) if grid is None else grid
-            neuron, steps = self.recipe.neuron, self.encoding.steps
+            neuron: Any = self.recipe.neuron if self.network.kind == "spiking" else Rate()
+            steps = self.encoding.steps
             return {"normalise": normalised(kind, shape, neuron, steps)}
         if kind == "batch":
             return {"normalise": (nn.BatchNorm1d if grid is None else nn.BatchNorm2d)(width)}
@@ -247,50 +254,16 @@ class Layers:
         return found
 
 
-TAKES = {
-    "rate": {"hidden", "channels", "kernel", "stride", "pooling", "pool", "residual", "activation"}
-    | {"normalisation", "label_inputs", "dropout", "recurrent"},
-    "spiking": {"substrate", "hidden", "channels", "kernel", "stride", "pooling", "pool"}
-    | {"recurrent", "residual", "normalisation", "dropout", "readout", "readout_time_constant_ms"},
-    "circuit": {"substrate", "readout", "readout_time_constant_ms"},
-    "local_mixer": set(),
-}
-"""Keys of ``[network]`` that each kind of network takes, beside kind, gain and dtype."""
-NOUNS = {
-    "rate": "a rate network",
-    "spiking": "a spiking network",
-    "local_mixer": "a LocalMixer",
-} | {"circuit": "a circuit, which is made of [populations] and [projections]"}
-
-
-def check_keys(network: NetworkRecipe) -> None:
-    """Refuse a key of ``[network]`` that its kind does not take.
+def check_shape(network: NetworkRecipe) -> None:
+    """Refuse keys of ``[network]`` that do not go together.
 
     Raises:
         RecipeError: with the key.
     """
-    takes = TAKES[network.kind] | {"kind", "gain", "dtype"}
-    if network.kind == "rate" and network.recurrent:
-        takes |= {"substrate"}
-    for field in dataclasses.fields(NetworkRecipe):
-        name, plain = field.name, field.default
-        if name not in takes and getattr(network, name) != plain:
-            if name == "substrate":
-                raise RecipeError(
-                    f"network.substrate = {network.substrate!r}: {NOUNS[network.kind]} without "
-                    "time runs on 'torch'"
-                )
-            raise RecipeError(
-                f"network.{name}: has no effect on {NOUNS[network.kind]}: take it out"
-            )
-    if not network.channels:
-        for name in ("kernel", "stride", "pooling", "pool"):
-            if getattr(network, name) != getattr(NetworkRecipe, name):
-                raise RecipeError(f"network.{name}: has no effect without network.channels")
-    if network.pooling == 1 and network.pool != NetworkRecipe.pool:
-        raise RecipeError("network.pool: has no effect without network.pooling")
-    in_time = network.kind == "spiking" or network.recurrent
-    if in_time and network.normalisation == "length":
+    timed = network.kind == "spiking" or network.recurrent
+    if timed and network.normalisation == "length":
         raise RecipeError("network.normalisation = 'length': only without time; take 'layer'")
-    if network.label_inputs and (in_time or network.channels):
+    if timed and not (network.hidden or network.channels):
+        raise RecipeError("network.hidden = []: a network in time needs a hidden layer")
+    if network.label_inputs and (timed or network.channels):
         raise RecipeError("network.label_inputs: only for dense feed-forward rate networks")

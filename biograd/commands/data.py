@@ -9,6 +9,7 @@ import click
 
 from biograd import recipes
 from biograd.commands.columns import columns
+from biograd.commands.list import datasets
 from biograd.commands.options import (
     CONTEXT,
     Answer,
@@ -31,19 +32,7 @@ data.params.append(debug_option())
 @command("list", data)
 def list_data() -> Answer:
     """List the datasets: where they come from and what may be done with them."""
-    rows = []
-    for name in recipes.names("datasets"):
-        recipe = recipes.load_dataset(name)
-        row = {
-            "name": name,
-            "shape": "x".join(map(str, recipe.shape)),
-            "classes": recipe.classes,
-            "files": len(recipe.files),
-            "licence": recipe.licence,
-            "description": recipe.description,
-            "urls": list(recipe.urls),
-        }
-        rows.append(row)
+    rows = datasets()
     shown = ["name", "shape", "classes", "files", "licence", "description"]
     cells = [[str(row[key]) for key in shown] for row in rows]
     return Answer({"datasets": rows}, columns(cells, [key.upper() for key in shown]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -17,52 +18,47 @@ Row = dict[str, Any]
 
 
 def _models() -> list[Row]:
-    rows = []
-    for name in recipes.names("models"):
-        recipe = recipes.load_model(name)
-        rows.append(
-            {
-                "name": name,
-                "substrate": recipe.network.substrate,
-                "estimator": recipe.estimator,
-                "description": recipe.description,
-            }
-        )
-    return rows
+    found = {name: recipes.load_model(name) for name in recipes.names("models")}
+    return [
+        {
+            "name": name,
+            "substrate": recipe.network.substrate,
+            "estimator": recipe.estimator,
+            "description": recipe.description,
+        }
+        for name, recipe in found.items()
+    ]
 
 
-def _datasets() -> list[Row]:
-    rows = []
-    for name in recipes.names("datasets"):
-        recipe = recipes.load_dataset(name)
-        shape = "x".join(map(str, recipe.shape))
-        rows.append(
-            {
-                "name": name,
-                "shape": shape,
-                "classes": recipe.classes,
-                "licence": recipe.licence,
-                "description": recipe.description,
-            }
-        )
-    return rows
+def datasets() -> list[Row]:
+    """Return what there is to say of the shipped datasets."""
+    found = {name: recipes.load_dataset(name) for name in recipes.names("datasets")}
+    return [
+        {
+            "name": name,
+            "shape": "x".join(map(str, recipe.shape)),
+            "classes": recipe.classes,
+            "files": len(recipe.files),
+            "licence": recipe.licence,
+            "description": recipe.description,
+            "urls": list(recipe.urls),
+        }
+        for name, recipe in found.items()
+    ]
 
 
 def _estimators() -> list[Row]:
     from biograd.estimators import ESTIMATORS
 
-    rows = []
-    for name, estimator in ESTIMATORS.items():
-        facts = {key: _fact(estimator, key) for key in ("needs", "passes", "bias")}
-        rows.append(
-            {
-                "name": name,
-                **facts,
-                "description": _summary(estimator),
-                "reference": _fact(estimator, "reference"),
-            }
-        )
-    return rows
+    return [
+        {
+            "name": name,
+            **{key: _fact(estimator, key) for key in ("needs", "passes", "bias", "caveat")},
+            "description": _summary(estimator),
+            "reference": _fact(estimator, "reference"),
+        }
+        for name, estimator in ESTIMATORS.items()
+    ]
 
 
 def _neurons() -> list[Row]:
@@ -115,17 +111,15 @@ def _summary(part: Any) -> str:
 
 
 def _studies() -> list[Row]:
-    found = []
-    for name in recipes.names("cli"):
-        table, _path = recipes.read(name, "cli")
-        found.append(
-            {
-                "name": name,
-                "kind": table.get("kind", "training"),
-                "description": table.get("description", ""),
-            }
-        )
-    return found
+    found = {name: recipes.read(name, "cli")[0] for name in recipes.names("cli")}
+    return [
+        {
+            "name": name,
+            "kind": table.get("kind", "training"),
+            "description": table.get("description", ""),
+        }
+        for name, table in found.items()
+    ]
 
 
 def _fact(estimator: type, name: str) -> Any:
@@ -135,7 +129,7 @@ def _fact(estimator: type, name: str) -> Any:
 
 KINDS: dict[str, Callable[[], list[Row]]] = {
     "models": _models,
-    "datasets": _datasets,
+    "datasets": datasets,
     "estimators": _estimators,
     "neurons": _neurons,
     "encodings": _encodings,
@@ -143,7 +137,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "sources": _sources,
     "studies": _studies,
 }
-HIDDEN = {"licence"}
+HIDDEN = {"files", "licence", "urls"}
 """Facts that only ``--json`` carries: they would crowd the description out of a line."""
 
 
@@ -157,7 +151,7 @@ def listing(kind: str | None) -> Answer:
     """
     found = {name: KINDS[name]() for name in ([kind] if kind else KINDS)}
     texts = {name: _text(name, rows) for name, rows in found.items()}
-    together = "\n\n".join(f"{name}\n{_indent(text)}" for name, text in texts.items())
+    together = "\n\n".join(f"{name}\n{textwrap.indent(text, '  ')}" for name, text in texts.items())
     return Answer(found, texts[kind] if kind else together)
 
 
@@ -174,13 +168,9 @@ def _text(kind: str, rows: list[Row]) -> str:
 def _card(row: Row) -> list[list[str]]:
     """Return the facts of an estimator, one under the other: a line has no room for them."""
     facts = {"rule": row["description"], **row}
-    keys = ("rule", "passes", "needs", "bias", "reference")
+    keys = ("rule", "passes", "needs", "bias", "caveat", "reference")
     return [[row["name"]], *(["", key, _cell(facts[key])] for key in keys if facts[key])]
 
 
 def _cell(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -64,15 +64,11 @@ def sections(command: click.Command, path: str) -> Iterator[str]:
         for name, child in command.commands.items():
             yield from sections(child, f"{path} {name}")
         return
-    arguments = [parameter for parameter in command.params if _is_argument(parameter)]
+    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
     usage = " ".join([path, *(str(argument.metavar) for argument in arguments), "[OPTIONS]"])
     rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
     table = "\n".join(["| option | meaning |", "|---|---|", *rows])
     yield f"## `{usage}`\n\n{inspect.cleandoc(command.help or '')}\n\n{table}\n"
-
-
-def _is_argument(parameter: click.Parameter) -> bool:
-    return isinstance(parameter, click.Argument)
 
 
 def _row(option: click.Option) -> str:
@@ -89,13 +85,19 @@ def estimators() -> str:
     from biograd.estimators import ESTIMATORS
 
     head = ("`--estimator`", "rule", "needs of the substrate", "passes per step", "bias", "source")
-    rows = [head, ("---",) * len(head)]
+    rows: list[Sequence[str]] = [head]
     for name, estimator in ESTIMATORS.items():
         rule = inspect.cleandoc(estimator.__doc__ or "").partition("\n")[0]
         needs = f"`{' '.join(sorted(estimator.needs))}`"
-        facts = (estimator.passes, estimator.bias, estimator.reference)
+        bias = "; ".join(filter(None, (estimator.bias, estimator.caveat)))
+        facts = (estimator.passes, bias, estimator.reference)
         rows.append((f"`{name}`", rule.rstrip("."), needs, *facts))
-    lines = (" | ".join(_markdown(cell) for cell in row) for row in rows)
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    lines = (" | ".join(map(_markdown, row)) for row in (head, ("---",) * len(head), *rest))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -108,14 +110,13 @@ def neurons() -> str:
     from biograd.neurons import NEURONS
 
     head = ("`neuron.kind`", "neuron", "simulators", "fields beside `kind` and `trainable`")
-    rows = [head, ("---",) * len(head)]
+    rows: list[Sequence[str]] = [head]
     for name, kind in NEURONS.items():
         said = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         names = [f.name for f in dataclasses.fields(kind) if f.name not in ("kind", "trainable")]
         fields = ", ".join(f"`{one}`" for one in names)
         rows.append((f"`{name}`", said.rstrip("."), _simulators(kind), fields))
-    lines = (" | ".join(_markdown(cell) for cell in row) for row in rows)
-    return "".join(f"| {line} |\n" for line in lines)
+    return _table(rows)
 
 
 def _simulators(kind: type[Neuron]) -> str:

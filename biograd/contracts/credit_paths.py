@@ -23,6 +23,9 @@ State = tuple[Tensor, ...]
 Way = tuple[Tensor, int | None]
 """A current, and the number of steps after which credit through time is cut on this way."""
 
+Ways = tuple[dict[str, Tensor], int | None]
+"""The same of several currents, by port."""
+
 
 def differentiated(values: Tensor) -> bool:
     """Return whether a derivative is asked for, backward (a graph) or forward (a tangent)."""
@@ -94,9 +97,13 @@ def ways(current: Tensor, transport: Transport) -> list[Way]:
     return [(current, None), (current.detach() if by_input is None else by_input, transport.window)]
 
 
-def needed(found: list[Way]) -> list[Way]:
+def needed(found: list[Ways]) -> list[Ways]:
     """Return the first way, which carries the value, and those that lead anywhere."""
-    return [way for place, way in enumerate(found) if not place or differentiated(way[0])]
+    return [
+        (drives, window)
+        for place, (drives, window) in enumerate(found)
+        if not place or any(differentiated(values) for values in drives.values())
+    ]
 
 
 def hand_over(state: tuple[Tensor, ...], handed: list[tuple[Tensor, Tensor]] | None) -> State:

@@ -120,14 +120,17 @@ def load(
         )
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
-    task, kind = set_task(parts, recipe, name)
+    task, kind, taken = set_task(parts, recipe, name)
     looked = [each for split, each in parts.sources.items() if split != "test"]
+    for each in looked:
+        if isinstance(each, Events):
+            each.check()
     steps = max(each.steps for each in looked) if task.timed and looked[0].timed else 0
     sources = {
         split: tasked(each, task, f"{name}: {split} split", steps)
         for split, each in parts.sources.items()
     }
-    notes, shape = parts.notes, recipe.shape or sources["train"].shape
+    notes, shape = (*parts.notes, *taken), recipe.shape or sources["train"].shape
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")
         sources = _hold_out(sources["train"], recipe.validation, name, task)

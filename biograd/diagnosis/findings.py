@@ -55,6 +55,7 @@ class Findings:
         dimensions: in which each example's gradient is sought by the copies; 0: not by copies.
         layers: by site, in the order of the data flow.
         hidden: all hidden layers together; None if there is none.
+        caveat: where the rule was measured to learn less than a readout on frozen layers.
         steps: in which the hidden sites' currents are perturbed; 1: no time, or no noise there.
         time_bin: number of steps in which the noise stays constant; None: all.
         shared: name of a site to its layers, if several feed one current, with one noise.
@@ -80,6 +81,7 @@ class Findings:
     overall: Quality
     reference: str = ""
     neighbours: tuple[Neighbour, ...] = ()
+    caveat: str = ""
     steps: int = 1
     time_bin: int | None = None
     shared: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

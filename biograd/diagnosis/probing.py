@@ -157,6 +157,7 @@ def _describe(setup: Setup, trace: Trace, drawn: _Drawn, updates: dict[str, floa
         sigma=_sigma(engine.estimator),
         method=str(getattr(engine.estimator, "method", "")),
         learns_hidden=engine.estimator.learns_hidden,
+        caveat=engine.estimator.caveat,
         batch_norm=any(part.training for part in norms),
         layers=_layers(setup, trace, sums, updates),
         **_noise(setup, trace),

@@ -59,13 +59,14 @@ class Diagnosis(Findings):
         )
 
     def _noise(self) -> str:
-        """Return how long noise stays constant, and which layers share it."""
+        """Return how long noise stays constant, which layers share it, and a rule's caveat."""
         lines = []
         if self.steps > 1:
             width = self.steps if self.time_bin is None else min(self.time_bin, self.steps)
             whole = "the whole trial, " if width == self.steps else ""
             lines.append(f"noise is constant over {whole}{width} of {self.steps} steps")
         lines += [f"{', '.join(ls)} feed one current: one noise" for ls in self.shared.values()]
+        lines += [self.caveat] if self.caveat else []
         return "".join(f"\n{line}" for line in lines)
 
     def table(self) -> Table:

@@ -17,6 +17,7 @@ class Delta(RowEncoding):
     """
 
     spikes = True
+    reads = frozenset(("threshold",))
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
         """Find the first step of every row."""

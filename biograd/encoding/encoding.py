@@ -33,6 +33,8 @@ class Encoding(ABC):
         duration_ms: length of a trial in milliseconds.
         spikes: whether a datum becomes spikes, 0 or 1, and not a current.
         timed: whether a datum has a time axis already, ``[T, *shape]``.
+        reads: keys of the recipe that it reads, beside the times and its settings; None: it does
+            not say, any may be given.
         Settings: dataclass of what the recipe's ``[encoding.settings]`` holds.
 
     Raises:
@@ -42,6 +44,7 @@ class Encoding(ABC):
 
     spikes = False
     timed = False
+    reads: ClassVar[frozenset[str] | None] = None
     Settings: ClassVar[type[Any]] = NoSettings
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:

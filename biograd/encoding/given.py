@@ -19,6 +19,7 @@ class Given(Encoding):
     """
 
     timed = True
+    reads = frozenset(("gain",))
 
     def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Scale the inputs and add the silence; ``generator`` is not drawn from."""

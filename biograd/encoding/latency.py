@@ -19,6 +19,7 @@ class Latency(Encoding):
     """
 
     spikes = True
+    reads = frozenset(("time_constant_ms", "threshold"))
 
     def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Place the spikes; ``generator`` is not drawn from."""

@@ -19,6 +19,7 @@ class Poisson(Encoding):
     """
 
     spikes = True
+    reads = frozenset(("max_rate_hz",))
 
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
         """Check that one step can hold the spikes of the highest rate."""

@@ -51,6 +51,8 @@ class RowEncoding(Encoding):
 class RowCurrent(RowEncoding):
     """An image row by row as a current, ``I = gain x``; each row lasts ``duration / rows``."""
 
+    reads = frozenset(("gain",))
+
     def __init__(self, recipe: EncodingRecipe, shape: tuple[int, ...]) -> None:
         """Find the row of every step."""
         super().__init__(recipe, shape)

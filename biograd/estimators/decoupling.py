@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from biograd.recipes import Count, Positive, Range, validate
 
 Targets = dict[str, Tensor]
 Rate = Annotated[float, Range(0, 1, above=True)]
+
+
+COARSE = 0.1
+"""Most that rounding may make of an activity's error, relative to the activity."""
 
 
 class Decoupling(Estimator):
@@ -61,6 +65,11 @@ class Decoupling(Estimator):
     divides = "examples"
     builds = True
 
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        return {} if given.get("growth", 2) > 1 else {"stiffest": "with growth = 1"}
+
     def __init__(
         self,
         stiffness: Positive = 10.0,
@@ -93,6 +102,22 @@ class Decoupling(Estimator):
             units[name] = tuple(activity.shape[1:])
         self.store.shape(units, round.dtype)
 
+    def check_trace(self, trace: Trace) -> None:
+        """Refuse activities so coarse that their rounding is an error of ``rho``.
+
+        Raises:
+            CapabilityError: with the site and the stiffness that its type allows.
+        """
+        most = self.rho(1_000_000)
+        for name, site in trace.sites.items():
+            grain = torch.finfo(site.visits[0].outputs[0].dtype).eps
+            if most * grain > COARSE:
+                raise CapabilityError(
+                    f"site {name}: stiffness {most:g} makes an error of what "
+                    f"{site.visits[0].outputs[0].dtype} rounds away: take float32 (no autocast), "
+                    f"or a stiffness of at most {COARSE / grain:.2g}"
+                )
+
     def rho(self, step: int) -> float:
         """Return ``rho`` in a step.
 
@@ -109,6 +134,7 @@ class Decoupling(Estimator):
         """Yield the feed-forward pass, one pass for each move of the targets, and the last one."""
         names = chosen(round)
         yield Plan(graph=False, boundaries=frozenset(names))
+        self.check_trace(round.traces[-1])
         targets = self._first(round.traces[-1], round)
         for _ in range((self.steps or len(names) + 1) if names else 0):
             yield Plan(clamp=targets, slots=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,6 @@ from torch import Tensor, nn
 from biograd.contracts import Capability, Plan, Round, Trace
 from biograd.errors import CapabilityError, nearest
 from biograd.ranks.parallel import Division
-
-
-def known_sites(asked: str | Iterable[str], sites: Sequence[str]) -> None:
-    """Refuse the name of a site that does not exist; a word stands for several.
-
-    Raises:
-        CapabilityError: with the nearest name.
-    """
-    for name in () if isinstance(asked, str) else asked:
-        if name not in sites:
-            raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
 
 
 def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:
@@ -49,6 +38,7 @@ class Estimator(nn.Module):
         passes: forward passes per example and step, in words.
         bias: of the estimate, in words.
         reference: where the rule comes from.
+        caveat: where it was measured to learn less than a readout on frozen layers, in words.
         builds: True if ``build`` makes parameters or buffers.
         batch_norm: False if the rule cannot work with batch normalisation in training.
         graphless: True if the rule can learn from losses without a graph, a reward for instance;
@@ -59,6 +49,7 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
+        in_time, recurrent: settings that only act in networks with time, with recurrent weights.
     """
 
     needs: frozenset[Capability] = frozenset()
@@ -67,14 +58,37 @@ class Estimator(nn.Module):
     passes: ClassVar[str] = ""
     bias: ClassVar[str] = ""
     reference: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
     builds: bool = False
     batch_norm: ClassVar[bool] = True
     one_to_one: ClassVar[bool] = False
     graphless: bool = False
     divides: ClassVar[Division] = ""
+    in_time: ClassVar[tuple[str, ...]] = ("time_bin", "window")
+    recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason.
+
+        Args:
+            given: all settings.
+        """
+        return {}
 
     def check(self, sites: Sequence[str]) -> None:
-        """Refuse, when attached, settings that these sites cannot serve."""
+        """Refuse, when attached, settings that these sites cannot serve: a name of none of them.
+
+        Raises:
+            CapabilityError: with the nearest name.
+        """
+        asked = getattr(self, "sites", "all")
+        for name in () if isinstance(asked, str) else asked:
+            if name not in sites:
+                raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
+
+    def check_trace(self, trace: Trace) -> None:
+        """Refuse, when prepared, what a first clean pass shows not to fit."""
 
     def build(self, trace: Trace, round: Round) -> None:
         """Make what the estimator itself learns or keeps, once, from the shapes of a clean pass.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,13 @@ class ForwardGradientActivity(Estimator):
     needs = frozenset(("loss", "jvp_site", "cut"))
     divides = "examples"
     batch_norm = False
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        tangents = given["tangents"]
+        reads = issubclass(TANGENTS[tangents], LocalGuess)
+        return {} if reads else {"auxiliary": f"with tangents = {tangents!r}"}
 
     def __init__(
         self,

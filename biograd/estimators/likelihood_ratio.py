@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +61,13 @@ class LikelihoodRatio(WeakGradient):
     )
     reference = "Jiang et al. 2023, arXiv 2305.08960; one bit: Zhang et al. 2024, arXiv 2403.12320"
     batch_norm = False
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        if given["shaping"] == "rank":
+            return {"baseline": "with shaping = 'rank'"}
+        return {"baseline": "with antithetic = true"} if given["antithetic"] else {}
 
     def __init__(
         self,

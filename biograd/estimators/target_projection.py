@@ -30,6 +30,10 @@ class TargetProjection(DirectFeedback):
     objective = "agreement of activities with the random projection of the targets"
     passes = "1 forward"
     bias = "the size of the error is lost; direction of the random feedback"
+    caveat = (
+        "ReLU units without decorrelation end below frozen hidden layers (digits, ann, 10 epochs: "
+        "62 against 74 %; with kappa 92 against 72)"
+    )
     reference = "Frenkel, Lefebvre & Bol 2021, arXiv 1909.01311"
 
     def __init__(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.estimators.estimator import Estimator, known_sites
+from biograd.estimators.estimator import Estimator
 from biograd.estimators.loss_regression import METHODS, binned
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
@@ -56,6 +56,13 @@ class WeakGradient(Estimator):
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
     graphless: bool = True
 
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others."""
+        method = given.get("method", "ridge")
+        known = method in METHODS.own and method != "ridge"
+        return {"ridge": f"with method = {method!r}"} if known else {}
+
     def __init__(
         self,
         copies: Annotated[int, Range(2)] = 17,
@@ -72,10 +79,6 @@ class WeakGradient(Estimator):
         self.directions, self.regression = METHODS[method]
         if not isinstance(sites, str):
             self.needs, self.graphless = self.needs | {"vjp"}, False
-
-    def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites that are perturbed in this step."""

@@ -8,13 +8,14 @@ fewer units a loss depends on, the less a directional derivative of it varies.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
 from biograd.contracts import Objective, Round, Trace
 from biograd.contracts.plan import module_key
+from biograd.contracts.precision import widened
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.local.objectives import LOCAL_LOSSES, Setting
 from biograd.local.partition import Cells, Kind, channel_count
@@ -43,6 +44,18 @@ class LocalLosses(nn.Module):
     Raises:
         RecipeError: a setting out of range, or cells that the loss does not have.
     """
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that the loss does not read, each with the reason."""
+        loss, found = given["loss"], dict[str, str]()
+        if loss in {*LOCAL_LOSSES.own} - {"predsim"}:
+            found["beta"] = f"with loss = {loss!r}"
+        if loss == "fixed_readout":
+            found["normalise"] = f"with loss = {loss!r}"
+        if "group" not in given["cells"] and (not given["normalise"] or "normalise" in found):
+            found["groups"] = f"with cells = {given['cells']!r}, not normalised"
+        return found
 
     def __init__(
         self,
@@ -108,11 +121,11 @@ class LocalLosses(nn.Module):
                 self.normalise,
                 self.beta,
                 round.generator,
-                site.activity.detach(),
+                widened(site.activity.detach()),
             )
             head = LOCAL_LOSSES[self.loss](setting)
             self.heads[module_key(name)] = head
-            self.cells[name] = tuple(head(site.activity.detach(), trace.targets).shape[1:])
+            self.cells[name] = tuple(head(widened(site.activity.detach()), trace.targets).shape[1:])
 
     def objective(self, outputs: Objective) -> Objective:
         """Return the objective of the outputs with the local losses beside it."""

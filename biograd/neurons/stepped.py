@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Transport
-from biograd.contracts.credit_paths import State, hand_over, join, needed, starts, ways
+from biograd.contracts.credit_paths import State, Ways, hand_over, join, needed, starts, ways
 
 
 class SteppedPopulation(nn.Module):
@@ -29,22 +29,25 @@ class SteppedPopulation(nn.Module):
         super().__init__()
         self.steps = steps
 
-    def forward(self, current: Tensor, recurrent: nn.Module | None = None) -> Tensor:
+    def forward(
+        self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None = None
+    ) -> Tensor:
         """Return spikes ``[rows, steps, units]`` for a current ``[rows, steps or 1, units]``.
 
-        ``recurrent`` maps the spikes of the step before to an additional current.  The state
-        starts at rest in every call.
+        Several ports have a current each, by name.  ``recurrent`` maps the spikes of the step
+        before to an additional current.  The state starts at rest in every call.
 
         Raises:
             CapabilityError: credit shall take two ways (``Transport.traces``), but the current
                 does not come straight from its layers.
         """
-        drives = ways(current, self.transport)
-        drives = [(drive.expand(-1, self.steps, -1), window) for drive, window in drives]
-        if recurrent is None:
-            drives = needed(drives)
-        courses = [(drive.unbind(1), window) for drive, window in drives]
-        states = [self.begin(current)] * len(drives)
+        into = self.trials(current)
+        both = self.ways(into) if recurrent is not None else needed(self.ways(into))
+        courses = [
+            ({p: v.expand(-1, self.steps, -1).unbind(1) for p, v in drives.items()}, window)
+            for drives, window in both
+        ]
+        states = [self.begin(next(iter(into.values())))] * len(both)
         spikes, train = self.passed(states[0]), []
         for index in range(self.steps):
             found = []
@@ -52,9 +55,10 @@ class SteppedPopulation(nn.Module):
                 states[0] = hand_over(states[0], self.handed)
                 spikes = self.passed(states[0])
             fed = self._fed(recurrent, spikes, index)
-            for place, ((drive, window), own) in enumerate(zip(courses, fed, strict=False)):
+            for place, ((course, window), own) in enumerate(zip(courses, fed, strict=False)):
                 state = _given(states[place]) if self._cuts(index, window) else states[place]
-                states[place], fired = self.advance(state, drive[index], own, not place)
+                drives = {port: values[index] for port, values in course.items()}
+                states[place], fired = self.advance(state, drives, own, not place)
                 found.append(fired)
             spikes = join(found)
             train.append(spikes)
@@ -91,7 +95,7 @@ class SteppedPopulation(nn.Module):
             into[self.port] = into[self.port] + fed
         return into
 
-    def ways(self, currents: Mapping[str, Tensor]) -> list[tuple[dict[str, Tensor], int | None]]:
+    def ways(self, currents: Mapping[str, Tensor]) -> list[Ways]:
         """Return the one or two ways through the currents of all ports."""
         found = {port: ways(values, self.transport) for port, values in currents.items()}
         windows = [window for _, window in next(iter(found.values()))]
@@ -116,7 +120,11 @@ class SteppedPopulation(nn.Module):
         """Refuse the state at the end of a trial if it is not finite; simulators may know."""
 
     def advance(
-        self, state: State, current: Tensor, fed: Tensor | None, first: bool
+        self,
+        state: State,
+        current: Tensor | Mapping[str, Tensor],
+        fed: Tensor | None,
+        first: bool,
     ) -> tuple[State, Tensor]:
         """Return the state after one step, and its spikes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from biograd.recipes.architecture import (
 )
 from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
-from biograd.recipes.toml import merge, override, read
+from biograd.recipes.toml import leaves, merge, override, read, without
 
 MOVED = {"readout", "readout_time_constant_ms", "method"}
 """Keys of ``[neuron]`` in recipes and run files of earlier versions."""
@@ -43,7 +43,7 @@ class ModelRecipe(Checked):
     decorrelation: DecorrelationRecipe = dataclasses.field(default_factory=DecorrelationRecipe)
     local: LocalRecipe = dataclasses.field(default_factory=LocalRecipe)
     training: TrainingRecipe = dataclasses.field(default_factory=TrainingRecipe)
-    estimators: Table = dataclasses.field(default_factory=dict)
+    estimators: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     """Settings by estimator name: ``[estimators.weak] copies = 17``."""
     dataset: Table = dataclasses.field(default_factory=dict)
     """Overrides by dataset name: ``[dataset.mnist.network] hidden = [128, 128]``."""
@@ -69,24 +69,64 @@ def load_model(
     dataset: str = "",
     over: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
+    unread: Unread | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> ModelRecipe:
     """Return the model recipe ``name`` (shipped name or path to a TOML file).
 
     Later wins: the file, its ``[dataset.<dataset>]`` table, ``over``, then ``assignments``.  Where
-    these ask for another ``neuron.kind``, keys of the file that it does not have go.
+    these ask for another ``neuron.kind``, keys of the file that it does not have go, and so do
+    those that they leave without effect.
+
+    Args:
+        unread: says which keys nothing reads; whoever gives one in the file is told so.
+        given: what of ``over`` must have an effect, too.
 
     Raises:
-        RecipeError: with the file, the key and the nearest valid word.
+        RecipeError: with the file, the key and the nearest valid word, or why it has no effect.
     """
     table, path = read(name, "models")
     _check_budget(table, path)
     for_dataset = convert(Table, table.pop("dataset", {}), path, "dataset")
     for known, changes in for_dataset.items():  # all are checked, whichever is used
         convert(Table, changes, path, f"dataset.{known}")
-        construct(ModelRecipe, merge(table, changes), f"{path}: dataset.{known}")
-    table = merge(table, for_dataset.get(dataset, {}))
-    given = override(dict(over or {}), assignments)
-    return construct(ModelRecipe, merge(_of_kind(table, given), given), path)
+        made = construct(ModelRecipe, merge(table, changes), f"{path}: dataset.{known}")
+        if unread is not None:
+            check_read(changes, unread(made), f"{path}: dataset.{known}")
+    laid = override(dict(over or {}), assignments)
+    last = for_dataset.get(dataset, {})
+    whole = merge(_of_kind(merge(table, last), laid), laid)
+    recipe = construct(ModelRecipe, whole, path)
+    if unread is None:
+        return recipe
+    idle = unread(recipe)
+    check_read(given or {}, idle, "--set")
+    alone = unread(construct(ModelRecipe, table, path))
+    check_read(table, {key: why for key, why in idle.items() if covered(key, alone)}, path)
+    return construct(ModelRecipe, without(whole, list(idle)), path)
+
+
+Unread = Callable[[ModelRecipe], Mapping[str, str]]
+"""Keys of a recipe that nothing reads, dotted, each with the reason; of a whole table its name."""
+
+
+def check_read(given: Mapping[str, Any], idle: Mapping[str, str], where: object) -> None:
+    """Refuse a key that is given and that nothing reads.
+
+    Raises:
+        RecipeError: with the key and the reason.
+    """
+    for key in leaves(given):
+        reason = covered(key, idle)
+        if reason:
+            raise RecipeError(f"{where}: {key}: has no effect {reason}")
+
+
+def covered(key: str, idle: Mapping[str, str]) -> str:
+    """Return why a key, or a table that holds it, is not read; "" if it is."""
+    parts = key.split(".")
+    tables = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next((idle[table] for table in tables if table in idle), "")
 
 
 def _of_kind(table: Table, given: Table) -> Table:

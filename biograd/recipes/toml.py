@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -89,6 +89,32 @@ def merge(base: Table, over: Mapping[str, Any]) -> Table:
     return merged
 
 
+def at(table: Any, key: str) -> Any:
+    """Return what stands at a dotted key of a table, or of dataclasses."""
+    for part in key.split("."):
+        table = table[part] if isinstance(table, Mapping) else getattr(table, part)
+    return table
+
+
+def leaves(table: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values of a table; an empty table counts as one."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
+def without(table: Table, keys: Iterable[str]) -> Table:
+    """Return a table without some dotted keys."""
+    found = {name: value for name, value in table.items() if name not in {*keys}}
+    for name, value in found.items():
+        inner = [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
+        if inner and isinstance(value, Mapping):
+            found[name] = without(dict(value), inner)
+    return found
+
+
 def override(table: Table, assignments: Iterable[str]) -> Table:
     """Return ``table`` with ``key.path=value`` assignments applied; values are read as TOML.
 
@@ -144,10 +170,10 @@ def blamed(make: Callable[[Table], Thing], laid: Laid, where: Sequence[object]) 
         RecipeError: that of the file, or of the option that brought it in, with its name.
     """
     try:
-        return make(_merged(laid))
+        return make(merged(laid))
     except RecipeError as error:
         said = str(error)
-        first = (n for n in range(len(laid)) if _refusal(make, _merged(laid[:n])) == said)
+        first = (n for n in range(len(laid)) if _refusal(make, merged(laid[:n])) == said)
         guilty = next(first, len(laid))
         if not guilty:
             raise
@@ -156,7 +182,8 @@ def blamed(make: Callable[[Table], Thing], laid: Laid, where: Sequence[object]) 
         raise type(error)(f"{laid[guilty - 1][0]}: {said}") from error
 
 
-def _merged(laid: Laid) -> Table:
+def merged(laid: Laid) -> Table:
+    """Return all that is laid over a file, in one table."""
     return functools.reduce(merge, (table for _, table in laid), {})
 
 

@@ -5,6 +5,7 @@ A simulator gives states and spikes; the way back is the neuron's, whoever simul
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from biograd.contracts.credit_paths import State, differentiated, join, with_way
+from biograd.contracts.credit_paths import State, differentiated, join, needed, with_way
 from biograd.errors import BiogradError, CapabilityError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
@@ -108,6 +109,11 @@ class Population(SteppedPopulation):
             return self.get_buffer(f"values_{name}")
         return getattr(self.neuron, name)
 
+    def describe_neurons(self) -> dict[str, Any]:
+        """Return the kind of neuron and its constants, as JSON values."""
+        drawn = {name: self._initial(name).tolist() for name in self.differing}
+        return {**dataclasses.asdict(self.neuron), **drawn, "simulator": self.simulator}
+
     def learned(self) -> dict[str, Tensor]:
         """Return the learned fields, each ``[units]``, in the recipe's units."""
         return {
@@ -149,12 +155,13 @@ class Population(SteppedPopulation):
             raise BiogradError(f"{self.where}: {error}") from None
 
     def _by_steps(self, into: Mapping[str, Tensor], recurrent: nn.Module | None) -> Tensor:
-        if len(into) > 1:
+        whole = recurrent is None and not self.transport.slots and self.simulator != "snntorch"
+        if len(into) > 1 and not whole:
             raise CapabilityError(
                 f"{self.where} has several ports: no states can be handed from window to window"
             )
         try:
-            return super().forward(next(iter(into.values())), recurrent)
+            return super().forward(into, recurrent)
         finally:
             self.end()
 
@@ -168,15 +175,11 @@ class Population(SteppedPopulation):
         k = None if leaky_scan.serves(self.neuron, c) else coefficients(self.neuron, c)
         moved = any(forward_ad.unpack_dual(v).tangent is not None for v in learned.values())
         if moved or (k is None and not leaky_scan.serves(self.neuron, c)):
-            return self._many_ports(into)
+            return self._by_steps(into, None)
         if self.simulator == "brian2":
             given = self.foreign().run(both[0][0], c, states=True)
         return join(
-            [
-                self._scanned(drives, window, c, k, learned, given)
-                for place, (drives, window) in enumerate(both)
-                if not place or any(differentiated(values) for values in drives.values())
-            ]
+            [self._scanned(drives, window, c, k, learned, given) for drives, window in needed(both)]
         )
 
     def _scanned(
@@ -209,31 +212,6 @@ class Population(SteppedPopulation):
             return leaky_scan.record(self.neuron, c, into["I"], self.steps)[0]  # type: ignore[arg-type]
         with torch.no_grad():
             return simulate(self.neuron, c, into, self.steps, states=False).passed
-
-    def _many_ports(self, into: Mapping[str, Tensor]) -> Tensor:
-        """Take the trial step by step, with the graph of every step."""
-        if len(into) == 1:
-            return self._by_steps(into, None)
-        like = next(iter(into.values()))
-        both = self.ways(into)
-        courses = [
-            ({p: v.expand(-1, self.steps, -1).unbind(1) for p, v in drives.items()}, window)
-            for drives, window in both
-        ]
-        states, train = [self.begin(like)] * len(both), []
-        for index in range(self.steps):
-            found = []
-            for place, (course, window) in enumerate(courses):
-                state = states[place]
-                if self._cuts(index, window):
-                    state = tuple(values.detach() for values in state)
-                drives = {port: values[index] for port, values in course.items()}
-                states[place], passed = self.advance(state, drives, None, not place)
-                found.append(passed)
-            train.append(join(found))
-        self.check_end(states[0], train[-1])
-        self.end()
-        return torch.stack(train, 1)
 
     def begin(self, current: Tensor) -> State:
         """Return the state in which a trial begins.

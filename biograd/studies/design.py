@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
+from biograd.configuration import TrainingRequest, without_effect
 from biograd.errors import RecipeError
 from biograd.recipes import Range, Table
 from biograd.studies import grid
@@ -62,3 +64,16 @@ class Trainings:
 def stem(name: str) -> str:
     """Return the name of a cell as the names of its files begin."""
     return re.sub(r"\W+", "-", name).strip("-") or "cell"
+
+
+def idle(asked: Mapping[str, TrainingRequest]) -> list[str]:
+    """Return in which cells common settings have no effect, a sentence each.
+
+    Raises:
+        RecipeError: one has none in any cell.
+    """
+    names = list(asked)
+    return [
+        f"{text} has no effect in {', '.join(names[place] for place in places)}"
+        for text, places in without_effect(asked.values()).items()
+    ]

@@ -93,7 +93,8 @@ def _configuration(
             epochs=settings.epochs,
             seed=seed,
             device="cpu",
-            assignments=(*settings.set, *assignments),
+            common=settings.set,
+            assignments=tuple(assignments),
             data_dir=place.data_dir,
             offline=place.offline,
         )

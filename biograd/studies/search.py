@@ -266,7 +266,8 @@ def _judged(
         request,
         seed=search.seed,
         out=None,
-        assignments=(*request.assignments, *assignments, held_out),
+        common=(*request.common, *assignments),
+        assignments=(*request.assignments, held_out),
     )
     configuration = experiment.configure(trial)
     task = trial_data(configuration, trial.own).task

@@ -27,7 +27,7 @@ from biograd.recipes import Table
 from biograd.runs.reader import open_run
 from biograd.runs.storage import RunPaths, holds_run
 from biograd.studies import Place, Report, Row, search, study_folder
-from biograd.studies.design import Trainings, stem
+from biograd.studies.design import Trainings, idle, stem
 from biograd.studies.grid import Cell
 from biograd.studies.results import comparison, outputs
 from biograd.studies.results.comparison import Comparison, Summary
@@ -87,7 +87,8 @@ class Training:
             estimator=self.cell.estimator,
             seed=self.seed,
             out=self.path,
-            assignments=self.asks,
+            common=(*self.settings.set, *self.found),
+            assignments=self.cell.assignments,
             data_dir=self.place.data_dir,
             offline=self.place.offline,
         )
@@ -247,6 +248,11 @@ def _run(
         study_folder.keep(settings.table(), place.folder)
         trainings, failures, tuning = _tune(settings.tune, trainings, progress)
     lost, todo = _divide(trainings)
+    gone = {one.name for one in lost}
+    asked = {one.cell.name: one.request() for one in trainings if one.name not in gone}
+    notes = [] if place.task is not None else idle(asked)
+    for note in notes:
+        progress.note(note)
     if place.task is None:
         study_folder.keep(settings.table(), place.folder)
     known = {one.key: summary for one in trainings if (summary := one.known())}
@@ -264,6 +270,7 @@ def _run(
     split = "validation" if any(one.held_out for one in trainings) else "test"
     compared = Comparison(cells, seeds, found, baseline, settings.error, split)
     report = comparison.report(compared, failures, tuning)
+    report.notes.extend(notes)
     if place.task is None:
         with disk.writing(place.folder, study_folder.AGAIN):
             outputs.write(report, settings.table(), files, place.folder, compared.shown)

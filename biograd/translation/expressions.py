@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -86,35 +87,14 @@ class Expression:
         """Return whether this is a constant of that value."""
         return self.operation == "constant" and self.content == number
 
-    def __add__(self, other: Expression | float) -> Expression:
-        return self.apply("add", other)
+    def _swapped(self, operation: str, other: float) -> Expression:
+        return self.graph.apply(operation, other, self)
 
-    def __sub__(self, other: Expression | float) -> Expression:
-        return self.apply("sub", other)
-
-    def __mul__(self, other: Expression | float) -> Expression:
-        return self.apply("mul", other)
-
-    def __truediv__(self, other: Expression | float) -> Expression:
-        return self.apply("div", other)
-
-    def __pow__(self, other: Expression | float) -> Expression:
-        return self.apply("pow", other)
-
-    def __neg__(self) -> Expression:
-        return self.apply("neg")
-
-    def __radd__(self, other: float) -> Expression:
-        return self.graph.apply("add", other, self)
-
-    def __rsub__(self, other: float) -> Expression:
-        return self.graph.apply("sub", other, self)
-
-    def __rmul__(self, other: float) -> Expression:
-        return self.graph.apply("mul", other, self)
-
-    def __rtruediv__(self, other: float) -> Expression:
-        return self.graph.apply("div", other, self)
+    __add__, __radd__ = partialmethod(apply, "add"), partialmethod(_swapped, "add")
+    __sub__, __rsub__ = partialmethod(apply, "sub"), partialmethod(_swapped, "sub")
+    __mul__, __rmul__ = partialmethod(apply, "mul"), partialmethod(_swapped, "mul")
+    __truediv__, __rtruediv__ = partialmethod(apply, "div"), partialmethod(_swapped, "div")
+    __pow__, __neg__ = partialmethod(apply, "pow"), partialmethod(apply, "neg")
 
 
 class ExpressionGraph:

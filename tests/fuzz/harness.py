@@ -99,22 +99,29 @@ class Hang(BaseException):
     """A command took too long."""
 
 
+TIMERS = {signal.SIGPROF: (signal.ITIMER_PROF, 1.0), signal.SIGALRM: (signal.ITIMER_REAL, 10.0)}
+"""Timers of the processor's and the wall's time; a machine that is busy may take the latter."""
+
+
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[list[bool]]:
-    """Raise :class:`Hang` after some seconds; the list says whether that happened."""
+    """Raise :class:`Hang` after some seconds of work; the list says whether that happened."""
     rang: list[bool] = []
 
     def ring(number: int, frame: FrameType | None) -> NoReturn:
         rang.append(True)
         raise Hang(f"more than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, if somebody caught it
+    before = {number: signal.signal(number, ring) for number in TIMERS}
+    for timer, factor in TIMERS.values():
+        signal.setitimer(timer, factor * seconds, 1.0)  # again, if somebody caught it
     try:
         yield rang
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, _ in TIMERS.values():
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def resident(peak: bool = False) -> float:
