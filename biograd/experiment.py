@@ -199,6 +199,7 @@ def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str
         "device": configuration.device,
         "dataset": configuration.dataset,
         "dataset_sha256": dataset.digest,
+        **({"dataset_sha256_covers": dataset.covers} if dataset.covers else {}),
         "rule": configuration.estimator,
         "model": configuration.model,
         "headline": dataset.task.headline,
