@@ -12,7 +12,9 @@ from biograd import experiment
 from biograd.checking import Table
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
+from biograd.errors import CapabilityError
 from biograd.runs.reader import Run, open_run
+from biograd.substrate.kept import Reset, ResetBefore
 
 
 def train(
@@ -35,6 +37,7 @@ def train(
     sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     decorrelate: str | Mapping[str, Any] | None = None,
     local: str | Mapping[str, Any] | None = None,
+    reset: Reset | None = None,
 ) -> Run:
     """Train a network and return its run.
 
@@ -55,6 +58,8 @@ def train(
             current; by default all layers with weights.
         decorrelate: a rule of decorrelation, or the recipe's table of it.
         local: a local loss, or the recipe's table of it.
+        reset: puts a module of yours that keeps a state from pass to pass back before every one
+            (see ``attach``).
 
     Raises:
         BiogradError: as ``biograd train`` would report it.
@@ -82,7 +87,15 @@ def train(
         laid={name: table for name, table in parts.items() if table is not None},
         sites=sites,
     )
-    return open_run(Path(experiment.execute(request)["run"]))
+    if reset is None:
+        return open_run(Path(experiment.execute(request)["run"]))
+    if not isinstance(model, nn.Module):
+        raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
+    handle = model.register_forward_pre_hook(ResetBefore(model, reset))
+    try:
+        return open_run(Path(experiment.execute(request)["run"]))
+    finally:
+        handle.remove()
 
 
 def _table(table: str, key: str, given: str | Mapping[str, Any] | None) -> Table | None:
