@@ -141,6 +141,22 @@ class Configuration:
             dt_ms=encoding.dt_ms,
         )
 
+    def offered(self) -> Configuration:
+        """Return the configuration of a run file, whose own addresses are not fetched.
+
+        A file may come from anybody: only the addresses of shipped recipes are asked for it.
+        """
+        shipped = {
+            url
+            for name in recipes.names("datasets")
+            for url in recipes.dataset_table(name)[0].get("urls", ())
+        }
+        known = tuple(url for url in self.data.urls if url in shipped)
+        if known == self.data.urls:
+            return self
+        data = dataclasses.replace(self.data, urls=known)
+        return dataclasses.replace(self, data=data, offline=self.offline or not known)
+
     def settled(self, dataset: Dataset) -> Configuration:
         """Return the configuration with the name of the task that the data set."""
         task = {**self.data.task, "name": dataset.task_name}

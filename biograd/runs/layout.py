@@ -312,8 +312,8 @@ def grows(name: str) -> bool:
     (True, False, False)
     """
     top, *rest = name.split("/")
-    fixed = top in ("layers", "params", "learning") and rest[-1] in COORDINATES
-    return top in GROWING and not fixed
+    fixed = top in ("layers", "params", "learning") and {*rest[-1:]} <= {*COORDINATES}
+    return top in GROWING and bool(rest) and not fixed
 
 
 def kinds_of(name: str) -> str:
