@@ -9,9 +9,12 @@ from typing import Any
 from torch import nn
 
 from biograd import experiment
+from biograd.checking import Table
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine
+from biograd.errors import CapabilityError
 from biograd.runs.reader import Run, open_run
+from biograd.substrate.kept import Reset, ResetBefore
 
 
 def train(
@@ -19,6 +22,7 @@ def train(
     data: Any = "digits",
     *,
     task: str | Mapping[str, Any] | None = None,
+    loss: str | None = None,
     estimator: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -30,6 +34,10 @@ def train(
     data_dir: str | Path | None = None,
     offline: bool = False,
     control: bool = False,
+    sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    decorrelate: str | Mapping[str, Any] | None = None,
+    local: str | Mapping[str, Any] | None = None,
+    reset: Reset | None = None,
 ) -> Run:
     """Train a network and return its run.
 
@@ -40,14 +48,27 @@ def train(
             DataLoader, a function of seed and epoch, or any of these by split.
         task: what the targets ask for, a name or a table with ``name`` and settings; by default
             what they tell themselves.
+        loss: of a task of classes, "cross_entropy" or "squared_error"; a function of your own
+            goes to ``attach``.
         estimator: how it learns; the recipe's own by default.
         path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
         settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
         control: also train the ``frozen_hidden`` control.
+        sites: layers of a module of yours that are sites, by name, or by site those that share a
+            current; by default all layers with weights.
+        decorrelate: a rule of decorrelation, or the recipe's table of it.
+        local: a local loss, or the recipe's table of it.
+        reset: puts a module of yours that keeps a state from pass to pass back before every one
+            (see ``attach``).
 
     Raises:
         BiogradError: as ``biograd train`` would report it.
     """
+    parts = {
+        "loss": None if loss is None else {"training": {"loss": loss}},
+        "decorrelate": _table("decorrelation", "rule", decorrelate),
+        "local": _table("local", "loss", local),
+    }
     request = experiment.TrainingRequest(
         model=model,
         **experiment.asked(data),
@@ -63,8 +84,25 @@ def train(
         data_dir=None if data_dir is None else Path(data_dir),
         offline=offline,
         control=control,
+        laid={name: table for name, table in parts.items() if table is not None},
+        sites=sites,
     )
-    return open_run(Path(experiment.execute(request)["run"]))
+    if reset is None:
+        return open_run(Path(experiment.execute(request)["run"]))
+    if not isinstance(model, nn.Module):
+        raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
+    handle = model.register_forward_pre_hook(ResetBefore(model, reset))
+    try:
+        return open_run(Path(experiment.execute(request)["run"]))
+    finally:
+        handle.remove()
+
+
+def _table(table: str, key: str, given: str | Mapping[str, Any] | None) -> Table | None:
+    """Return a table of a recipe, of which a word alone is the key that matters most."""
+    if given is None:
+        return None
+    return {table: {key: given} if isinstance(given, str) else dict(given)}
 
 
 def resume(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from biograd import decorrelation, estimators, local, recipes
+from biograd.checking import convert
 from biograd.data import Dataset
 from biograd.data import load as load_data
 from biograd.data.sources.own_data import named
@@ -19,7 +20,7 @@ from biograd.engine.settings import unread
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
-from biograd.recipes.toml import merged
+from biograd.recipes.toml import merged, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,10 @@ class TrainingRequest:
     task: str | Mapping[str, Any] | None = None
     repeatable: bool = False
     """Refuse data that do not repeat."""
+    laid: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Tables laid over the recipe, by the arguments that they came in."""
+    sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    """Layers of a module of the user's that are sites."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +83,22 @@ class Configuration:
     control: bool = False
     module: bool = False
     """The network is a module of the user's, which no recipe can build again."""
+    sites: Mapping[str, tuple[str, ...]] | None = None
+    """Layers of that module that are sites; None: all with weights."""
     stages: tuple[Stage, ...] = ()
     """What came before ``biograd resume --epochs`` gave the run the budget that it has now."""
+
+    @staticmethod
+    def earlier(table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a table as today's: once every run had a loss of classes, whatever its task."""
+        try:
+            training, task = table["recipe"]["training"], table["data"]["task"]
+            if training["loss"] == "cross_entropy" and task["name"] != "classes":
+                training = {**training, "loss": None}
+                return {**table, "recipe": {**table["recipe"], "training": training}}
+        except (KeyError, TypeError):  # not there, or refused by its own name
+            pass
+        return table
 
     def longer(self, epochs: int, step: int) -> Configuration:
         """Return the configuration of the run trained to ``epochs``, from ``step`` on."""
@@ -122,14 +141,33 @@ class Configuration:
             dt_ms=encoding.dt_ms,
         )
 
+    def offered(self) -> Configuration:
+        """Return the configuration of a run file, whose own addresses are not fetched.
+
+        A file may come from anybody: only the addresses of shipped recipes are asked for it.
+        """
+        shipped = {
+            url
+            for name in recipes.names("datasets")
+            for url in recipes.dataset_table(name)[0].get("urls", ())
+        }
+        known = tuple(url for url in self.data.urls if url in shipped)
+        if known == self.data.urls:
+            return self
+        data = dataclasses.replace(self.data, urls=known)
+        return dataclasses.replace(self, data=data, offline=self.offline or not known)
+
     def settled(self, dataset: Dataset) -> Configuration:
         """Return the configuration with the name of the task that the data set."""
         task = {**self.data.task, "name": dataset.task_name}
         return dataclasses.replace(self, data=dataclasses.replace(self.data, task=task))
 
     def table(self) -> dict[str, Any]:
-        """Return the configuration as a table that ``of`` reads."""
-        return dataclasses.asdict(self)
+        """Return the configuration as a table that ``of`` reads, less keys that nothing reads."""
+        found, idle = dataclasses.asdict(self), list(unread(self.recipe, module=self.module))
+        if self.module and not self.data.timed:  # by its steps events are binned
+            idle.append("encoding")
+        return found | {"recipe": without(found["recipe"], idle)}
 
     @classmethod
     def of(cls, table: Mapping[str, Any], where: object) -> Configuration:
@@ -183,7 +221,19 @@ def configure(request: TrainingRequest) -> Configuration:
         offline=request.offline,
         control=request.control,
         module=isinstance(request.model, nn.Module),
+        sites=_sites(request),
     )
+
+
+def _sites(request: TrainingRequest) -> dict[str, tuple[str, ...]] | None:
+    """Return the layers of every site, as a file can hold them."""
+    given = request.sites
+    if given is None:
+        return None
+    if not isinstance(request.model, nn.Module):
+        raise RecipeError("sites: have no effect on a network of biograd, which has its own")
+    named = given if isinstance(given, Mapping) else {name: (name,) for name in given}
+    return convert(Mapping[str, tuple[str, ...]], named, "train", "sites")
 
 
 def _options(request: TrainingRequest) -> recipes.Laid:
@@ -193,7 +243,8 @@ def _options(request: TrainingRequest) -> recipes.Laid:
         "--epochs": (request.epochs, {"training": {"epochs": request.epochs}}),
         "--batch-size": (request.batch_size, {"training": {"batch_size": request.batch_size}}),
     }
-    return [(name, table) for name, (value, table) in asked.items() if value is not None]
+    found = [(name, table) for name, (value, table) in asked.items() if value is not None]
+    return [*found, *((name, dict(table)) for name, table in request.laid.items())]
 
 
 def _recipe(

@@ -20,11 +20,12 @@ from biograd import ranks, tasks
 from biograd.data import Batch, Source, batches
 from biograd.engine import Engine
 from biograd.engine.preparation import part
-from biograd.errors import BiogradError
+from biograd.errors import BiogradError, CapabilityError
 from biograd.randomness import generator
 from biograd.ranks import parallel
 from biograd.recipes import TrainingRecipe
 from biograd.substrate.finiteness import check_parameters
+from biograd.substrate.kept import way_out
 from biograd.tasks import added, flat, folded, summed
 
 
@@ -159,6 +160,12 @@ class Trainer:
         self.engine.network.train()
         batch = next(self._order(0))
         self.engine.prepare(*placed(self.engine.network, batch.inputs, batch.targets))
+        if self.engine.keeps:
+            raise CapabilityError(
+                "the network keeps a state from batch to batch "
+                f"({', '.join(self.engine.keeps[:3])}): "
+                + way_out(self.engine.network, self.engine.keeps, "train")
+            )
 
     def steps(self) -> Iterator[StepRecord]:
         """Train from the current step to the one that spends the budget, yielding after each.
@@ -322,30 +329,3 @@ def evaluate(engine: Engine, split: Source, batch_size: int = 256) -> dict[str, 
     totals = folded(sums, totals)
     (loss,), (count,) = totals.pop("loss")
     return {**task.figures(totals), "loss": loss / count}
-
-
-@torch.no_grad()
-def activity(network: nn.Module, inputs: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return each named module's output on ``inputs``, in evaluation mode, on the CPU.
-
-    ``[B, units]`` for a rate layer (images flattened, steps averaged), ``[B, steps, units]`` for
-    spikes.
-    """
-    from biograd.substrate.network import Network, recorded
-
-    training = network.training
-    network.eval()
-    with recorded(network, names) as outputs:
-        network(placed(network, inputs, inputs)[0])
-    network.train(training)
-    spiking = getattr(network, "spiking", False)
-    steps = network.steps if isinstance(network, Network) else 1
-    found = {}
-    for name, parts in outputs.items():
-        if len(parts) == 1:
-            value = parts[0]
-        else:  # called in every step
-            value = torch.stack(parts, 1) if len(parts) == steps else torch.stack(parts).mean(0)
-        value = value.mean(1) if steps > 1 and not spiking else value
-        found[name] = (value if spiking else value.flatten(1)).cpu()
-    return found

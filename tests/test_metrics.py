@@ -109,7 +109,10 @@ def test_shares_are_per_cents_and_other_metrics_are_numbers() -> None:
 def test_the_loss_of_a_recipe_is_that_of_classes() -> None:
     assert learned(Classes(3), "squared_error") == Classes(3, loss="squared_error")
     assert learned(Regression(3), "squared_error") == Regression(3)
-    assert learned(Regression(3), "cross_entropy") == Regression(3)
+    assert learned(Regression(3), None) == Regression(3)
+    for task, loss in ((Regression(3), "cross_entropy"), (Classes(3), "squared_error")):
+        with pytest.raises(RecipeError, match=r"training\.loss"):
+            learned(task, loss, own="huber")
     with pytest.raises(RecipeError, match=r"training\.loss = 'squared_error' is for classes"):
         learned(biograd.tasks.MultiLabel(3), "squared_error")
 

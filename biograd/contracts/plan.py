@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Count
+from biograd.contracts.precision import computing
 from biograd.tasks.task import vectors
 
 Capability = Literal[
@@ -106,7 +107,10 @@ class ParameterNoise:
         stream.manual_seed(self.seeds[copy])
         for parameter in parameters:
             yield torch.randn(
-                parameter.shape, generator=stream, device=device, dtype=parameter.dtype
+                parameter.shape,
+                generator=stream,
+                device=device,
+                dtype=computing(parameter.dtype),
             )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from biograd.contracts.plan import Credit, Objective, Plan, SiteShape, bin_lengths
+from biograd.contracts.precision import widened
 
 
 @dataclasses.dataclass
@@ -171,7 +172,7 @@ class Trace:
     def error(self) -> Tensor:
         """Return the derivative of the mean clean loss by the outputs, ``[B, ...]``."""
         with torch.enable_grad():
-            outputs = self.outputs.clone().requires_grad_()
+            outputs = widened(self.outputs).clone().requires_grad_()
             loss = self.objective.losses(outputs, self.targets).mean()
             return torch.autograd.grad(loss, outputs)[0]
 
@@ -184,7 +185,7 @@ class Trace:
         visits = list(self.sites.values())[-1].visits[0]
         found = torch.autograd.grad(self.loss, visits.outputs, retain_graph=True)
         values = found[0] if visits.time else torch.stack(found, 1)
-        return values.flatten(2)
+        return widened(values.flatten(2))
 
     def shares(self, name: str) -> Tensor | None:
         """Return the weight of each step of a block in what the readout receives, ``[B, T]``.

@@ -120,14 +120,18 @@ def load(
         )
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
-    task, kind = set_task(parts, recipe, name)
+    task, kind, taken = set_task(parts, recipe, name)
+    read_parts = tuple(parts.sources.values())
     looked = [each for split, each in parts.sources.items() if split != "test"]
+    for each in looked:
+        if isinstance(each, Events):
+            each.check()
     steps = max(each.steps for each in looked) if task.timed and looked[0].timed else 0
     sources = {
         split: tasked(each, task, f"{name}: {split} split", steps)
         for split, each in parts.sources.items()
     }
-    notes, shape = parts.notes, recipe.shape or sources["train"].shape
+    notes, shape = (*parts.notes, *taken), recipe.shape or sources["train"].shape
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")
         sources = _hold_out(sources["train"], recipe.validation, name, task)
@@ -144,6 +148,9 @@ def load(
         (evaluated, recipe.test_examples, "test_examples"),
     ):
         sources[split] = _shortened(sources[split], count, f"{name}: {key}", task)
+    covers = next((part for each in read_parts if (part := getattr(each, "covers", ""))), "")
+    if covers:
+        notes = (*notes, f"{name}: the digest covers {covers}: other changes are not seen")
     known = digest(*sources.values())
     if not known:
         notes = (*notes, f"{name}: the data do not repeat, nor does the run")
@@ -156,6 +163,7 @@ def load(
         known,
         notes,
         kind,
+        covers,
     )
 
 

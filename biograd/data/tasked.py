@@ -15,12 +15,15 @@ from biograd.data.request import Parts
 from biograd.data.rows.arrays import Arrays, missing
 from biograd.data.rows.stream import FIRST
 from biograd.data.source import FIXED, Batch, Key, Source, many, streams
+from biograd.errors import RecipeError
 from biograd.recipes import DatasetRecipe
 from biograd.tasks import MISSING, TASKS, Task, Weighted, infer, make
 
 
-def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]:
+def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str, tuple[str, ...]]:
     """Return the task of the recipe and its name, or the one that the targets ask for.
+
+    With it comes what is to be said: what the targets were taken for, where nobody named it.
 
     Raises:
         DataError: the targets could be of several tasks.
@@ -43,7 +46,21 @@ def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str]
     task = make(kind, outputs, given, where)
     if first.weight is not None:
         task = Weighted(task=task)
-    return task, kind
+    if recipe.classes and not made.whole:
+        raise RecipeError(f"{where}: classes = {recipe.classes}: has no effect on task = {kind!r}")
+    return task, kind, _taken(task, kind, targets, where, bool(known))
+
+
+def _taken(task: Task, kind: str, targets: Tensor, where: str, named: bool) -> tuple[str, ...]:
+    """Return what is to be said of how targets are taken."""
+    whole = not targets.is_floating_point() and targets.dtype != torch.bool
+    what = f"{targets.dtype} {list(targets.shape)}".removeprefix("torch.")
+    if not named:
+        count = f"{task.outputs} of them" if task.whole else f"{task.outputs} outputs"
+        return (f"{where}: targets {what} are taken for {kind}, {count}: task says otherwise",)
+    if whole and kind in ("regression", "time_series"):
+        return (f"{where}: targets {what}: whole numbers are taken as real ones by {kind}",)
+    return ()
 
 
 def tasked(source: Source, task: Task, where: str, steps: int = 0) -> Source:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from biograd.contracts import Substrate
 from biograd.contracts.plan import module_key
+from biograd.contracts.precision import computing, unmixed
 from biograd.decorrelation.rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
 from biograd.ranks import parallel
@@ -118,9 +119,9 @@ class Decorrelation(nn.Module):
     def _add(self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         size, weight, key = layer.weight[0].numel(), layer.weight, module_key(name)
-        eye = torch.eye(size, dtype=weight.dtype, device=weight.device)
+        eye = torch.eye(size, dtype=computing(weight.dtype), device=weight.device)
         self.matrices[key] = nn.Parameter(eye.repeat(groups, 1, 1), requires_grad=False)
-        zero = torch.zeros(groups, size, dtype=weight.dtype, device=weight.device)
+        zero = torch.zeros(groups, size, dtype=eye.dtype, device=weight.device)
         self.means[key] = nn.Parameter(zero, requires_grad=False)
         self.layers[name] = layer
         hook = _Fold(self, name)
@@ -166,13 +167,18 @@ class Decorrelation(nn.Module):
         weight = layer._parameters["weight"] if weight is None else weight
         bias = layer._parameters["bias"]
         assert weight is not None
-        matrix, mean = self.matrices[module_key(name)], self.means[module_key(name)]
-        grouped = weight.reshape(len(matrix), -1, matrix.shape[-1])
-        folded = grouped @ matrix
-        if self.centre:
-            shift = (folded @ mean.unsqueeze(-1)).flatten()
-            bias = -shift if bias is None else bias - shift
-        return folded.view_as(weight), bias
+        kind = computing(weight.dtype)
+        matrix, mean = (
+            self.matrices[module_key(name)].to(kind),
+            self.means[module_key(name)].to(kind),
+        )
+        grouped = weight.to(kind).reshape(len(matrix), -1, matrix.shape[-1])
+        with unmixed(weight.device):
+            folded = grouped @ matrix
+            if self.centre:
+                shift = (folded @ mean.unsqueeze(-1)).flatten().to(weight.dtype)
+                bias = -shift if bias is None else bias - shift
+        return folded.to(weight.dtype).view_as(weight), bias
 
     def begin(self) -> None:
         """Start a clean pass; several passes before an update count as one larger batch."""
@@ -195,6 +201,7 @@ class Decorrelation(nn.Module):
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
             seen = [inputs[name] for inputs in self._passes if name in inputs]
             rows = torch.cat([self._rows(name, visits) for visits in seen], dim=1)
+            rows = rows.to(self.matrices[module_key(name)].dtype)
             places = zip(
                 self.matrices[module_key(name)], self.means[module_key(name)], rows, strict=True
             )

@@ -1,5 +1,6 @@
 """The engine: an estimator on a network; see ``attach``."""
 
-from biograd.engine.engine import Engine, Result, attach
+from biograd.engine.engine import Engine, attach
+from biograd.engine.step_result import Result
 
 __all__ = ["Engine", "Result", "attach"]

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import tasks
-from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
+from biograd.contracts.precision import unmixed
 from biograd.decorrelation import Decorrelation
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
@@ -35,6 +35,7 @@ from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
 from biograd.ranks import parallel
+from biograd.substrate.kept import Reset, ResetBefore
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
@@ -42,43 +43,10 @@ if TYPE_CHECKING:
     from biograd.local import LocalLosses
 from biograd.engine.capabilities import check_capabilities, check_ranks
 from biograd.engine.preparation import Prepared, part, root_mean_squares
+from biograd.engine.step_result import Result, surface
 from biograd.substrate.finiteness import Places, check_found, check_given, parameters_first
 
 STREAMS = ("encoding", "noise", "dropout", "decorrelation")
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What one step found.
-
-    Attributes:
-        surrogate: scalar whose value is the mean clean loss and whose gradient is the credit.
-        outputs: clean outputs ``[B, ...]``.
-        losses: ``[S, B]``, one loss per copy and example, copy 0 clean; of the copies and examples
-            of this rank.
-        passes: times that an example went forward, all plans together (``Plan.passes``).
-    """
-
-    surrogate: Tensor
-    outputs: Tensor
-    losses: Tensor
-    passes: int
-
-    @property
-    def loss(self) -> Tensor:
-        """The mean clean loss, without a graph."""
-        return self.losses[0].mean()
-
-    @property
-    def informative(self) -> float:
-        """Share of the noisy copies whose loss differs from the clean one; 1 without copies."""
-        if len(self.losses) == 1:
-            return 1.0
-        return float((self.losses[1:] != self.losses[:1]).float().mean())
-
-    def backward(self) -> None:
-        """Add the credit to the ``.grad`` of every parameter."""
-        self.surrogate.backward()
 
 
 class Engine(Prepared):
@@ -105,6 +73,7 @@ class Engine(Prepared):
         loss: str | Loss | None = None,
         seed: int = 0,
         sites: Sites | None = None,
+        reset: Reset | None = None,
     ) -> None:
         if not isinstance(estimator, Estimator):
             raise CapabilityError(
@@ -120,6 +89,9 @@ class Engine(Prepared):
         self.differentiable = self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
+        self.keeps: tuple[str, ...] = ()
+        self.reset = None if reset is None else ResetBefore(network, reset)
+        self._resetting: Any = self.reset and network.register_forward_pre_hook(self.reset)
         self.substrate = make_substrate(network, sites)
         try:
             check_capabilities(estimator, self.substrate, self.task)
@@ -144,12 +116,12 @@ class Engine(Prepared):
         self._kept: dict[str, Tensor] = {}
 
     def _decorrelated(self) -> tuple[str, ...]:
-        """Return the layers whose input is to be decorrelated; a sparse one, unless rates are
-        given by layer, to be refused: its input would need a dense matrix."""
-        whole = self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping)
-        kinds = (*LAYERS, Sparse) if whole else LAYERS
+        """Return the layers whose input is to be decorrelated: all, of which some may be refused,
+        or those that can be, if rates are given by layer."""
         layers = [name for site in self.substrate.sites for name in site.modules]
-        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), kinds))
+        if self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping):
+            return tuple(layers)
+        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), LAYERS))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the optimiser trains: the network's parameters, then the estimator's.
@@ -192,19 +164,27 @@ class Engine(Prepared):
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
         begin = dropout.get_state()
-        for plan in self.estimator.plans(round):
+        plans = iter(self.estimator.plans(round))
+        while (plan := self._next(plans)) is not None:
+            if self.keeps and self.reset is None and traces:
+                self._refuse_state()
             dropout.set_state(begin)  # all passes of a step share their masks
             counted = self._counted_once() if traces else nullcontext()
             with counted, parameters_first(self.network, self.step):
                 traces.append(self._run(plan, encoded, targets))
         self._powers = root_mean_squares(traces[0])
         check_found(self.network, traces, self._powers, self.step)
-        pairs = list(self.estimator.credit(traces, round))
+        with unmixed(encoded.device):
+            pairs = list(self.estimator.credit(traces, round))
         self._last = (traces, round)
         self.step += 1
         trace = traces[0]
         passes = sum(trace.plan.passes for trace in traces)
-        return Result(_surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
+        return Result(surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
+
+    def _next(self, plans: Iterator[Plan]) -> Plan | None:
+        with unmixed(self.streams["noise"].device):
+            return next(plans, None)
 
     @contextmanager
     def _counted_once(self) -> Iterator[None]:
@@ -249,9 +229,10 @@ class Engine(Prepared):
         for name, power in self._powers.items():
             if name in self.scales:
                 self.scales[name] = 0.9 * self.scales[name] + 0.1 * (power or 1.0)
-        if self.decorrelate is not None:
-            self.decorrelate.update(pace)
-        self.estimator.after(traces, round)
+        with unmixed(self.streams["noise"].device):
+            if self.decorrelate is not None:
+                self.decorrelate.update(pace)
+            self.estimator.after(traces, round)
         self._last = None
 
     def state(self) -> dict[str, Tensor]:
@@ -305,6 +286,8 @@ class Engine(Prepared):
         """
         self._detached = True
         self.substrate.close()
+        if self._resetting is not None:
+            self._resetting.remove()
         if self.decorrelate is not None:
             self.decorrelate.detach()
         return self.network
@@ -328,6 +311,7 @@ def attach(
     loss: str | Loss | None = None,
     seed: int = 0,
     sites: Sites | None = None,
+    reset: Reset | None = None,
 ) -> Engine:
     """Attach an estimator to a network by forward hooks and return the engine.
 
@@ -345,6 +329,10 @@ def attach(
             readout included; by default all linear and convolutional layers.  The one called last
             is the readout.
 
+        reset: how a network that keeps a state from pass to pass is put back before every one: a
+            function of the network, or the name of its modules' method (snnTorch's "reset_mem",
+            SpikingJelly's "reset").
+
     Raises:
         CapabilityError: lists everything that the substrate cannot do for this estimator.
 
@@ -360,7 +348,15 @@ def attach(
     True
     """
     made = Engine(
-        network, estimator, decorrelate, local, task=task, loss=loss, seed=seed, sites=sites
+        network,
+        estimator,
+        decorrelate,
+        local,
+        task=task,
+        loss=loss,
+        seed=seed,
+        sites=sites,
+        reset=reset,
     )
     if estimator.caveat:
         _tell(f"{type(estimator).__name__}: {estimator.caveat}")
@@ -371,12 +367,3 @@ def attach(
 def _tell(line: str) -> None:
     """Log a line, once in a process."""
     logging.getLogger("biograd").warning(line)
-
-
-def _surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    total = loss
-    for tensor, cotangent in pairs:
-        if tensor.requires_grad:
-            term = (tensor * cotangent.detach().to(tensor.dtype)).sum()
-            total = total + (term - term.detach())
-    return total

@@ -20,12 +20,15 @@ from biograd.contracts import (
     Substrate,
     Trace,
 )
+from biograd.contracts.precision import computing, unmixed, widened
 from biograd.decorrelation import Decorrelation
 from biograd.engine import currents, structure
+from biograd.engine.repeating_passes import Repeated
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Estimator
 from biograd.randomness import generator
 from biograd.ranks import parallel
+from biograd.substrate.kept import Keepsake
 from biograd.substrate.network import Network
 from biograd.tasks import Task
 
@@ -35,7 +38,7 @@ from biograd.engine.capabilities import check_graphless
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
-class Prepared:
+class Prepared(Repeated):
     """The part of an engine that looks at the network by passes that leave no trace.
 
     Attributes:
@@ -94,7 +97,7 @@ class Prepared:
             scales=dict(self.scales),
             generator=stream,
             device=encoded.device,
-            dtype=parameters[0].dtype,
+            dtype=computing(parameters[0].dtype),
             parameters=parameters,
             readout=sites[-1].name,
             layers=self._layers,
@@ -129,31 +132,31 @@ class Prepared:
             return
         check_given(self.network, outside(self.network, ()), inputs, self.step)
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
-        kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         devices = [stream.device] if stream.device.type == "cuda" else []
+        self._before = Keepsake(self.network)
         try:
             guarded = parameters_first(self.network, self.step)
             with torch.random.fork_rng(devices=devices), guarded:
                 self._look(inputs, targets, stream)
         finally:
-            with torch.no_grad():
-                for name, buffer in self.network.named_buffers():
-                    if name in kept and buffer.shape == kept[name].shape:
-                        buffer.copy_(kept[name])
+            self._before.restore()
             if self.decorrelate is not None:
                 self.decorrelate.forget()
+            del self._before
         self._prepared = True
         if self._kept:
             self._load_own(self._kept)
             self._kept = {}
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
-        encoded = self.substrate.encode(inputs, stream)
-        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
+        trace = self._tried(Plan(graph=False), encoded, targets, stream)
         check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
+        if not isinstance(self.network, Network):
+            self._find_state(trace, encoded, begun, stream)
         if self.timed and self.substrate.time(trace.outputs.shape[1]):
-            trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+            trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
             readout = () if self.differentiable else (self.substrate.sites[-1].name,)
@@ -168,6 +171,7 @@ class Prepared:
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
+        self.estimator.check_trace(trace)
         self._know_currents(trace, encoded, targets, stream)
         if self.local is not None or self.estimator.builds:
             self._build(encoded, targets, stream)
@@ -191,13 +195,13 @@ class Prepared:
             return
 
         def losses(plan: Plan) -> Tensor:
-            return self.substrate.run(plan, encoded, targets, self.objective, stream).losses
+            return self._tried(plan, encoded, targets, stream).losses
 
         groups = currents.shared(self.hidden, trace, losses)
         if not groups:
             return
         self.substrate.join(groups)
-        trace = self.substrate.run(Plan(graph=False), encoded, targets, self.objective, stream)
+        trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         known = {name: size for name, size in self.scales.items() if name in self._shapes}
         fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
@@ -224,15 +228,16 @@ class Prepared:
     def _build(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         """Make local heads, find what they depend on, then make what the estimator keeps."""
         device = self.streams["noise"].device
-        trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
+        trace = self._tried(Plan(), encoded, targets, stream)
         if self.local is not None:
             own = generator(self.seed, "local", device=device)
             round = self._round(encoded, targets, None, own)
             self.local.choose(round.blocks, getattr(self.network, "ends", ()))
-            self.local.build(trace, round, trace.outputs.shape[-1])
+            with unmixed(device):
+                self.local.build(trace, round, trace.outputs.shape[-1])
             self.local.to(device)
             self.objective = self.local.objective(self.objective)
-            trace = self.substrate.run(Plan(), encoded, targets, self.objective, stream)
+            trace = self._tried(Plan(), encoded, targets, stream)
             self._structure = self._find_structure(trace, round)
         round = self._round(encoded, targets, None, generator(self.seed, "build", device=device))
         if self.estimator.__dict__.get("built", False):
@@ -240,16 +245,19 @@ class Prepared:
                 f"this {type(self.estimator).__name__} was made for another network's shapes: give "
                 "every engine an estimator of its own"
             )
-        self.estimator.build(trace, round)
+        with unmixed(device):
+            self.estimator.build(trace, round)
         self.estimator.__dict__["built"] = self.estimator.builds
         self.estimator.to(device)
 
     def _find_structure(self, trace: Trace, round: Round) -> dict[str, Any]:
         assert self.local is not None
         of = self.objective.local
-        with torch.enable_grad():
+        with torch.enable_grad(), unmixed(self.streams["noise"].device):
             activity = {name: trace.sites[name].activity for name in of}
-            live = {n: of[n](a, trace.targets) for n, a in activity.items() if a is not None}
+            live = {
+                n: of[n](widened(a), trace.targets) for n, a in activity.items() if a is not None
+            }
         owners = structure.owners(self.hidden, list(of))
         levels = structure.levels(trace, live, owners, self.local.exclusive)
         return {
@@ -277,12 +285,15 @@ class Prepared:
     def _check_plans(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         """Ask for the first plan and see whether its boundaries are tight."""
         round = self._round(encoded, targets, torch.arange(len(encoded)), stream)
-        plan = next(iter(self.estimator.plans(round)))
+        with unmixed(stream.device):
+            plan = next(iter(self.estimator.plans(round)))
+        if self.keeps and plan.passes > 1:
+            self._refuse_state()
         boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
         if boundaries and "local_vjp" in self.substrate.capabilities:
             order = [name for name in self.hidden if name in boundaries]
             plan = Plan(boundaries=frozenset(order), detach=plan.detach)
-            trace = self.substrate.run(plan, encoded, targets, self.objective, stream)
+            trace = self._tried(plan, encoded, targets, stream)
             structure.check_boundaries(trace, order)
 
     def _silent_copies(self, encoded: Tensor) -> Plan | None:
@@ -300,7 +311,7 @@ class Prepared:
         self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
         """Copies without noise must have the loss of the clean one."""
-        found = self.substrate.run(plan, encoded, targets, self.objective, stream).losses
+        found = self._tried(plan, encoded, targets, stream).losses
         if not torch.allclose(found[1:], found[:1], rtol=1e-3, atol=1e-4):
             raise CapabilityError(
                 "two copies without noise differ in their loss: the network draws random numbers "

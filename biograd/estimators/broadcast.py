@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
 from biograd.errors import CapabilityError
-from biograd.estimators.estimator import Estimator, known_sites
+from biograd.estimators.estimator import Estimator
 from biograd.estimators.feedback import Buffers
 
 
@@ -42,10 +42,6 @@ class Broadcast(Estimator):
         super().__init__()
         self.through_time, self.sites = through_time, sites
         self.matrices = Buffers()
-
-    def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the hidden sites that the signal reaches."""
@@ -96,6 +92,7 @@ class Broadcast(Estimator):
             CapabilityError: the block has other steps than the signal.
         """
         matrix = self.matrix(name)
+        signal = signal.to(matrix.dtype)
         if signal.shape[1] == 1:
             found = (signal[:, 0] @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
             return (found.unsqueeze(1) if found.dim() < activity.dim() else found).expand_as(

@@ -19,6 +19,10 @@ Targets = dict[str, Tensor]
 Rate = Annotated[float, Range(0, 1, above=True)]
 
 
+COARSE = 0.1
+"""Most that rounding may make of an activity's error, relative to the activity."""
+
+
 class Decoupling(Estimator):
     """Let every block learn from targets of its own, one for each example and hidden site.
 
@@ -98,6 +102,22 @@ class Decoupling(Estimator):
             units[name] = tuple(activity.shape[1:])
         self.store.shape(units, round.dtype)
 
+    def check_trace(self, trace: Trace) -> None:
+        """Refuse activities so coarse that their rounding is an error of ``rho``.
+
+        Raises:
+            CapabilityError: with the site and the stiffness that its type allows.
+        """
+        most = self.rho(1_000_000)
+        for name, site in trace.sites.items():
+            grain = torch.finfo(site.visits[0].outputs[0].dtype).eps
+            if most * grain > COARSE:
+                raise CapabilityError(
+                    f"site {name}: stiffness {most:g} makes an error of what "
+                    f"{site.visits[0].outputs[0].dtype} rounds away: take float32 (no autocast), "
+                    f"or a stiffness of at most {COARSE / grain:.2g}"
+                )
+
     def rho(self, step: int) -> float:
         """Return ``rho`` in a step.
 
@@ -114,6 +134,7 @@ class Decoupling(Estimator):
         """Yield the feed-forward pass, one pass for each move of the targets, and the last one."""
         names = chosen(round)
         yield Plan(graph=False, boundaries=frozenset(names))
+        self.check_trace(round.traces[-1])
         targets = self._first(round.traces[-1], round)
         for _ in range((self.steps or len(names) + 1) if names else 0):
             yield Plan(clamp=targets, slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.contracts import ParameterNoise, Plan, Round, Trace
+from biograd.contracts.precision import computing
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
 from biograd.estimators.weight_perturbation import Known
@@ -91,7 +92,7 @@ class ForwardGradientWeight(Estimator):
         assert directions is not None
         owners = round.parameter_owners or ("",) * len(parameters)
         known = Known.of(trace, round)
-        totals = [torch.zeros_like(parameter) for parameter in parameters]
+        totals = [torch.zeros_like(p, dtype=computing(p.dtype)) for p in parameters]
         for copy in range(self.copies):
             slopes = {owner: mean_slopes(trace, owner)[copy] for owner in set(owners)}
             draws = directions.draw(copy, parameters)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from biograd.contracts import Capability, Plan, Round, Trace, Transport
 from biograd.contracts.plan import module_key
 from biograd.errors import CapabilityError, nearest
-from biograd.estimators.estimator import Estimator, arriving, known_sites
+from biograd.estimators.estimator import Estimator, arriving
 from biograd.estimators.synthesisers import (
     SYNTHESISERS,
     Condition,
@@ -44,7 +44,7 @@ class Junction:
     @property
     def seen(self) -> Tensor:
         """The activity without a graph, its units flattened, ``[B, (T,) U]``."""
-        return self.below.detach().flatten(self.labels.dim() - 1)
+        return self.below.detach().flatten(self.labels.dim() - 1).to(self.labels.dtype)
 
 
 class SyntheticGradient(Estimator):
@@ -118,10 +118,6 @@ class SyntheticGradient(Estimator):
         if sites != "all":
             self.needs = self.needs | {"vjp"}
 
-    def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
-
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites behind which there is an interface, in the order of the data flow.
 
@@ -190,7 +186,7 @@ class SyntheticGradient(Estimator):
 
     def crossings(self, trace: Trace, round: Round) -> list[Junction]:
         """Return where credit is stopped; what one depends on stands before it."""
-        found, names, given = [], self.chosen(round), labels(trace)
+        found, names, given = [], self.chosen(round), labels(trace).to(round.dtype)
         for name in round.blocks:
             site = trace.sites[name]
             for ended, begun in site.states:
@@ -236,11 +232,12 @@ class SyntheticGradient(Estimator):
         found: list[Tensor] = []
         above, messages = [trace.loss], [torch.ones_like(trace.loss)]
         for place, prediction in zip(reversed(crossings), reversed(predicted), strict=True):
-            arrived = arriving(above, messages, place.above)
+            arrived = arriving(above, messages, place.above).to(prediction.dtype)
             if place.below.requires_grad:
                 own = prediction.view(arrived.shape) / batch
                 above.append(place.below)
-                messages.append(torch.lerp(own, arrived, self.back_propagated))
+                message = torch.lerp(own, arrived, self.back_propagated)
+                messages.append(message.to(place.below.dtype))
             found.append((batch * arrived).view(prediction.shape))
         return found[::-1]
 

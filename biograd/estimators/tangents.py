@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from biograd.contracts import Round, SiteTrace, Trace, bin_lengths, bins
 from biograd.contracts.plan import module_key
+from biograd.contracts.precision import widened
 from biograd.errors import CapabilityError
 from biograd.estimators.loss_regression import isotropic, orthonormal
 from biograd.estimators.weak_gradient import split, unit_sizes
@@ -300,7 +301,7 @@ def _features(site: SiteTrace, name: str) -> Tensor:
     values = site.activity
     if values is None:
         raise CapabilityError(f"site {name}: its activity was not reached: no local guess there")
-    return (values.mean(1) if site.timed else values).flatten(1)
+    return widened(values.mean(1) if site.timed else values).flatten(1)
 
 
 def _loss(readout: nn.Module, inputs: Tensor, trace: Trace) -> Tensor:

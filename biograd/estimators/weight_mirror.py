@@ -51,7 +51,7 @@ class WeightMirror(FeedbackAlignment):
         """Send noise through every layer and let ``B`` follow."""
         for name, weight in self.kept(round):
             noise = normal(self._shape(name, traces[0], round), round)
-            found = mirrored(round.layers[name], weight.detach(), noise)
+            found = mirrored(round.layers[name], weight.detach().to(noise.dtype), noise)
             self.weights[name].lerp_(found, self.rate)
 
     def _shape(self, name: str, trace: Trace, round: Round) -> tuple[int, ...]:

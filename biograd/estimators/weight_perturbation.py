@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.contracts import Credit, ParameterNoise, Plan, Round, Trace
+from biograd.contracts.precision import computing
 from biograd.errors import RecipeError
 from biograd.estimators.estimator import Estimator
 from biograd.estimators.loss_regression import centred_ranks
@@ -76,7 +77,7 @@ class WeightPerturbation(Estimator):
         owners = round.parameter_owners or ("",) * len(parameters)
         slopes = {owner: self._slopes(traces[0], round, owner) for owner in set(owners)}
         known = Known.of(traces[0], round)
-        totals = [torch.zeros_like(parameter) for parameter in parameters]
+        totals = [torch.zeros_like(p, dtype=computing(p.dtype)) for p in parameters]
         for pair in range((self.copies - 1) // 2):
             draws = noise.draw(2 * pair, parameters)
             for total, owner, draw in zip(totals, owners, draws, strict=True):

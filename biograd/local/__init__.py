@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from biograd.contracts import Objective, Round, Trace
 from biograd.contracts.plan import module_key
+from biograd.contracts.precision import widened
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.local.objectives import LOCAL_LOSSES, Setting
 from biograd.local.partition import Cells, Kind, channel_count
@@ -120,11 +121,11 @@ class LocalLosses(nn.Module):
                 self.normalise,
                 self.beta,
                 round.generator,
-                site.activity.detach(),
+                widened(site.activity.detach()),
             )
             head = LOCAL_LOSSES[self.loss](setting)
             self.heads[module_key(name)] = head
-            self.cells[name] = tuple(head(site.activity.detach(), trace.targets).shape[1:])
+            self.cells[name] = tuple(head(widened(site.activity.detach()), trace.targets).shape[1:])
 
     def objective(self, outputs: Objective) -> Objective:
         """Return the objective of the outputs with the local losses beside it."""

@@ -57,7 +57,8 @@ class TrainingRecipe(Checked):
     momentum: Annotated[float, Range(0, 0.999)] = 0.9
     weight_decay: NotNegative = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
-    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    loss: Literal["cross_entropy", "squared_error"] | None = None
+    """Of a task of classes; without one, the task's own."""
     probe: Annotated[int, Range(0)] = 0
     """Draws, two at least, by which every snapshot measures the gradient estimate; 0: none."""
 

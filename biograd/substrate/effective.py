@@ -40,7 +40,7 @@ def respond(layer: nn.Module, weight: Tensor, inputs: Tensor, bias: Tensor | Non
     kept = {name: layer.__dict__[name] for name in stand_in if name in layer.__dict__}
     layer.__dict__.update(stand_in)
     try:
-        response: Tensor = layer.forward(inputs)
+        response: Tensor = layer.forward(inputs.to(weight.dtype))
     finally:
         for name in stand_in:
             del layer.__dict__[name]

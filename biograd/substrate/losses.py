@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from biograd.contracts import Objective, ParameterNoise, Trace
+from biograd.contracts.precision import forget_casts, unmixed, widened
 from biograd.errors import CapabilityError
 from biograd.substrate.passes import Pass
 
@@ -26,8 +27,9 @@ def losses_of(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective)
         activity = now.activity(name)
         if activity is None:
             raise CapabilityError(f"site {name}: its activity was not reached: no local loss there")
-        local[name] = loss(activity, targets)
-    found = objective.loss(outputs, targets)
+        with unmixed(activity.device):
+            local[name] = loss(widened(activity), targets)
+    found = objective.loss(widened(outputs), targets)
     return (found, local, None) if found.dim() == 1 else (found.sum(1), local, found)
 
 
@@ -77,10 +79,12 @@ def perturbed(
             draws = noise.draw(copy, parameters)
             for parameter, value, draw in zip(parameters, kept, draws, strict=True):
                 parameter.copy_(value + scale * draw)
+            forget_casts(parameters[0].device)
             found.append(losses())
     finally:
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
+        forget_casts(parameters[0].device)
     return iter(found)
 
 

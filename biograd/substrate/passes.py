@@ -95,7 +95,7 @@ class Pass:
         feedback = self.plan.transport.feedback.get(layer)
         own = module._parameters["weight"]  # also while an input transform covers it
         assert own is not None
-        weight = own.detach() if feedback is None else feedback
+        weight = own.detach() if feedback is None else feedback.to(own.dtype)
         live = self._live.pop(layer)
         via = through(module, weight, live)
         if self._divides(site):  # a bias has no presynaptic trace: it takes the input's way
@@ -126,7 +126,9 @@ class Pass:
     def _perturbed(self, site: Site, output: Tensor, count: int) -> Tensor:
         if self.kind == "noisy":
             given = self.plan.noise
-            return output + self._offset(site, given, count) if _has(given, site) else output
+            if not _has(given, site):
+                return output
+            return (output + self._offset(site, given, count)).to(output.dtype)
         given = self.plan.tangents
         if not _has(given, site):
             return output
@@ -164,7 +166,7 @@ class Pass:
             )
         if self.kind != "clean":
             return activity.detach()
-        passed = self.plan.clamp.get(name, activity).detach().clone()
+        passed = self.plan.clamp.get(name, activity).detach().to(activity.dtype, copy=True)
         if self.plan.slots:
             passed.requires_grad_()
             self.slots.setdefault(name, []).append(passed)
@@ -188,7 +190,8 @@ class Pass:
                 "trials of one length"
             )
         clamped = self.plan.clamp.get(name)
-        passed = (activity if clamped is None else clamped[:, index]).detach().clone()
+        passed = (activity if clamped is None else clamped[:, index]).detach()
+        passed = passed.to(activity.dtype, copy=True)
         if not self.plan.slots:
             return passed
         if not index:

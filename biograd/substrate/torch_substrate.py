@@ -27,6 +27,7 @@ from biograd.contracts import (
     Transport,
     Visits,
 )
+from biograd.contracts.precision import forget_casts
 from biograd.errors import CapabilityError
 from biograd.substrate.calling import called
 from biograd.substrate.copies import SharedRandomness
@@ -140,6 +141,7 @@ class TorchSubstrate:
     ) -> Trace:
         """Run the clean copy, then the other copies of ``plan``; dropout draws from ``stream``."""
         self.shared.stream = stream
+        forget_casts(encoded.device)
         encoded = encoded if plan.inputs is None else plan.inputs(encoded)
         trace = self._run_clean(plan, encoded, targets, objective)
         if plan.noise:
@@ -342,7 +344,9 @@ class TorchSubstrate:
             with forward_mode(), self._running(now), self.shared.noisy():
                 draws = noise.draw(copy, named.values())
                 dual = {
-                    name: forward_ad.make_dual(parameter.detach(), scale * draw)
+                    name: forward_ad.make_dual(
+                        parameter.detach(), (scale * draw).to(parameter.dtype)
+                    )
                     for (name, parameter), draw in zip(named.items(), draws, strict=True)
                 }
                 outputs = torch.func.functional_call(runner, dual, (encoded,))

@@ -16,7 +16,7 @@ from torch import Tensor
 from biograd.checking import Count, NotNegative, construct
 from biograd.errors import CapabilityError, DataError, RecipeError, nearest
 from biograd.registry import Registry
-from biograd.tasks.classes import LOSSES, Classes
+from biograd.tasks.classes import LOSSES, Classes, check_no_vectors
 from biograd.tasks.heads import Head, Heads
 from biograd.tasks.multi_label import MultiLabel
 from biograd.tasks.own_loss import OwnLoss
@@ -125,6 +125,7 @@ def infer(targets: Any, where: str = "targets") -> str:
     if isinstance(targets, Mapping):
         raise DataError(f"{where}: targets by name are of several tasks: give task = 'heads'")
     given = torch.as_tensor(targets)
+    check_no_vectors(given, where)
     if not given.is_floating_point() and given.dtype != torch.bool and given.dim() in (1, 2):
         if _classes(given):
             return "classes"
@@ -167,15 +168,21 @@ def suited(
     return make(name, int(given.pop("outputs", 0)), given, where)
 
 
-def learned(task: Task, loss: str) -> Task:
+def learned(task: Task, loss: str | None, own: str | None = None) -> Task:
     """Return the task with the loss that a model's recipe gives to classes; others have their own.
 
+    Args:
+        loss: None: the recipe gives none.
+        own: the loss that the settings of the task name.
+
     Raises:
-        RecipeError: the recipe asks for the other loss of classes, the task is of another kind.
+        RecipeError: the recipe asks for another loss than the task has.
     """
-    if isinstance(task, Classes) and task.loss == "cross_entropy":
+    if loss is not None and own is not None and loss != own:
+        raise RecipeError(f"training.loss = {loss!r} beside task.loss = {own!r}: give one of them")
+    if loss is not None and isinstance(task, Classes):
         return dataclasses.replace(task, loss=loss)  # type: ignore[arg-type]
-    if loss not in ("cross_entropy", getattr(task, "loss", "")):
+    if loss is not None and loss != getattr(task, "loss", ""):
         raise RecipeError(
             f"training.loss = {loss!r} is for classes: {type(task).__name__} has its own: leave it "
             "out"

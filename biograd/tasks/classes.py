@@ -15,8 +15,28 @@ from biograd.tasks.task import MISSING, Metrics, Task, aligned, check_some, refu
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return ``-log softmax(outputs)[target]`` for every row."""
-    return functional.cross_entropy(outputs, targets, reduction="none")
+    """Return ``-log softmax(outputs)[target]`` for every row; real targets are probabilities."""
+    targets = targets if targets.is_floating_point() else targets.long()
+    if targets.shape not in (outputs.shape[:1], outputs.shape):
+        raise DataError(
+            f"targets {list(targets.shape)} are no classes for outputs {list(outputs.shape)}: give "
+            f"one number for each example, [{len(outputs)}]"
+        )
+    if targets.is_floating_point() and targets.shape != outputs.shape:
+        raise DataError(f"targets {targets.dtype}: classes are whole numbers: targets.long()")
+    try:
+        return functional.cross_entropy(outputs, targets, reduction="none")
+    except IndexError as error:
+        raise _outside(outputs, targets) from error
+
+
+def _outside(outputs: Tensor, targets: Tensor) -> DataError:
+    """Return what is said of a class that is none, which torch finds while it computes."""
+    wrong = targets[((targets < 0) & (targets != MISSING)) | (targets >= outputs.shape[-1])]
+    return DataError(
+        f"targets: class {int(wrong.flatten()[0]) if wrong.numel() else MISSING}, known are 0 to "
+        f"{outputs.shape[-1] - 1}, the outputs of the network"
+    )
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -24,11 +44,29 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Real targets are vectors; for a single output the targets are numbers, whole or not.
     """
-    if targets.is_floating_point() or outputs.shape[-1] == 1:
+    if targets.is_floating_point() or outputs.shape[-1] == 1 or targets.dim() >= outputs.dim():
         targets = aligned(outputs, targets)
-    elif targets.dim() < outputs.dim():
-        targets = functional.one_hot(targets, outputs.shape[-1])
+    else:
+        try:
+            targets = functional.one_hot(targets.long(), outputs.shape[-1])
+        except RuntimeError as error:
+            raise _outside(outputs, targets) from error
     return 0.5 * (outputs - targets.to(outputs.dtype)).square().flatten(1).sum(1)
+
+
+def check_no_vectors(targets: Tensor, where: str) -> None:
+    """Refuse classes that are given as one-hot vectors ``[N, K]``.
+
+    Raises:
+        DataError: every row is one.
+    """
+    if targets.dim() != 2 or targets.shape[1] < 2 or not len(targets):
+        return
+    if bool(((targets == 0) | (targets == 1)).all()) and bool((targets.sum(1) == 1).all()):
+        raise DataError(
+            f"{where}: every row of {list(targets.shape)} is a one-hot vector: give numbers of "
+            "classes, targets.argmax(1), or task = 'multi_label'"
+        )
 
 
 LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}
@@ -68,6 +106,7 @@ class Classes(Task):
         if targets.dim() not in (1, 1 + self.timed):
             owed = "[N] or [N, steps]" if self.timed else "[N]"
             raise DataError(f"{where}: classes are {list(targets.shape)}, the task needs {owed}")
+        check_no_vectors(targets, where)
         wrong = (targets < 0) | (targets >= self.outputs)
         if self.timed and targets.dim() == 2:
             check_some(targets != MISSING, where)

@@ -100,6 +100,16 @@ def as_inputs(values: Any, where: str) -> Tensor:
     return found if found.is_floating_point() else found.float()
 
 
+def cast(values: Any, where: str) -> tuple[str, ...]:
+    """Return what is to be said of inputs that are whole numbers: they are not scaled."""
+    found = tensor(values, where)
+    if found.is_floating_point() or found.dtype == torch.bool or not found.numel():
+        return ()
+    ends = f"{int(found.min())} to {int(found.max())}"
+    kind = str(found.dtype).removeprefix("torch.")
+    return (f"{where} are {kind}, {ends}: taken as they are, not scaled",)
+
+
 def as_targets(values: Any, where: str) -> Tensor:
     """Return targets: whole numbers as int64, others as they are."""
     found = tensor(values, where)

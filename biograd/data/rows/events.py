@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from biograd.checking import Count, Positive, Range, validate
 from biograd.data.digests import sha256_of
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError
@@ -48,6 +49,8 @@ class Events:
         digest: of the files; "": computed from the events.
         where: opens every message.
 
+    The order of the events does not matter; several of a unit in one step are counted.
+
     Raises:
         DataError: a negative time, a unit out of range, or a spike behind ``steps``.
     """
@@ -59,15 +62,16 @@ class Events:
         times: Any,
         channels: Any,
         targets: Tensor,
-        units: int,
-        dt_ms: float = 1.0,
+        units: Count,
+        dt_ms: Positive = 1.0,
         *,
-        to_ms: float = 1.0,
-        steps: int = 0,
+        to_ms: Positive = 1.0,
+        steps: Annotated[int, Range(0)] = 0,
         digest: str = "",
         weight: Tensor | None = None,
         where: str = "events",
     ) -> None:
+        validate(Events, locals())
         if not len(times) == len(channels) == len(targets):
             counts = f"{len(times)} rows of times, {len(channels)} of units, {len(targets)} targets"
             raise DataError(f"{where}: {counts}")
@@ -102,19 +106,31 @@ class Events:
         lengths = torch.tensor([self._length(each) for each in bins])
         dense = torch.zeros(len(bins), int(lengths.max()), self.units)
         for place, (row, steps) in enumerate(zip(index.tolist(), bins, strict=True)):
-            channels = np.asarray(self.channels[row]).astype(np.int64)
-            if len(channels) != len(steps):
-                counts = f"{len(steps)} times, {len(channels)} units"
-                raise DataError(f"{self.where}, row {row}: {counts}")
-            wrong = channels[(channels < 0) | (channels >= self.units)]
-            if len(wrong):
-                raise DataError(
-                    f"{self.where}, row {row}: unit {wrong[0]} is outside 0..{self.units - 1}"
-                )
-            at = (torch.from_numpy(steps), torch.from_numpy(channels))
+            at = (torch.from_numpy(steps), torch.from_numpy(self._fired(row, len(steps))))
             dense[place].index_put_(at, torch.ones(len(steps)), accumulate=True)
         weight = None if self.weight is None else self.weight[index]
         return Batch(dense, self.targets[index], index, lengths, weight)
+
+    def check(self) -> None:
+        """Refuse events that cannot be binned, all rows at once.
+
+        Raises:
+            DataError: see the class.
+        """
+        for row in range(len(self)):
+            self._fired(row, len(self._bins(row)))
+
+    def _fired(self, row: int, count: int) -> np.ndarray:
+        """Return the unit of every spike of a trial."""
+        given = np.asarray(self.channels[row])
+        if len(given) != count:
+            raise DataError(f"{self.where}, row {row}: {count} times, {len(given)} units")
+        wrong = given[~((given >= 0) & (given < self.units) & (given % 1 == 0))]
+        if len(wrong):
+            raise DataError(
+                f"{self.where}, row {row}: unit {wrong[0]} is none of 0..{self.units - 1}"
+            )
+        return given.astype(np.int64)
 
     def _bins(self, row: int) -> np.ndarray:
         """Return the step of every spike of a trial."""

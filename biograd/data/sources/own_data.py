@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from biograd.data.choosing import SPLITS
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
-from biograd.data.rows.arrays import Arrays, as_inputs, as_targets
+from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, cast
 from biograd.data.rows.items import Items
 from biograd.data.rows.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.data.source import Source, is_source
@@ -106,9 +106,12 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
     if isinstance(given, tuple | list) and len(given) in (4, 6):
         names = ("train", "test") if len(given) == 4 else SPLITS
         pairs = zip(names, given[::2], given[1::2], strict=True)
-        return Parts({s: _pair(x, y, request, f"{where}: {s}") for s, x, y in pairs})
-    if isinstance(given, tuple | list) and len(given) == 2 and not _is_dataset(given):
-        return Parts({"train": _pair(given[0], given[1], request, where)})
+        sources = {s: _pair(x, y, request, f"{where}: {s}") for s, x, y in pairs}
+        return Parts(sources, notes=_said(given[0], request, where))
+    listed = isinstance(given, tuple | list) and not isinstance(given, Dataset | DataLoader)
+    if listed and len(given) == 2:
+        one = {"train": _pair(given[0], given[1], request, where)}
+        return Parts(one, notes=_said(given[0], request, where))
     if isinstance(given, str | Path):
         return _file(given, request)
     source, notes = _source(given, request, where)
@@ -117,10 +120,6 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         held = f"{where}: the first {FIRST} examples of every pass are kept for validation"
         return Parts({"train": source, "validation": kept}, notes=(*notes, held))
     return Parts({"train": source}, notes=notes)
-
-
-def _is_dataset(given: Any) -> bool:
-    return isinstance(given, Dataset | DataLoader)
 
 
 def _module(given: Any) -> dict[str, Any]:
@@ -195,6 +194,19 @@ def _pair(inputs: Any, targets: Any, request: Request, where: str) -> Source:
     if request.timed and x.dim() < 3:
         raise DataError(f"{where}: inputs are {list(x.shape)}: with time they are [N, T, channels]")
     return Arrays(x, y, request.timed)
+
+
+def _said(inputs: Any, request: Request, where: str) -> tuple[str, ...]:
+    """Return how inputs are taken, where it could be otherwise."""
+    column = _column(inputs, where)
+    shape = list(np.shape(column))
+    notes = cast(column, f"{where}: inputs")
+    if len(shape) == 3 and not request.timed:
+        notes += (
+            f"{where}: inputs {shape} are taken for grids without time: dataset.timed=true, or "
+            "encoding.kind = 'given', says that the second axis is time",
+        )
+    return notes
 
 
 def _source(given: Any, request: Request, where: str) -> tuple[Source, tuple[str, ...]]:

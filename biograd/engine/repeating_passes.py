@@ -1,0 +1,88 @@
+"""Passes on one batch again: a network that keeps a state from pass to pass gives itself away."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from biograd.contracts import Objective, Plan, Substrate, Trace
+from biograd.errors import CapabilityError
+from biograd.estimators import Estimator
+from biograd.substrate.kept import Keepsake, ResetBefore, way_out
+
+REPEATS = 3
+"""Passes beside the first in which a state must show itself."""
+
+
+class Repeated:
+    """The part of an engine that runs its network several times on one batch.
+
+    Attributes:
+        reset: what puts a network back before every pass, if it was given.
+        keeps: dotted names of the attributes in which the network keeps a state.
+    """
+
+    network: nn.Module
+    estimator: Estimator
+    objective: Objective
+    substrate: Substrate
+    reset: ResetBefore | None
+    keeps: tuple[str, ...]
+    _before: Keepsake
+
+    def _tried(
+        self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> Trace:
+        """Run a plan on a network whose modules keep nothing from the pass before."""
+        if self.keeps:
+            self._before.restore()
+        return self.substrate.run(plan, encoded, targets, self.objective, stream)
+
+    def _find_state(
+        self, trace: Trace, encoded: Tensor, begun: Tensor, stream: torch.Generator
+    ) -> None:
+        """See whether the network's outputs depend on the passes before.
+
+        Some states act later than in the next pass; so there are more, if anything changes.
+
+        Raises:
+            CapabilityError: they do, although it is reset, or the rule runs it several times.
+        """
+        drawn, before = stream.get_state(), self._before
+
+        def same() -> bool:
+            before.rewind()
+            stream.set_state(begun)
+            found = self._tried(Plan(graph=False), encoded, trace.targets, stream).outputs
+            size = float(trace.outputs.abs().max())
+            return torch.allclose(found, trace.outputs, rtol=1e-4, atol=1e-5 * size)
+
+        for _ in range(REPEATS):
+            if not same():
+                changed = before.changed()
+                before.restore()
+                self.keeps = tuple(changed) if same() else ()
+                break
+            if not before.changed():
+                break
+        stream.set_state(drawn)
+        several = ("perturb_site", "perturb_parameter", "jvp_site", "jvp_parameter")
+        if self.keeps and (self.reset is not None or self.estimator.needs & set(several)):
+            self._refuse_state()
+
+    def _refuse_state(self) -> None:
+        """Refuse a rule of several passes on a network that keeps a state.
+
+        Raises:
+            CapabilityError: with the state's names, and how it can be reset.
+        """
+        names = ", ".join(self.keeps[:3]) + (", ..." if len(self.keeps) > 3 else "")
+        if self.reset is not None:
+            raise CapabilityError(
+                f"the network keeps a state from pass to pass ({names}), which reset = "
+                f"{self.reset.reset!r} does not put back"
+            )
+        raise CapabilityError(
+            f"{type(self.estimator).__name__} runs the network several times a step, which keeps a "
+            f"state from pass to pass ({names}): {way_out(self.network, self.keeps)}"
+        )

@@ -1,0 +1,51 @@
+"""What one step found, and the surface whose gradient is its credit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one step found.
+
+    Attributes:
+        surrogate: scalar whose value is the mean clean loss and whose gradient is the credit.
+        outputs: clean outputs ``[B, ...]``.
+        losses: ``[S, B]``, one loss per copy and example, copy 0 clean; of the copies and examples
+            of this rank.
+        passes: times that an example went forward, all plans together (``Plan.passes``).
+    """
+
+    surrogate: Tensor
+    outputs: Tensor
+    losses: Tensor
+    passes: int
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean clean loss, without a graph."""
+        return self.losses[0].mean()
+
+    @property
+    def informative(self) -> float:
+        """Share of the noisy copies whose loss differs from the clean one; 1 without copies."""
+        if len(self.losses) == 1:
+            return 1.0
+        return float((self.losses[1:] != self.losses[:1]).float().mean())
+
+    def backward(self) -> None:
+        """Add the credit to the ``.grad`` of every parameter."""
+        self.surrogate.backward()
+
+
+def surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return a scalar whose value is the loss and whose gradient is its own and the pairs'."""
+    total = loss
+    for tensor, cotangent in pairs:
+        if tensor.requires_grad:
+            term = (tensor * cotangent.detach().to(tensor.dtype)).sum()
+            total = total + (term - term.detach())
+    return total
