@@ -53,6 +53,7 @@ def attributes(experiment: Experiment, kinds: set[str]) -> dict[str, Any]:
         "device": configuration.device,
         "dataset": configuration.dataset,
         "dataset_sha256": dataset.digest,
+        **({"dataset_sha256_covers": dataset.covers} if dataset.covers else {}),
         "rule": configuration.estimator,
         "model": configuration.model,
         "headline": dataset.task.headline,
