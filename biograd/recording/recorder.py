@@ -300,7 +300,11 @@ class Recording:
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
         control = None
         if configuration.control and (self.pristine or not configuration.module):
-            self.progress.note("training the control: frozen hidden layers")
+            rate = configuration.recipe.training.learning_rate
+            self.progress.note(
+                f"training the control: frozen hidden layers, at the rule's own learning rate, "
+                f"{rate:g}; another may be better for it"
+            )
             control = frozen_hidden(configuration, experiment.dataset, self.pristine)
         return {
             "schema_version": 1,
@@ -317,6 +321,7 @@ class Recording:
             **prefixed("train", train),
             **prefixed("test", test),
             "frozen_hidden_control": control,
+            **({} if control is None else {"control_learning_rate": rate}),
             "silent": self._silent,
             "evaluated_on": evaluated,
             **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),

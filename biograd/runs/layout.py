@@ -4,6 +4,7 @@ Finished file ``run.h5``::
 
     /                     format format_version magic version run_id created_at finished_at status
                           parts_id biograd_version ... and whatever the run says about itself
+                          (of a module of the user's: network, its text; neurons, encoding, JSON)
     /config /environment /hyperparameters /summary     JSON text, one scalar each
     /credit               JSON text: parameter to its shape, and by whose credit it learns
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
