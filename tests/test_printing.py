@@ -6,10 +6,12 @@ import ast
 import csv
 import io
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -264,3 +266,13 @@ def test_names_that_no_run_can_have_are_refused(name: str, tmp_path: Path) -> No
     with pytest.raises(RecipeError) as caught:
         disk.check_target(tmp_path / name, False)
     assert not raw(str(caught.value)) and len(str(caught.value)) < 500
+
+
+def test_what_is_logged_and_warned_is_printed_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with printing.streams():
+        logging.getLogger("biograd.runs").warning("a\x1b[2J")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning(UserWarning("b\x1b[2J"), UserWarning, "file", 3)
+    said = capsys.readouterr().err
+    assert "a\\x1b" in said and "b\\x1b" in said and not raw(said)
