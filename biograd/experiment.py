@@ -10,13 +10,11 @@ file alone.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from biograd import data, ranks, recipes
@@ -28,16 +26,14 @@ from biograd.recording import (
     Interrupted,
     NullWriter,
     Recording,
+    description,
     epoch_sums,
     restore,
 )
-from biograd.recording.observation import neurons, neurons_of
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
-from biograd.runs.layout import LayerInfo, Probe
 from biograd.runs.reader import Run, open_run
 from biograd.runs.writer import RunWriter
-from biograd.substrate.network import Network
 
 __all__ = [
     "Configuration",
@@ -51,15 +47,10 @@ __all__ = [
     "restored",
 ]
 
-PROBES = 200
-LONGEST = 20_000
-"""Characters of the text of a module."""
 STEP = (
     "a step of the training is too large",
     "training.batch_size, the copies of the rule, or the network",
 )
-STIMULI = 2**24
-"""Bytes of stimuli that a run file takes; larger ones are found by their rows."""
 
 
 def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
@@ -142,19 +133,20 @@ def begin(
     experiment = Experiment(configuration, dataset, network)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
-    probe = make_probe(dataset)
+    probe = description.make_probe(dataset)
     writer: RunWriter | NullWriter
     if ranks.rank():
         writer = NullWriter(path)
     else:
-        layers = _layers(experiment, dataset, probe)  # first: Brian2 chooses its target by it
+        layers = description.layers(experiment, probe)  # first: Brian2 chooses its target by it
         writer = RunWriter(
             path,
             config=configuration.table(),
             environment=environment(configuration.device),
-            attributes=_attributes(experiment, {one.kind for one in layers.values()}),
+            attributes=description.attributes(experiment, {one.kind for one in layers.values()}),
             probe=probe,
             layers=layers,
+            credit=experiment.account.as_dict(),
             force=force,
         )
     recording = Recording(experiment, writer, probe, progress)
@@ -185,66 +177,6 @@ def _load(
             f"{digest[:12]}…, now {now}): give back the data of then"
         )
     return dataset
-
-
-def make_probe(dataset: data.Dataset) -> Probe:
-    """Return the fixed stimuli of all snapshots: the evaluated split, its groups in turn."""
-    source = dataset.evaluated
-    index = dataset.probes(source, PROBES)
-    inputs = source.take(index).inputs
-    targets = source.take(index).targets if source.targets is None else source.targets[index]
-    strata = dataset.task.strata(targets)
-    label = torch.zeros(len(index), dtype=torch.int64) if strata is None else strata
-    return Probe(
-        index=index.numpy(),
-        label=label.cpu().numpy(),
-        split=dataset.evaluated_on,
-        input=inputs.numpy() if inputs.nbytes <= STIMULI else None,
-        source_row=data.original(source, index).numpy(),
-    )
-
-
-def _attributes(experiment: Experiment, kinds: set[str]) -> dict[str, Any]:
-    """Return what a run with layers of these kinds says of itself."""
-    configuration, dataset = experiment.configuration, experiment.dataset
-    kind, network = configuration.recipe.network.kind, experiment.network
-    model_kind = "snn" if kind in ("spiking", "circuit") else "ann"
-    found: dict[str, Any] = {}
-    if configuration.module:
-        model_kind = "snn" if "spiking" in kinds else "unknown"
-        found |= {"network": str(network)[:LONGEST], "neurons": neurons(network)}
-    if configuration.module and isinstance(network, Network) and network.encoding is not None:
-        found["encoding"] = dataclasses.asdict(network.encoding.recipe)
-    return {
-        "seed": configuration.seed,
-        "device": configuration.device,
-        "dataset": configuration.dataset,
-        "dataset_sha256": dataset.digest,
-        "rule": configuration.estimator,
-        "model": configuration.model,
-        "headline": dataset.task.headline,
-        "better": dataset.task.better,
-        "model_kind": model_kind,
-        **{name: value for name, value in found.items() if value},
-    }
-
-
-def _layers(experiment: Experiment, dataset: data.Dataset, probe: Probe) -> dict[str, LayerInfo]:
-    inputs = dataset.evaluated.take(torch.as_tensor(probe.index[:2])).inputs
-    network, known = experiment.network, neurons(experiment.network)
-    encoding = network.encoding if isinstance(network, Network) else None
-    found = {}
-    for name, one in experiment.observe(inputs).items():
-        spiking = one.kind == "spiking"
-        found[name] = LayerInfo(
-            kind=one.kind,
-            n_units=one.values.shape[-1],
-            shape=one.shape,
-            dt_ms=encoding.dt_ms if spiking and encoding else None,
-            n_steps=one.steps or None,
-            neuron_params=neurons_of(name, known),
-        )
-    return found
 
 
 def _default_path(configuration: Configuration) -> Path:
@@ -311,7 +243,7 @@ def go_on(
         )
     try:
         writer, checkpoint = _taken_over(path, configuration, experiment)
-        recording = Recording(experiment, writer, make_probe(dataset), progress)
+        recording = Recording(experiment, writer, description.make_probe(dataset), progress)
         recording.restore(*checkpoint, path)
     except BaseException:
         experiment.engine.detach()

@@ -12,6 +12,7 @@ from biograd import recipes
 from biograd.commands.columns import columns, costs, large, percent
 from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+from biograd.errors import word
 from biograd.metrics import headline, words, written
 
 
@@ -48,7 +49,7 @@ from biograd.metrics import headline, words, written
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=click.IntRange(0),
     metavar="N",
     default=0,
     show_default=True,
@@ -106,7 +107,7 @@ def summary(record: Mapping[str, Any]) -> str:
 
     ``record`` is the JSON object of ``train`` and ``resume``.
     """
-    run = record["run"]
+    run = word(record["run"])
     rows = [(label, text) for label, text in _facts(record) if text]
     hints = [(f"biograd inspect {run}", "see what it holds")]
     if "epochs" in record.get("budget", {"epochs": 0}):
@@ -144,11 +145,17 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"train {words(name)}", result(f"train_{name}")),
         (f"{evaluated} {words(name)}", result(f"test_{name}")),
         (f"test {words(name)}", "" if unseen is None else written(name, unseen)),
-        ("frozen hidden", result("frozen_hidden_control")),
+        ("frozen hidden", _control(record, result("frozen_hidden_control"))),
         (f"{evaluated} loss", "" if loss is None else f"{loss:.4f}"),
         ("silent units", _silent(record.get("silent") or {})),
         *costs(record),
     ]
+
+
+def _control(record: Mapping[str, Any], found: str) -> str:
+    """Return the control's result and its learning rate, which is the rule's, not its best."""
+    rate = record.get("control_learning_rate")
+    return found if not found or rate is None else f"{found} at the rule's learning rate, {rate:g}"
 
 
 def _epochs(record: Mapping[str, Any]) -> str:

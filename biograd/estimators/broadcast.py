@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
 from biograd.errors import CapabilityError
-from biograd.estimators.estimator import Estimator, known_sites
+from biograd.estimators.estimator import Estimator
 from biograd.estimators.feedback import Buffers
 
 
@@ -32,6 +32,7 @@ class Broadcast(Estimator):
     """
 
     needs = frozenset(("loss", "cut", "local_vjp"))
+    reach = "blocks"
     divides = "examples"
     passes = "1 forward, 1 product with the feedback"
     builds = True
@@ -44,8 +45,16 @@ class Broadcast(Estimator):
         self.matrices = Buffers()
 
     def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
+        """Refuse the name of a site that does not exist, or no site at all.
+
+        Raises:
+            CapabilityError: with the nearest name.
+        """
+        if not self.sites:
+            raise CapabilityError(
+                f"{type(self).__name__}: sites = (): the signal reaches no site: name one"
+            )
+        super().check(sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the hidden sites that the signal reaches."""

@@ -36,6 +36,7 @@ class Feedback(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
     divides = "examples"
     passes = "1 forward, 1 backward"
     builds = True
@@ -104,15 +105,20 @@ def weight_of(name: str, round: Round) -> nn.Parameter:
     weight = layer._parameters.get("weight")
     if weight is None or (weight.dim() < 2 and not isinstance(layer, SynapticLayer)):
         raise CapabilityError(
-            f"{name} ({type(layer).__name__}) has no weight matrix for which feedback could stand "
-            "in: give the names of linear or convolutional layers, attach(..., sites=[...])"
+            f"{name} ({type(layer).__name__}) has no weight matrix of its own for which feedback "
+            "could stand in: name linear or convolutional layers alone, attach(..., sites=[...]), "
+            "or take biograd.DirectFeedback"
         )
     return weight
 
 
 def size_of(weight: Tensor) -> float:
-    """Return the root mean square of a weight; that of a usual draw if the weight is zero."""
-    size = float(weight.square().mean().sqrt())
+    """Return the root mean square of a weight; that of a usual draw if the weight is zero.
+
+    Connections that do not exist, whose weight is zero, do not count: no feedback passes there.
+    """
+    there = weight[weight != 0] if bool((weight == 0).any()) else weight
+    size = float(there.square().mean().sqrt()) if there.numel() else 0.0
     return size or 1 / math.sqrt(weight[0].numel())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.estimators.estimator import Estimator, known_sites
+from biograd.estimators.estimator import Estimator
 from biograd.estimators.loss_regression import METHODS, binned
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
@@ -55,6 +55,7 @@ class WeakGradient(Estimator):
     reference = "Hazelden 2023, arXiv 2311.10869"
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
     graphless: bool = True
+    reach = "currents"
 
     @classmethod
     def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
@@ -79,10 +80,6 @@ class WeakGradient(Estimator):
         self.directions, self.regression = METHODS[method]
         if not isinstance(sites, str):
             self.needs, self.graphless = self.needs | {"vjp"}, False
-
-    def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites that are perturbed in this step."""
@@ -115,7 +112,7 @@ class WeakGradient(Estimator):
             part = part * (self.sigma * round.scales[name])
             count = bins(site.steps, width)
             noise[name] = part.view(*shape[:2], count, *site.units).to(round.device)
-        cut = names if not isinstance(self.sites, str) else round.hidden
+        cut = names if not isinstance(self.sites, str) else round.perturbed
         return (Plan(noise=noise, time_bin=width, cut=frozenset(cut)),)
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from biograd import ranks
+from biograd.errors import word
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
@@ -151,7 +152,7 @@ class Recording:
 
     @property
     def _go_on(self) -> str:
-        return ranks.command(f"resume {self.writer.path}")
+        return ranks.command(f"resume {word(self.writer.path)}")
 
     def _place(self) -> str:
         """Return where a rank was lost, and how to go on."""
@@ -300,7 +301,11 @@ class Recording:
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
         control = None
         if configuration.control and (self.pristine or not configuration.module):
-            self.progress.note("training the control: frozen hidden layers")
+            rate = configuration.recipe.training.learning_rate
+            self.progress.note(
+                f"training the control: frozen hidden layers, at the rule's own learning rate, "
+                f"{rate:g}; another may be better for it"
+            )
             control = frozen_hidden(configuration, experiment.dataset, self.pristine)
         return {
             "schema_version": 1,
@@ -317,12 +322,14 @@ class Recording:
             **prefixed("train", train),
             **prefixed("test", test),
             "frozen_hidden_control": control,
+            **({} if control is None else {"control_learning_rate": rate}),
             "silent": self._silent,
             "evaluated_on": evaluated,
             **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),
             "seconds": seconds,
             "steps_per_second": trainer.step / seconds,
             "ranks": ranks.size(),
+            **({"outside": outside} if (outside := experiment.account.outside) else {}),
             **costs,
         }
 

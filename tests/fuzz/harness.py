@@ -38,6 +38,7 @@ class Target:
         prepare: writes the good files into a folder, once.
         mutate: damages a copy of that folder by a seeded stream, and says how.
         commands: words of the console; ``{folder}`` is the copy, ``{out}`` an empty folder.
+        main: runs the words of a command; None: the console.
         writers: commands that may change the copy if they end well; let them come last.
         growing: ending of folders in which a writer may change what is its own all the same.
     """
@@ -46,6 +47,7 @@ class Target:
     mutate: Callable[[random.Random, Path], str]
     commands: tuple[tuple[str, ...], ...]
     writers: tuple[str, ...] = ()
+    main: Callable[[Sequence[str]], int] | None = None
     growing: str = "\0"
 
 
@@ -137,9 +139,13 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def run(words: Sequence[str], seconds: float = SECONDS) -> Ended:
+def run(
+    words: Sequence[str],
+    seconds: float = SECONDS,
+    main: Callable[[Sequence[str]], int] | None = None,
+) -> Ended:
     """Run a command of the console in this process."""
-    from biograd.__main__ import main
+    from biograd.__main__ import main as console
 
     errors, begun = io.StringIO(), time.monotonic()
     forget_peak()
@@ -151,7 +157,7 @@ def run(words: Sequence[str], seconds: float = SECONDS) -> Ended:
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(errors),
         ):
-            code = main(list(words))
+            code = (main or console)(list(words))
     except Hang:
         code = -1
     except BaseException:
@@ -188,7 +194,7 @@ def judged(ended: Ended, before: dict[str, str], after: dict[str, str], left: li
     lines = ended.errors.splitlines()
     if ended.hung:
         return f"hangs ({ended.seconds:.0f} s)"
-    if ended.code not in ALLOWED or "unexpected" in ended.errors:
+    if ended.code not in ALLOWED or "biograd: unexpected" in ended.errors:
         return f"uncaught, exit code {ended.code}: {lines[-1] if lines else ''}"
     if ended.code and not (lines and lines[-1].startswith("biograd")):
         return f"exit code {ended.code} without a word"
@@ -232,7 +238,7 @@ def campaign(
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             words = [word.format(folder=work, out=out) for word in command]
-            ended = run(words)
+            ended = run(words, main=target.main)
             left = [path.name for path in out.rglob("*")]
             after = snapshot(work)
             expected = after
@@ -261,3 +267,15 @@ def quiet() -> None:
 
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(1000)
+
+
+def said(act: Callable[[], object]) -> int:
+    """Do what a library's user does, and say what went wrong as the console would."""
+    from biograd.errors import BiogradError
+
+    try:
+        act()
+    except BiogradError as error:
+        print(f"biograd: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
