@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,18 @@ from biograd.errors import CapabilityError
 from biograd.substrate.calling import called
 from biograd.substrate.copies import SharedRandomness
 from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
-from biograd.substrate.losses import Losses, add_slopes, extend, forward_mode, losses_of, perturbed
+from biograd.substrate.losses import (
+    Losses,
+    add_slopes,
+    eager,
+    extend,
+    forward_mode,
+    losses_of,
+    perturbed,
+)
 from biograd.substrate.network import Network
 from biograd.substrate.passes import Pass, repeat
-from biograd.substrate.sites import Sites, before, find_sites
+from biograd.substrate.sites import Sites, before, check_called, find_sites
 
 
 class TorchSubstrate:
@@ -51,29 +59,19 @@ class TorchSubstrate:
         CapabilityError: no such layer, or no layer at all.
     """
 
-    capabilities: frozenset[Capability] = frozenset(
-        (
-            "loss",
-            "perturb_parameter",
-            "perturb_site",
-            "jvp_parameter",
-            "jvp_site",
-            "observe",
-            "cut",
-            "local_vjp",
-            "vjp",
-        )
-    )
+    capabilities: frozenset[Capability] = frozenset(get_args(Capability))
 
     def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
         self.module = module
         self.sites = find_sites(module, sites)
+        self.named = sites is not None
         self.joinable = not isinstance(module, Network) and (
             sites is None
             or (not isinstance(sites, Mapping) and all(isinstance(one, str) for one in sites))
         )
         self.name = getattr(module, "simulator", "torch")
-        self.limits = tuple(reason for part in module.modules() if (reason := _forward_only(part)))
+        reasons = (getattr(part, "forward_only", "") for part in module.modules())
+        self.limits = tuple(str(reason) for reason in reasons if reason)
         if self.limits:
             self.capabilities -= DIFFERENTIAL
         self.shared = SharedRandomness(module)
@@ -111,6 +109,11 @@ class TorchSubstrate:
         return hook
 
     @property
+    def transports(self) -> bool:
+        """Whether a plan's ``transport`` acts on populations of the module."""
+        return isinstance(self.module, Network) or bool(self._populations)
+
+    @property
     def recording(self) -> bool:
         """Whether the clean copy of a round is under way."""
         return self._pass is not None and self._pass.kind == "clean"
@@ -131,6 +134,7 @@ class TorchSubstrate:
         """Return the outputs ``[rows, ...]`` for encoded inputs."""
         return called(self.module, encoded)
 
+    @eager()
     def run(
         self,
         plan: Plan,
@@ -194,6 +198,7 @@ class TorchSubstrate:
             boundaries=frozenset((*plan.boundaries, *plan.clamp, *objective.local)),
             watched=frozenset((*names, *objective.local)),
             temporal=self._temporal,
+            readout=self.sites[-1].name,
             visits={site.name: [Visits(time) for time in site.time] for site in self.sites},
         )
 
@@ -261,6 +266,8 @@ class TorchSubstrate:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
         if not self._shapes and not isinstance(self.module, Network):
             last = {name: place for place, name in enumerate(now.order)}
+            if self.named:
+                check_called(self.sites, last)
             called = [site for site in self.sites if site.modules[0] in last]
             self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
             self._before = before(self.sites)
@@ -379,11 +386,6 @@ class TorchSubstrate:
 
 DIFFERENTIAL: frozenset[Capability] = frozenset(("vjp", "local_vjp", "jvp_site", "jvp_parameter"))
 """What needs a derivative of every population."""
-
-
-def _forward_only(part: nn.Module) -> str:
-    """Return why a module has no derivative, "" if it has one."""
-    return str(getattr(part, "forward_only", ""))
 
 
 class _Runner(nn.Module):
