@@ -36,7 +36,7 @@ from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
 from biograd.ranks import parallel
-from biograd.substrate.kept import Reset, ResetBefore
+from biograd.substrate.kept import Reset, ResetBefore, graph_held
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
@@ -272,11 +272,27 @@ class Engine(Prepared):
         else:
             self._kept = dict(state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the last step, which holds its graph."""
+        return self.__dict__ | {"_last": None}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """Return a detached copy: the hooks of a copied network lead nowhere."""
+        """Return an engine of its own on a copy of the network, which trains on as this one.
+
+        Raises:
+            CapabilityError: a module holds a tensor of the last step's graph.
+        """
         copied = memo[id(self)] = object.__new__(type(self))
-        copied.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        copied._detached = True
+        # the hooks of the copied network lead to the copied substrate
+        memo[id(self.substrate)] = twin = object.__new__(type(self.substrate))
+        try:
+            twin.__dict__.update(copy.deepcopy(vars(self.substrate), memo))
+            copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        except RuntimeError as error:
+            raise CapabilityError(
+                f"the engine cannot be copied: {', '.join(graph_held(self.network)) or 'a module'} "
+                "holds a tensor of the last step's graph: reset or detach it first"
+            ) from error
         return copied
 
     def detach(self) -> nn.Module:

@@ -125,8 +125,7 @@ class Prepared(Repeated):
         """
         if self._detached:
             raise CapabilityError(
-                "the engine is detached from its network, as a copy of an engine always is: attach "
-                "an estimator to the network again"
+                "the engine is detached from its network: attach an estimator to the network again"
             )
         if self._prepared:
             return
