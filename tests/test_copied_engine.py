@@ -98,7 +98,5 @@ def test_state_of_the_last_graph_is_named() -> None:
     network = nn.Sequential(nn.Linear(6, 5), Memory(), nn.Linear(5, 3))
     engine = biograd.attach(network, biograd.Backpropagation())
     engine(X, Y)
-    with pytest.raises(
-        CapabilityError, match=r"copied: 1\.kept holds a tensor of the last"
-    ):
+    with pytest.raises(CapabilityError, match=r"copied: 1\.kept holds a tensor of the last"):
         copy.deepcopy(engine)

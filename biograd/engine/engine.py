@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from biograd import tasks
 from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
-from biograd.contracts.precision import unmixed
+from biograd.contracts.precision import computing, unmixed
 from biograd.decorrelation import Decorrelation
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
@@ -42,6 +42,7 @@ from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
+from biograd.engine.batch_checks import check_device, check_layers, checked
 from biograd.engine.capabilities import check_capabilities, check_ranks
 from biograd.engine.preparation import Prepared, part, root_mean_squares
 from biograd.engine.step_result import Result, surface
@@ -110,6 +111,7 @@ class Engine(Prepared):
             raise
         self._last: tuple[Sequence[Trace], Round] | None = None
         self._powers: dict[str, float] = {}
+        self._dtype: torch.dtype | None = None
         self._prepared = self._detached = False
         self._structure: dict[str, Any] = {}
         self._layers: dict[str, nn.Module] = {}
@@ -158,6 +160,8 @@ class Engine(Prepared):
             BiogradError: a loss or a current is not finite.
         """
         self.prepare(inputs, targets)
+        targets = checked(self.task, inputs, targets)
+        self._follow()
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         round = self._round(encoded, targets, index, self.streams["noise"])
         check_given(self.network, self._outside, inputs, self.step)
@@ -182,6 +186,16 @@ class Engine(Prepared):
         trace = traces[0]
         passes = sum(trace.plan.passes for trace in traces)
         return Result(surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
+
+    def _follow(self) -> None:
+        """Take on the type of a network that has another since; refuse other layers, devices."""
+        check_layers(self.network, self._layers)
+        check_device(self.network, self.streams["noise"].device)
+        dtype = computing(next(self.network.parameters()).dtype)
+        if dtype != self._dtype:
+            for part in filter(None, (self.estimator, self.local, self.decorrelate)):
+                part.to(dtype if self._dtype else None)
+            self._dtype = dtype
 
     def _next(self, plans: Iterator[Plan]) -> Plan | None:
         with unmixed(self.streams["noise"].device):
