@@ -20,7 +20,7 @@ from biograd.engine.settings import unread
 from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
-from biograd.recipes.toml import merged
+from biograd.recipes.toml import merged, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +141,33 @@ class Configuration:
             dt_ms=encoding.dt_ms,
         )
 
+    def offered(self) -> Configuration:
+        """Return the configuration of a run file, whose own addresses are not fetched.
+
+        A file may come from anybody: only the addresses of shipped recipes are asked for it.
+        """
+        shipped = {
+            url
+            for name in recipes.names("datasets")
+            for url in recipes.dataset_table(name)[0].get("urls", ())
+        }
+        known = tuple(url for url in self.data.urls if url in shipped)
+        if known == self.data.urls:
+            return self
+        data = dataclasses.replace(self.data, urls=known)
+        return dataclasses.replace(self, data=data, offline=self.offline or not known)
+
     def settled(self, dataset: Dataset) -> Configuration:
         """Return the configuration with the name of the task that the data set."""
         task = {**self.data.task, "name": dataset.task_name}
         return dataclasses.replace(self, data=dataclasses.replace(self.data, task=task))
 
     def table(self) -> dict[str, Any]:
-        """Return the configuration as a table that ``of`` reads."""
-        return dataclasses.asdict(self)
+        """Return the configuration as a table that ``of`` reads, less keys that nothing reads."""
+        found, idle = dataclasses.asdict(self), list(unread(self.recipe, module=self.module))
+        if self.module and not self.data.timed:  # by its steps events are binned
+            idle.append("encoding")
+        return found | {"recipe": without(found["recipe"], idle)}
 
     @classmethod
     def of(cls, table: Mapping[str, Any], where: object) -> Configuration:

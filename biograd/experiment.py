@@ -10,13 +10,11 @@ file alone.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from biograd import data, ranks, recipes
@@ -28,15 +26,14 @@ from biograd.recording import (
     Interrupted,
     NullWriter,
     Recording,
+    description,
     epoch_sums,
     restore,
 )
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
-from biograd.runs.layout import LayerInfo, Probe
 from biograd.runs.reader import Run, open_run
 from biograd.runs.writer import RunWriter
-from biograd.training import activity
 
 __all__ = [
     "Configuration",
@@ -50,13 +47,10 @@ __all__ = [
     "restored",
 ]
 
-PROBES = 200
 STEP = (
     "a step of the training is too large",
     "training.batch_size, the copies of the rule, or the network",
 )
-STIMULI = 2**24
-"""Bytes of stimuli that a run file takes; larger ones are found by their rows."""
 
 
 def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
@@ -139,17 +133,17 @@ def begin(
     experiment = Experiment(configuration, dataset, network)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
-    probe = make_probe(dataset)
+    probe = description.make_probe(dataset)
     writer: RunWriter | NullWriter
     if ranks.rank():
         writer = NullWriter(path)
     else:
-        layers = _layers(experiment, dataset, probe)  # first: Brian2 chooses its target by it
+        layers = description.layers(experiment, probe)  # first: Brian2 chooses its target by it
         writer = RunWriter(
             path,
             config=configuration.table(),
             environment=environment(configuration.device),
-            attributes=_attributes(configuration, dataset),
+            attributes=description.attributes(experiment, {one.kind for one in layers.values()}),
             probe=probe,
             layers=layers,
             force=force,
@@ -164,8 +158,17 @@ def _load(
 ) -> data.Dataset:
     """Return the data, which must be those of ``digest``, which the run ``path`` had, if given."""
     check_device(configuration.device, "the run was on cuda")
-    with ranks.first_of_machine():
-        dataset = configuration.read(own)
+    offered = configuration.offered() if path else configuration
+    try:
+        with ranks.first_of_machine():
+            dataset = offered.read(own)
+    except DataError as error:
+        if offered is configuration:
+            raise
+        raise DataError(
+            f"{error} [addresses that only {path} names are not fetched: fetch the files of their"
+            " recipe by `biograd data fetch RECIPE`]"
+        ) from error
     if digest and dataset.digest != digest:
         now = f"{dataset.digest[:12]}…" if dataset.digest else "of no digest"
         raise DataError(
@@ -173,56 +176,6 @@ def _load(
             f"{digest[:12]}…, now {now}): give back the data of then"
         )
     return dataset
-
-
-def make_probe(dataset: data.Dataset) -> Probe:
-    """Return the fixed stimuli of all snapshots: the evaluated split, its groups in turn."""
-    source = dataset.evaluated
-    index = dataset.probes(source, PROBES)
-    inputs = source.take(index).inputs
-    targets = source.take(index).targets if source.targets is None else source.targets[index]
-    strata = dataset.task.strata(targets)
-    label = torch.zeros(len(index), dtype=torch.int64) if strata is None else strata
-    return Probe(
-        index=index.numpy(),
-        label=label.cpu().numpy(),
-        split=dataset.evaluated_on,
-        input=inputs.numpy() if inputs.nbytes <= STIMULI else None,
-        source_row=data.original(source, index).numpy(),
-    )
-
-
-def _attributes(configuration: Configuration, dataset: data.Dataset) -> dict[str, Any]:
-    kind = configuration.recipe.network.kind
-    return {
-        "seed": configuration.seed,
-        "device": configuration.device,
-        "dataset": configuration.dataset,
-        "dataset_sha256": dataset.digest,
-        "rule": configuration.estimator,
-        "model": configuration.model,
-        "headline": dataset.task.headline,
-        "better": dataset.task.better,
-        "model_kind": "snn" if kind in ("spiking", "circuit") else "ann",
-    }
-
-
-def _layers(experiment: Experiment, dataset: data.Dataset, probe: Probe) -> dict[str, LayerInfo]:
-    inputs = dataset.evaluated.take(torch.as_tensor(probe.index[:2])).inputs
-    found = activity(experiment.network, inputs, experiment.watched)
-    spiking = getattr(experiment.network, "spiking", False)
-    encoding = getattr(experiment.network, "encoding", None)
-    neuron = dataclasses.asdict(experiment.configuration.recipe.neuron) if spiking else {}
-    return {
-        name: LayerInfo(
-            kind="spiking" if spiking else "rate",
-            n_units=value.shape[-1],
-            dt_ms=encoding.dt_ms if spiking and encoding else 0.0,
-            n_steps=value.shape[1] if spiking else 0,
-            neuron_params=neuron,
-        )
-        for name, value in found.items()
-    }
 
 
 def _default_path(configuration: Configuration) -> Path:
@@ -289,7 +242,7 @@ def go_on(
         )
     try:
         writer, checkpoint = _taken_over(path, configuration, experiment)
-        recording = Recording(experiment, writer, make_probe(dataset), progress)
+        recording = Recording(experiment, writer, description.make_probe(dataset), progress)
         recording.restore(*checkpoint, path)
     except BaseException:
         experiment.engine.detach()

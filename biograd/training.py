@@ -329,30 +329,3 @@ def evaluate(engine: Engine, split: Source, batch_size: int = 256) -> dict[str, 
     totals = folded(sums, totals)
     (loss,), (count,) = totals.pop("loss")
     return {**task.figures(totals), "loss": loss / count}
-
-
-@torch.no_grad()
-def activity(network: nn.Module, inputs: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return each named module's output on ``inputs``, in evaluation mode, on the CPU.
-
-    ``[B, units]`` for a rate layer (images flattened, steps averaged), ``[B, steps, units]`` for
-    spikes.
-    """
-    from biograd.substrate.network import Network, recorded
-
-    training = network.training
-    network.eval()
-    with recorded(network, names) as outputs:
-        network(placed(network, inputs, inputs)[0])
-    network.train(training)
-    spiking = getattr(network, "spiking", False)
-    steps = network.steps if isinstance(network, Network) else 1
-    found = {}
-    for name, parts in outputs.items():
-        if len(parts) == 1:
-            value = parts[0]
-        else:  # called in every step
-            value = torch.stack(parts, 1) if len(parts) == steps else torch.stack(parts).mean(0)
-        value = value.mean(1) if steps > 1 and not spiking else value
-        found[name] = (value if spiking else value.flatten(1)).cpu()
-    return found

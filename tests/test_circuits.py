@@ -39,8 +39,8 @@ from biograd.recipes import (
     construct,
     load_model,
 )
+from biograd.recording.observation import observe
 from biograd.simulators.population import Population
-from biograd.training import activity
 
 CLASSES = 3
 LIF = "dv/dt = (8 * I - v) / (10*ms) : 1\nI : 1"
@@ -959,14 +959,14 @@ def test_what_a_run_records_of_a_circuit(stepwise: bool) -> None:
     """Spikes keep their steps; the course of another variable is averaged over them."""
     network = as_built(both_ways, "poisson")[stepwise]
     inputs, _ = batch()
-    found = activity(network, inputs, network.populations)
+    found = observe(network, (), inputs)
     for name, train in network.activity(inputs).items():
-        assert train.shape[:2] == (8, 20) and torch.equal(found[name], train)
+        assert train.shape[:2] == (8, 20) and torch.equal(found[name].values, train)
     loop = {"a_a": to("a", "a", bias=False)} if stepwise else {}
     smooth = circuit({"a": {"units": 5, **RATE}}, {"into": to("input", "a"), **loop})
     course = smooth.activity(inputs)["cells.a"]
     assert course.shape == (8, 20, 5) and not smooth.spiking
-    assert torch.equal(activity(smooth, inputs, ("cells.a",))["cells.a"], course.mean(1))
+    assert torch.equal(observe(smooth, (), inputs)["cells.a"].values, course.mean(1))
 
 
 @pytest.mark.slow

@@ -297,7 +297,7 @@ def test_files_that_are_no_set(done: Path, tmp_path: Path) -> None:
             biograd.load_set(path)
     text = tmp_path / "text.h5"
     text.write_text("no HDF5")
-    with pytest.raises(RunFileError, match="cannot be read"):
+    with pytest.raises(RunFileError, match="not an HDF5 file"):
         biograd.load_set(text)
     with pytest.raises(RunFileError, match="load_set"):
         biograd.load(done / "set.h5")

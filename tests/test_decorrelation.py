@@ -572,3 +572,22 @@ def test_spiking_layers_see_their_mean_input() -> None:
     expected = slow_update("kappa", np.eye(6), rows, 0.1, 0.5)
     found = decorrelation.matrices["blocks/0/synapse"][0].numpy()
     assert np.abs(found - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["masked", "one_to_one"])
+def test_layers_that_cannot_be_decorrelated_are_named(kind: str) -> None:
+    from biograd.recipes import ModelRecipe, construct
+
+    units = 6
+    table = {
+        "network": {"kind": "circuit"},
+        "populations": {"a": {"units": units}},
+        "projections": {"x": {"source": "input", "target": "a", "kind": kind}},
+    }
+    network = biograd.build(construct(ModelRecipe, table, "here"), units, 3)
+    with pytest.raises(CapabilityError, match=r"decorrelation cannot act on projections\.x"):
+        biograd.attach(network, biograd.Backpropagation(), Decorrelation())
+    rates = Decorrelation(rate={"readout": 1e-3})
+    engine = biograd.attach(network, biograd.Backpropagation(), rates)
+    assert list(rates.layers) == ["readout"]
+    engine.detach()

@@ -963,3 +963,14 @@ def test_the_caveat_of_target_projection_holds() -> None:
 
     plain, frozen = trained("target_projection", "off"), trained("frozen_hidden", "off")
     assert plain < frozen - 0.05 < trained("target_projection", "kappa") - 0.15
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_feedback_is_as_large_as_the_weights_that_exist(density: float) -> None:
+    from biograd.estimators.feedback import size_of
+
+    draw = torch.Generator().manual_seed(0)
+    weight = 3.0 * torch.randn(200, 200, generator=draw)
+    mask = torch.rand(200, 200, generator=draw) < density
+    assert size_of(weight * mask) == pytest.approx(3.0, rel=0.03)
+    assert size_of(torch.zeros(5, 4)) == 0.5

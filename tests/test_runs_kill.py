@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from runs_synthetic import check_rows
 
@@ -71,3 +73,99 @@ def test_sixty_kills_lose_nothing(tmp_path: Path) -> None:
         survived += 1
     print(f"{survived} of 60 survived")
     assert survived == 60
+
+
+WORDS = (
+    "train --model ann --estimator weak --epochs 12 --set dataset.training_examples=120"
+    " --set dataset.test_examples=20 --set network.hidden=[8] --device cpu --quiet"
+)
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+"""What the death of a process by a signal looks like from outside."""
+
+
+def begun(words: list[str], log: Path) -> int:
+    """Return the process, a copy of this one, in which a command of the console has begun."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
+        sys.argv = ["biograd", *words]
+        from biograd.__main__ import main
+
+        code = main()
+    finally:
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Return the exit code of a process that has ended, or will; negative: it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def stopped(path: Path, number: int, seconds: float, log: Path) -> int:
+    """Train, send a signal after some seconds, and return the exit code; 0: it was faster."""
+    child = begun([*WORDS.split(), "-o", str(path)], log)
+    time.sleep(seconds)
+    os.kill(child, number)
+    return ended(child)
+
+
+def results(path: Path) -> dict[str, Any]:
+    """Return what must not depend on when a run was stopped: weights, metrics, activity."""
+    with open_run(path) as run:
+        assert run.status == "completed"
+        found = {f"tensors.{name}": value.numpy() for name, value in run.checkpoint()[0].items()}
+        for stream in run.streams:
+            columns = run.scalars(stream)
+            found |= {f"{stream}.{k}": v for k, v in columns.items() if "time" not in k}
+        found |= {f"layers.{name}": run.activation(name) for name in run.layers}
+    return {name: v for name, v in found.items() if "second" not in name and "memory" not in name}
+
+
+def whole(folder: Path) -> tuple[dict[str, Any], float]:
+    """Return the results of a training that nothing disturbs, and the seconds that it takes."""
+    from biograd import experiment  # noqa: F401 (loaded once, for all copies of this process)
+
+    start = time.monotonic()
+    assert ended(begun([*WORDS.split(), "-o", str(folder / "whole.h5")], folder / "log")) == 0
+    return results(folder / "whole.h5"), time.monotonic() - start
+
+
+def survive(folder: Path, number: int, count: int, seed: int) -> dict[int, int]:
+    """Stop so many trainings at random moments, resume each, and compare it with a whole one."""
+    expected, seconds = whole(folder)
+    moments, codes = random.Random(seed), dict.fromkeys((0, CODES[number]), 0)
+    for attempt in range(count):
+        path, log = folder / f"{number}-{attempt}.h5", folder / f"{number}-{attempt}.log"
+        code = stopped(path, number, moments.uniform(0, seconds), log)
+        assert code in codes, log.read_text()
+        codes[code] += 1
+        if code and ended(begun(["resume", str(path), "--quiet"], log)):
+            assert not path.exists()  # it was stopped before the first commit
+            words = [*WORDS.split(), "--force", "-o", str(path)]
+            assert ended(begun(words, log)) == 0, log.read_text()
+        found = results(path)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=f"{name} of {path}")
+        assert sorted(folder.glob(f"{path.name}*")) == [path]
+    return codes
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("number", CODES)
+def test_a_stopped_training_is_resumed_bit_for_bit(tmp_path: Path, number: int) -> None:
+    assert survive(tmp_path, number, 2, seed=number)[CODES[number]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("number", "count"), [(2, 50), (15, 50), (9, 100)])
+def test_a_hundred_signals_and_a_hundred_kills(tmp_path: Path, number: int, count: int) -> None:
+    codes = survive(tmp_path, number, count, seed=100 + number)
+    print(f"signal {number}: exit codes {codes}")
+    assert codes[CODES[signal.Signals(number)]] > count / 2

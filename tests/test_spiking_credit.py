@@ -44,9 +44,9 @@ from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import spike
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
+from biograd.recording.observation import observe
 from biograd.simulators.population import Population
 from biograd.tasks.classes import LOSSES
-from biograd.training import activity
 
 Array = NDArray[np.float64]
 STEPS = 20
@@ -352,7 +352,8 @@ def test_a_recurrent_rate_network_is_its_equation(kind: str) -> None:
         hidden[f"blocks.{index}.activity"] = state
     outputs = state[:, -1] @ network.readout.weight.detach().numpy().T
     assert np.abs(network(inputs).detach().numpy() - outputs).max() < 1e-12
-    seen, means = network.activity(inputs), activity(network, inputs, network.populations)
+    seen = network.activity(inputs)
+    means = {name: one.values for name, one in observe(network, (), inputs).items()}
     assert set(seen) == set(means) == set(hidden)
     for name, value in hidden.items():
         assert np.abs(seen[name].numpy() - value).max() < 1e-12

@@ -183,3 +183,37 @@ def test_a_run_of_before_had_a_loss_of_classes_whatever_its_task() -> None:
     assert Configuration.of(table, "a.h5").recipe.training.loss is None
     table["data"]["task"] = {"name": "classes"}
     assert Configuration.of(table, "a.h5").recipe.training.loss == "cross_entropy"
+
+
+class Many(torch.utils.data.Dataset[Any]):
+    """More examples than are read before a training."""
+
+    def __len__(self) -> int:
+        return 20_001
+
+    def __getitem__(self, row: int) -> Any:
+        return X[row % 60], int(CLASSES[row % 60])
+
+
+@pytest.mark.slow
+def test_a_digest_of_a_part_says_so_in_the_file(tmp_path: Path) -> None:
+    choices: dict[str, Any] = {"task": "classes", "settings": ["dataset.classes=3"]}
+    data = {"train": Many(), "test": (X, CLASSES)}
+    run = biograd.train(
+        "ann", data, estimator="backprop", epochs=0, path=tmp_path / "a.h5", **choices
+    )
+    assert run.attribute("dataset_sha256_covers").startswith("the first 64 of 20001 examples")
+    run = biograd.train(
+        "ann", (X, CLASSES), estimator="backprop", epochs=0, path=tmp_path / "b.h5", **choices
+    )
+    assert "dataset_sha256_covers" not in run.attributes
+
+
+def test_the_control_says_at_which_learning_rate(tmp_path: Path, capsys: Any) -> None:
+    from biograd.commands.train import summary
+
+    run = biograd.train(
+        "ann", (X, CLASSES), estimator="backprop", epochs=1, path=tmp_path / "a.h5", control=True
+    )
+    assert run.summary["control_learning_rate"] == 0.01
+    assert "at the rule's learning rate, 0.01" in summary({**run.summary, "run": "a.h5"})

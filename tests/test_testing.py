@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from biograd.estimators import (
     DirectFeedback,
     Estimator,
     NodePerturbation,
+    UnitwiseGradient,
     WeakGradient,
 )
+from biograd.estimators.feedback import Feedback
 from biograd.testing import check_estimator
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -65,6 +68,47 @@ def test_a_wrong_sign_is_seen(name: str) -> None:
     assert len(SIGNED) > 10
     with pytest.raises(CheckFailed, match=r"do not descend|does not lower the loss"):
         check_estimator(opposite(ESTIMATORS[name]))
+
+
+def negated(rule: type[Feedback]) -> type[Estimator]:
+    """Return the rule with feedback of the wrong sign, which is in its plans, not in its credit."""
+
+    class Negated(rule):  # type: ignore[misc, valid-type]
+        __doc__ = rule.__doc__
+
+        def feedback(self, name: str, weight: Tensor, round: Round) -> Tensor:
+            return -super().feedback(name, weight, round)
+
+    return Negated
+
+
+class Inverted(UnitwiseGradient):
+    """Lets credit pass by a derivative of the wrong sign."""
+
+    def plans(self, round: Round) -> Sequence[Plan]:
+        (plan,) = super().plans(round)
+        derivative = plan.transport.derivative
+        assert derivative is not None
+        turned = replace(plan.transport, derivative=lambda distance: -derivative(distance))
+        return (replace(plan, transport=turned),)
+
+
+# random feedback of the opposite sign is as right: the forward weights align with it
+SENT = ("sign_symmetry", "weight_mirror", "kolen_pollack")
+
+
+@pytest.mark.parametrize(
+    "name", [SENT[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SENT[1:])]
+)
+def test_a_wrong_sign_in_a_plan_is_seen(name: str) -> None:
+    words = r"against the forward weights|do not descend|does not lower"
+    with pytest.raises(CheckFailed, match=words):
+        check_estimator(negated(ESTIMATORS[name]))  # type: ignore[arg-type]
+
+
+def test_a_derivative_of_the_wrong_sign_is_seen() -> None:
+    with pytest.raises(CheckFailed, match=r"derivative|not descend|not lower"):
+        check_estimator(Inverted)
 
 
 class Silent(Backpropagation):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from biograd.brian.described import objects, written
 from biograd.brian.import_brian2 import import_brian2, one_line
 from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
@@ -200,6 +201,11 @@ class Brian2Box(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse copies: Brian2's objects cannot be copied."""
         raise CapabilityError("a Brian2Box cannot be copied or pickled: make it where it is needed")
+
+    def describe_neurons(self) -> dict[str, Any]:
+        """Return what the objects in it say of themselves, as JSON values."""
+        known = {name: written(value) for name, value in self.namespace.items()}
+        return {"objects": objects(self.network), "namespace": known}
 
     def extra_repr(self) -> str:
         """Return what goes in and out for ``print``."""

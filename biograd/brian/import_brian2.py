@@ -21,6 +21,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 NO_NEWS = ("resolution_conflict", "failed_compile_test", "codegen_fallback")
 """What Brian2 warns of and is no news: recipes are checked, and the rest is said in one line."""
+LEAVINGS = ("logging.file_log", "logging.save_script")
+"""Preferences by which Brian2 writes temporary files, which a kill would leave."""
 _heard: ContextVar[list[logging.LogRecord] | None] = ContextVar("heard", default=None)
 
 
@@ -48,6 +50,8 @@ class _Guard(importlib.abc.MetaPathFinder):
 
     def _read(self, preferences: Any, file: Any) -> None:
         if os.path.isabs(file):
+            for name in LEAVINGS:  # what the user's file says comes after
+                preferences[name] = False
             self.reader(preferences, file)
         elif os.path.exists(file):
             log.warning(
@@ -85,7 +89,20 @@ def import_brian2() -> ModuleType:
     for name in ("method_choice", "unused_brian_object"):
         brian2.BrianLogger.suppress_name(name)
     brian2.BrianLogger.console_handler.addFilter(_heed)
+    if sys.platform == "linux":
+        _without_names()
     return brian2
+
+
+def _without_names() -> None:
+    """Let Brian2 keep the words of compilers in files that no name leads to, nor a kill leaves."""
+    from brian2.utils.logger import std_silent
+
+    for stream in ("stdout", "stderr"):
+        if getattr(std_silent, f"dest_{stream}") is None:
+            file = tempfile.TemporaryFile("w", prefix="biograd-")  # noqa: SIM115 (as long as we)
+            setattr(std_silent, f"dest_{stream}", file)
+            setattr(std_silent, f"dest_fname_{stream}", f"/proc/self/fd/{file.fileno()}")
 
 
 def _heed(record: logging.LogRecord) -> bool:

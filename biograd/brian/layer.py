@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from biograd.brian.described import described
 from biograd.brian.neuron_model import Details, NeuronModel
 from biograd.brian.simulation import Simulation, Simulations, array, arrays, in_time
 from biograd.contracts.credit_paths import (
@@ -30,7 +31,7 @@ from biograd.contracts.credit_paths import (
     with_way,
     without_derivative,
 )
-from biograd.errors import CapabilityError, RecipeError
+from biograd.errors import CapabilityError, RecipeError, brief
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
@@ -370,10 +371,10 @@ class Brian2Layer(SteppedPopulation):
         if "not_refractory" in now.values:
             # the threshold makes those that spike refractory; before, they were not
             ready = torch.from_numpy(now.values["not_refractory"] | (now.spikes > 0))
-        time = index * self.model.dt_ms / 1000
         inputs = {port: total.double() for port, total in totals.items()}
         for port in self.model.guarded:
             inputs[port] = inputs[port] * torch.from_numpy(self._before["not_refractory"])
+        time = index * self.model.dt_ms / 1000
         found, crossing = step.advance(known, inputs, spikes, ready, time)
         fired = torch.zeros_like(like)
         if crossing is not None:
@@ -382,11 +383,14 @@ class Brian2Layer(SteppedPopulation):
                 fired = fired * crossing.allowed
         return [found[name].to(like) for name in step.states], fired
 
+    def describe_neurons(self) -> dict[str, Any]:
+        """Return equations, conditions and values, as JSON values."""
+        return described(self.model, self.units, self.surrogate, self.slope)
+
     def extra_repr(self) -> str:
         """Return what the population is for ``print``."""
-        recipe = self.model.recipe
-        equations = "; ".join(line.strip() for line in recipe.equations.splitlines() if line)
-        return f"{self.units}, steps={self.steps}, threshold={recipe.threshold!r}, {equations}"
+        recipe, head = self.model.recipe, f"{self.units}, steps={self.steps}"
+        return f"{head}, threshold={recipe.threshold!r}, {brief(recipe.equations)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but what a trial holds."""

@@ -147,6 +147,11 @@ class Circuit(Network):
                 return one.cells
         raise KeyError(name)
 
+    def fires(self, population: str) -> bool:
+        """Return whether a population's activity is spikes."""
+        blocks = self.graph.blocks.values()
+        return any(one.spiking for one in blocks if one.path + one.inner == population)
+
     def spikes_into(self, layer: str) -> bool:
         """Return whether a projection, or the readout, receives spikes and not analogue values."""
         sources = {one.path: one for one in self.graph.projections}

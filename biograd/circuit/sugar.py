@@ -105,6 +105,8 @@ class Layers:
         for width in self.network.channels:
             self._convolution(width)
         pooled = self.network.pooling if self.network.channels else 1
+        if not (self.network.hidden or self.network.channels):
+            raise RecipeError("network.hidden = []: give a layer, here or by network.channels")
         for width in self.network.hidden:
             self._dense(width, pooled)
             pooled = 1

@@ -6,6 +6,7 @@ file, 5 a missing extra, 130 Ctrl-C, 143 SIGTERM.
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Sequence
 
@@ -15,7 +16,10 @@ from biograd import ranks, signals
 from biograd.commands import console
 from biograd.commands.options import ConsoleSettings
 from biograd.commands.printing import page, say, streams
-from biograd.errors import BiogradError
+from biograd.errors import BiogradError, brief
+
+LONGEST = 4000
+"""Characters of what is said of an error: a value of a file may stand in it."""
 
 
 def run(arguments: Sequence[str] | None, heard: signals.Heard) -> int:
@@ -64,6 +68,8 @@ def _report(error: BaseException, heard: signals.Heard) -> int:
         return error.exit_code
     if isinstance(error, click.ClickException):
         return _say(_usage(error), error.exit_code)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return _say(f"biograd: {brief(str(error.filename), 80)}: {error.strerror}", 2)
     text = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
     return _say(f"biograd: {text} (run again with --debug for the traceback)", 1)
 
@@ -82,5 +88,5 @@ def _usage(error: click.ClickException) -> str:
 
 def _say(text: str, code: int) -> int:
     if ranks.speaks():
-        say(" ".join(text.split()))
+        say(brief(" ".join(text.split()), LONGEST))
     return code

@@ -37,16 +37,15 @@ REQUIRED = {
     "safetensors": "safetensors.torch",
     "scikit-learn": "sklearn.datasets",
     "matplotlib": "matplotlib.pyplot",
+    "scipy": "scipy.stats",
+    "sympy": "sympy",
 }
 """What has to be installed, by the name to install and the module to import."""
 
 EXTRAS = {
-    "analysis": ("rsatoolbox", "elephant"),
-    "report": ("plotly",),
     "sweep": ("submitit", "optuna"),
     "dask": ("distributed", "dask-jobqueue"),
     "nir": ("nir",),
-    "nwb": ("pynwb",),
     "xarray": ("xarray", "h5netcdf"),
 }
 """What may be installed besides, by the name of the extra."""

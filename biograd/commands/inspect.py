@@ -51,6 +51,7 @@ def inspect(run: Path) -> Answer:
         record = {
             "run": opened.path,
             "status": opened.status,
+            "sealed": opened.sealed,
             "attributes": opened.attributes,
             "config": opened.config,
             "summary": opened.summary,
@@ -146,7 +147,8 @@ def _header(record: dict[str, Any]) -> list[tuple[str, str]]:
     attributes = record["attributes"]
     rows = [("run", str(record["run"])), ("status", record["status"])]
     rows += [(label, str(attributes[key])) for key, label in HEADER.items() if key in attributes]
-    steps = record["checkpoints"]
+    steps, none = record["checkpoints"], "none: damage to the file would not be seen"
+    rows.append(("digest", "right" if record["sealed"] else none))
     kept = f"{len(steps)}, the last at step {steps[-1]}" if steps else "none"
     ended = costs(record["summary"]) if record["summary"] else []
     return [*rows, *[(label, text) for label, text in ended if text], ("checkpoints", kept)]

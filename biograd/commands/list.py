@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -150,7 +151,7 @@ def listing(kind: str | None) -> Answer:
     """
     found = {name: KINDS[name]() for name in ([kind] if kind else KINDS)}
     texts = {name: _text(name, rows) for name, rows in found.items()}
-    together = "\n\n".join(f"{name}\n{_indent(text)}" for name, text in texts.items())
+    together = "\n\n".join(f"{name}\n{textwrap.indent(text, '  ')}" for name, text in texts.items())
     return Answer(found, texts[kind] if kind else together)
 
 
@@ -173,7 +174,3 @@ def _card(row: Row) -> list[list[str]]:
 
 def _cell(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -64,15 +64,11 @@ def sections(command: click.Command, path: str) -> Iterator[str]:
         for name, child in command.commands.items():
             yield from sections(child, f"{path} {name}")
         return
-    arguments = [parameter for parameter in command.params if _is_argument(parameter)]
+    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
     usage = " ".join([path, *(str(argument.metavar) for argument in arguments), "[OPTIONS]"])
     rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
     table = "\n".join(["| option | meaning |", "|---|---|", *rows])
     yield f"## `{usage}`\n\n{inspect.cleandoc(command.help or '')}\n\n{table}\n"
-
-
-def _is_argument(parameter: click.Parameter) -> bool:
-    return isinstance(parameter, click.Argument)
 
 
 def _row(option: click.Option) -> str:

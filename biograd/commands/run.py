@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from biograd import disk
 from biograd.commands.board import Board
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
 from biograd.errors import RecipeError
@@ -115,6 +116,7 @@ def place(
     from biograd.placement import Placement
     from biograd.studies import Place
 
+    disk.check_name(folder)
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
     placement = Placement(engine, workers, address, job, folder)

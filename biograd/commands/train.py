@@ -144,11 +144,17 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"train {words(name)}", result(f"train_{name}")),
         (f"{evaluated} {words(name)}", result(f"test_{name}")),
         (f"test {words(name)}", "" if unseen is None else written(name, unseen)),
-        ("frozen hidden", result("frozen_hidden_control")),
+        ("frozen hidden", _control(record, result("frozen_hidden_control"))),
         (f"{evaluated} loss", "" if loss is None else f"{loss:.4f}"),
         ("silent units", _silent(record.get("silent") or {})),
         *costs(record),
     ]
+
+
+def _control(record: Mapping[str, Any], found: str) -> str:
+    """Return the control's result and its learning rate, which is the rule's, not its best."""
+    rate = record.get("control_learning_rate")
+    return found if not found or rate is None else f"{found} at the rule's learning rate, {rate:g}"
 
 
 def _epochs(record: Mapping[str, Any]) -> str:

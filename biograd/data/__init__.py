@@ -121,6 +121,7 @@ def load(
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
     task, kind, taken = set_task(parts, recipe, name)
+    read_parts = tuple(parts.sources.values())
     looked = [each for split, each in parts.sources.items() if split != "test"]
     for each in looked:
         if isinstance(each, Events):
@@ -147,6 +148,9 @@ def load(
         (evaluated, recipe.test_examples, "test_examples"),
     ):
         sources[split] = _shortened(sources[split], count, f"{name}: {key}", task)
+    covers = next((part for each in read_parts if (part := getattr(each, "covers", ""))), "")
+    if covers:
+        notes = (*notes, f"{name}: the digest covers {covers}: other changes are not seen")
     known = digest(*sources.values())
     if not known:
         notes = (*notes, f"{name}: the data do not repeat, nor does the run")
@@ -159,6 +163,7 @@ def load(
         known,
         notes,
         kind,
+        covers,
     )
 
 

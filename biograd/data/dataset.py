@@ -29,6 +29,7 @@ class Dataset:
             none.
         test: rows that nothing is chosen by; None: there are none, or they are not to be looked at.
         digest: SHA-256 by which the data are known again; "": they do not repeat.
+        covers: of what the digest is, if not of everything.
         notes: what is to be said of them, a sentence each.
     """
 
@@ -40,6 +41,7 @@ class Dataset:
     digest: str = ""
     notes: tuple[str, ...] = ()
     task_name: str = ""
+    covers: str = ""
 
     @property
     def evaluated_on(self) -> Evaluated:

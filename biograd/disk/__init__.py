@@ -14,6 +14,8 @@ before the name is; then the folder that holds the name must be, too.
 
 from biograd.disk.atomic import (
     append_line,
+    check_name,
+    check_target,
     is_temporary,
     open_appending,
     read_bytes,
@@ -28,6 +30,8 @@ from biograd.disk.locks import Lock, is_held
 
 __all__ = [
     "Lock",
+    "check_name",
+    "check_target",
     "append_line",
     "is_held",
     "is_temporary",

@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from biograd.errors import OutputError
+from biograd.errors import OutputError, RecipeError, brief
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 EXPANSION = 1032
@@ -25,6 +25,35 @@ OWN = _LINKS | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 TEMPORARY = re.compile(r"\.biograd-[0-9a-f]{16}\.tmp")
 
 Stream = TypeVar("Stream", bound=FileIO)
+
+
+LONGEST_NAME = 215
+"""Bytes of a file's name: file systems take 255, and what lies beside it has a longer one."""
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file whose name is too long.
+
+    Raises:
+        RecipeError: it is.
+    """
+    size = len(os.fsencode(path.name))
+    if size > LONGEST_NAME:
+        shown = brief(path.name, 40)
+        raise RecipeError(
+            f"{shown}: a file name of {size} bytes: take one of {LONGEST_NAME} at most"
+        )
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Refuse a file that cannot be written, or lies there already.
+
+    Raises:
+        RecipeError: its name is too long, or it exists and ``force`` is not set.
+    """
+    check_name(path)
+    if path.exists() and not force:
+        raise RecipeError(f"{path}: exists; choose another path or replace it with --force")
 
 
 def is_temporary(name: str) -> bool:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import tasks
-from biograd.circuit.projections import Sparse
 from biograd.contracts import Loss, Objective, Plan, Round, Trace
 from biograd.contracts.precision import computing, unmixed
 from biograd.decorrelation import Decorrelation
@@ -119,12 +118,12 @@ class Engine(Prepared):
         self._kept: dict[str, Tensor] = {}
 
     def _decorrelated(self) -> tuple[str, ...]:
-        """Return the layers whose input is to be decorrelated; a sparse one, unless rates are
-        given by layer, to be refused: its input would need a dense matrix."""
-        whole = self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping)
-        kinds = (*LAYERS, Sparse) if whole else LAYERS
+        """Return the layers whose input is to be decorrelated: all, of which some may be refused,
+        or those that can be, if rates are given by layer."""
         layers = [name for site in self.substrate.sites for name in site.modules]
-        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), kinds))
+        if self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping):
+            return tuple(layers)
+        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), LAYERS))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the optimiser trains: the network's parameters, then the estimator's.

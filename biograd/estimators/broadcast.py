@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
 from biograd.errors import CapabilityError
-from biograd.estimators.estimator import Estimator, known_sites
+from biograd.estimators.estimator import Estimator
 from biograd.estimators.feedback import Buffers
 
 
@@ -42,10 +42,6 @@ class Broadcast(Estimator):
         super().__init__()
         self.through_time, self.sites = through_time, sites
         self.matrices = Buffers()
-
-    def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the hidden sites that the signal reaches."""

@@ -14,17 +14,6 @@ from biograd.errors import CapabilityError, nearest
 from biograd.ranks.parallel import Division
 
 
-def known_sites(asked: str | Iterable[str], sites: Sequence[str]) -> None:
-    """Refuse the name of a site that does not exist; a word stands for several.
-
-    Raises:
-        CapabilityError: with the nearest name.
-    """
-    for name in () if isinstance(asked, str) else asked:
-        if name not in sites:
-            raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
-
-
 def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:
     """Return the gradient at a leaf, zero if nothing above depends on it.
 
@@ -88,7 +77,15 @@ class Estimator(nn.Module):
         return {}
 
     def check(self, sites: Sequence[str]) -> None:
-        """Refuse, when attached, settings that these sites cannot serve."""
+        """Refuse, when attached, settings that these sites cannot serve: a name of none of them.
+
+        Raises:
+            CapabilityError: with the nearest name.
+        """
+        asked = getattr(self, "sites", "all")
+        for name in () if isinstance(asked, str) else asked:
+            if name not in sites:
+                raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
 
     def check_trace(self, trace: Trace) -> None:
         """Refuse, when prepared, what a first clean pass shows not to fit."""

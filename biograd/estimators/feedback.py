@@ -111,8 +111,12 @@ def weight_of(name: str, round: Round) -> nn.Parameter:
 
 
 def size_of(weight: Tensor) -> float:
-    """Return the root mean square of a weight; that of a usual draw if the weight is zero."""
-    size = float(weight.square().mean().sqrt())
+    """Return the root mean square of a weight; that of a usual draw if the weight is zero.
+
+    Connections that do not exist, whose weight is zero, do not count: no feedback passes there.
+    """
+    there = weight[weight != 0] if bool((weight == 0).any()) else weight
+    size = float(there.square().mean().sqrt()) if there.numel() else 0.0
     return size or 1 / math.sqrt(weight[0].numel())
 
 

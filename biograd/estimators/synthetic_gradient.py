@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from biograd.contracts import Capability, Plan, Round, Trace, Transport
 from biograd.contracts.plan import module_key
 from biograd.errors import CapabilityError, nearest
-from biograd.estimators.estimator import Estimator, arriving, known_sites
+from biograd.estimators.estimator import Estimator, arriving
 from biograd.estimators.synthesisers import (
     SYNTHESISERS,
     Condition,
@@ -117,10 +117,6 @@ class SyntheticGradient(Estimator):
         self.synthesisers, self.state_synthesisers = nn.ModuleDict(), nn.ModuleDict()
         if sites != "all":
             self.needs = self.needs | {"vjp"}
-
-    def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites behind which there is an interface, in the order of the data flow.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
-from biograd.estimators.estimator import Estimator, known_sites
+from biograd.estimators.estimator import Estimator
 from biograd.estimators.loss_regression import METHODS, binned
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
@@ -79,10 +79,6 @@ class WeakGradient(Estimator):
         self.directions, self.regression = METHODS[method]
         if not isinstance(sites, str):
             self.needs, self.graphless = self.needs | {"vjp"}, False
-
-    def check(self, sites: Sequence[str]) -> None:
-        """Refuse the name of a site that does not exist."""
-        known_sites(self.sites, sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the sites that are perturbed in this step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class EventNetwork(Network):
         _check(recipe, neuron, encoding)
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps
-        self.membrane = EventMembrane.of(neuron, encoding)
+        self.neuron, self.membrane = neuron, EventMembrane.of(neuron, encoding)
         self.readout_time_constant = recipe.readout_time_constant_ms
         self.blocks = nn.ModuleList()
         units, sites = encoding.units, []
@@ -101,6 +102,10 @@ class EventNetwork(Network):
         self.readout = nn.Linear(units, outputs)
         self.sites = (*sites, Site("readout", ("readout",), (False,)))
         self.populations = tuple(f"blocks.{index}.raster" for index in range(len(self.blocks)))
+
+    def describe_neurons(self) -> dict[str, Any]:
+        """Return the kind of neuron and its constants, as JSON values."""
+        return dataclasses.asdict(self.neuron)
 
     def make_substrate(self) -> EventSubstrate:
         """Return who runs this network."""

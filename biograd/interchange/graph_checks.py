@@ -17,7 +17,7 @@ from biograd.errors import DataError, RecipeError
 SNNTORCH_MS = 0.1
 """The step for which snnTorch writes its graphs, whatever the network's is: r is tau by it."""
 BESIDES = ("metadata", "input_type", "output_type", "nodes", "edges")
-MOST_UNITS = 2**28
+MOST_UNITS, DEEPEST = 2**28, 30
 
 
 def check_values(nodes: Mapping[str, Any]) -> None:
@@ -62,22 +62,31 @@ def check_shape(shapes: Any, where: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file whose data sets are larger than what is stored of them.
+    """Refuse a file whose data sets exceed what is stored, or whose groups hold themselves.
 
     Raises:
-        RecipeError: it cannot be read, or is made to fill the memory.
+        RecipeError: it is made to fill the memory, or leads elsewhere.
     """
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape:
-            declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
-            check_size(declared, stored, f"{path}: {name}")
-
     with h5py.File(path, "r", locking="best-effort") as file:
         try:
-            file.visititems(visit)
+            _check_group(file, (), str(path))
         except DataError as error:
             raise RecipeError(str(error)) from error
+
+
+def _check_group(group: h5py.Group, within: tuple[int, ...], where: str) -> None:
+    own = h5py.h5o.get_info(group.id).addr
+    if own in within or len(within) > DEEPEST:
+        raise RecipeError(f"{where}: {group.name}: groups within each other without end")
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise RecipeError(f"{where}: {group.name}/{name}: is a link to elsewhere")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            _check_group(item, (*within, own), where)
+        elif isinstance(item, h5py.Dataset) and item.shape:
+            declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
+            check_size(declared, stored, f"{where}: {item.name}")
 
 
 def check_step(nodes: Mapping[str, Any], dt_ms: float) -> None:

@@ -83,8 +83,7 @@ def export_nir(
         OutputError: the file cannot be written.
     """
     target = Path(path)
-    if target.exists() and not force:
-        raise RecipeError(f"{target}: exists; choose another path or replace it with --force")
+    disk.check_target(target, force)
     made = to_nir(network, subtract)
     with disk.writing(target, "export again"), steady(target) as stream:
         library().write(stream, made)

@@ -43,7 +43,7 @@ class ModelRecipe(Checked):
     decorrelation: DecorrelationRecipe = dataclasses.field(default_factory=DecorrelationRecipe)
     local: LocalRecipe = dataclasses.field(default_factory=LocalRecipe)
     training: TrainingRecipe = dataclasses.field(default_factory=TrainingRecipe)
-    estimators: Table = dataclasses.field(default_factory=dict)
+    estimators: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     """Settings by estimator name: ``[estimators.weak] copies = 17``."""
     dataset: Table = dataclasses.field(default_factory=dict)
     """Overrides by dataset name: ``[dataset.mnist.network] hidden = [128, 128]``."""

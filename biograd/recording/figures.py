@@ -25,17 +25,21 @@ def silent(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return {name: share for name, share in shares.items() if share > MANY}
 
 
-def firing(found: Mapping[str, torch.Tensor], spiking: bool) -> dict[str, float]:
-    """Return spikes per neuron and trial (spiking networks) and the share of silent units.
+def firing(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return the share of silent units, and spikes per neuron and trial where there are spikes.
 
     A unit is silent if it is inactive for every probe.
+
+    Args:
+        found: by layer ``[B, steps, units]`` of spikes, or ``[B, units]``.
     """
     if not found:
         return {}
     silent = torch.cat([(v == 0).flatten(0, -2).all(0) for v in found.values()]).float().mean()
     values = {"silent_fraction": float(silent)}
-    if spiking:
-        counts = torch.cat([value.sum(1).mean(0) for value in found.values()])
+    spikes = [value for value in found.values() if value.dim() == 3]
+    if spikes:
+        counts = torch.cat([value.sum(1).mean(0) for value in spikes])
         values["spikes_per_neuron"] = float(counts.mean())
     return values
 

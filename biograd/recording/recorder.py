@@ -29,7 +29,7 @@ from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
 from biograd.signals import BASE, Interrupted, graceful
-from biograd.training import StepRecord, activity, evaluate, placed
+from biograd.training import StepRecord, evaluate, placed
 
 
 class NullWriter:
@@ -188,13 +188,14 @@ class Recording:
             self.writer.close("interrupted")
             return {}
         summary = self._summary()
-        self.writer.scalars(
+        if self._saved != trainer.step:
+            self._commit()
+        self.writer.scalars(  # after the checkpoint: who goes on from that writes it again
             "final",
             trainer.step,
             max(trainer.step - 1, 0) // trainer.per_epoch,
             {k: v for k, v in summary.items() if isinstance(v, float)},
         )
-        self._commit()
         self.writer.summary(summary)
         self.writer.close("completed")
         return summary
@@ -223,7 +224,7 @@ class Recording:
         epoch, recipe = record.epoch + 1, configuration.recipe.training
         epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
         found = self._look()
-        self._firing = firing(found, getattr(self.experiment.network, "spiking", False))
+        self._firing = firing(found)
         values |= self._firing
         self._silent = silent(found)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
@@ -242,7 +243,7 @@ class Recording:
             return {}
         experiment = self.experiment
         inputs = experiment.dataset.evaluated.take(torch.as_tensor(self.probe.index)).inputs
-        return activity(experiment.network, inputs, experiment.watched)
+        return {name: one.values for name, one in experiment.observe(inputs).items()}
 
     def _snapshot(self, step: int, found: Mapping[str, torch.Tensor]) -> None:
         """Write the probes' activity and the parameters' norms."""
@@ -299,7 +300,11 @@ class Recording:
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
         control = None
         if configuration.control and (self.pristine or not configuration.module):
-            self.progress.note("training the control: frozen hidden layers")
+            rate = configuration.recipe.training.learning_rate
+            self.progress.note(
+                f"training the control: frozen hidden layers, at the rule's own learning rate, "
+                f"{rate:g}; another may be better for it"
+            )
             control = frozen_hidden(configuration, experiment.dataset, self.pristine)
         return {
             "schema_version": 1,
@@ -316,6 +321,7 @@ class Recording:
             **prefixed("train", train),
             **prefixed("test", test),
             "frozen_hidden_control": control,
+            **({} if control is None else {"control_learning_rate": rate}),
             "silent": self._silent,
             "evaluated_on": evaluated,
             **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from biograd import data, decorrelation, estimators, local, networks, tasks
 from biograd.configuration import Configuration
@@ -14,6 +14,7 @@ from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
 from biograd.engine import Engine
 from biograd.errors import RecipeError
+from biograd.recording.observation import Observed, observe
 from biograd.training import Trainer, evaluate, placed
 
 
@@ -61,10 +62,9 @@ class Experiment:
             self.engine.detach()
             raise
 
-    @property
-    def watched(self) -> tuple[str, ...]:
-        """Names of the modules whose activity goes into the run file."""
-        return getattr(self.network, "populations", ()) or self.engine.hidden
+    def observe(self, inputs: Tensor) -> dict[str, Observed]:
+        """Return the activity that goes into the run file, by layer."""
+        return observe(self.network, self.engine.substrate.sites, inputs)
 
     def diagnose(
         self,

@@ -32,6 +32,8 @@ SLACK = 2**16
 TEXT = 2**26
 """Characters that a column of texts may have."""
 LEVELS = 8
+DEPTHS = {"trials": 2, "snapshots": 2, "scalars": 3, "params": 3, "learning": 3, "spikes": 3}
+"""At how many names the data sets of a table lie."""
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
@@ -70,7 +72,7 @@ def _refuse_special(path: Path) -> None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
         raise RunFileError(f"{path}: cannot be read ({brief(str(error))})") from error
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise RunFileError(f"{path}: is a folder, not a run")
     if not stat.S_ISREG(mode):
         raise RunFileError(f"{path}: is not an ordinary file")
 
@@ -81,7 +83,10 @@ class CheckedFile:
     def __init__(self, file: h5py.File) -> None:
         """Trust nothing of it yet."""
         self.path = str(file.filename)
+        self.size = Path(self.path).stat().st_size
         self._file = file
+        self._found: dict[str, Any] = {"": file}
+        self._sound: dict[str, h5py.Dataset] = {}
 
     def __enter__(self) -> CheckedFile:
         """Return the file; leaving closes it."""
@@ -93,13 +98,10 @@ class CheckedFile:
 
     def close(self) -> None:
         """Close the file."""
+        self._found.clear()
+        self._sound.clear()
         with contextlib.suppress(OSError, RuntimeError):
             self._file.close()
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return Path(self.path).stat().st_size
 
     def damaged(self, name: str, why: object) -> RunFileError:
         """Return the error that says what is wrong at a place."""
@@ -120,17 +122,20 @@ class CheckedFile:
 
     def _node(self, name: str) -> Any:
         """Return what a name leads to through hard links, None if it is not there."""
-        node: Any = self._file
-        for part in filter(None, name.split("/")):
-            if not isinstance(node, h5py.Group):
+        if name not in self._found:
+            above, _, last = name.rpartition("/")
+            group = self._node(above)
+            if group is None:
+                return None
+            if not isinstance(group, h5py.Group):
                 raise self.damaged(name, "a group is expected on the way to it")
-            link = node.get(part, None, getlink=True)
+            link = group.get(last, None, getlink=True)
             if link is None:
                 return None
             if not isinstance(link, h5py.HardLink):
                 raise self.damaged(name, f"it is a {type(link).__name__}, and none is followed")
-            node = node[part]
-        return node
+            self._found[name] = group[last]
+        return self._found[name]
 
     def holds(self, name: str) -> bool:
         """Return whether there is a node of this name."""
@@ -180,6 +185,8 @@ class CheckedFile:
                 place = h5py.h5o.get_info(node.id).addr
             if isinstance(node, h5py.Dataset):
                 found.append(below)
+            elif below.count("/") + 1 == DEPTHS.get(below.split("/")[0]):
+                raise self.damaged(below, "it is no data set")
             elif isinstance(node, h5py.Group) and place not in seen:
                 seen.add(place)
                 self._collect(below, levels - 1, seen, found)
@@ -206,11 +213,15 @@ class CheckedFile:
         Raises:
             RunFileError: it is missing, or anything about it is not as it must be.
         """
-        with self._reading(name):
-            node = self._node(name)
-            if not isinstance(node, h5py.Dataset):
-                raise self.damaged(name, "it is missing" if node is None else "it is no data set")
-            why = _doubts(node, self.size)
+        node, why = self._sound.get(name), ""
+        if node is None:
+            with self._reading(name):
+                node = self._node(name)
+                if not isinstance(node, h5py.Dataset):
+                    what = "it is missing" if node is None else "it is no data set"
+                    raise self.damaged(name, what)
+                why = _doubts(node, self.size)
+            self._sound |= {} if why else {name: node}
         if not why and node.dtype.kind not in kinds:
             why = f"it holds {node.dtype}"
         if not why and dimensions not in (None, node.ndim):

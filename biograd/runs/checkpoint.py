@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from biograd.disk import write_bytes
+from biograd.disk import read_bytes, write_bytes
 from biograd.errors import RecipeError, RunFileError
+from biograd.runs.json_text import LIMIT, parse_object
 
 FORMAT = "biograd-checkpoint"
 VERSION = "1.0"
@@ -80,21 +81,30 @@ def from_bytes(body: bytes, text: bytes, where: str = "checkpoint") -> Checkpoin
     Raises:
         RunFileError: the bytes are damaged, do not belong together, or are from a newer version.
     """
-    try:
-        envelope = json.loads(text)
-        known = envelope["format"] == FORMAT
-        version, digest, meta = (envelope[key] for key in ("format_version", "sha256", "meta"))
-        newer = int(version.split(".")[0]) > int(VERSION.split(".")[0])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunFileError(f"{where}: the JSON of the checkpoint is damaged ({error})") from error
-    if not known or newer:
-        raise RunFileError(f"{where}: checkpoint version {version} is not known; update biograd")
-    if hashlib.sha256(body).hexdigest() != digest:
+    envelope = _envelope(text, where)
+    if hashlib.sha256(body).hexdigest() != envelope["sha256"]:
         raise RunFileError(f"{where}: the tensors of the checkpoint are damaged (digest differs)")
     try:
-        return safetensors.torch.load(body), meta
-    except safetensors.SafetensorError as error:
+        return safetensors.torch.load(body), envelope["meta"]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise RunFileError(f"{where}: the checkpoint cannot be read ({error})") from error
+
+
+def _envelope(text: bytes, where: object) -> dict[str, Any]:
+    """Return the JSON of a checkpoint.
+
+    Raises:
+        RunFileError: it is damaged, or from a newer version.
+    """
+    envelope = parse_object(text, f"{where}: the JSON of the checkpoint")
+    if not isinstance(envelope.get("meta"), dict) or "sha256" not in envelope:
+        raise RunFileError(f"{where}: the JSON of the checkpoint is damaged (no meta or digest)")
+    version = envelope.get("format_version")
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    known = envelope.get("format") == FORMAT and major.isdecimal() and len(major) < 9
+    if not known or int(major) > int(VERSION.partition(".")[0]):
+        raise RunFileError(f"{where}: checkpoint version {version} is not known; update biograd")
+    return envelope
 
 
 def files(path: Path) -> tuple[Path, Path]:
@@ -129,10 +139,14 @@ def load_bytes(path: Path, sha256: str | None = None) -> tuple[bytes, bytes]:
     Raises:
         RunFileError: one of them is missing, or the digest is not ``sha256``.
     """
+    tensors, described = files(path)
     try:
-        body, text = (target.read_bytes() for target in files(path))
+        text = read_bytes(described, LIMIT)
+        if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
+            raise RunFileError(f"{path}: the checkpoint is damaged (digest differs)")
+        size = _envelope(text, path).get("size")
+        if tensors.stat().st_size != size:
+            raise RunFileError(f"{path}: the checkpoint is damaged (its size is not {size})")
+        return read_bytes(tensors, size), text
     except OSError as error:
         raise RunFileError(f"{path}: checkpoint cannot be read ({error.strerror})") from error
-    if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
-        raise RunFileError(f"{path}: the checkpoint is damaged (digest differs)")
-    return body, text

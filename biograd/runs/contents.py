@@ -28,9 +28,9 @@ from biograd.runs.layout import (
     checked_layer,
     plain_attributes,
 )
+from biograd.runs.parts.seal import is_sealed
 from biograd.runs.parts.segments import Segment, Sources
 from biograd.runs.parts.settling import located
-from biograd.runs.seal import is_sealed
 from biograd.runs.storage import RunPaths
 
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
@@ -300,9 +300,8 @@ def read_packed(place: RunPaths) -> Contents:
     try:
         sealed = path.is_file() and is_sealed(path)
         file = open_file(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        why = "is a folder, not a run" if path.is_dir() else "there is no such run"
-        raise RunFileError(f"{path}: {why}") from error
+    except FileNotFoundError as error:
+        raise RunFileError(f"{path}: there is no such run") from error
     try:
         return _packed_contents(place, file, sealed)
     except BaseException:
@@ -312,6 +311,9 @@ def read_packed(place: RunPaths) -> Contents:
 
 def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Contents:
     attributes = {n: value for n, value in file.attributes("").items() if n not in MARKS}
+    for name, value in attributes.items():
+        if isinstance(value, np.ndarray):
+            raise file.damaged("", f"attribute {name} is an array")
     check_version(file.path, attributes.get("format"), attributes.get("format_version"))
     values = {
         "attributes": attributes,
@@ -323,6 +325,7 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
     for name in GROUPS:
         if not file.holds(name):
             raise file.damaged(name, "it is missing")
+        file.members(name)
     probed = file.holds("probe")
     return Contents(
         place=place,

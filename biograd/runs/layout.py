@@ -52,8 +52,9 @@ so that any reader of SONATA gets one continuous raster. ``wall_time`` is in sec
 1970-01-01 UTC, ``unix_ns`` the same in nanoseconds.
 
 **Measures.** ``activation`` is the output of a rate layer, or of a spiking layer the mean number
-of spikes a step, ``sum_t s_t / T``. Over the probes, ``frac_active`` is the fraction with
-activation > 0, ``std`` divides by ``P``.
+of spikes a step, ``sum_t s_t / T``. A layer of the user's own module has the kind ``unknown``: its
+activation is what the next layer receives, the mean over the steps of a trial. Over the probes,
+``frac_active`` is the fraction with activation > 0, ``std`` divides by ``P``.
 
 Why a folder of segments: a compressed HDF5 file that grows in place loses committed rows when its
 process is killed, and one that does not compress is several times as large.
@@ -108,12 +109,13 @@ class LayerInfo:
         n_units: number of units of the layer.
         shape: shape of the units; empty means ``(n_units,)``.
         dt_ms: length of a step (spiking layers).
-        n_steps: number of steps of a trial (spiking layers).
-        neuron_params: constants of the neuron model, as JSON.
+        n_steps: number of steps of a trial, None without time.
+        neuron_params: the neurons that were simulated, as JSON: their constants, or Brian2's
+            equations, conditions, namespaces and initial values with units; {}: unknown.
         unit: indices of the recorded units, increasing; None records all.
     """
 
-    kind: Literal["rate", "spiking"]
+    kind: Literal["rate", "spiking", "unknown"]
     n_units: int
     shape: tuple[int, ...] = ()
     dt_ms: float | None = None
@@ -215,8 +217,10 @@ def check_layers(layers: Mapping[str, LayerInfo], probe: Probe | None) -> None:
     durations = {}
     for name, layer in layers.items():
         check_name("layer", name)
-        if layer.kind not in ("rate", "spiking"):
-            raise RecipeError(f"layer {name}: kind {layer.kind!r} is neither rate nor spiking")
+        if layer.kind not in ("rate", "spiking", "unknown"):
+            raise RecipeError(
+                f"layer {name}: kind {layer.kind!r} is none of rate, spiking, unknown"
+            )
         _check_units(name, layer)
         if layer.kind == "spiking":
             if not layer.dt_ms or not layer.n_steps or layer.dt_ms < 0 or layer.n_steps < 0:
@@ -307,8 +311,8 @@ def grows(name: str) -> bool:
     (True, False, False)
     """
     top, *rest = name.split("/")
-    fixed = top in ("layers", "params", "learning") and rest[-1] in COORDINATES
-    return top in GROWING and not fixed
+    fixed = top in ("layers", "params", "learning") and {*rest[-1:]} <= {*COORDINATES}
+    return top in GROWING and bool(rest) and not fixed
 
 
 def kinds_of(name: str) -> str:
@@ -338,8 +342,8 @@ def units_of(name: str, layers: Mapping[str, LayerInfo]) -> str | None:
     if last in fixed or last == "angle_deg":
         return fixed.get(last, "deg")
     if name.startswith("layers/") and last in ("activation", "mean", "std", "max"):
-        spiking = layers[name.split("/")[1]].kind == "spiking"
-        return "spikes/step" if spiking else "1"
+        units = {"rate": "1", "spiking": "spikes/step"}
+        return units.get(layers[name.split("/")[1]].kind, "unknown")
     return None
 
 

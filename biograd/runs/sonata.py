@@ -27,8 +27,7 @@ def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False
         OutputError: the file cannot be written.
     """
     target = Path(path)
-    if target.exists() and not force:
-        raise RecipeError(f"{target}: exists; choose another path or replace it with --force")
+    disk.check_target(target, force)
     names = [name for name, layer in run.layers.items() if layer.kind == "spiking"]
     trials = run.trials
     if not names or not trials:

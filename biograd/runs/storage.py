@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from biograd import disk
-from biograd.errors import OutputError, RecipeError, RunFileError
+from biograd.errors import OutputError, RecipeError, RunFileError, brief
 
 __all__ = ["OutputError", "RunPaths", "clear", "holds_run", "own", "own_files", "refuse_links"]
 
@@ -46,6 +46,8 @@ class RunPaths:
         path = Path(path)
         if not path.name:
             raise RecipeError(f"{str(path)!r} is a folder: name a file, such as run.h5")
+        if len(os.fsencode(path.name)) > 255 - len(".parts"):
+            raise RunFileError(f"{brief(path.name, 40)}: no file has so long a name")
         return cls(path.with_suffix("") if path.suffix == ".parts" else path)
 
     @property

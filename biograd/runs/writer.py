@@ -108,6 +108,7 @@ class RunWriter(Logger):
         Raises:
             RecipeError: a run lies at ``path`` and ``force`` is not set.
         """
+        disk.check_name(Path(path))
         place = RunPaths.of(path)
         settle(place)
         refuse_existing(place, force)

@@ -5,6 +5,7 @@ A simulator gives states and spikes; the way back is the neuron's, whoever simul
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -107,6 +108,11 @@ class Population(SteppedPopulation):
         if name in self.differing:
             return self.get_buffer(f"values_{name}")
         return getattr(self.neuron, name)
+
+    def describe_neurons(self) -> dict[str, Any]:
+        """Return the kind of neuron and its constants, as JSON values."""
+        drawn = {name: self._initial(name).tolist() for name in self.differing}
+        return {**dataclasses.asdict(self.neuron), **drawn, "simulator": self.simulator}
 
     def learned(self) -> dict[str, Tensor]:
         """Return the learned fields, each ``[units]``, in the recipe's units."""

@@ -30,7 +30,7 @@ from biograd.experiment import Experiment
 from biograd.progress import Progress
 from biograd.recipes import Positive, Range, Table, construct
 from biograd.studies import Place, Report
-from biograd.training import activity, evaluate
+from biograd.training import evaluate
 
 Matrix = NDArray[np.float64]
 
@@ -146,7 +146,7 @@ def _measure(
     count = min(settings.probe_examples, len(split) // 2)
     batch = split.take(torch.arange(2 * count))
     inputs, labels = batch.inputs, batch.targets
-    found = activity(made.network, inputs, made.watched)
+    found = {name: one.values for name, one in made.observe(inputs).items()}
     sorted_points = labels[count:].argsort(stable=True)
     chosen = sorted_points[torch.linspace(0, count - 1, min(settings.points, count)).round().long()]
     layers = {}

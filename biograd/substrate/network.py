@@ -81,6 +81,10 @@ class Network(nn.Module):
         first = layer == self.sites[0].modules[0]
         return self.spiking and (not first or (self.encoding is not None and self.encoding.spikes))
 
+    def fires(self, population: str) -> bool:
+        """Return whether a population's activity is spikes."""
+        return self.spiking
+
     @torch.no_grad()
     def activity(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return each population's activity: ``[B, units]``, or spikes ``[B, steps, units]``."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd import networks
+from biograd.contracts import Plan, Transport
 from biograd.engine import attach
 from biograd.errors import CapabilityError, CheckFailed
 from biograd.estimators import Estimator
@@ -42,7 +43,8 @@ def check_estimator(make: Callable[[], Estimator]) -> None:
 
     It describes itself; what refuses a network says so in a line, and at least one is not refused;
     before the first step ``prepare`` leaves no trace; equal seeds have equal credit, finite, of
-    the parameters' shapes; saved and loaded, it goes on as it would have; and it *descends*: all
+    the parameters' shapes; saved and loaded, it goes on as it would have; feedback through
+    which plans let credit pass comes to agree with the forward weights; and it *descends*: all
     layers together lower the loss, and the hidden layers alone end below where the opposite of
     their steps would have led them.  The last is not asked of a rule that leaves hidden layers as
     they are, or follows an objective of its own (``Estimator.objective``).
@@ -124,6 +126,38 @@ class _Training:
         self.network.train()
         return float(found)
 
+    def transports(self) -> list[Transport]:
+        """Return how the plans of one more step let credit pass."""
+        substrate, found = self.engine.substrate, list[Transport]()
+        run = substrate.run
+
+        def watched(plan: Plan, *given: Any, **more: Any) -> Any:
+            found.append(plan.transport)
+            return run(plan, *given, **more)
+
+        substrate.run = watched  # type: ignore[method-assign]
+        try:
+            self.gradients()
+        finally:
+            del substrate.run  # the class has its own
+        return found
+
+    def alignment(self) -> float:
+        """Return the mean cosine of feedback and forward weights; 1 if there are none.
+
+        A derivative of spikes of its own that is negative counts as -1.
+        """
+        found = []
+        for transport in self.transports():
+            for name, fed_back in transport.feedback.items():
+                forward = self.network.get_submodule(name).get_parameter("weight").detach()
+                found.append(nn.functional.cosine_similarity(
+                    fed_back.detach().flatten(), forward.flatten(), dim=0))  # fmt: skip
+            if transport.derivative is not None:
+                distance = torch.linspace(-2, 2, 41, dtype=torch.float64)
+                found.append(transport.derivative(distance).sum().sign())
+        return float(torch.stack(found).mean()) if found else 1.0
+
     def saved(self) -> dict[str, dict[str, Tensor]]:
         parts = {"network": self.network.state_dict(), "engine": self.engine.state()}
         return {name: {k: v.clone() for k, v in part.items()} for name, part in parts.items()}
@@ -197,11 +231,17 @@ def _resumed(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
 
 def _descends(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
     courses = torch.tensor([_course(make, kind, seed) for seed in SEEDS]).mean(0).tolist()
-    start, trained, opposite, down, up = courses
+    start, trained, opposite, aligned, down, up = courses
     if not trained < min(start, opposite):
         yield (
             f"it does not lower the loss: {start:.4g} at first, {trained:.4g} after {TOGETHER} "
             f"steps, {opposite:.4g} after the opposite steps"
+        )
+    if aligned <= 0:
+        yield (
+            f"what credit passes through points against the forward weights after {TOGETHER} "
+            f"steps, by a mean cosine of {aligned:.2g}, or a derivative of spikes is negative: "
+            "turn the sign of the plan's transport"
         )
     rule = make()
     if rule.learns_hidden and not rule.objective and not down < up:
@@ -213,7 +253,10 @@ def _descends(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
 
 
 def _course(make: Callable[[], Estimator], kind: str, seed: int) -> list[float]:
-    """Return the loss: first, trained, trained in the opposite direction, hidden down and up."""
+    """Return the loss: first, trained, trained in the opposite direction, hidden down and up.
+
+    Before the last two stands how well feedback and forward weights agree.
+    """
     training = _Training(make, kind, seed).prepare()
     begun, first, found = training.saved(), training.loss(), []
     training.train(TOGETHER, -1)
@@ -221,6 +264,7 @@ def _course(make: Callable[[], Estimator], kind: str, seed: int) -> list[float]:
     training.load(begun)
     training.train(TOGETHER)
     state, trained = training.saved(), training.loss()
+    found.append(training.alignment())
     for sign in (1, -1):
         training.load(state)
         training.train(HELD, sign, held=True)

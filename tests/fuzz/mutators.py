@@ -81,8 +81,8 @@ def damaged_bytes(stream: Random, data: bytes) -> tuple[bytes, str]:
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the paths to all values within a JSON value, but itself."""
     found: list[tuple[Any, ...]] = []
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in items if isinstance(value, dict | list) else ():
+    pairs = value.items() if isinstance(value, dict) else ()
+    for key, item in enumerate(value) if isinstance(value, list) else pairs:
         found += [(*path, key), *places(item, (*path, key))]
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,21 +11,39 @@ import numpy as np
 
 from biograd.errors import DataError, brief
 
-FREE, RATIO = 64 * 2**20, 250
-"""Bytes that a file may unpack to whatever its size is, and how many to one byte beyond."""
+FREE, RATIO = 16 * 2**20, 1100
+"""Bytes that a file may unpack to whatever its size is, and how many to one byte beyond: a little
+more than deflate can."""
 
 
-def check_size(declared: int, stored: int, where: object) -> None:
+def check_size(declared: int, stored: int, where: object, ratio: int = RATIO) -> None:
     """Refuse what says that it unpacks to far more than data do.
+
+    Args:
+        ratio: bytes to one that is stored.
 
     Raises:
         DataError: it does; ``where`` opens the message.
     """
-    if declared > max(FREE, RATIO * stored):
+    if declared > max(FREE, ratio * stored):
         raise DataError(
             f"{where}: {declared} bytes in {stored}: no data are packed so well; it is damaged, or "
             "made to fill the memory"
         )
+
+
+def check_memory(declared: int, where: object) -> None:
+    """Refuse what takes more than half of this machine's memory.
+
+    Raises:
+        DataError: it does; ``where`` opens the message.
+    """
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return
+    if declared > memory // 2:
+        raise DataError(f"{where}: {declared} bytes: this machine's memory has {memory}: use HDF5")
 
 
 def read_npy(stream: IO[bytes], stored: int, where: object) -> np.ndarray[Any, Any]:
@@ -55,7 +74,9 @@ def read_npy(stream: IO[bytes], stored: int, where: object) -> np.ndarray[Any, A
             )
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # the header is parsed as Python is
         raise DataError(f"{where}: cannot be read as npy: {brief(str(error))}") from error
 
 

@@ -177,6 +177,12 @@ class Items:
         return self._read[0] if self._targets is None else self._targets
 
     @property
+    def covers(self) -> str:
+        """Of what the digest is, if not of everything."""
+        whole = self._digest is not None or len(self) <= MOST_READ
+        return "" if whole else f"the first {FIRST} of {len(self)} examples, and their number"
+
+    @property
     def digest(self) -> str:
         """Of the files, or of the examples that were read."""
         return self._read[1] if self._digest is None else self._digest

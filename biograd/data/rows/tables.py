@@ -149,6 +149,9 @@ def _by_split(
         if name.strip("/") not in table:
             raise DataError(f"{where}: keys.{role} = {name!r}: {nearest(name, table)}")
         found.setdefault(part[1], {})[part[0]] = table[name.strip("/")]
+    for name, column in table.items():
+        if getattr(column, "shape", None) == ():
+            raise DataError(f"{where}: {name}: one value: an array has a row for each example")
     named = {name.strip("/") for name in keys.values()}
     by_keys = {role for part in found.values() for role in part}
     chosen = {"x", "y"} <= by_keys  # no others are asked for

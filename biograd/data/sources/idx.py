@@ -22,7 +22,8 @@ from biograd.errors import DataError, RecipeError, nearest
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 UNSIGNED_BYTE = 0x08
 GZIP_MAGIC = b"\x1f\x8b"
-MOST_AXES = 8
+MOST_AXES, DENSEST = 8, 64
+"""Axes, and bytes to one of a packed file: images have less than ten."""
 
 
 def read(request: Request) -> Parts:
@@ -68,6 +69,8 @@ def _split(images: Path, labels: Path, shape: tuple[int, ...]) -> Arrays:
     classes = parse(labels)
     if classes.dim() != 1:
         raise DataError(f"{labels}: labels must have 1 axis, found {classes.dim()}")
+    if len(classes) != len(values):
+        raise DataError(f"{labels}: {len(classes)} labels for {len(values)} images")
     inputs = values.reshape(len(values), *(shape or found)).float().div_(255)
     return Arrays(inputs, classes.long())
 
@@ -121,7 +124,7 @@ def _values(stream: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
     stored = path.stat().st_size
     if not isinstance(stream, gzip.GzipFile) and expected > stored:
         raise DataError(f"{path}: truncated: {shape} {stored - 4 - len(header)}")
-    check_size(expected, stored, path)
+    check_size(expected, stored, path, DENSEST)
     content = stream.read(expected)
     if len(content) < expected:
         raise DataError(f"{path}: truncated: {shape} {len(content)}")

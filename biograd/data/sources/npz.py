@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from biograd.data.files.unpacking import check_size, read_npy
+from biograd.data.files.unpacking import check_memory, check_size, read_npy
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.sources.own_files import paths_of
@@ -30,6 +30,7 @@ def _one(path: Path, request: Request) -> Parts:
             for info in file.infolist():
                 where = f"{path}: {info.filename}"
                 check_size(info.file_size, info.compress_size, where)
+                check_memory(info.file_size, where)
                 with file.open(info) as stream:
                     name = info.filename.removesuffix(".npy")
                     table[name] = read_npy(stream, info.file_size, where)

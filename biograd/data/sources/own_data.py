@@ -108,7 +108,8 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         pairs = zip(names, given[::2], given[1::2], strict=True)
         sources = {s: _pair(x, y, request, f"{where}: {s}") for s, x, y in pairs}
         return Parts(sources, notes=_said(given[0], request, where))
-    if isinstance(given, tuple | list) and len(given) == 2 and not _is_dataset(given):
+    listed = isinstance(given, tuple | list) and not isinstance(given, Dataset | DataLoader)
+    if listed and len(given) == 2:
         one = {"train": _pair(given[0], given[1], request, where)}
         return Parts(one, notes=_said(given[0], request, where))
     if isinstance(given, str | Path):
@@ -119,10 +120,6 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         held = f"{where}: the first {FIRST} examples of every pass are kept for validation"
         return Parts({"train": source, "validation": kept}, notes=(*notes, held))
     return Parts({"train": source}, notes=notes)
-
-
-def _is_dataset(given: Any) -> bool:
-    return isinstance(given, Dataset | DataLoader)
 
 
 def _module(given: Any) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def record(name: str, values: Any, layer: LayerInfo, probes: int) -> LayerRecord
 
     Args:
         name: of the layer, for the error.
-        values: rate layer ``[probe, *units]``; spiking layer ``[probe, time, *units]``, 0 or 1.
+        values: ``[probe, *units]``; of a spiking layer ``[probe, time, *units]``, 0 or 1.
         layer: what the run says of the layer.
         probes: number of stimuli.
 
@@ -229,7 +229,8 @@ def record(name: str, values: Any, layer: LayerInfo, probes: int) -> LayerRecord
         RecipeError: the shape is not that of the layer, or spikes are not 0 or 1.
     """
     array = as_array(values)
-    lead: tuple[int, ...] = (probes,) if layer.kind == "rate" else (probes, int(layer.n_steps or 0))
+    spiking = layer.kind == "spiking"
+    lead: tuple[int, ...] = (probes, int(layer.n_steps or 0)) if spiking else (probes,)
     units = layer.units
     width = math.prod(array.shape[len(lead) :]) if array.ndim > len(lead) else 0
     if array.shape[: len(lead)] != lead or width not in (layer.n_units, len(units)):
@@ -238,7 +239,7 @@ def record(name: str, values: Any, layer: LayerInfo, probes: int) -> LayerRecord
     array = array.reshape(*lead, width)
     if width != len(units):
         array = array[..., units]
-    if layer.kind == "rate":
+    if not spiking:
         return LayerRecord(np.array(array, np.float32))
     if array.dtype != np.bool_ and not ((array == 0) | (array == 1)).all():
         raise RecipeError(f"layer {name}: spikes must be 0 or 1; is this a rate?")

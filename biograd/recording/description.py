@@ -1,0 +1,83 @@
+"""What a run file says before the first step: its stimuli, its attributes, its layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from biograd import data
+from biograd.recording.observation import neurons, neurons_of
+from biograd.recording.training_setup import Experiment
+from biograd.runs.layout import LayerInfo, Probe
+from biograd.substrate.network import Network
+
+PROBES = 200
+LONGEST = 20_000
+"""Characters of the text of a module."""
+STIMULI = 2**24
+"""Bytes of stimuli that a run file takes; larger ones are found by their rows."""
+
+
+def make_probe(dataset: data.Dataset) -> Probe:
+    """Return the fixed stimuli of all snapshots: the evaluated split, its groups in turn."""
+    source = dataset.evaluated
+    index = dataset.probes(source, PROBES)
+    inputs = source.take(index).inputs
+    targets = source.take(index).targets if source.targets is None else source.targets[index]
+    strata = dataset.task.strata(targets)
+    label = torch.zeros(len(index), dtype=torch.int64) if strata is None else strata
+    return Probe(
+        index=index.numpy(),
+        label=label.cpu().numpy(),
+        split=dataset.evaluated_on,
+        input=inputs.numpy() if inputs.nbytes <= STIMULI else None,
+        source_row=data.original(source, index).numpy(),
+    )
+
+
+def attributes(experiment: Experiment, kinds: set[str]) -> dict[str, Any]:
+    """Return what a run with layers of these kinds says of itself."""
+    configuration, dataset = experiment.configuration, experiment.dataset
+    kind, network = configuration.recipe.network.kind, experiment.network
+    model_kind = "snn" if kind in ("spiking", "circuit") else "ann"
+    found: dict[str, Any] = {}
+    if configuration.module:
+        model_kind = "snn" if "spiking" in kinds else "unknown"
+        found |= {"network": str(network)[:LONGEST], "neurons": neurons(network)}
+    if configuration.module and isinstance(network, Network) and network.encoding is not None:
+        found["encoding"] = dataclasses.asdict(network.encoding.recipe)
+    return {
+        "seed": configuration.seed,
+        "device": configuration.device,
+        "dataset": configuration.dataset,
+        "dataset_sha256": dataset.digest,
+        **({"dataset_sha256_covers": dataset.covers} if dataset.covers else {}),
+        "rule": configuration.estimator,
+        "model": configuration.model,
+        "headline": dataset.task.headline,
+        "better": dataset.task.better,
+        "model_kind": model_kind,
+        **{name: value for name, value in found.items() if value},
+    }
+
+
+def layers(experiment: Experiment, probe: Probe) -> dict[str, LayerInfo]:
+    """Return what each layer is, by what it does on the first stimuli."""
+    dataset = experiment.dataset
+    inputs = dataset.evaluated.take(torch.as_tensor(probe.index[:2])).inputs
+    network, known = experiment.network, neurons(experiment.network)
+    encoding = network.encoding if isinstance(network, Network) else None
+    found = {}
+    for name, one in experiment.observe(inputs).items():
+        spiking = one.kind == "spiking"
+        found[name] = LayerInfo(
+            kind=one.kind,
+            n_units=one.values.shape[-1],
+            shape=one.shape,
+            dt_ms=encoding.dt_ms if spiking and encoding else None,
+            n_steps=one.steps or None,
+            neuron_params=neurons_of(name, known),
+        )
+    return found
