@@ -11,7 +11,7 @@ from torch import nn
 from biograd import experiment
 from biograd.checking import Table
 from biograd.diagnosis import Diagnosis, Reference
-from biograd.engine import Engine
+from biograd.engine import Engine, Outside
 from biograd.errors import CapabilityError
 from biograd.runs.reader import Run, open_run
 from biograd.substrate.kept import Reset, ResetBefore
@@ -31,6 +31,7 @@ def train(
     path: str | Path | None = None,
     force: bool = False,
     settings: Sequence[str] = (),
+    outside: Outside | None = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
     control: bool = False,
@@ -53,6 +54,8 @@ def train(
         estimator: how it learns; the recipe's own by default.
         path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
         settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
+        outside: what becomes of parameters that the rule does not credit (``biograd.attach``);
+            ``training.outside`` by default.
         control: also train the ``frozen_hidden`` control.
         sites: layers of a module of yours that are sites, by name, or by site those that share a
             current; by default all layers with weights.
@@ -80,7 +83,7 @@ def train(
         device=device,
         out=None if path is None else Path(path),
         force=force,
-        assignments=tuple(settings),
+        assignments=(*settings, *([] if outside is None else [f"training.outside={outside}"])),
         data_dir=None if data_dir is None else Path(data_dir),
         offline=offline,
         control=control,

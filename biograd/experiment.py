@@ -146,6 +146,7 @@ def begin(
             attributes=description.attributes(experiment, {one.kind for one in layers.values()}),
             probe=probe,
             layers=layers,
+            credit=experiment.account.as_dict(),
             force=force,
         )
     recording = Recording(experiment, writer, probe, progress)

@@ -42,6 +42,8 @@ MIXED = HEADS | {"cells": "patch_group", "groups": 2, "normalise": True}
 LOCAL = {"ann_local": HEADS, "spiking_local": HEADS, "local_mixer": MIXED}
 NOISE = {"copies": 5, "sigma": 0.2}
 SETTINGS = {"weak": NOISE, "node_perturbation": NOISE, "weight_perturbation": {"copies": 5}}
+OUTSIDE = {"ann_batch_norm": "freeze", "ann_channels": "freeze", "brian2_trainable": "freeze"}
+"""What becomes of normalisations and learned constants that a rule does not reach."""
 KEPT_RUNS = HERE / "runs.tar.xz"
 RUN_NETWORKS = ("ann", "spiking", "ann_recurrent", "circuit")
 RUN_RULES = ("backprop", "weak", "direct_feedback", "eprop")
@@ -83,7 +85,9 @@ def described(network: nn.Module) -> Cell:
 def trained(network: nn.Module, rule: str, name: str) -> Cell:
     """Return losses and gradients of a few steps of Adam, and the state that they lead to."""
     local = biograd.LocalLosses(**LOCAL[name]) if name in LOCAL else None
-    engine = biograd.attach(network, make(rule, SETTINGS.get(rule)), local=local, seed=5)
+    rule_of = make(rule, SETTINGS.get(rule))
+    outside: Any = OUTSIDE.get(name, "refuse")
+    engine = biograd.attach(network, rule_of, local=local, seed=5, outside=outside)
     inputs, targets, index = batch(network)
     found: dict[str, Summary] = {}
     try:

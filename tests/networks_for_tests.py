@@ -109,10 +109,10 @@ def convolution_1d() -> nn.Module:
 def batch_norm() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 5),
-        nn.BatchNorm1d(5),
+        nn.BatchNorm1d(5, affine=False),
         nn.Tanh(),
         nn.Linear(5, 4),
-        nn.BatchNorm1d(4),
+        nn.BatchNorm1d(4, affine=False),
         nn.Tanh(),
         nn.Linear(4, 3),
     )
@@ -296,7 +296,7 @@ def cannot(name: str, rule: str) -> str:
     if name == "batch_norm" and not ESTIMATORS[rule].batch_norm:
         return "ties the examples of a batch together"
     if name == "recurrent_cell" and blockwise:
-        return "its activity is reached 2 times in a trial"
+        return "is called 3 times in a pass"
     if name == "recurrent_cell" and rule in ("ottt", "sltt"):
         return "runs through time by itself"
     if name == "residual" and blockwise and rule != "forward_forward":
@@ -310,6 +310,8 @@ class TrueCredit(Estimator):
     """Cut at the hidden sites and deliver what autograd finds there in a second, uncut pass."""
 
     needs = frozenset(("loss", "cut", "vjp"))
+    exact = True
+    reach = "parameters"
 
     def __init__(self, sites: tuple[str, ...] | None = None, factor: float = 1.0) -> None:
         super().__init__()

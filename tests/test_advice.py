@@ -63,6 +63,21 @@ class Detached(nn.Module):
         return self.readout(torch.tanh(self.second(hidden)))
 
 
+class InTime(nn.Module):
+    """A recurrent layer that takes the features one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed, self.back, self.readout = nn.Linear(1, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state = inputs.new_zeros(len(inputs), 5)
+        for now in inputs.split(1, dim=1):
+            state = torch.tanh(self.feed(now) + self.back(state))
+        found: Tensor = self.readout(state)
+        return found
+
+
 class Sine(nn.Module):
     """Bounded, yet as steep as its weights: the gradient grows on its way back."""
 
@@ -105,6 +120,7 @@ def look(network: nn.Module, estimator: Estimator, rate: float = 0.0, rows: int 
     return probe(engine, x, y, optimiser=torch.optim.Adam(engine.parameters(), rate))
 
 
+FROZEN = {"copies": 257, "sigma": 0.05, "time_bin": "trial"}
 BROKEN: dict[str, tuple[tuple[str, Broken], ...]] = {
     "silent": (
         ("2: 100%", lambda: look(shifted(build("mlp"), "2.bias", -9), make("backprop"))),
@@ -169,6 +185,16 @@ BROKEN: dict[str, tuple[tuple[str, Broken], ...]] = {
     "batch_statistics": (
         ("3: cosine", lambda: look(build("batch_norm"), make("weak"))),
         ("3: cosine", lambda: look(build("batch_norm"), make("node_perturbation"))),
+    ),
+    "frozen_noise": (
+        (
+            "feed: cosine .* over 6 of 6 steps",
+            lambda: look(
+                scaled(drawn(InTime()), "feed.weight", 3),
+                make("node_perturbation", FROZEN),
+                rows=4,
+            ),
+        ),
     ),
     "vanishing": (
         ("^0: .* of 12: .* vanishes", lambda: look(deep(nn.Sigmoid, 7, 1.0), make("backprop"))),

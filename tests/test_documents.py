@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,19 @@ def test_the_page_on_extending_names_every_registry(root: Path) -> None:
     page = (root / "docs" / "extending.md").read_text(encoding="utf-8")
     groups = set(re.findall(r"`(biograd\.\w+)`", page))
     assert {one.group for one in REGISTRIES} <= groups
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_example_of_the_readme_repeats_in_fresh_processes(readme: str, tmp_path: Path) -> None:
+    code = re.sub(r"in range\(\d+\)", "in range(1)", BLOCK.findall(readme)[0])
+    code += "print([p.double().sum().item() for p in network.parameters()])\n"
+    unseeded = code.replace("torch.manual_seed(0)\n", "torch.seed()\n")
+    assert unseeded != code
+    ends = [
+        subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, cwd=tmp_path, check=True
+        ).stdout
+        for text in (code, code, unseeded)
+    ]
+    assert ends[0] == ends[1] != ends[2]  # the last: the order of the examples is drawn

@@ -202,7 +202,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         "one tensor",
     ),
     "random": (
-        lambda: drawn(RandomOutside(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))),
+        lambda: drawn(
+            RandomOutside(nn.Linear(6, 5), nn.BatchNorm1d(5, affine=False), nn.Linear(5, 3))
+        ),
         {},
         "outside of dropout",
     ),

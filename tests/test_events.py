@@ -731,3 +731,18 @@ def test_hidden_spike_times_learn(
     )
     assert summary["test_accuracy"] >= floor
     assert summary["test_accuracy"] - summary["frozen_hidden_control"] >= gap
+
+
+@dataclasses.dataclass(frozen=True)
+class _Widened(EventDriven):
+    width: float = 2.0
+
+
+def test_fields_that_exact_spike_times_do_not_read_are_refused() -> None:
+    made = recipe()
+    with pytest.raises(RecipeError, match=r"neuron.width = 2.0: the event-driven network reads"):
+        biograd.build(
+            dataclasses.replace(made, neuron=_Widened(synaptic_time_constant_ms=5.0)),
+            (1, 4, 4),
+            CLASSES,
+        )

@@ -158,6 +158,7 @@ class KeepsItsRound(Estimator):
     """A rule whose derivative leads back to the graph that holds it."""
 
     needs = frozenset(("loss", "vjp"))
+    coincides = "where nothing spikes"
 
     def plans(self, round: Round) -> tuple[Plan, ...]:
         def derivative(distance: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ def inspect(run: Path) -> Answer:
             "attributes": opened.attributes,
             "config": opened.config,
             "summary": opened.summary,
+            "credit": opened.credit,
             "checkpoints": opened.checkpoints,
             "constants": [learned._asdict() for learned in constants(opened, entries)],
             "last": {stream: last(opened, stream) for stream in opened.streams},
@@ -140,6 +141,7 @@ def _drawing(record: dict[str, Any], entries: list[Entry]) -> Any:
 
     text = [columns(_header(record)), "", *_metrics(record["last"]), ""]
     text += [*_constants(record["constants"]), ""] if record["constants"] else []
+    text += _outside(record["credit"])
     return Group(Text("\n".join(text)), tree(str(record["run"]), entries))
 
 
@@ -172,6 +174,13 @@ def _constants(found: list[dict[str, Any]]) -> Iterable[str]:
         for one in found
     ]
     return ["learned constants", columns(rows)]
+
+
+def _outside(credit: Mapping[str, Any]) -> Iterable[str]:
+    """Return a line for each parameter that the rule does not credit."""
+    found = {name: str(entry.get("credit")) for name, entry in credit.items()}
+    rows = [(name, words) for name, words in found.items() if words.startswith("outside")]
+    return [columns(rows), ""] if rows else []
 
 
 def tree(title: str, entries: Iterable[Entry]) -> Tree:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -30,9 +30,21 @@ LABELS = {
     "event-driven": ("evt", "event-driven"),
     "own equations": ("eqs", "equations of one's own"),
     "circuit": ("circ", "circuit with a loop"),
+    "LSTM": ("lstm", ""),
+    "own weights": ("own", "weights of one's own"),
+    "functional": ("func", "functional.linear"),
+    "tied": ("tied", ""),
+    "frozen": ("frz", "first layer frozen"),
+    "loop": ("loop", "loop over snnTorch's steps"),
+    "stateful": ("state", "state kept between calls"),
+    "weight norm": ("norm", "weight normalisation"),
+    "compiled": ("comp", "compiled"),
+    "autocast": ("cast", "autocast to bfloat16"),
     "no derivative": ("opq", "a population whose equations cannot be differentiated"),
 }
 """Networks by their name over a column, and what the legend says of it."""
+USER = "user"
+"""Stands over the networks that users bring along."""
 WORKS, NOWHERE = "✓", "·"
 REFERS = ("refused", "broken")
 """What a cell says by the number of a note."""
@@ -48,7 +60,7 @@ REFERS = ("refused", "broken")
 )
 @quiet_option
 def matrix(rules: tuple[str, ...], quiet: bool) -> Answer:
-    """Try every rule on every kind of network, on torch, snnTorch and Brian2.
+    """Try every rule on every kind of network, on torch, snnTorch, Brian2, and on users' modules.
 
     Every cell is run: the rule is attached to a tiny network and works if each hidden layer then
     has a gradient that is finite and not zero.  The notes are what a user would read instead.
@@ -78,25 +90,35 @@ def text(cells: Sequence[Compatibility]) -> str:
     """Return the cells as a table of a hundred characters, its notes below."""
     built = {(c.substrate, c.network) for c in cells if c.status != "no network"}
     columns = list(dict.fromkeys((cell.substrate, cell.network) for cell in cells))
-    shown = [column for column in columns if column in built]
+    groups = [
+        [c for c in columns if c in built and (c[0] == USER) is of_users]
+        for of_users in (False, True)
+    ]
     notes = list(dict.fromkeys(_note(cell) for cell in cells if cell.status in REFERS))
     marks = {(c.rule, c.substrate, c.network): _mark(c, notes) for c in cells}
     rules = list(dict.fromkeys(cell.rule for cell in cells))
-    lines = [_substrates(shown), [LABELS[network][0] for _, network in shown]]
-    lines += [[marks[rule, *column] for column in shown] for rule in rules]
-    sizes = [max(map(len, cells)) for cells in zip(*lines[1:], strict=True)]
-    names = ["", "rule", *rules]
-    indent = max(map(len, names))
-    table = [
-        f"{name.ljust(indent)}{_line(line, sizes, shown, place > 0)}".rstrip()
-        for place, (name, line) in enumerate(zip(names, lines, strict=True))
-    ]
+    table = [line for shown in groups if shown for line in (*_table(rules, shown, marks), "")]
     legend = ", ".join(f"{short} {long}" for short, long in LABELS.values() if long)
     words = (
         f"{WORKS} works, {NOWHERE} no such network, 1 see note 1; RULE is the row's class; {legend}"
     )
     below = [_wrap(f"{number:2}  ", note) for number, note in enumerate(notes, 1)]
-    return "\n".join([*table, "", _wrap("", words), *below, *_missing(cells, built)])
+    return "\n".join([*table, _wrap("", words), *below, *_missing(cells, built)])
+
+
+def _table(
+    rules: Sequence[str],
+    shown: Sequence[tuple[str, str]],
+    marks: Mapping[tuple[str, str, str], str],
+) -> Iterator[str]:
+    """Yield the lines of a table of rules and networks."""
+    lines = [_substrates(shown), [LABELS[network][0] for _, network in shown]]
+    lines += [[marks[rule, *column] for column in shown] for rule in rules]
+    sizes = [max(map(len, cells)) for cells in zip(*lines[1:], strict=True)]
+    names = ["", "rule", *rules]
+    indent = max(map(len, names))
+    for place, (name, line) in enumerate(zip(names, lines, strict=True)):
+        yield f"{name.ljust(indent)}{_line(line, sizes, shown, place > 0)}".rstrip()
 
 
 def _note(cell: Compatibility) -> str:

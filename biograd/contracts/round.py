@@ -40,8 +40,8 @@ class Round:
             values for its units, ``[..., *U]``: those of the cells that they act on, summed.
         timed: whether the task is one in time, with targets in every step.
         varying: whether the inputs vary between the steps of a trial.
-        differentiable: whether the loss of the outputs has a graph; if not, the readout, too, is
-            perturbed.
+        differentiable: whether the readout has an exact gradient: its loss has a graph, and no
+            neurons follow; if not, the readout, too, is perturbed.
     """
 
     batch: int
@@ -121,6 +121,11 @@ class Substrate(Protocol):
     capabilities: frozenset[Capability]
     limits: tuple[str, ...]
     """Why it cannot do what others of its kind can, a line each."""
+
+    @property
+    def transports(self) -> bool:
+        """Whether a plan's ``transport`` acts on populations of the module."""
+        ...
 
     @property
     def recording(self) -> bool:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -179,6 +180,15 @@ class Decorrelation(nn.Module):
                 shift = (folded @ mean.unsqueeze(-1)).flatten().to(weight.dtype)
                 bias = -shift if bias is None else bias - shift
         return folded.to(weight.dtype).view_as(weight), bias
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep no inputs meanwhile."""
+        kept, self._substrate = self._substrate, None
+        try:
+            yield
+        finally:
+            self._substrate = kept
 
     def begin(self) -> None:
         """Start a clean pass; several passes before an update count as one larger batch."""

@@ -17,8 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from biograd.diagnosis import user_networks
+from biograd.diagnosis.user_networks import USERS
 from biograd.engine import Engine, attach
-from biograd.errors import BiogradError
+from biograd.errors import BiogradError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 from biograd.local import LocalLosses
 from biograd.networks import build
@@ -27,6 +29,8 @@ from biograd.recipes import ModelRecipe, construct
 
 Status = Literal["works", "refused", "no network", "broken"]
 SUBSTRATES = ("torch", "snntorch", "brian2")
+USER = "user"
+"""Stands for a substrate where a user brings the network along (``user_networks``)."""
 SPIKING: dict[str, Any] = {
     "network": {"kind": "spiking", "gain": 2.0},
     "neuron": {"resistance": 8.0},
@@ -43,7 +47,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "convolution": {"network": {"channels": (2,)}},
     "residual": {"network": {"hidden": (5, 5), "residual": True}},
     "recurrent": {"network": {"recurrent": True}, "encoding": {"duration_ms": 4.0}},
-    "batch norm": {"network": {"normalisation": "batch"}},
+    "batch norm": {"network": {"normalisation": "batch"}, "training": {"outside": "freeze"}},
     "local losses": {"local": {"loss": "cross_entropy"}},
     "spiking": SPIKING,
     "spiking recurrent": {**SPIKING, "network": {**SPIKING["network"], "recurrent": True}},
@@ -120,8 +124,12 @@ class Compatibility:
 
 
 def columns() -> list[tuple[str, str]]:
-    """Return all pairs of a substrate and a network, in the order in which they are shown."""
-    return [(substrate, network) for substrate in SUBSTRATES for network in NETWORKS]
+    """Return all pairs of a substrate and a network, in the order in which they are shown.
+
+    The substrate of what users bring along is ``USER``.
+    """
+    own = [(substrate, network) for substrate in SUBSTRATES for network in NETWORKS]
+    return [*own, *((USER, network) for network in USERS)]
 
 
 def fill(
@@ -158,6 +166,11 @@ def check(rules: Sequence[str]) -> None:
 
 def _fill_column(rules: Sequence[str], substrate: str, network: str) -> Iterator[Compatibility]:
     """Try the rules on one network, which is given back to each as it was made."""
+    if substrate == USER:
+        for rule in rules:
+            cell = try_out(rule, user_networks.make(network), ModelRecipe())
+            yield dataclasses.replace(cell, substrate=substrate, network=network)
+        return
     recipe = tiny(substrate, network)
     try:
         made = build(recipe, SHAPE, CLASSES)
@@ -176,12 +189,12 @@ def try_out(rule: str, network: nn.Module, recipe: ModelRecipe) -> Compatibility
     """Attach a rule to a network and train it until every hidden layer has had credit."""
     try:
         local = None if recipe.local.loss == "off" else LocalLosses(recipe.local.loss)
-        engine = attach(network, make(rule), local=local)
+        engine = attach(network, make(rule), local=local, outside=recipe.training.outside)
         try:
             steps, gradients = _train(engine)
         finally:
             engine.detach()
-    except BiogradError as error:
+    except RecipeError as error:
         return Compatibility(rule, status="refused", reason=" ".join(str(error).split()))
     except Exception as error:  # whatever it is: a table of what works must show it
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -212,6 +225,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 def _train(engine: Engine) -> tuple[int, dict[str, float]]:
     """Train until every layer that should learn does, return the steps and the last gradients."""
     inputs, targets, index = batch()
+    inputs = inputs.to(next(engine.network.parameters()).dtype)
     engine.prepare(inputs, targets)
     optimiser = torch.optim.Adam(engine.parameters(), 1e-2)
     step, gradients = 0, {"": 0.0}
@@ -230,12 +244,10 @@ def _norms(engine: Engine) -> Iterator[tuple[str, float]]:
     sites = engine.substrate.sites
     for site in sites if engine.estimator.learns_hidden else sites[-1:]:
         for name in site.modules:
-            yield name, _norm(engine.network.get_submodule(name))
-
-
-def _norm(layer: nn.Module) -> float:
-    gradient = layer.get_parameter("weight").grad
-    return 0.0 if gradient is None else float(gradient.norm())
+            layer = engine.network.get_submodule(name)
+            weights = [p for p in layer.parameters() if p.requires_grad and p.dim() > 1]
+            if weights:
+                yield name, sum(0.0 if p.grad is None else float(p.grad.norm()) for p in weights)
 
 
 @contextmanager

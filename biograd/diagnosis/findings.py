@@ -60,6 +60,7 @@ class Findings:
         time_bin: number of steps in which the noise stays constant; None: all.
         shared: name of a site to its layers, if several feed one current, with one noise.
         batch_norm: whether batch normalisation takes its statistics from these examples.
+        credit: whose credit the parameters have, and which they are, a line each.
         neighbours: a quarter and four times the size of the noise, if the estimator has one.
     """
 
@@ -81,6 +82,7 @@ class Findings:
     overall: Quality
     reference: str = ""
     neighbours: tuple[Neighbour, ...] = ()
+    credit: tuple[str, ...] = ()
     caveat: str = ""
     steps: int = 1
     time_bin: int | None = None

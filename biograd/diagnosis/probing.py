@@ -163,6 +163,7 @@ def _describe(setup: Setup, trace: Trace, drawn: _Drawn, updates: dict[str, floa
         **_noise(setup, trace),
         hidden=quality([sums[name] for name in setup.hidden]) if setup.hidden else None,
         overall=quality(list(sums.values())),
+        credit=tuple(engine.account.lines()) if engine.account else (),
     )
 
 

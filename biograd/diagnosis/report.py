@@ -37,7 +37,9 @@ class Diagnosis(Findings):
         lines = self.advice() or ["nothing stands out"]
         marked = [Text.assemble(("→ ", "bold"), line) for line in lines]
         title = Text(self._title(), style="bold")
-        return Group(title, "", self.table(), "", Text(LEGEND, style="dim"), self._facts(), *marked)
+        credit = [Text(f"credit: {line}", style="dim") for line in self.credit]
+        legend = Text(LEGEND, style="dim")
+        return Group(title, "", self.table(), "", legend, *credit, self._facts(), *marked)
 
     def __str__(self) -> str:
         from rich.console import Console

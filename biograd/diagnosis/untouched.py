@@ -23,11 +23,12 @@ def untouched(engine: Engine) -> Iterator[None]:
     held = [_Held(owner) for owner in owners]
     buffers = _kept(engine.network.buffers())
     streams = [(stream, stream.get_state()) for stream in engine.streams.values()]
-    device = streams[0][0].device
+    device, withheld = streams[0][0].device, list(engine.withheld.parameters)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
         finally:
+            engine.withheld.take(withheld)
             for part in held:
                 part.restore()
             _restore(buffers)

@@ -14,37 +14,37 @@ accumulation and every torch optimiser work on it unchanged.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd import tasks
-from biograd.contracts import Loss, Objective, Plan, Round, Trace
-from biograd.contracts.precision import computing, unmixed
+from biograd.contracts import Loss, Objective, Round, Trace
+from biograd.contracts.precision import unmixed
 from biograd.decorrelation import Decorrelation
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, nearest
 from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
-from biograd.ranks import parallel
 from biograd.substrate.kept import Reset, ResetBefore, graph_held
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
-from biograd.engine.batch_checks import check_device, check_layers, checked
+from biograd.engine.accounting import Outside, trained
+from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_capabilities, check_ranks
+from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, part, root_mean_squares
 from biograd.engine.step_result import Result, surface
+from biograd.engine.verification import verify
 from biograd.substrate.finiteness import Places, check_found, check_given, parameters_first
 
 STREAMS = ("encoding", "noise", "dropout", "decorrelation")
@@ -61,6 +61,9 @@ class Engine(Prepared):
         network: the network as it was given; class, keys and parameters stay as they are.
         substrate: who runs its forward passes.
         scales: root mean square of each hidden site's mean current, a running mean.
+        account: who credits each parameter; None before ``prepare`` or the first step.
+        leads: whether the outputs follow the readout's current by its exact gradient.
+        withheld: the parameters that the rule does not credit.
     """
 
     def __init__(
@@ -75,7 +78,12 @@ class Engine(Prepared):
         seed: int = 0,
         sites: Sites | None = None,
         reset: Reset | None = None,
+        outside: Outside = "refuse",
     ) -> None:
+        if outside not in get_args(Outside):
+            raise CapabilityError(
+                f"attach: outside = {outside!r}: {nearest(outside, get_args(Outside))}"
+            )
         if not isinstance(estimator, Estimator):
             raise CapabilityError(
                 f"attach needs an estimator object, as in biograd.WeakGradient(), not {estimator!r}"
@@ -90,6 +98,8 @@ class Engine(Prepared):
         self.differentiable = self.task.differentiable
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
+        self.account, self.leads, self.withheld = None, True, Withheld(outside)
+        self._trained: list[int] = []
         self.keeps: tuple[str, ...] = ()
         self.reset = None if reset is None else ResetBefore(network, reset)
         self._resetting: Any = self.reset and network.register_forward_pre_hook(self.reset)
@@ -111,7 +121,7 @@ class Engine(Prepared):
         self._last: tuple[Sequence[Trace], Round] | None = None
         self._powers: dict[str, float] = {}
         self._dtype: torch.dtype | None = None
-        self._prepared = self._detached = False
+        self._prepared = self._detached = self._verified = False
         self._structure: dict[str, Any] = {}
         self._layers: dict[str, nn.Module] = {}
         self._outside: Places = []
@@ -161,9 +171,35 @@ class Engine(Prepared):
         self.prepare(inputs, targets)
         targets = checked(self.task, inputs, targets)
         self._follow()
-        encoded = self.substrate.encode(inputs, self.streams["encoding"])
-        round = self._round(encoded, targets, index, self.streams["noise"])
         check_given(self.network, self._outside, inputs, self.step)
+        encoded = self.substrate.encode(inputs, self.streams["encoding"])
+        if trained(self.network) != self._trained:  # others are frozen than before
+            with self._traceless(encoded.device):
+                self._settle(encoded, targets)
+        begin = self.streams["dropout"].get_state()
+        reference = self._reference(encoded, targets, begin)
+        with self.withheld.hidden():
+            round, pairs = self._credited(encoded, targets, index)
+        traces = round.traces
+        passes = sum(trace.plan.passes for trace in traces)
+        if self.withheld.exact:
+            pairs += self.withheld.credit(self._plain(encoded, targets, begin))
+            passes += 1
+        surrogate = surface(traces[0].loss, pairs)
+        if not self._verified:
+            assert self.account is not None
+            known = (self.account, self.estimator, self.network)
+            self.account = verify(*known, surrogate, reference)
+            self._verified = True
+        self._last = (traces, round)
+        self.step += 1
+        return Result(surrogate, traces[0].outputs, traces[0].losses, passes)
+
+    def _credited(
+        self, encoded: Tensor, targets: Tensor, index: Tensor | None
+    ) -> tuple[Round, list[tuple[Tensor, Tensor]]]:
+        """Run the rule's passes and return what it makes of them."""
+        round = self._round(encoded, targets, index, self.streams["noise"])
         if self.decorrelate is not None:
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
@@ -179,56 +215,7 @@ class Engine(Prepared):
         self._powers = root_mean_squares(traces[0])
         check_found(self.network, traces, self._powers, self.step)
         with unmixed(encoded.device):
-            pairs = list(self.estimator.credit(traces, round))
-        self._last = (traces, round)
-        self.step += 1
-        trace = traces[0]
-        passes = sum(trace.plan.passes for trace in traces)
-        return Result(surface(trace.loss, pairs), trace.outputs, trace.losses, passes)
-
-    def _follow(self) -> None:
-        """Take on the type of a network that has another since; refuse other layers, devices."""
-        check_layers(self.network, self._layers)
-        check_device(self.network, self.streams["noise"].device)
-        dtype = computing(next(self.network.parameters()).dtype)
-        if dtype != self._dtype:
-            for part in filter(None, (self.estimator, self.local, self.decorrelate)):
-                part.to(dtype if self._dtype else None)
-            self._dtype = dtype
-
-    def _next(self, plans: Iterator[Plan]) -> Plan | None:
-        with unmixed(self.streams["noise"].device):
-            return next(plans, None)
-
-    @contextmanager
-    def _counted_once(self) -> Iterator[None]:
-        """Keep batch normalisation's running statistics: those of a step's first plan count."""
-        layers = [
-            layer
-            for layer in self.network.modules()
-            if isinstance(layer, _BatchNorm) and layer.track_running_stats
-        ]
-        try:
-            for layer in layers:
-                layer.track_running_stats = False
-            yield
-        finally:
-            for layer in layers:
-                layer.track_running_stats = True
-
-    def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
-        noise, stream = plan.parameter_noise, self.streams["dropout"]
-        own = None if noise is None else parallel.dealt(len(noise.seeds))
-        if noise is None or own is None:
-            return self.substrate.run(plan, encoded, targets, self.objective, stream)
-        part = dataclasses.replace(noise, seeds=noise.seeds[own], scales=noise.scales[own])
-        given = dataclasses.replace(plan, parameter_noise=part)
-        trace = self.substrate.run(given, encoded, targets, self.objective, stream)
-        kinds = {"": trace.losses, **trace.local}
-        means = torch.stack([values[1:].flatten(1).mean(1) for values in kinds.values()], 1)
-        found = parallel.exchange(own, len(noise.seeds), means)
-        trace.plan, trace.means = plan, dict(zip(kinds, found.unbind(1), strict=True))
-        return trace
+            return round, list(self.estimator.credit(traces, round))
 
     def update(self, pace: float = 1.0) -> None:
         """Update what learns by itself: decorrelation and the estimator; after ``backward``.
@@ -315,6 +302,7 @@ class Engine(Prepared):
         the weights act without the transform that they were trained behind.
         """
         self._detached = True
+        self.withheld.release()
         self.substrate.close()
         if self._resetting is not None:
             self._resetting.remove()
@@ -342,6 +330,7 @@ def attach(
     seed: int = 0,
     sites: Sites | None = None,
     reset: Reset | None = None,
+    outside: Outside = "refuse",
 ) -> Engine:
     """Attach an estimator to a network by forward hooks and return the engine.
 
@@ -358,10 +347,11 @@ def attach(
         sites: names of layers, or name -> layers that share a current, or ``Site`` objects, the
             readout included; by default all linear and convolutional layers.  The one called last
             is the readout.
-
         reset: how a network that keeps a state from pass to pass is put back before every one: a
             function of the network, or the name of its modules' method (snnTorch's "reset_mem",
             SpikingJelly's "reset").
+        outside: what becomes of trainable parameters that the rule does not credit: "refuse" the
+            network, "freeze" them, or give them the "exact" gradient of back-propagation.
 
     Raises:
         CapabilityError: lists everything that the substrate cannot do for this estimator.
@@ -387,6 +377,7 @@ def attach(
         seed=seed,
         sites=sites,
         reset=reset,
+        outside=outside,
     )
     if estimator.caveat:
         _tell(f"{type(estimator).__name__}: {estimator.caveat}")

@@ -10,54 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import (
-    Objective,
     ParameterNoise,
     Plan,
     Round,
     Site,
     SiteShape,
     SiteTrace,
-    Substrate,
     Trace,
 )
 from biograd.contracts.precision import computing, unmixed, widened
-from biograd.decorrelation import Decorrelation
 from biograd.engine import currents, structure
-from biograd.engine.repeating_passes import Repeated
 from biograd.errors import CapabilityError, RecipeError
-from biograd.estimators import Estimator
 from biograd.randomness import generator
 from biograd.ranks import parallel
-from biograd.substrate.kept import Keepsake
 from biograd.substrate.network import Network
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
+from biograd.engine.accounted import Accounted
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
-class Prepared(Repeated):
+class Prepared(Accounted):
     """The part of an engine that looks at the network by passes that leave no trace.
 
     Attributes:
         scales: root mean square of each hidden site's mean current, a running mean.
     """
 
-    network: nn.Module
-    estimator: Estimator
-    decorrelate: Decorrelation | None
-    local: LocalLosses | None
     task: Task
-    objective: Objective
     timed: bool
     varying: bool
-    differentiable: bool
-    substrate: Substrate
-    streams: dict[str, torch.Generator]
-    seed: int
     step: int
     scales: dict[str, float]
     _prepared: bool
@@ -67,11 +53,6 @@ class Prepared(Repeated):
     _outside: Places
     _shapes: dict[str, SiteShape]
     _kept: dict[str, Tensor]
-
-    @property
-    def hidden(self) -> tuple[str, ...]:
-        """Names of the sites that can be perturbed and cut: all but the readout."""
-        return tuple(site.name for site in self.substrate.sites[:-1])
 
     @property
     def _sides(self) -> frozenset[str]:
@@ -109,7 +90,7 @@ class Prepared(Repeated):
             inner=_inner(sites),
             timed=self.timed,
             varying=self.varying,
-            differentiable=self.differentiable,
+            differentiable=self.differentiable and self.leads,
             **self._structure,
         )
 
@@ -134,17 +115,8 @@ class Prepared(Repeated):
         check_device(self.network, self.streams["noise"].device)
         check_given(self.network, outside(self.network, ()), inputs, self.step)
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
-        devices = [stream.device] if stream.device.type == "cuda" else []
-        self._before = Keepsake(self.network)
-        try:
-            guarded = parameters_first(self.network, self.step)
-            with torch.random.fork_rng(devices=devices), guarded:
-                self._look(inputs, targets, stream)
-        finally:
-            self._before.restore()
-            if self.decorrelate is not None:
-                self.decorrelate.forget()
-            del self._before
+        with self._traceless(stream.device), parameters_first(self.network, self.step):
+            self._look(inputs, targets, stream)
         self._prepared = True
         if self._kept:
             self._load_own(self._kept)
@@ -162,28 +134,36 @@ class Prepared(Repeated):
             trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         if not self.scales:
-            readout = () if self.differentiable else (self.substrate.sites[-1].name,)
             found = root_mean_squares(trace)
-            self.scales = {name: found[name] or 1.0 for name in (*self.hidden, *readout)}
-        if self.decorrelate is not None and not self.estimator.learns_hidden:
-            # only now the order of a plain module's layers is known
-            self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
-        noisy = self.hidden if self.differentiable else self.substrate.sites
-        if self.estimator.needs & {"perturb_site", "jvp_site"} and not noisy:
-            raise CapabilityError("there is no hidden site to perturb: the network has one layer")
+            self.scales = {name: found[name] or 1.0 for name in self.hidden}
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
         self.estimator.check_trace(trace)
-        self._know_currents(trace, encoded, targets, stream)
-        self._check_forward_mode(encoded, targets, stream)
-        if self.local is not None or self.estimator.builds:
-            self._build(encoded, targets, stream)
-        self._check_plans(encoded, targets, stream)
+        trace = self._know_currents(trace, encoded, targets, stream)
+        self._settle(encoded, targets)
+        readout, exact = self.substrate.sites[-1].name, self.differentiable and self.leads
+        if not exact and readout not in self.scales:
+            self.scales[readout] = root_mean_squares(trace)[readout] or 1.0
+        if self.decorrelate is not None and not self.estimator.learns_hidden:
+            # only now the order of a plain module's layers is known
+            self.decorrelate.only = frozenset(self.substrate.sites[-1].modules)
+        noisy = self.hidden if exact else self.substrate.sites
+        if self.estimator.needs & {"perturb_site", "jvp_site"} and not noisy:
+            raise CapabilityError(
+                "there is no hidden site to perturb: the only layer that is called as a module, "
+                f"{readout!r}, is the readout: name what else returns a current, "
+                "attach(..., sites=[...])"
+            )
+        with self.withheld.hidden():
+            self._check_forward_mode(encoded, targets, stream)
+            if self.local is not None or self.estimator.builds:
+                self._build(encoded, targets, stream)
+            self._check_plans(encoded, targets, stream)
 
     def _know_currents(
         self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
-    ) -> None:
+    ) -> Trace:
         """See whether the inputs vary in time, and make layers that feed one current one site."""
         if isinstance(self.network, Network):
             encoding = self.network.encoding if self.network.steps > 1 else None
@@ -196,14 +176,14 @@ class Prepared(Repeated):
         noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
         single = self.estimator.one_to_one or not isinstance(sites, str)
         if not noisy or single or not getattr(self.substrate, "joinable", False):
-            return
+            return trace
 
         def losses(plan: Plan) -> Tensor:
             return self._tried(plan, encoded, targets, stream).losses
 
         groups = currents.shared(self.hidden, trace, losses)
         if not groups:
-            return
+            return trace
         self.substrate.join(groups)
         trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
@@ -211,6 +191,7 @@ class Prepared(Repeated):
         fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
         found = root_mean_squares(trace)
         self.scales = known | {name: found[name] or 1.0 for name in fresh}
+        return trace
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
@@ -291,9 +272,13 @@ class Prepared(Repeated):
         round = self._round(encoded, targets, torch.arange(len(encoded)), stream)
         with unmixed(stream.device):
             plan = next(iter(self.estimator.plans(round)))
-        if self.keeps and plan.passes > 1:
+        if self.keeps and (plan.passes > 1 or self.withheld.exact):
             self._refuse_state()
+        self._check_transport(plan, encoded, targets, stream)
         boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides
+        if not boundaries and "local_vjp" in self.estimator.needs:  # of a later plan
+            blocks = Plan(boundaries=frozenset(round.blocks))
+            self._tried(blocks, encoded, targets, stream)
         if boundaries and "local_vjp" in self.substrate.capabilities:
             order = [name for name in self.hidden if name in boundaries]
             plan = Plan(boundaries=frozenset(order), detach=plan.detach)

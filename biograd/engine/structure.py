@@ -6,17 +6,76 @@ nothing passes by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from biograd.contracts import Trace
+from biograd.contracts import Plan, Site, Trace
 from biograd.errors import CapabilityError
 
 Exclusive = Callable[[Tensor, tuple[int, ...], tuple[int, ...]], int]
 """Gradient by a site's units ``[*U]`` of the loss of one cell, the shape of the cells, and that
 cell, to the number of leading cell axes that the site's units keep to."""
+
+
+@dataclasses.dataclass
+class Places:
+    """Where a parameter acts; nowhere if no derivative leads to it.
+
+    Attributes:
+        layers: sites whose current it moves, as a weight of one of their layers for instance.
+        blocks: sites behind whose current, and before whose activity ends, it acts.
+        before: whether it acts on what the first site's layers receive.
+        behind: whether it acts behind the last site's current, or past all of them.
+    """
+
+    layers: list[str] = dataclasses.field(default_factory=list)
+    blocks: list[str] = dataclasses.field(default_factory=list)
+    before: bool = False
+    behind: bool = False
+
+    @property
+    def nowhere(self) -> bool:
+        """Whether no derivative leads to it."""
+        return not (self.layers or self.blocks or self.before or self.behind)
+
+
+def dissected(sites: Sequence[Site]) -> Plan:
+    """Return the plan of a pass whose graph ends at every layer's input and behind every current.
+
+    What a tensor of its trace depends on then acts between the cut before it and itself.
+    """
+    layers = frozenset(name for site in sites for name in site.modules)
+    return Plan(cut=frozenset(site.name for site in sites), detach=layers, slots=True)
+
+
+def places(trace: Trace, parameters: Sequence[Tensor]) -> list[Places]:
+    """Return where each parameter acts, from a trace of the plan ``dissected``."""
+    found, names = [Places() for _ in parameters], list(trace.sites)
+
+    def reached(values: Iterable[Tensor]) -> list[Places]:
+        live = [value.sum() for value in values if value.requires_grad]
+        gradients = _gradients(sum(live), parameters)
+        pairs = zip(found, gradients, strict=True)
+        return [place for place, gradient in pairs if gradient is not None]
+
+    for number, name in enumerate(names):
+        site = trace.sites[name]
+        for place in reached(value for visits in site.visits for value in visits.outputs):
+            place.layers.append(name)
+        for place in reached([] if site.activity is None else [site.activity]):
+            place.blocks.append(name)
+        received = [value for visits in site.visits for value in visits.received]
+        for place in reached(received[: not number]):
+            place.before = True  # in the first call: later ones may receive what a loop brings back
+        for place in reached(received[not number :]):
+            if not place.blocks:  # by a layer whose input is nobody's activity
+                place.blocks.append(names[max(number - 1, 0)])
+    for place in reached([trace.loss]):
+        place.behind = True
+    return found
 
 
 def owners(hidden: Sequence[str], local: Sequence[str]) -> dict[str, str]:

@@ -35,6 +35,8 @@ class Backpropagation(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    exact = True
+    reach = "parameters"
     divides = "examples"
     passes = "1 forward, 1 backward"
     bias = (

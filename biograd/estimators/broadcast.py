@@ -32,6 +32,7 @@ class Broadcast(Estimator):
     """
 
     needs = frozenset(("loss", "cut", "local_vjp"))
+    reach = "blocks"
     divides = "examples"
     passes = "1 forward, 1 product with the feedback"
     builds = True
@@ -42,6 +43,18 @@ class Broadcast(Estimator):
         super().__init__()
         self.through_time, self.sites = through_time, sites
         self.matrices = Buffers()
+
+    def check(self, sites: Sequence[str]) -> None:
+        """Refuse the name of a site that does not exist, or no site at all.
+
+        Raises:
+            CapabilityError: with the nearest name.
+        """
+        if not self.sites:
+            raise CapabilityError(
+                f"{type(self).__name__}: sites = (): the signal reaches no site: name one"
+            )
+        super().check(sites)
 
     def chosen(self, round: Round) -> tuple[str, ...]:
         """Return the hidden sites that the signal reaches."""

@@ -62,6 +62,7 @@ class Decoupling(Estimator):
     bias = "vanishes as 1/rho"
     reference = "Mertens Velasquez; Carreira-Perpiñán & Wang 2014, arXiv 1212.5921"
     needs: frozenset[Capability] = frozenset(("loss", "vjp"))
+    reach = "blocks"
     divides = "examples"
     builds = True
 

@@ -37,6 +37,7 @@ class EligibilityPropagation(Broadcast):
         sites: "all" hidden sites, or the names of those that end a block.
     """
 
+    coincides = "in the last hidden block, if its feedback is symmetric and it has no memory"
     passes = "1 forward, 1 backward within each block; every step is stored"
     bias = "credit through other neurons, recurrent ones too, is missing"
     reference = "Bellec et al. 2020, Nature Communications 11, 3625"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from biograd.contracts import Capability, Plan, Round, Trace
 from biograd.errors import CapabilityError, nearest
 from biograd.ranks.parallel import Division
+
+Reach = Literal["parameters", "blocks", "normalisations", "currents", "readout"]
 
 
 def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) -> Tensor:
@@ -33,6 +35,13 @@ class Estimator(nn.Module):
 
     Attributes:
         needs: what a substrate must be able to do.
+        exact: whether the gradient is that of back-propagation, as far as there is one.
+        reach: whose gradient follows from the rule's credit: every one of the "parameters"; what
+            acts unit by unit in the "blocks" behind the sites' currents, too; of that the
+            "normalisations" alone; the layers whose outputs are the sites' "currents", nothing
+            else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
+        exact_readout: whether the readout has its exact gradient, so that there must be one.
+        coincides: where the rule is back-propagation itself, in words; "": nowhere.
         learns_hidden: False if only the readout is trained.
         objective: what hidden layers descend, in words, if it is not the loss of the outputs.
         passes: forward passes per example and step, in words.
@@ -53,6 +62,10 @@ class Estimator(nn.Module):
     """
 
     needs: frozenset[Capability] = frozenset()
+    exact: ClassVar[bool] = False
+    reach: ClassVar[Reach] = "currents"
+    coincides: ClassVar[str] = ""
+    exact_readout: bool = True
     learns_hidden: ClassVar[bool] = True
     objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""

@@ -36,6 +36,7 @@ class Feedback(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
     divides = "examples"
     passes = "1 forward, 1 backward"
     builds = True
@@ -104,8 +105,9 @@ def weight_of(name: str, round: Round) -> nn.Parameter:
     weight = layer._parameters.get("weight")
     if weight is None or (weight.dim() < 2 and not isinstance(layer, SynapticLayer)):
         raise CapabilityError(
-            f"{name} ({type(layer).__name__}) has no weight matrix for which feedback could stand "
-            "in: give the names of linear or convolutional layers, attach(..., sites=[...])"
+            f"{name} ({type(layer).__name__}) has no weight matrix of its own for which feedback "
+            "could stand in: name linear or convolutional layers alone, attach(..., sites=[...]), "
+            "or take biograd.DirectFeedback"
         )
     return weight
 

@@ -42,6 +42,7 @@ class ForwardForward(Estimator):
     bias = "none for its own objective, which is not the loss of the outputs"
     reference = "Hinton 2022, arXiv 2212.13345"
     needs = frozenset(("loss", "cut", "local_vjp"))
+    reach = "blocks"
     divides = "examples"
 
     def __init__(
@@ -59,7 +60,7 @@ class ForwardForward(Estimator):
         hidden = frozenset(round.hidden)
         if round.targets is None or round.targets.is_floating_point() or round.targets.dim() > 1:
             raise CapabilityError("forward_forward: targets must be the numbers of classes")
-        yield Plan(cut=hidden)
+        yield Plan(cut=hidden, detach=frozenset(round.site_layers[round.readout]))
         outputs = round.traces[0].outputs
         wrong = self.wrong(round.targets, outputs, round.generator)
         temporal = any(visits.time for visits in _first(round).visits)

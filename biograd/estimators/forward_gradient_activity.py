@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from biograd.contracts import Credit, Plan, Round, SiteTrace, Trace, bin_lengths
+from biograd.contracts import Plan, Round, SiteTrace, Trace, bin_lengths
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators.estimator import Estimator
 from biograd.estimators.tangents import TANGENTS, LocalGuess, TangentRequest, by_owner
-from biograd.estimators.weight_perturbation import gradients
 from biograd.recipes import Count, Range, validate
 
 
@@ -57,6 +56,7 @@ class ForwardGradientActivity(Estimator):
     needs = frozenset(("loss", "jvp_site", "cut"))
     divides = "examples"
     batch_norm = False
+    reach = "currents"
 
     @classmethod
     def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
@@ -150,24 +150,8 @@ class ForwardGradientActivity(Estimator):
                 if self.sparse:
                     gradient = gradient * active(trace.sites[name], name).to(gradient.dtype)
                 yield from trace.sites[name].deliver(gradient)
-        if self.tangents.guess:
-            yield from behind(traces[0], trace, round.parameters)
         for loss in self.tangents.losses(traces[0]):
             yield loss, torch.ones_like(loss)
-
-
-def behind(first: Trace, last: Trace, parameters: Sequence[Tensor]) -> Credit:
-    """Yield what the loss knows of parameters between a current and its activity.
-
-    The engine takes the loss of the first pass, whose credit stops behind activities; that of the
-    last passes on to the currents (of a normalisation in the last block, for instance).
-    """
-    known = gradients(first.loss, parameters)
-    for parameter, before, found in zip(
-        parameters, known, gradients(last.loss, parameters), strict=True
-    ):
-        if before is None and found is not None:
-            yield parameter, found
 
 
 def active(site: SiteTrace, name: str) -> Tensor:

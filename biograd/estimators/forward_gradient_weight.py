@@ -13,7 +13,7 @@ from biograd.contracts import ParameterNoise, Plan, Round, Trace
 from biograd.contracts.precision import computing
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
-from biograd.estimators.weight_perturbation import Known
+from biograd.estimators.weight_perturbation import Known, ended
 from biograd.recipes import Count, validate
 
 
@@ -59,6 +59,7 @@ class ForwardGradientWeight(Estimator):
     needs = frozenset(("loss", "jvp_parameter", "cut"))
     divides = "examples"
     batch_norm = False
+    reach = "parameters"
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class ForwardGradientWeight(Estimator):
         validate(ForwardGradientWeight, locals())
         super().__init__()
         self.copies, self.directions, self.readout = copies, directions, readout
+        self.exact_readout = readout == "exact"
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan of directions, cut behind the hidden sites."""
@@ -77,7 +79,7 @@ class ForwardGradientWeight(Estimator):
         )
         tangents = DIRECTIONS[self.directions](tuple(draw.tolist()), (1.0,) * self.copies)
         if self.readout == "exact":
-            return (Plan(parameter_tangents=tangents, cut=frozenset(round.hidden)),)
+            return (dataclasses.replace(ended(round), parameter_tangents=tangents),)
         if any(round.owners.values()):
             raise CapabilityError(
                 "forward_gradient_weight: local heads have no tangents: with local losses take "

@@ -18,6 +18,7 @@ class FrozenHidden(Estimator):
     needs = frozenset(("loss", "observe", "cut"))
     divides = "examples"
     learns_hidden = False
+    reach = "readout"
     passes = "1 forward"
     bias = "hidden gradients are zero"
     reference = "Rahimi & Recht 2007 (random features)"

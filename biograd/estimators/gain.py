@@ -61,6 +61,7 @@ class MeasuredGain(Estimator):
     )
     reference = "Stein 1981 (slopes by noise); Rumelhart et al. 1986 (transport)"
     one_to_one = True
+    reach = "normalisations"
     divides = "examples"
 
     def __init__(

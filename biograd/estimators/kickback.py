@@ -42,6 +42,7 @@ class Kickback(Broadcast):
     """
 
     passes = "1 forward, 1 product with the influence"
+    coincides = "in the last hidden block"
     bias = (
         "a unit's influence on the outputs is taken for that on the layer above; simplified "
         "(influence = false): which way a unit acts is lost"

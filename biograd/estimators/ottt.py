@@ -26,6 +26,8 @@ class OnlineTrainingThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
+    coincides = "in a network without time"
     divides = "examples"
     passes = "1 forward, 1 backward; every step is stored"
     bias = (

@@ -18,6 +18,8 @@ class SpatialLearningThroughTime(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
+    coincides = "in a network without time"
     divides = "examples"
     passes = "1 forward, 1 backward; every step is stored"
     bias = "all credit through time is missing"

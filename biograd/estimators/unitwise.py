@@ -30,6 +30,8 @@ class UnitwiseGradient(Estimator):
     """
 
     needs = frozenset(("loss", "vjp"))
+    reach = "blocks"
+    coincides = "where nothing spikes"
     divides = "examples"
     passes = "1 forward with n thresholds per unit and step, 1 backward"
     bias = "that of a Gaussian surrogate of width sigma"

@@ -55,6 +55,7 @@ class WeakGradient(Estimator):
     reference = "Hazelden 2023, arXiv 2311.10869"
     needs: frozenset[Capability] = frozenset(("loss", "perturb_site", "observe", "cut"))
     graphless: bool = True
+    reach = "currents"
 
     @classmethod
     def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
@@ -111,7 +112,7 @@ class WeakGradient(Estimator):
             part = part * (self.sigma * round.scales[name])
             count = bins(site.steps, width)
             noise[name] = part.view(*shape[:2], count, *site.units).to(round.device)
-        cut = names if not isinstance(self.sites, str) else round.hidden
+        cut = names if not isinstance(self.sites, str) else round.perturbed
         return (Plan(noise=noise, time_bin=width, cut=frozenset(cut)),)
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:

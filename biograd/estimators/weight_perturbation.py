@@ -40,6 +40,8 @@ class WeightPerturbation(Estimator):
     needs = frozenset(("loss", "perturb_parameter"))
     divides = "copies"
     graphless = True
+    reach = "parameters"
+    exact_readout = False
     passes = "S forward"
     bias = "second order in sigma; with ranks only the direction is that of the gradient"
     reference = "Spall 1992; Salimans et al. 2017, arXiv 1703.03864"
@@ -66,7 +68,7 @@ class WeightPerturbation(Estimator):
         seeds = tuple(seed for seed in draw.tolist() for _ in range(2))
         noise = ParameterNoise(seeds, (self.sigma, -self.sigma) * count)
         if any(round.owners.values()):
-            return (Plan(parameter_noise=noise, cut=frozenset(round.hidden)),)
+            return (dataclasses.replace(ended(round), parameter_noise=noise),)
         return (Plan(parameter_noise=noise, graph=False),)
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,8 +104,8 @@ class Known:
 
     Attributes:
         whole: of parameters that act on the losses in no other way.
-        part: of those that also act through a hidden site's current, by a skip past a site or as
-            a weight of several layers: what is missing must be estimated.
+        part: of those that also act in a hidden site's block, by a skip past a site or as a weight
+            of several layers: what is missing must be estimated.
     """
 
     whole: list[Tensor | None]
@@ -111,10 +113,12 @@ class Known:
 
     @classmethod
     def of(cls, trace: Trace, round: Round) -> Known:
-        """Return what autograd finds in a trace with cuts behind the hidden sites."""
+        """Return what autograd finds in a trace with the cuts of ``ended``."""
         found = gradients(trace.loss, round.parameters)
-        currents = [v for n in round.hidden for s in trace.sites[n].visits for v in s.outputs]
-        total = sum((current.sum() for current in currents), torch.zeros_like(trace.loss))
+        sites = [trace.sites[name] for name in round.hidden]
+        values = [v for site in sites for visits in site.visits for v in visits.outputs]
+        values += [site.activity for site in sites if site.activity is not None]
+        total = sum((value.sum() for value in values), torch.zeros_like(trace.loss))
         reached = [p for p, g in zip(round.parameters, found, strict=True) if g is not None]
         through = iter(gradients(total, reached))
         shared = [gradient is not None and next(through) is not None for gradient in found]
@@ -128,6 +132,12 @@ class Known:
         ):
             if whole is None:
                 yield parameter, estimate if part is None else estimate - part
+
+
+def ended(round: Round) -> Plan:
+    """Return a plan in which the losses reach nothing but the readout and local heads."""
+    readout = frozenset(round.site_layers[round.readout])
+    return Plan(cut=frozenset(round.hidden), detach=readout)
 
 
 def gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:

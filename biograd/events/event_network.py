@@ -14,6 +14,7 @@ from biograd.encoding import Current, Encoding, Latency, RowCurrent
 from biograd.errors import CapabilityError, RecipeError
 from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
 from biograd.neurons import EventDriven
+from biograd.neurons.neuron import check_known
 from biograd.recipes import NetworkRecipe
 from biograd.substrate.network import Network, recorded
 from biograd.substrate.passes import Pass
@@ -85,6 +86,7 @@ class EventNetwork(Network):
         _check(recipe, neuron, encoding)
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps
+        check_known(neuron, EventDriven, "the event-driven network")
         self.neuron, self.membrane = neuron, EventMembrane.of(neuron, encoding)
         self.readout_time_constant = recipe.readout_time_constant_ms
         self.blocks = nn.ModuleList()

@@ -225,3 +225,18 @@ def step(
     x = neuron.advance(x, spikes, spikes.detach(), given, c, Functions)
     passed = neuron.passed(x, c, Functions)
     return x, spike(passed, derivative=derivative or neuron.derivative)
+
+
+def check_known(neuron: Neuron, kind: type[Neuron], where: str) -> None:
+    """Refuse a neuron with fields of its own where only those of ``kind`` are read.
+
+    Raises:
+        CapabilityError: a field that would be ignored.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(neuron):
+        if field.name not in known:
+            raise CapabilityError(
+                f"neuron.{field.name} = {getattr(neuron, field.name)!r}: {where} reads the fields "
+                f"of {kind.__name__} alone"
+            )

@@ -59,6 +59,8 @@ class TrainingRecipe(Checked):
     schedule: Literal["constant", "cosine"] = "constant"
     loss: Literal["cross_entropy", "squared_error"] | None = None
     """Of a task of classes; without one, the task's own."""
+    outside: Literal["refuse", "freeze", "exact"] = "refuse"
+    """What becomes of parameters that the rule does not credit (``attach``)."""
     probe: Annotated[int, Range(0)] = 0
     """Draws, two at least, by which every snapshot measures the gradient estimate; 0: none."""
 

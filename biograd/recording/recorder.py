@@ -328,6 +328,7 @@ class Recording:
             "seconds": seconds,
             "steps_per_second": trainer.step / seconds,
             "ranks": ranks.size(),
+            **({"outside": outside} if (outside := experiment.account.outside) else {}),
             **costs,
         }
 

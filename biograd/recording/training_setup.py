@@ -12,7 +12,7 @@ from biograd import data, decorrelation, estimators, local, networks, tasks
 from biograd.configuration import Configuration
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
-from biograd.engine import Engine
+from biograd.engine import Account, Engine
 from biograd.errors import RecipeError
 from biograd.recording.observation import Observed, observe
 from biograd.training import Trainer, evaluate, placed
@@ -54,6 +54,7 @@ class Experiment:
                 dataset.task, recipe.training.loss, configuration.data.task.get("loss")
             ),
             seed=configuration.seed,
+            outside=recipe.training.outside,
             sites=configuration.sites,
         )
         try:
@@ -61,6 +62,12 @@ class Experiment:
         except BaseException:
             self.engine.detach()
             raise
+
+    @property
+    def account(self) -> Account:
+        """Who credits each parameter."""
+        assert self.engine.account is not None  # the trainer has prepared it
+        return self.engine.account
 
     def observe(self, inputs: Tensor) -> dict[str, Observed]:
         """Return the activity that goes into the run file, by layer."""

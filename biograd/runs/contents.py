@@ -36,7 +36,7 @@ from biograd.runs.storage import RunPaths
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 """Names of checkpoints: a step, and the segment if another of that step was there."""
 DIGESTS = ("file", "sha256", "checkpoint_sha256")
-TEXTS = ("config", "environment", "hyperparameters", "summary")
+TEXTS = ("config", "environment", "hyperparameters", "summary", "credit")
 MARKS = ("magic", "version")
 """Attributes of the file, not of the run."""
 OPTIONAL = ("input", "source_row")
@@ -128,6 +128,7 @@ class Contents:
     environment: dict[str, Any]
     hyperparameters: dict[str, Any]
     summary: dict[str, Any]
+    credit: dict[str, Any]
     layers: dict[str, LayerInfo]
     probe: Probe | None
     history: list[list[int]]
@@ -219,6 +220,7 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         RunFileError: a part is missing, or of another type.
     """
     found: dict[str, Any] = {}
+    values = {"credit": {}, **values}  # which early files lack
     for name, kind in PARTS.items():
         if not isinstance(values.get(name), kind):
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
@@ -320,7 +322,7 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
         "parts_id": attributes.get("parts_id"),
         "layers": {name: _layer(file, f"layers/{name}") for name in file.members("layers")},
         "history": file.array("progress/commits", "iu", 2).tolist(),
-        **{name: file.object(name) for name in TEXTS},
+        **{name: file.object(name) for name in TEXTS if name != "credit" or file.holds(name)},
     }
     for name in GROUPS:
         if not file.holds(name):

@@ -157,6 +157,11 @@ class Run:
         return self._contents.hyperparameters
 
     @property
+    def credit(self) -> dict[str, Any]:
+        """The ``shape`` of each parameter and whose ``credit`` it has; empty in early files."""
+        return self._contents.credit
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What came out in the end; empty until then."""
         return self._contents.summary

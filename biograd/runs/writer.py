@@ -56,6 +56,7 @@ class RunWriter(Logger):
         attributes: seed, device, dataset and the like, as text, numbers or truth values.
         probe: the stimuli of all snapshots; None if there are none.
         layers: what is recorded, by module path.
+        credit: shape and creditor of each parameter by its name (``engine.Account``).
         force: replace an existing run.
         commit_bytes: commit without being asked when so many bytes wait.
 
@@ -73,6 +74,7 @@ class RunWriter(Logger):
         attributes: Mapping[str, Any],
         probe: Probe | None,
         layers: Mapping[str, LayerInfo],
+        credit: Mapping[str, Any] | None = None,
         force: bool = False,
         commit_bytes: int = COMMIT_BYTES,
     ) -> None:
@@ -85,6 +87,7 @@ class RunWriter(Logger):
             environment=environment,
             layers=layers,
             probe=probe,
+            credit=credit,
         )
         self._start(place, begin(place, head, probe, force), commit_bytes)
 

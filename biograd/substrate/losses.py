@@ -88,8 +88,8 @@ def perturbed(
     return iter(found)
 
 
-def _eager() -> AbstractContextManager[object]:
-    """Run compiled modules as they were written: torch's compiler knows no forward mode."""
+def eager() -> AbstractContextManager[object]:
+    """Run compiled modules as they were written: what is compiled may know nothing of hooks."""
     compiles = "torch._dynamo" in sys.modules  # its import takes a second
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
@@ -102,5 +102,4 @@ def forward_mode() -> Iterator[None]:
             # torch's first dual tensor compiles decompositions in a way that torch deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
             forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
-        with _eager():
-            yield
+        yield

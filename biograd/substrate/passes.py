@@ -32,6 +32,7 @@ class Pass:
         boundaries: sites behind whose activity no credit flows.
         watched: sites whose activity is kept.
         temporal: sites whose activity is that of a population over time.
+        readout: name of the last site.
         visits: outputs and inputs of each site's layers.
         activities: outputs of each block, one a call.
         slots: what followed saw in their place, if the plan asks for leaves.
@@ -48,6 +49,7 @@ class Pass:
     boundaries: frozenset[str] = frozenset()
     watched: frozenset[str] = frozenset()
     temporal: frozenset[str] = frozenset()
+    readout: str = ""
     visits: dict[str, list[Visits]] = dataclasses.field(default_factory=dict)
     activities: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
     slots: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
@@ -117,6 +119,8 @@ class Pass:
             if self.plan.observe and self.kind == "noisy":
                 self.visits[site.name][place].outputs.append(output.clone())
             return output
+        if self.plan.graph and site.name == self.readout and not output.requires_grad:
+            output = output.detach().requires_grad_()  # errors arrive also where all is frozen
         self.visits[site.name][place].outputs.append(output)
         if self._divides(site):
             return output
@@ -160,9 +164,14 @@ class Pass:
         if self._stepwise(site, activity):
             return self._step(site, activity, len(calls) - 1)
         if len(calls) > 1 and (site.activity is None or self.plan.slots or self.plan.clamp):
+            known = self.shapes[name].steps if name in self.shapes else 0
             raise CapabilityError(
-                f"site {name}: its activity is reached {len(calls)} times in a trial: give the "
-                "module that returns that of all steps, sites=[biograd.Site(..., activity=...)]"
+                f"site {name}: {site.modules[0]} is called {max(known, len(calls))} times in a "
+                "pass, and credit cannot be stopped between blocks that a loop runs by turns: take "
+                "a rule that stops none, "
+                "biograd.FeedbackAlignment or biograd.NodePerturbation, or a network of "
+                "biograd.build; or name the module that returns the block's output, one tensor in "
+                "every step, sites=[biograd.Site(..., activity=...)]"
             )
         if self.kind != "clean":
             return activity.detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -40,8 +40,27 @@ def find_sites(module: nn.Module, sites: Sites | None) -> tuple[Site, ...]:
         for name in filter(None, (*site.modules, site.activity, site.current, site.population)):
             if name not in known:
                 raise CapabilityError(f"no layer {name!r}: {nearest(name, filter(None, known))}")
+    for names in ([site.name for site in found], [n for site in found for n in site.modules]):
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise CapabilityError(f"sites: {', '.join(sorted(twice))} stands there twice")
     if not found:
         raise CapabilityError(
             f"{type(module).__name__} has no linear or convolutional layer: name its sites"
         )
     return tuple(found)
+
+
+def check_called(sites: Sequence[Site], called: Container[str]) -> None:
+    """Refuse a layer that the user has named and that a pass did not call.
+
+    Raises:
+        CapabilityError: with the layer.
+    """
+    for site in sites:
+        for name in site.modules:
+            if name not in called:
+                raise CapabilityError(
+                    f"sites: {name} is never called as a module, so that naming it has no effect: "
+                    "leave it out"
+                )

@@ -32,10 +32,18 @@ from biograd.errors import CapabilityError
 from biograd.substrate.calling import called
 from biograd.substrate.copies import SharedRandomness
 from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
-from biograd.substrate.losses import Losses, add_slopes, extend, forward_mode, losses_of, perturbed
+from biograd.substrate.losses import (
+    Losses,
+    add_slopes,
+    eager,
+    extend,
+    forward_mode,
+    losses_of,
+    perturbed,
+)
 from biograd.substrate.network import Network
 from biograd.substrate.passes import Pass, repeat
-from biograd.substrate.sites import Sites, before, find_sites
+from biograd.substrate.sites import Sites, before, check_called, find_sites
 
 
 class TorchSubstrate:
@@ -68,6 +76,7 @@ class TorchSubstrate:
     def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
         self.module = module
         self.sites = find_sites(module, sites)
+        self.named = sites is not None
         self.joinable = not isinstance(module, Network) and (
             sites is None
             or (not isinstance(sites, Mapping) and all(isinstance(one, str) for one in sites))
@@ -111,6 +120,11 @@ class TorchSubstrate:
         return hook
 
     @property
+    def transports(self) -> bool:
+        """Whether a plan's ``transport`` acts on populations of the module."""
+        return isinstance(self.module, Network) or bool(self._populations)
+
+    @property
     def recording(self) -> bool:
         """Whether the clean copy of a round is under way."""
         return self._pass is not None and self._pass.kind == "clean"
@@ -140,6 +154,17 @@ class TorchSubstrate:
         stream: torch.Generator | None = None,
     ) -> Trace:
         """Run the clean copy, then the other copies of ``plan``; dropout draws from ``stream``."""
+        with eager():
+            return self._run(plan, encoded, targets, objective, stream)
+
+    def _run(
+        self,
+        plan: Plan,
+        encoded: Tensor,
+        targets: Tensor,
+        objective: Objective,
+        stream: torch.Generator | None,
+    ) -> Trace:
         self.shared.stream = stream
         forget_casts(encoded.device)
         encoded = encoded if plan.inputs is None else plan.inputs(encoded)
@@ -194,6 +219,7 @@ class TorchSubstrate:
             boundaries=frozenset((*plan.boundaries, *plan.clamp, *objective.local)),
             watched=frozenset((*names, *objective.local)),
             temporal=self._temporal,
+            readout=self.sites[-1].name,
             visits={site.name: [Visits(time) for time in site.time] for site in self.sites},
         )
 
@@ -261,6 +287,8 @@ class TorchSubstrate:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
         if not self._shapes and not isinstance(self.module, Network):
             last = {name: place for place, name in enumerate(now.order)}
+            if self.named:
+                check_called(self.sites, last)
             called = [site for site in self.sites if site.modules[0] in last]
             self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
             self._before = before(self.sites)

@@ -31,6 +31,7 @@ def header(
     layers: Mapping[str, LayerInfo],
     probe: Probe | None,
     hyperparameters: Mapping[str, Any] | None = None,
+    credit: Mapping[str, Any] | None = None,
     history: list[list[int]] | None = None,
 ) -> dict[str, Any]:
     """Return what ``header.json`` holds.
@@ -47,6 +48,7 @@ def header(
         "environment": dict(environment),
         "hyperparameters": dict(hyperparameters or {}),
         "summary": {},
+        "credit": dict(credit or {}),
         "layers": {name: layer.as_json() for name, layer in layers.items()},
         "gap_ms": None if probe is None else float(probe.gap_ms),
         "history": history or [],

@@ -108,7 +108,7 @@ def _write_head(contents: Contents, output: h5py.File) -> None:
     for name, value in {**described(contents), "finished_at": finished}.items():
         output.attrs[name] = value
     stored_arrays.mark_sonata(output)
-    for name in ("config", "environment", "hyperparameters", "summary"):
+    for name in ("config", "environment", "hyperparameters", "summary", "credit"):
         text = json.dumps(getattr(contents, name), ensure_ascii=False).encode()
         stored_arrays.write_text(output, name, text)
     commits = stored_arrays.write_dataset(output, "progress/commits", contents.numbers)

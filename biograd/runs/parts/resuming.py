@@ -131,6 +131,7 @@ def _continued(contents: Contents, segment: int) -> dict[str, Any]:
         layers=contents.layers,
         probe=contents.probe,
         hyperparameters=contents.hyperparameters,
+        credit=contents.credit,
         history=[row for row in contents.history if row[0] < segment],
     )
 

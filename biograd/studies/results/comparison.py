@@ -231,6 +231,9 @@ def _notes(compared: Comparison, rows: Sequence[Row]) -> list[str]:
             "differences are paired by seed; p: paired t test, corrected after Holm for all of a "
             "table; effect: Hedges' g of the differences"
         )
+    for cell, found in compared.found.items():
+        kinds = {summary["outside"] for summary in found.values() if summary.get("outside")}
+        notes += [f"{cell}: outside of the rule: {kind}" for kind in sorted(kinds)]
     if not compared.found.get(compared.baseline):
         notes.append(f"nothing is compared: {compared.baseline} was not trained")
     known = [(row["published"], row["test"]) for row in rows if "published" in row and row["n"]]
