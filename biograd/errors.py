@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 
 WIDTH = 300
@@ -84,6 +85,28 @@ def nearest(word: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}(known: {', '.join(words)})"
+
+
+def word(path: object) -> str:
+    """Return a path as one word of a shell, which is no option.
+
+    >>> word("-a b.h5")
+    "'./-a b.h5'"
+    """
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def check_text(path: object) -> None:
+    """Refuse a path that is no text: run files are written in UTF-8.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"{visible(str(path))}: is not in UTF-8: take another name") from error
 
 
 def brief(text: str, width: int = WIDTH) -> str:

@@ -739,10 +739,6 @@ class _Widened(EventDriven):
 
 
 def test_fields_that_exact_spike_times_do_not_read_are_refused() -> None:
-    made = recipe()
+    made = dataclasses.replace(recipe(), neuron=_Widened(synaptic_time_constant_ms=5.0))
     with pytest.raises(RecipeError, match=r"neuron.width = 2.0: the event-driven network reads"):
-        biograd.build(
-            dataclasses.replace(made, neuron=_Widened(synaptic_time_constant_ms=5.0)),
-            (1, 4, 4),
-            CLASSES,
-        )
+        biograd.build(made, (1, 4, 4), CLASSES)

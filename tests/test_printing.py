@@ -6,10 +6,12 @@ import ast
 import csv
 import io
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -18,10 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 import biograd
+from biograd import disk
 from biograd.commands import printing
 from biograd.commands.columns import columns
 from biograd.commands.options import Answer, show
-from biograd.errors import visible
+from biograd.errors import RecipeError, visible, word
 from biograd.studies import as_csv
 from biograd.studies.results.page import html, table
 from biograd.studies.results.picture import _name
@@ -249,3 +252,27 @@ def test_a_stream_fails_once() -> None:
     stream.write("b")
     stream.flush()
     assert stream.failure is first
+
+
+@pytest.mark.parametrize("name", ["-x.h5", "a b.h5", "a'b.h5"])
+def test_hints_can_be_typed(name: str) -> None:
+    assert shlex.split(word(name))[0].removeprefix("./") == name and word(name)[0] != "-"
+
+
+@pytest.mark.parametrize(
+    "name", ["\udcff.h5", "c" * 216 + ".h5", "é" * 108], ids=["no text", "long", "bytes"]
+)
+def test_names_that_no_run_can_have_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        disk.check_target(tmp_path / name, False)
+    assert not raw(str(caught.value)) and len(str(caught.value)) < 500
+
+
+def test_what_is_logged_and_warned_is_printed_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with printing.streams():
+        logging.getLogger("biograd.runs").warning("a\x1b[2J")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning(UserWarning("b\x1b[2J"), UserWarning, "file", 3)
+    said = capsys.readouterr().err
+    assert "a\\x1b" in said and "b\\x1b" in said and not raw(said)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -66,6 +68,18 @@ class GuardedStream:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
+class Spoken(logging.Handler):
+    """What is logged, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        say(self.format(record))
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
+    page(warnings.formatwarning(message, category, *place[:2]).rstrip(), err=True)
+
+
 @contextmanager
 def streams() -> Iterator[GuardedStream]:
     """Guard stdout and stderr, and open those that are closed on nothing; yield stdout.
@@ -82,10 +96,15 @@ def streams() -> Iterator[GuardedStream]:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     kept = sys.stdout, sys.stderr
+    log, spoken, shown = logging.getLogger("biograd"), Spoken(), warnings.showwarning
+    log.addHandler(spoken)
+    warnings.showwarning = _warn
     sys.stdout, sys.stderr = out, errors = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
     try:
         yield out
     finally:
+        log.removeHandler(spoken)
+        warnings.showwarning = shown
         for stream in (out, errors):
             stream.flush()
             stream.abandon()

@@ -11,7 +11,7 @@ import click
 from biograd import disk
 from biograd.commands.board import Board
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
-from biograd.errors import RecipeError
+from biograd.errors import RecipeError, word
 from biograd.placement import ENGINES
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Ans
             report = studies.run(table, path, where, progress)
         except (KeyboardInterrupt, SystemExit):
             if (where.folder / studies.SAVED).exists():
-                progress.note(f"go on with: biograd compare --resume {where.folder}")
+                progress.note(f"go on with: biograd compare --resume {word(where.folder)}")
             raise
     name = where.folder.name if path.name == studies.SAVED else path.stem
     record = {"study": name, "folder": str(where.folder), **report.record()}

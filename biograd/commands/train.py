@@ -12,6 +12,7 @@ from biograd import recipes
 from biograd.commands.columns import columns, costs, large, percent
 from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+from biograd.errors import word
 from biograd.metrics import headline, words, written
 
 
@@ -48,7 +49,7 @@ from biograd.metrics import headline, words, written
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=click.IntRange(0),
     metavar="N",
     default=0,
     show_default=True,
@@ -106,7 +107,7 @@ def summary(record: Mapping[str, Any]) -> str:
 
     ``record`` is the JSON object of ``train`` and ``resume``.
     """
-    run = record["run"]
+    run = word(record["run"])
     rows = [(label, text) for label, text in _facts(record) if text]
     hints = [(f"biograd inspect {run}", "see what it holds")]
     if "epochs" in record.get("budget", {"epochs": 0}):

@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from biograd.errors import OutputError, RecipeError, brief
+from biograd.errors import OutputError, RecipeError, brief, check_text
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 EXPANSION = 1032
@@ -32,11 +32,12 @@ LONGEST_NAME = 215
 
 
 def check_name(path: Path) -> None:
-    """Refuse a file whose name is too long.
+    """Refuse a file whose name is too long, or no text.
 
     Raises:
         RecipeError: it is.
     """
+    check_text(path)
     size = len(os.fsencode(path.name))
     if size > LONGEST_NAME:
         shown = brief(path.name, 40)

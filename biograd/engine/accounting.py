@@ -30,7 +30,7 @@ SHOWN = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ParameterCredit:
     """What the account says of one parameter.
 
     Attributes:
@@ -59,9 +59,9 @@ class Account:
     """
 
     rule: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ParameterCredit, ...]
 
-    def of(self, *creditors: Creditor) -> list[Entry]:
+    def of(self, *creditors: Creditor) -> list[ParameterCredit]:
         """Return the entries with these creditors."""
         return [entry for entry in self.entries if entry.creditor in creditors]
 
@@ -190,10 +190,10 @@ class Bookkeeper:
         leads: bool,
         limited: bool,
         outside: Outside,
-    ) -> Entry:
+    ) -> ParameterCredit:
         shape, rule = tuple(parameter.shape), type(self.estimator).__name__
         if not parameter.requires_grad:
-            return Entry(name, shape, "nobody", (), "nobody: requires_grad is False")
+            return ParameterCredit(name, shape, "nobody", (), "nobody: requires_grad is False")
         creditor, sites = self._credited(name, parameter, place, leads)
         passed = ", passed on by back-propagation" if place.before and sites else ""
         if creditor == "nobody" and limited:
@@ -205,7 +205,7 @@ class Bookkeeper:
             "frozen": f"nobody: {rule} leaves it as it is",
             "outside": f"outside: {OUTSIDE[outside]}",
         }[creditor]
-        return Entry(name, shape, creditor, sites, words)
+        return ParameterCredit(name, shape, creditor, sites, words)
 
     def _credited(
         self, name: str, parameter: nn.Parameter, place: Places, leads: bool

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from biograd.checking import Table
-from biograd.errors import RecipeError, brief, nearest
+from biograd.errors import RecipeError, brief, check_text, nearest
 
 Thing = TypeVar("Thing")
 LONGEST, LONGEST_NAME, DEEPEST = 8 * 2**20, 255, 60
@@ -37,6 +37,7 @@ def read(name: str | Path, folder: Literal["models", "datasets", "cli"]) -> tupl
         RecipeError: no such recipe, or the file is not TOML.
     """
     text = str(name)
+    check_text(text)
     if len(os.fsencode(Path(text).name)) > LONGEST_NAME:
         raise RecipeError(f"{brief(text)}: no file has a name of more than {LONGEST_NAME} bytes")
     path = shipped(folder) / f"{text}.toml"

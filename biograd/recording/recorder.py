@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from biograd import ranks
+from biograd.errors import word
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
@@ -151,7 +152,7 @@ class Recording:
 
     @property
     def _go_on(self) -> str:
-        return ranks.command(f"resume {self.writer.path}")
+        return ranks.command(f"resume {word(self.writer.path)}")
 
     def _place(self) -> str:
         """Return where a rank was lost, and how to go on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -88,10 +88,12 @@ def perturbed(
     return iter(found)
 
 
-def eager() -> AbstractContextManager[object]:
+@contextmanager
+def eager() -> Iterator[None]:
     """Run compiled modules as they were written: what is compiled may know nothing of hooks."""
     compiles = "torch._dynamo" in sys.modules  # its import takes a second
-    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+    with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+        yield
 
 
 @contextmanager

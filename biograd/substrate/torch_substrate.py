@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -59,19 +59,7 @@ class TorchSubstrate:
         CapabilityError: no such layer, or no layer at all.
     """
 
-    capabilities: frozenset[Capability] = frozenset(
-        (
-            "loss",
-            "perturb_parameter",
-            "perturb_site",
-            "jvp_parameter",
-            "jvp_site",
-            "observe",
-            "cut",
-            "local_vjp",
-            "vjp",
-        )
-    )
+    capabilities: frozenset[Capability] = frozenset(get_args(Capability))
 
     def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
         self.module = module
@@ -82,7 +70,8 @@ class TorchSubstrate:
             or (not isinstance(sites, Mapping) and all(isinstance(one, str) for one in sites))
         )
         self.name = getattr(module, "simulator", "torch")
-        self.limits = tuple(reason for part in module.modules() if (reason := _forward_only(part)))
+        reasons = (getattr(part, "forward_only", "") for part in module.modules())
+        self.limits = tuple(str(reason) for reason in reasons if reason)
         if self.limits:
             self.capabilities -= DIFFERENTIAL
         self.shared = SharedRandomness(module)
@@ -145,6 +134,7 @@ class TorchSubstrate:
         """Return the outputs ``[rows, ...]`` for encoded inputs."""
         return called(self.module, encoded)
 
+    @eager()
     def run(
         self,
         plan: Plan,
@@ -154,17 +144,6 @@ class TorchSubstrate:
         stream: torch.Generator | None = None,
     ) -> Trace:
         """Run the clean copy, then the other copies of ``plan``; dropout draws from ``stream``."""
-        with eager():
-            return self._run(plan, encoded, targets, objective, stream)
-
-    def _run(
-        self,
-        plan: Plan,
-        encoded: Tensor,
-        targets: Tensor,
-        objective: Objective,
-        stream: torch.Generator | None,
-    ) -> Trace:
         self.shared.stream = stream
         forget_casts(encoded.device)
         encoded = encoded if plan.inputs is None else plan.inputs(encoded)
@@ -407,11 +386,6 @@ class TorchSubstrate:
 
 DIFFERENTIAL: frozenset[Capability] = frozenset(("vjp", "local_vjp", "jvp_site", "jvp_parameter"))
 """What needs a derivative of every population."""
-
-
-def _forward_only(part: nn.Module) -> str:
-    """Return why a module has no derivative, "" if it has one."""
-    return str(getattr(part, "forward_only", ""))
 
 
 class _Runner(nn.Module):
