@@ -111,10 +111,10 @@ def test_small_types_of_whole_numbers_are_classes() -> None:
 @pytest.mark.parametrize(
     "times, channels, words",
     [
-        ([1.0], [2.5], "unit 2.5 is none of 0..1"),
-        ([1.0], [float("nan")], "unit nan is none of"),
-        ([1.0], [2], "unit 2 is none of"),
-        ([1.0], [-1], "unit -1 is none of"),
+        ([1.0], [2.5], "unit 2.5 is outside 0..1"),
+        ([1.0], [float("nan")], "unit nan is outside"),
+        ([1.0], [2], "unit 2 is outside"),
+        ([1.0], [-1], "unit -1 is outside"),
         ([float("nan")], [0], "a time is negative or not finite"),
         ([-1.0], [0], "a time is negative"),
         ([1.0, 2.0], [0], "2 times, 1 units"),

@@ -83,6 +83,7 @@ OTHER: dict[str, Any] = {
     "decorrelation.sample": 0.4, "decorrelation.centre": "true",
     "local.loss": "'cross_entropy'", "local.cells": "'group'", "local.groups": 2,
     "local.sites": "['blocks.0.synapse']", "local.beta": 0.2, "local.normalise": "true",
+    "training.outside": None,
     "training.epochs": None, "training.passes": None, "training.seconds": None,
     "training.probe": None, "training.batch_size": 3, "training.optimiser": "'sgd'",
     "training.learning_rate": 0.03, "training.momentum": 0.2, "training.weight_decay": 0.1,
@@ -315,3 +316,28 @@ def test_objects_are_refused_what_they_do_not_read() -> None:
 def test_another_kind_of_neuron_leaves_out_what_it_has_not(kind: str) -> None:
     recipe = load_model("spiking", "", None, [f"neuron.kind={kind}"])
     assert recipe.neuron.kind == kind
+
+
+@pytest.mark.parametrize(
+    "key", ["epoch_rows=5", "workers=2", "timed=true", "split=[0.5, 0.2, 0.3]", "units=3",
+            "steps=9", "time_unit=s", "keys={x='a'}", "paths={train='a'}", "settings={rows=3}"],
+)  # fmt: skip
+def test_a_key_that_a_source_does_not_read_is_refused(key: str) -> None:
+    name = key.partition("=")[0]
+    asked = TrainingRequest("ann", assignments=(f"dataset.{key}",), device="cpu")
+    with pytest.raises(RecipeError, match=rf"{name}"):
+        configure(asked).read()
+
+
+def test_every_source_says_what_it_reads() -> None:
+    from biograd.data import READS, SOURCES
+
+    assert {*SOURCES.own} == {*READS, "python"}
+
+
+def test_shares_of_splits_have_no_effect_on_data_with_splits() -> None:
+    rows = (data().train.inputs, data().train.targets)
+    own, split = {"train": rows, "test": rows}, ("dataset.split=[0.5, 0.2, 0.3]",)
+    asked = TrainingRequest("ann", own=own, task="classes", assignments=split, device="cpu")
+    with pytest.raises(RecipeError, match=r"split: has no effect beside splits of its own"):
+        configure(asked).read(asked.own)

@@ -6,6 +6,7 @@ or in the entry points ``biograd.sources`` of another package.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,48 @@ ASKED = ("arrays", "torch", "stream", "python")
 """Sources that no file can bring back: each call must be given the data anew."""
 
 
+TABLE = ("keys", "timed", "split", "time_unit", "units", "steps")
+FILES = ("path", "paths", *TABLE)
+GENERATED = ("settings",)
+READS: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "idx": ("urls", "files"),
+    "yin_yang": GENERATED,
+    "random_manifolds": GENERATED,
+    "pattern_generation": GENERATED,
+    "evidence_accumulation": GENERATED,
+    "npz": FILES,
+    "hdf5": FILES,
+    "folder": ("path", "paths", "timed", "split", "workers"),
+    "arrays": (*TABLE, "workers"),
+    "torch": (*TABLE, "workers", "epoch_rows"),
+    "stream": ("timed", "workers", "epoch_rows"),
+}
+"""Keys of a dataset's recipe that a source reads, beside those that every one does."""
+ALWAYS = (
+    *("source", "description", "licence", "shape", "classes", "validation", "task"),
+    *("training_examples", "test_examples"),
+)
+
+
+def _check_read(recipe: DatasetRecipe, name: str) -> None:
+    """Refuse keys that the source does not read; one of another package may read any.
+
+    Raises:
+        RecipeError: with the key.
+    """
+    if recipe.source not in READS:
+        return
+    plain = DatasetRecipe(recipe.source)
+    for field in dataclasses.fields(recipe):
+        key = field.name
+        changed = getattr(recipe, key) != getattr(plain, key)
+        if changed and key not in (*ALWAYS, *READS[recipe.source]):
+            raise RecipeError(
+                f"dataset {name}: {key}: has no effect on source = {recipe.source!r}: take it out"
+            )
+
+
 def load(
     recipe: DatasetRecipe,
     *,
@@ -118,6 +161,8 @@ def load(
             f"dataset {name}: source = {recipe.source!r}: no file brings these data back: give "
             "them to the call, or --dataset package.module:function"
         )
+    if own is None or recipe.source != "python":
+        _check_read(recipe, name)
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
     task, kind, taken = set_task(parts, recipe, name)
@@ -132,6 +177,9 @@ def load(
         for split, each in parts.sources.items()
     }
     notes, shape = (*parts.notes, *taken), recipe.shape or sources["train"].shape
+    if recipe.split != DatasetRecipe.split and (recipe.validation or list(sources) != ["train"]):
+        why = "validation" if recipe.validation else "splits of its own"
+        raise RecipeError(f"dataset {name}: split: has no effect beside {why}: take it out")
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")
         sources = _hold_out(sources["train"], recipe.validation, name, task)

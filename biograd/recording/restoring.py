@@ -14,6 +14,7 @@ from biograd.recording.figures import EpochSums
 from biograd.recording.training_setup import Experiment
 
 NUMBERS = (int, float)
+SCALE = "engine.scale."
 
 
 def restore(
@@ -30,6 +31,10 @@ def restore(
         for name, value in own.items():
             if name.startswith(("network.", "engine.")) and name in tensors:
                 _alike(name, value, tensors[name])
+        scaled = {name.removeprefix(SCALE) for name in tensors if name.startswith(SCALE)}
+        lacking = set(trainer.engine.hidden) - scaled
+        if scaled and lacking:
+            raise ValueError(f"{SCALE}{min(lacking)} is missing")
         _counts(
             {"step": meta["step"], "passes": meta.get("passes", 0)},
             {"training_seconds": meta.get("training_seconds", 0.0)},

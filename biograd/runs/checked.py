@@ -31,6 +31,8 @@ SLACK = 2**16
 """Bytes that a data set may declare whatever is stored."""
 TEXT = 2**26
 """Characters that a column of texts may have."""
+LARGE, LARGE_EXPANDS = 2**28, 200
+"""Bytes of a data set that is large, and how many times its size such a one may be compressed."""
 LEVELS = 8
 DEPTHS = {"trials": 2, "snapshots": 2, "scalars": 3, "params": 3, "learning": 3, "spikes": 3}
 """At how many names the data sets of a table lie."""
@@ -301,6 +303,8 @@ def _doubts(item: h5py.Dataset, size: int) -> str:
     chunk = int(np.prod(item.chunks or (0,), dtype=object)) * item.dtype.itemsize
     stored = min(item.id.get_storage_size(), size)
     expands = EXPANSION if h5py.h5z.FILTER_DEFLATE in filters else 1
+    if declared > LARGE:
+        expands = min(expands, LARGE_EXPANDS)
     if max(declared, chunk) > SLACK + expands * stored:
         return f"it declares {max(declared, chunk)} bytes, and {stored} are there"
     return ""

@@ -213,6 +213,8 @@ def _open(journal: Path, asked: str) -> Any:
     optuna = _optuna()
     backend = optuna.storages.journal
     journal.parent.mkdir(parents=True, exist_ok=True)
+    if journal.is_symlink():
+        raise RecipeError(f"{journal}: is a link, and nothing is written through links: remove it")
     lock = backend.JournalFileOpenLock(str(journal), grace_period=GRACE)
     with disk.writing(journal, "run the study again"), _readable(journal):
         kept = optuna.storages.JournalStorage(backend.JournalFileBackend(str(journal), lock))

@@ -177,7 +177,7 @@ class Training:
             return found
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(f"{self.note}: is damaged: delete it") from error
 
 

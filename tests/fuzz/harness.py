@@ -24,6 +24,8 @@ ALLOWED = (0, 1, 2, 3, 4, 5)
 """Exit codes of the console; 1 only with a message that is not "unexpected"."""
 SECONDS = 60
 """A command that takes longer hangs."""
+LARGE = 2**26
+"""Bytes beyond which a file is not read to see whether it changed."""
 MEGABYTES = 1024
 """Memory that a command may take more than was taken before it."""
 
@@ -177,6 +179,8 @@ def snapshot(folder: Path) -> dict[str, str]:
         state = path.lstat()
         if path.is_symlink():
             said = f"link to {os.readlink(path)}"
+        elif state.st_size > LARGE:
+            said = f"{state.st_size} bytes, {state.st_blocks} blocks, of {state.st_mtime_ns}"
         elif path.is_file():
             said = hashlib.sha256(path.read_bytes()).hexdigest()
         else:

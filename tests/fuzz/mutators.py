@@ -81,8 +81,9 @@ def damaged_bytes(stream: Random, data: bytes) -> tuple[bytes, str]:
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the paths to all values within a JSON value, but itself."""
     found: list[tuple[Any, ...]] = []
-    pairs = value.items() if isinstance(value, dict) else ()
-    for key, item in enumerate(value) if isinstance(value, list) else pairs:
+    if not isinstance(value, dict | list):
+        return found
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         found += [(*path, key), *places(item, (*path, key))]
     return found
 

@@ -128,7 +128,7 @@ class Events:
         wrong = given[~((given >= 0) & (given < self.units) & (given % 1 == 0))]
         if len(wrong):
             raise DataError(
-                f"{self.where}, row {row}: unit {wrong[0]} is none of 0..{self.units - 1}"
+                f"{self.where}, row {row}: unit {wrong[0]} is outside 0..{self.units - 1}"
             )
         return given.astype(np.int64)
 

@@ -76,8 +76,10 @@ class Sources:
         found: dict[str, dict[int, Array]] = {}
         for number, file in enumerate(self):
             rows.append(table_rows(file))
-            for name in growing(file, prefix):
+            names = growing(file, prefix)
+            for name in names:  # before any is read
                 column(file, name, rows[-1])
+            for name in names:
                 found.setdefault(name, {})[number] = file.array(name)
         return {
             name: _join(pieces, [counts.get(counted_by(name), 0) for counts in rows])
@@ -101,13 +103,15 @@ class Sources:
         for file in self:
             if not file.holds(group):
                 continue
-            own = pointers(file, group)
-            if len(own) != table_rows(file).get(TRIALS, 0) + 1:
+            trials = table_rows(file).get(TRIALS, 0)
+            if file.dataset(f"{group}/trial_ptr", "iu", 1).shape != (trials + 1,):
                 raise file.damaged(f"{group}/trial_ptr", "it does not count the trials")
+            own = pointers(file, group)
             for name in ("timestamps", "node_ids", "trial_ids"):
-                part = file.array(f"{group}/{name}", kinds_of(f"{group}/{name}"), 1)
-                if len(part) != own[-1]:
+                kinds = kinds_of(f"{group}/{name}")
+                if file.dataset(f"{group}/{name}", kinds, 1).shape != (int(own[-1]),):
                     raise file.damaged(f"{group}/{name}", "it has not the length of the others")
+                part = file.array(f"{group}/{name}", kinds, 1)
                 found.setdefault(name, []).append(part)
             pointer.append(own[1:] + pointer[-1][-1])
         values = {name: np.concatenate(pieces) for name, pieces in found.items()}
