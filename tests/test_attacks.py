@@ -50,12 +50,9 @@ def test_a_state_that_does_not_fit_is_refused_in_one_line(name: str, other: str)
 
 
 @pytest.mark.parametrize("name", ["backprop", "direct_feedback"])
-def test_a_copied_engine_is_detached_and_its_network_can_be_attached(name: str) -> None:
+def test_a_copied_engine_can_be_detached_and_its_network_attached_again(name: str) -> None:
     engine = attached(name)
     twin = copy.deepcopy(engine)
-    with pytest.raises(biograd.CapabilityError, match="as a copy of an engine always is") as error:
-        twin(INPUTS, TARGETS, ROWS)
-    assert one_line(error)
     again = biograd.attach(twin.detach(), ESTIMATORS[name]())
     again.prepare(INPUTS, TARGETS)
     again.load_state(engine.state())

@@ -83,6 +83,7 @@ OTHER: dict[str, Any] = {
     "decorrelation.sample": 0.4, "decorrelation.centre": "true",
     "local.loss": "'cross_entropy'", "local.cells": "'group'", "local.groups": 2,
     "local.sites": "['blocks.0.synapse']", "local.beta": 0.2, "local.normalise": "true",
+    "training.outside": None,
     "training.epochs": None, "training.passes": None, "training.seconds": None,
     "training.probe": None, "training.batch_size": 3, "training.optimiser": "'sgd'",
     "training.learning_rate": 0.03, "training.momentum": 0.2, "training.weight_decay": 0.1,

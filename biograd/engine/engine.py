@@ -14,7 +14,6 @@ accumulation and every torch optimiser work on it unchanged.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd import tasks
-from biograd.contracts import Loss, Objective, Plan, Round, Trace
+from biograd.contracts import Loss, Objective, Round, Trace
 from biograd.contracts.precision import unmixed
 from biograd.decorrelation import Decorrelation
 from biograd.errors import CapabilityError, nearest
@@ -33,14 +32,14 @@ from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
-from biograd.ranks import parallel
-from biograd.substrate.kept import Reset, ResetBefore
+from biograd.substrate.kept import Reset, ResetBefore, graph_held
 from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
 from biograd.engine.accounting import Outside, trained
+from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_capabilities, check_ranks
 from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, part, root_mean_squares
@@ -121,6 +120,7 @@ class Engine(Prepared):
             raise
         self._last: tuple[Sequence[Trace], Round] | None = None
         self._powers: dict[str, float] = {}
+        self._dtype: torch.dtype | None = None
         self._prepared = self._detached = self._verified = False
         self._structure: dict[str, Any] = {}
         self._layers: dict[str, nn.Module] = {}
@@ -169,6 +169,8 @@ class Engine(Prepared):
             BiogradError: a loss or a current is not finite.
         """
         self.prepare(inputs, targets)
+        targets = checked(self.task, inputs, targets)
+        self._follow()
         check_given(self.network, self._outside, inputs, self.step)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         if trained(self.network) != self._trained:  # others are frozen than before
@@ -214,24 +216,6 @@ class Engine(Prepared):
         check_found(self.network, traces, self._powers, self.step)
         with unmixed(encoded.device):
             return round, list(self.estimator.credit(traces, round))
-
-    def _next(self, plans: Iterator[Plan]) -> Plan | None:
-        with unmixed(self.streams["noise"].device):
-            return next(plans, None)
-
-    def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
-        noise, stream = plan.parameter_noise, self.streams["dropout"]
-        own = None if noise is None else parallel.dealt(len(noise.seeds))
-        if noise is None or own is None:
-            return self.substrate.run(plan, encoded, targets, self.objective, stream)
-        part = dataclasses.replace(noise, seeds=noise.seeds[own], scales=noise.scales[own])
-        given = dataclasses.replace(plan, parameter_noise=part)
-        trace = self.substrate.run(given, encoded, targets, self.objective, stream)
-        kinds = {"": trace.losses, **trace.local}
-        means = torch.stack([values[1:].flatten(1).mean(1) for values in kinds.values()], 1)
-        found = parallel.exchange(own, len(noise.seeds), means)
-        trace.plan, trace.means = plan, dict(zip(kinds, found.unbind(1), strict=True))
-        return trace
 
     def update(self, pace: float = 1.0) -> None:
         """Update what learns by itself: decorrelation and the estimator; after ``backward``.
@@ -288,11 +272,27 @@ class Engine(Prepared):
         else:
             self._kept = dict(state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the last step, which holds its graph."""
+        return self.__dict__ | {"_last": None}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """Return a detached copy: the hooks of a copied network lead nowhere."""
+        """Return an engine of its own on a copy of the network, which trains on as this one.
+
+        Raises:
+            CapabilityError: a module holds a tensor of the last step's graph.
+        """
         copied = memo[id(self)] = object.__new__(type(self))
-        copied.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        copied._detached = True
+        # the hooks of the copied network lead to the copied substrate
+        memo[id(self.substrate)] = twin = object.__new__(type(self.substrate))
+        try:
+            twin.__dict__.update(copy.deepcopy(vars(self.substrate), memo))
+            copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        except RuntimeError as error:
+            raise CapabilityError(
+                f"the engine cannot be copied: {', '.join(graph_held(self.network)) or 'a module'} "
+                "holds a tensor of the last step's graph: reset or detach it first"
+            ) from error
         return copied
 
     def detach(self) -> nn.Module:

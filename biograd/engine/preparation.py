@@ -29,6 +29,7 @@ from biograd.tasks import Task
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
 from biograd.engine.accounted import Accounted
+from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
@@ -106,11 +107,12 @@ class Prepared(Accounted):
         """
         if self._detached:
             raise CapabilityError(
-                "the engine is detached from its network, as a copy of an engine always is: attach "
-                "an estimator to the network again"
+                "the engine is detached from its network: attach an estimator to the network again"
             )
         if self._prepared:
             return
+        targets = checked(self.task, inputs, targets)
+        check_device(self.network, self.streams["noise"].device)
         check_given(self.network, outside(self.network, ()), inputs, self.step)
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
         with self._traceless(stream.device), parameters_first(self.network, self.step):
@@ -122,7 +124,8 @@ class Prepared(Accounted):
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
-        trace = self._tried(Plan(graph=False), encoded, targets, stream)
+        with refused(self.network, inputs, targets):
+            trace = self._tried(Plan(graph=False), encoded, targets, stream)
         check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
         if not isinstance(self.network, Network):
@@ -153,6 +156,7 @@ class Prepared(Accounted):
                 "attach(..., sites=[...])"
             )
         with self.withheld.hidden():
+            self._check_forward_mode(encoded, targets, stream)
             if self.local is not None or self.estimator.builds:
                 self._build(encoded, targets, stream)
             self._check_plans(encoded, targets, stream)
@@ -280,6 +284,25 @@ class Prepared(Accounted):
             plan = Plan(boundaries=frozenset(order), detach=plan.detach)
             trace = self._tried(plan, encoded, targets, stream)
             structure.check_boundaries(trace, order)
+
+    def _check_forward_mode(
+        self, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> None:
+        """Differentiate forward along nothing, to see whether every module can be."""
+        needs, drawn = self.estimator.needs, stream.get_state()
+        dtype = computing(next(self.network.parameters()).dtype)
+        zeros = {
+            name: encoded.new_zeros(1, len(encoded), 1, *self._shapes[name].units, dtype=dtype)
+            for name in self.hidden
+        }
+        plan = Plan(tangents=zeros, graph=False)
+        if "jvp_parameter" in needs:
+            plan = Plan(parameter_tangents=ParameterNoise((0,), (0.0,)), graph=False)
+        elif "jvp_site" not in needs:
+            return
+        with forward_differentiated(self.network, type(self.estimator).__name__):
+            self._tried(plan, encoded, targets, stream)
+        stream.set_state(drawn)
 
     def _silent_copies(self, encoded: Tensor) -> Plan | None:
         """Return a plan of two copies without noise; None if the estimator makes no copies."""

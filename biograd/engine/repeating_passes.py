@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Objective, Plan, Substrate, Trace
+from biograd.contracts.precision import computing, unmixed
+from biograd.decorrelation import Decorrelation
+from biograd.engine.batch_checks import check_device, check_layers
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
+from biograd.ranks import parallel
 from biograd.substrate.kept import Keepsake, ResetBefore, way_out
+
+if TYPE_CHECKING:
+    from biograd.local import LocalLosses
 
 REPEATS = 3
 """Passes beside the first in which a state must show itself."""
@@ -29,6 +40,39 @@ class Repeated:
     reset: ResetBefore | None
     keeps: tuple[str, ...]
     _before: Keepsake
+    streams: dict[str, torch.Generator]
+    decorrelate: Decorrelation | None
+    local: LocalLosses | None
+    _layers: dict[str, nn.Module]
+    _dtype: torch.dtype | None
+
+    def _follow(self) -> None:
+        """Take on the type of a network that has another since; refuse other layers, devices."""
+        check_layers(self.network, self._layers)
+        check_device(self.network, self.streams["noise"].device)
+        dtype = computing(next(self.network.parameters()).dtype)
+        if dtype != self._dtype:
+            for part in filter(None, (self.estimator, self.local, self.decorrelate)):
+                part.to(dtype if self._dtype else None)
+            self._dtype = dtype
+
+    def _next(self, plans: Iterator[Plan]) -> Plan | None:
+        with unmixed(self.streams["noise"].device):
+            return next(plans, None)
+
+    def _run(self, plan: Plan, encoded: Tensor, targets: Tensor) -> Trace:
+        noise, stream = plan.parameter_noise, self.streams["dropout"]
+        own = None if noise is None else parallel.dealt(len(noise.seeds))
+        if noise is None or own is None:
+            return self.substrate.run(plan, encoded, targets, self.objective, stream)
+        part = dataclasses.replace(noise, seeds=noise.seeds[own], scales=noise.scales[own])
+        given = dataclasses.replace(plan, parameter_noise=part)
+        trace = self.substrate.run(given, encoded, targets, self.objective, stream)
+        kinds = {"": trace.losses, **trace.local}
+        means = torch.stack([values[1:].flatten(1).mean(1) for values in kinds.values()], 1)
+        found = parallel.exchange(own, len(noise.seeds), means)
+        trace.plan, trace.means = plan, dict(zip(kinds, found.unbind(1), strict=True))
+        return trace
 
     def _tried(
         self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator

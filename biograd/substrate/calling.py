@@ -44,11 +44,12 @@ def culprit(error: BaseException, network: nn.Module) -> str:
     Args:
         error: caught on its way out of the network.
     """
-    names = {id(module): name for name, module in network.named_modules() if name}
+    names = {id(module): name for name, module in network.named_modules()}
     found, place = "", error.__traceback__
     while place is not None:
         module = place.tb_frame.f_locals.get("self")
         if isinstance(module, nn.Module) and id(module) in names:
-            found = f"{names[id(module)]} ({type(module).__name__})"
+            name, kind = names[id(module)], type(module).__name__
+            found = f"{name} ({kind})" if name else kind
         place = place.tb_next
     return found

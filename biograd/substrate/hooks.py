@@ -10,15 +10,16 @@ from biograd.contracts import Site
 
 
 class Hook:
-    """A hook that leads back to its substrate; a copy of the network runs without it."""
+    """A hook that leads back to its substrate; a copy of the network alone runs without it."""
 
     def __init__(self, substrate: Any, site: Site, place: int = 0) -> None:
         self.substrate: Any = substrate
         self.site, self.place = site, place
 
-    def __deepcopy__(self, _memo: object) -> Hook:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         copy = object.__new__(type(self))
-        copy.substrate, copy.site, copy.place = None, self.site, self.place
+        copy.substrate, copy.site, copy.place = memo.get(id(self.substrate)), self.site, self.place
+        memo[id(self)] = copy
         return copy
 
 

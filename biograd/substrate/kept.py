@@ -167,6 +167,16 @@ def _sign(value: Any, depth: int) -> Any:
     return value if isinstance(value, (int, float, str, bool)) else id(value)
 
 
+def graph_held(network: nn.Module) -> list[str]:
+    """Return the names of the attributes that are part of a graph."""
+    return [
+        f"{name}.{key}" if name else key
+        for name, module in network.named_modules()
+        for key, value in _own(module).items()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    ]
+
+
 Reset = str | Callable[[nn.Module], object]
 """Puts a network where a trial begins: takes the network, or is a method of its modules."""
 

@@ -1,0 +1,98 @@
+"""What a step is given, and what of torch's own errors a first pass turns into a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from biograd.errors import BiogradError, CapabilityError, brief
+from biograd.substrate.calling import culprit
+from biograd.tasks import Task
+
+FAULTS = (RuntimeError, ValueError, TypeError, IndexError)
+"""What torch raises where shapes, types or derivatives are missing."""
+
+
+def checked(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the targets of a batch, whole numbers as int64 for a task that needs them.
+
+    Raises:
+        CapabilityError: no tensors, no example, or not as many targets as inputs.
+    """
+    for name, values in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(values, Tensor) or not values.dim():
+            kind = "a number" if isinstance(values, Tensor) else type(values).__name__
+            raise CapabilityError(
+                f"{name} must be a tensor with an example in each row, not {kind}: torch.as_tensor"
+            )
+    if not len(inputs):
+        raise CapabilityError("the batch is empty: leave it out")
+    if len(inputs) != len(targets):
+        raise CapabilityError(
+            f"{len(inputs)} inputs, {list(inputs.shape)}, for {len(targets)} targets, "
+            f"{list(targets.shape)}: the first axis of both must be the examples"
+        )
+    return targets if targets.is_floating_point() or not task.whole else targets.long()
+
+
+def check_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse a network whose layers are no longer those that the engine looks at.
+
+    Raises:
+        CapabilityError: with the layer's name.
+    """
+    for name, layer in layers.items():
+        if network.get_submodule(name) is not layer:
+            raise CapabilityError(f"{name} was replaced after attach: detach, and attach again")
+
+
+def check_device(network: nn.Module, device: torch.device) -> None:
+    """Refuse a network that has gone to another device than its engine's random streams.
+
+    Raises:
+        CapabilityError: it has.
+    """
+    now = next(network.parameters()).device
+    if now != device:
+        raise CapabilityError(
+            f"the network was moved from {device} to {now} after attach: move it, then attach"
+        )
+
+
+@contextmanager
+def refused(network: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator[None]:
+    """Say in one line where a first pass fails, and on what.
+
+    Raises:
+        CapabilityError: it does.
+    """
+    try:
+        yield
+    except BiogradError:
+        raise
+    except FAULTS as error:
+        where = culprit(error, network) or "the loss"
+        given = f"inputs {list(inputs.shape)} {inputs.dtype}, targets {list(targets.shape)}"
+        raise CapabilityError(
+            f"{type(network).__name__} cannot take a step: {where}: {brief(str(error))} "
+            f"({given} {targets.dtype})"
+        ) from error
+
+
+@contextmanager
+def forward_differentiated(network: nn.Module, rule: str) -> Iterator[None]:
+    """Name the module that has no derivative in forward mode.
+
+    Raises:
+        CapabilityError: with the module and rules that need none.
+    """
+    try:
+        yield
+    except FAULTS as error:
+        raise CapabilityError(
+            f"{rule} differentiates forward, and {culprit(error, network) or 'the loss'} cannot "
+            f"({brief(str(error))}): give it a jvp, or take WeakGradient or NodePerturbation"
+        ) from error
