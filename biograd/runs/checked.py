@@ -184,6 +184,8 @@ class CheckedFile:
             below = f"{name}/{member}" if name else member
             with self._reading(below):
                 node = self._node(below)
+                if node is None:
+                    raise self.damaged(below, "its name leads nowhere")
                 place = h5py.h5o.get_info(node.id).addr
             if isinstance(node, h5py.Dataset):
                 found.append(below)
