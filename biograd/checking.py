@@ -61,8 +61,8 @@ class Choice:
         Raises:
             RecipeError: no such kind, or its class refuses the table.
         """
-        kind = table.get("kind") or self.default
-        if kind not in self.classes:
+        kind = self.default if table.get("kind") is None else table["kind"]
+        if not isinstance(kind, str) or kind not in self.classes:
             hint = nearest(kind, self.classes)
             raise RecipeError(f"{where}: {key}.kind = {kind!r}: {hint}")
         return construct(self.classes[kind], {**table, "kind": kind}, where, key)

@@ -267,6 +267,7 @@ def test_another_kind_of_neuron_drops_the_keys_of_the_file_that_it_lacks() -> No
         (["estimators.weak.copies=-3"], "--set estimators.weak.copies=-3: estimators.weak.copies"),
         (["decorrelation.rule=kapa"], "--set decorrelation.rule=kapa: decorrelation.rule"),
         (["training=3"], "--set training=3: training = 3"),
+        (["neuron.kind=[]"], "--set neuron.kind=[]: neuron.kind = []"),
     ],
 )
 def test_a_mistake_in_an_assignment_is_its_own(assignments: list[str], guilty: str) -> None:
@@ -294,6 +295,8 @@ def test_a_mistake_of_a_file_is_its_own(tmp_path: Path) -> None:
         f"encoding.gain = 1{400 * '0'}",
         f"training.epochs = 0x{6000 * 'f'}",
         f"training.epochs = {6000 * '9'}",
+        f"shape.0 = 0x{6000 * 'f'}",
+        "neuron.kind = []",
         f"description = {2000 * '['}",
         f"estimators.weak.copies = {70 * '['}1{70 * ']'}",
         f"{'a.' * 80}b = 1",

@@ -133,7 +133,7 @@ def _of_kind(table: Table, given: Table) -> Table:
     """Return a file's table without keys of its neuron that the kind asked for does not have."""
     asked, own = given.get("neuron"), table.get("neuron")
     kind = asked.get("kind") if isinstance(asked, Mapping) else None
-    if kind is None or kind not in NEURONS or not isinstance(own, Mapping):
+    if not isinstance(kind, str) or kind not in NEURONS or not isinstance(own, Mapping):
         return table
     known = {"kind", *MOVED, *(field.name for field in dataclasses.fields(NEURONS[kind]))}
     return {**table, "neuron": {key: value for key, value in own.items() if key in known}}

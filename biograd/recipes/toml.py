@@ -16,6 +16,8 @@ from biograd.errors import RecipeError, brief, check_text, nearest
 Thing = TypeVar("Thing")
 LONGEST, LONGEST_NAME, DEEPEST = 8 * 2**20, 255, 60
 """Bytes of a recipe and of a file's name, and how deep its tables and lists may lie."""
+LONGEST_INTEGER = 2000
+"""Bits of a whole number, which messages can still show; where it counts, 63 are the limit."""
 
 
 def shipped(folder: Literal["models", "datasets", "cli"]) -> Path:
@@ -64,13 +66,16 @@ def read(name: str | Path, folder: Literal["models", "datasets", "cli"]) -> tupl
 
 
 def check_depth(value: object, where: object) -> None:
-    """Refuse tables and lists within each other beyond ``DEEPEST``.
+    """Refuse tables and lists within each other beyond ``DEEPEST``, and endless whole numbers.
 
     Raises:
         RecipeError: they are; ``where`` opens the message.
     """
     layer = [value]
     for _ in range(DEEPEST):
+        bits = max((each.bit_length() for each in layer if isinstance(each, int)), default=0)
+        if bits > LONGEST_INTEGER:
+            raise RecipeError(f"{where}: a whole number of {bits} bits: no recipe has one")
         layer = [
             item
             for each in layer
