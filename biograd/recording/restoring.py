@@ -14,7 +14,7 @@ from biograd.recording.figures import EpochSums
 from biograd.recording.training_setup import Experiment
 
 NUMBERS = (int, float)
-SCALE = "engine.scale."
+SCALE, SNAPSHOT = "engine.scale.", "snapshot."
 
 
 def restore(
@@ -29,8 +29,12 @@ def restore(
     with fitting(where):
         own, known = trainer.checkpoint()
         for name, value in own.items():
-            if name.startswith(("network.", "engine.")) and name in tensors:
+            if name.startswith("network.") and name in tensors:
                 _alike(name, value, tensors[name])
+            elif name in tensors and value.dtype != tensors[name].dtype:  # a store may grow
+                raise ValueError(f"{name} is {tensors[name].dtype}, not {value.dtype}")
+        for name in (name for name in tensors if name.startswith(SNAPSHOT)):
+            _alike(name, own[f"network.{name.removeprefix(SNAPSHOT)}"], tensors[name])
         scaled = {name.removeprefix(SCALE) for name in tensors if name.startswith(SCALE)}
         lacking = set(trainer.engine.hidden) - scaled
         if scaled and lacking:
