@@ -33,6 +33,9 @@ def restore(
                 _alike(name, value, tensors[name])
             elif name in tensors and value.dtype != tensors[name].dtype:  # a store may grow
                 raise ValueError(f"{name} is {tensors[name].dtype}, not {value.dtype}")
+        for name, value in tensors.items():
+            if name.startswith("optimiser.") and not value.is_floating_point():
+                raise ValueError(f"{name} is {value.dtype}")
         for name in (name for name in tensors if name.startswith(SNAPSHOT)):
             _alike(name, own[f"network.{name.removeprefix(SNAPSHOT)}"], tensors[name])
         scaled = {name.removeprefix(SCALE) for name in tensors if name.startswith(SCALE)}

@@ -226,6 +226,11 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
         found[name] = values[name]
     found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
+    if not all(
+        isinstance(one, dict) and isinstance(one.get("credit"), str)
+        for one in found["credit"].values()
+    ):
+        raise RunFileError(f"{where}: is damaged (credit is not that of parameters)")
     for row in found["history"]:
         if not _integers(row, 4):
             raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")

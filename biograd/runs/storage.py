@@ -131,7 +131,8 @@ def own(place: RunPaths) -> disk.Lock:
         RunFileError: the folder is a link, or holds one.
     """
     refuse_links(place.parts)
-    lock = disk.Lock(place.parts / "lock")
+    with disk.writing(place.parts, "try again"):
+        lock = disk.Lock(place.parts / "lock")
     if not lock.take():
         lock.release()
         raise RecipeError(f"{place.parts}: another process still writes this run; wait for it")
