@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from biograd.data.files.unpacking import check_size
+from biograd.data.files.unpacking import check_dataset
 from biograd.errors import DataError, RecipeError
 
 SNNTORCH_MS = 0.1
@@ -84,9 +84,8 @@ def _check_group(group: h5py.Group, within: tuple[int, ...], where: str) -> None
         item = group[name]
         if isinstance(item, h5py.Group):
             _check_group(item, (*within, own), where)
-        elif isinstance(item, h5py.Dataset) and item.shape:
-            declared, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
-            check_size(declared, stored, f"{where}: {item.name}")
+        elif isinstance(item, h5py.Dataset):
+            check_dataset(item, f"{where}: {item.name}")
 
 
 def check_step(nodes: Mapping[str, Any], dt_ms: float) -> None:

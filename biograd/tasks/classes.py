@@ -153,5 +153,7 @@ class Classes(Task):
     def fitting(cls, targets: Any) -> dict[str, Any]:
         """Return the number of classes, and whether they change in time."""
         given = torch.as_tensor(targets)
+        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+            raise DataError("classes are whole numbers, some of these are not finite")
         timed = {"timed": True} if given.dim() > 1 else {}
         return {"outputs": int(given.max()) + 1 if given.numel() else 0} | timed

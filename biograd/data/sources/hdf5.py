@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from biograd.data.digests import of_files
-from biograd.data.files.unpacking import check_size
+from biograd.data.files.unpacking import check_dataset
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.sources.own_files import paths_of
@@ -27,9 +27,7 @@ class Column:
         self.path, self.name = path, name
         if dataset.external:  # any file of this machine
             raise DataError(f"{path}: {name}: its values are in another file: write them here")
-        if not dataset.is_virtual:
-            declared = dataset.size * dataset.dtype.itemsize
-            check_size(declared, dataset.id.get_storage_size(), f"{path}: {name}")
+        check_dataset(dataset, f"{path}: {name}")
         self.shape, self.ragged = dataset.shape, h5py.check_vlen_dtype(dataset.dtype) is not None
         self.lazy = not self.ragged and dataset.size * dataset.dtype.itemsize > IN_MEMORY
         self._opened: tuple[int, h5py.Dataset] | None = None
