@@ -133,6 +133,8 @@ def begin(
     experiment = Experiment(configuration, dataset, network)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
+    if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
+        progress.note(decorrelate.passed_over)
     probe = description.make_probe(dataset)
     writer: RunWriter | NullWriter
     if ranks.rank():

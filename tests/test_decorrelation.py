@@ -126,12 +126,19 @@ def slow_update(rule: str, matrix: Array, rows: Array, eta: float, kappa: float)
     return scaled - eta * correlation @ scaled
 
 
-@pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kappa", [None, 0.0, 0.3, 1.0])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", SINGLE)
-def test_update_follows_the_equations(name: str, rule: str, kappa: float) -> None:
-    assert RULES
-    engine, decorrelation, inputs = attached(name, rule=rule, rate=0.01, kappa=kappa)
+def test_update_follows_the_equations(name: str, rule: str, kappa: float | None) -> None:
+    settings: dict[str, Any] = {"rule": rule, "rate": 0.01}
+    if kappa is not None and "kappa" in Decorrelation.unread(settings):
+        with pytest.raises(RecipeError, match="kappa"):
+            Decorrelation(**settings, kappa=kappa)
+        return
+    engine, decorrelation, inputs = attached(
+        name, **settings, **({} if kappa is None else {"kappa": kappa})
+    )
+    kappa = 0.5 if kappa is None else kappa
     disturb(decorrelation)
     if rule == "foldiak":  # symmetric and positive definite, as the rule keeps it
         make_positive(decorrelation)
@@ -585,9 +592,16 @@ def test_layers_that_cannot_be_decorrelated_are_named(kind: str) -> None:
         "projections": {"x": {"source": "input", "target": "a", "kind": kind}},
     }
     network = biograd.build(construct(ModelRecipe, table, "here"), units, 3)
-    with pytest.raises(CapabilityError, match=r"decorrelation cannot act on projections\.x"):
-        biograd.attach(network, biograd.Backpropagation(), Decorrelation())
+    decorrelate = Decorrelation()
+    engine = biograd.attach(network, biograd.Backpropagation(), decorrelate)
+    assert list(decorrelate.layers) == ["readout"]
+    engine.detach()
+    assert "projections.x (" in decorrelate.passed_over
+    with pytest.raises(CapabilityError, match=r"decorrelation\.rate: projections\.x: only Linear"):
+        biograd.attach(
+            network, biograd.Backpropagation(), Decorrelation(rate={"projections.x": 1e-3})
+        )
     rates = Decorrelation(rate={"readout": 1e-3})
     engine = biograd.attach(network, biograd.Backpropagation(), rates)
-    assert list(rates.layers) == ["readout"]
+    assert list(rates.layers) == ["readout"] and not rates.passed_over
     engine.detach()

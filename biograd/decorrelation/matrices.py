@@ -38,8 +38,10 @@ from biograd.recipes import (
     construct,
     validate,
 )
-from biograd.substrate.network import LAYERS, Network
+from biograd.substrate.network import Network
 
+ACTED_ON = (nn.Linear, nn.Conv1d, nn.Conv2d)
+ONLY = "only Linear, Conv1d and Conv2d can be decorrelated"
 MOST_PASSES = 64
 """Inputs of so many passes are kept for an update; without updates, older ones are dropped."""
 
@@ -73,6 +75,8 @@ class Decorrelation(nn.Module):
         self.energy: dict[str, Tensor] = {}
         """Mean squared off-diagonal over mean squared diagonal of ``C`` at the last update, for
         each layer; the mean over the groups of a convolution."""
+        self.passed_over = ""
+        """The layers that it does not act on, in words."""
         self.only: frozenset[str] | None = None
         """The layers whose matrices learn; None: all."""
         self._passes: deque[dict[str, list[Tensor]]] = deque(maxlen=MOST_PASSES)
@@ -86,18 +90,30 @@ class Decorrelation(nn.Module):
         rule = given["rule"]
         return {"kappa": f"with rule = {rule!r}"} if rule in {*RULES.own} - {"kappa"} else {}
 
-    def attach(self, substrate: Substrate, names: tuple[str, ...], stream: torch.Generator) -> None:
-        """Put an identity matrix before every named layer of the substrate's module.
+    def attach(self, substrate: Substrate, stream: torch.Generator) -> None:
+        """Put an identity matrix before every dense layer and convolution of the sites.
+
+        Layers of other kinds keep their input as it is; ``passed_over`` names them.
 
         Raises:
-            CapabilityError: a layer that is neither dense nor a plain convolution, or a rate for
-                a layer that does not exist.
+            CapabilityError: no layer is of these kinds, a convolution's padding is not of zeros,
+                or a rate is for a layer that does not exist or is of another kind.
         """
+        module = substrate.module
+        layers = {n: module.get_submodule(n) for site in substrate.sites for n in site.modules}
+        names = [name for name, layer in layers.items() if isinstance(layer, ACTED_ON)]
+        others = [f"{n} ({type(layer).__name__})" for n, layer in layers.items() if n not in names]
         for name in self.rate if isinstance(self.rate, Mapping) else ():
+            if name in layers and name not in names:
+                raise CapabilityError(f"decorrelation.rate: {name}: {ONLY}: take it out")
             if name not in names:
                 raise CapabilityError(
                     f"decorrelation.rate: no layer {name!r}: {nearest(name, names)}"
                 )
+        if not names:
+            raise CapabilityError(f"decorrelation cannot act on {', '.join(others)}: {ONLY}")
+        if others and not isinstance(self.rate, Mapping):
+            self.passed_over = f"no decorrelation of the input of {', '.join(others)}: {ONLY}"
         self.stream = stream
         self._substrate = substrate
         timed = isinstance(substrate.module, Network) and substrate.module.steps > 1
@@ -105,12 +121,7 @@ class Decorrelation(nn.Module):
             layer for site in substrate.sites if timed or any(site.time) for layer in site.modules
         }
         for name in names:
-            layer = substrate.module.get_submodule(name)
-            if not isinstance(layer, LAYERS) or isinstance(layer, nn.Conv3d):
-                raise CapabilityError(
-                    f"decorrelation cannot act on {name} ({type(layer).__name__}): only on Linear, "
-                    "Conv1d and Conv2d: give a rate for each of those, rate = {layer: rate}"
-                )
+            layer = layers[name]
             if not isinstance(layer, nn.Linear) and (
                 layer.padding_mode != "zeros" or isinstance(layer.padding, str)
             ):

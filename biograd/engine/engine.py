@@ -33,7 +33,6 @@ from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
 from biograd.substrate.kept import Reset, ResetBefore, graph_held
-from biograd.substrate.network import LAYERS
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
@@ -109,9 +108,7 @@ class Engine(Prepared):
             device = next(network.parameters()).device
             self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
             if decorrelate is not None:
-                decorrelate.attach(
-                    self.substrate, self._decorrelated(), self.streams["decorrelation"]
-                )
+                decorrelate.attach(self.substrate, self.streams["decorrelation"])
             estimator.to(device)
             if local is not None:
                 local.to(device)
@@ -126,14 +123,6 @@ class Engine(Prepared):
         self._layers: dict[str, nn.Module] = {}
         self._outside: Places = []
         self._kept: dict[str, Tensor] = {}
-
-    def _decorrelated(self) -> tuple[str, ...]:
-        """Return the layers whose input is to be decorrelated: all, of which some may be refused,
-        or those that can be, if rates are given by layer."""
-        layers = [name for site in self.substrate.sites for name in site.modules]
-        if self.decorrelate is not None and not isinstance(self.decorrelate.rate, Mapping):
-            return tuple(layers)
-        return tuple(n for n in layers if isinstance(self.network.get_submodule(n), LAYERS))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the optimiser trains: the network's parameters, then the estimator's.
@@ -381,6 +370,8 @@ def attach(
     )
     if estimator.caveat:
         _tell(f"{type(estimator).__name__}: {estimator.caveat}")
+    if decorrelate is not None and decorrelate.passed_over:
+        _tell(decorrelate.passed_over)
     return made
 
 
