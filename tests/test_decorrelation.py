@@ -157,7 +157,7 @@ def test_a_broken_rule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         RULES.own, "copi", lambda moments, rate: moments.matrix - rate * moments.product
     )
     with pytest.raises(AssertionError):
-        test_update_follows_the_equations("dense", "copi", 0.3)
+        test_update_follows_the_equations("dense", "copi", None)
 
 
 def test_every_rule_can_be_chosen() -> None:
@@ -174,7 +174,7 @@ def test_every_rule_can_be_chosen() -> None:
 @pytest.mark.parametrize("name", SINGLE)
 def test_copi_is_kappa_zero(name: str) -> None:
     found = []
-    for settings in ({"rule": "kappa", "kappa": 0.0}, {"rule": "copi", "kappa": 0.7}):
+    for settings in ({"rule": "kappa", "kappa": 0.0}, {"rule": "copi"}):
         engine, decorrelation, inputs = attached(name, rate=0.01, **settings)
         disturb(decorrelation)
         for _ in range(3):
@@ -539,7 +539,7 @@ def test_the_energy_of_every_layer_is_in_the_run_file(tmp_path: Path, rule: str)
             model="ann",
             epochs=2,
             out=tmp_path / f"{chosen}.h5",
-            assignments=(f"decorrelation.rule={chosen}", "decorrelation.rate=0.001"),
+            assignments=(f"decorrelation.rule={chosen}",),
         )
         experiment.execute(request)
         with biograd.load(request.out) as run:  # type: ignore[arg-type]
