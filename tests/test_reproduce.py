@@ -137,11 +137,11 @@ def test_an_interrupted_run_is_repeated_up_to_its_last_commit(tmp_path: Path) ->
 
 def test_a_run_that_was_killed_before_its_first_epoch(tmp_path: Path, monkeypatch: Any) -> None:
     def fails(self: Recording, *_: object) -> None:
-        raise MemoryError("as if it were killed")
+        raise SystemError("as if it were killed")
 
     with monkeypatch.context() as patch:
         patch.setattr(Recording, "_record", fails)
-        with pytest.raises(MemoryError):
+        with pytest.raises(SystemError):
             experiment.execute(request(tmp_path / "a.h5"))
     found = reproduce(tmp_path / "a.h5")
     assert found.verdict == "bits" and found.step == 0 and "crashed" in found.notes[0]
