@@ -120,7 +120,7 @@ SPACES = "\u00a0\u2002\u2003\u2007\u2009\u202f"
 
 
 def visible(text: str, kept: str = "") -> str:
-    """Return a text with an escape for every character that is not seen: controls, directions.
+    r"""Return a text with an escape for every character that is not seen: controls, directions.
 
     Args:
         kept: characters that stay, such as the ends of lines.

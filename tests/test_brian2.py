@@ -38,6 +38,7 @@ class GivenCredit(Estimator):
     """Deliver a given gradient of the mean current in every bin of every hidden site."""
 
     needs = frozenset(("loss", "cut", "observe"))
+    may_equal = True  # what is given may be the gradient of back-propagation
 
     def __init__(self, given: dict[str, Tensor], time_bin: int | None = None) -> None:
         super().__init__()
@@ -75,7 +76,8 @@ def test_delivered_credit_is_the_outer_product_with_the_mean_input(
 ) -> None:
     """``dL/dW = sum_b delta_b x_b^T`` with the presynaptic activity's mean over the trial."""
     inputs, targets = batch()
-    recipe = {"network": {"recurrent": recurrent}, "encoding": {"kind": kind, "gain": 2.0}}
+    encoding = {"kind": kind} | ({"gain": 2.0} if kind == "current" else {})
+    recipe = {"network": {"recurrent": recurrent}, "encoding": encoding}
     deltas = true_deltas(inputs, targets, **recipe)
     assert all(delta.any() for delta in deltas.values())
     network = spiking(substrate, **recipe)

@@ -230,5 +230,8 @@ def test_rules_that_know_nothing_of_its_values_leave_them_be() -> None:
     made = box(trainable="synapses.w")
     model = nn.Sequential(nn.Linear(6, 5), made, nn.Linear(4, 3)).double()
     nn.init.ones_(model[0].bias)
-    attach(model, make("weak", {"copies": 5}), sites=["0", "2"])(*batch(4)).backward()
+    rule, sites = make("weak", {"copies": 5}), ["0", "2"]
+    with pytest.raises(CapabilityError, match=r"does not credit 1\.values\.synapses_w"):
+        attach(model, rule, sites=sites)(*batch(4))
+    attach(model, rule, sites=sites, outside="freeze")(*batch(4)).backward()
     assert model[0].weight.grad.any() and made.values["synapses_w"].grad is None

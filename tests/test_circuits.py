@@ -1097,7 +1097,11 @@ INTO = to("input", "a")
         ),
         ({"a": {**A, "initial": {"v": [0.5]}}}, {"x": INTO}, "initial.v: 1 values for 5 neurons"),
         ({"a": {**A, "units": 10**13}}, {"x": INTO}, "too large for this machine's memory: lower"),
-        ({"a": {**A, "units": 10**30}}, {"x": INTO}, "too large for this machine's memory: lower"),
+        (
+            {"a": {**A, "units": 10**30}},
+            {"x": INTO},
+            r"populations\.a\.units: .*: must be below 2\^63",
+        ),
         ({"a": {**A, "scale": {"I": "1*mV"}}}, {"x": INTO}, "I is a plain number"),
         ({"a": {**A, "scale": {"I": -1.0}}}, {"x": INTO}, "must be above zero"),
         ({"a": {**A, "unit": 5}}, {"x": INTO}, "unknown key populations.a.unit"),

@@ -367,7 +367,8 @@ def test_tied_weights_and_others_are_counted_once() -> None:
     found = probe(attach(build("tied"), make("backprop")), x, y, draws=2)
     trained = sum(parameter.numel() for parameter in build("tied").parameters())
     assert found.overall.parameters == trained
-    norm = probe(attach(build("batch_norm"), make("backprop")), x, y, draws=2)
+    layers = (nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    norm = probe(attach(drawn(nn.Sequential(*layers)), make("backprop")), x, y, draws=2)
     assert norm.layers["elsewhere"].kind == "other"
 
 
@@ -446,7 +447,7 @@ def executed(path: Path, estimator: str = "weak", model: str = "spiking", *more:
                 "dataset.settings.train_rows=20",
                 "dataset.settings.test_rows=5",
                 "training.batch_size=20",
-                "encoding.duration_ms=6.0",
+                *(["encoding.duration_ms=6.0"] if model == "spiking" else []),
                 "network.hidden=[8, 6]",
                 *more,
             ),

@@ -228,8 +228,8 @@ def test_the_order_of_the_bias_in_sigma_is_what_the_table_says(name: str) -> Non
     )
 
 
-@pytest.mark.parametrize("time_bin", [1, None])
-def test_sites_visited_many_times(time_bin: int | None) -> None:
+@pytest.mark.parametrize("time_bin", [1, "trial"])
+def test_sites_visited_many_times(time_bin: Any) -> None:
     """With a bin per step every step's credit is exact; one bin shares out their sum."""
     inputs, targets = batch()
     cell = drawn(RecurrentCell(linear=True))
@@ -256,9 +256,8 @@ def test_trials_of_another_length() -> None:
             return self.readout(state)
 
     sites = {"state": ("feed", "recurrent"), "readout": ("readout",)}
-    engine = attach(
-        drawn(Sequence()), WeakGradient(8, method="anchored"), loss=linear_loss, sites=sites
-    )
+    estimator = WeakGradient(8, method="anchored", time_bin="trial")
+    engine = attach(drawn(Sequence()), estimator, loss=linear_loss, sites=sites)
     targets = batch()[1]
     for steps in (3, 6, 2):
         inputs = batch(features=2 * steps)[0].view(8, steps, 2)

@@ -403,11 +403,15 @@ def build(**changes: Any) -> EventNetwork:
     return network
 
 
-ENCODINGS = ("latency", "current", "poisson")
+ENCODINGS: dict[str, dict[str, float]] = {
+    "latency": {},
+    "current": {"gain": 0.3},
+    "poisson": {"max_rate_hz": 80.0},
+}
 
 
 def encoding(kind: str) -> dict[str, Any]:
-    return {"encoding": {"kind": kind, "max_rate_hz": 80.0, "gain": 0.3}}
+    return {"encoding": {"kind": kind, **ENCODINGS[kind]}}
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)
@@ -656,7 +660,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"network": {"dropout": 0.5}}, "network.dropout"),
     ({"network": {"normalisation": "batch"}}, "network.normalisation"),
     ({"network": {"readout": "rate"}}, "network.readout"),
-    ({"neuron": {"synaptic_time_constant_ms": 0.0}}, "neuron.synaptic_time_constant_ms = 0"),
+    (
+        {"neuron": {"synaptic_time_constant_ms": 0.0}},
+        "synaptic_time_constant_ms = 0.0: must be > 0",
+    ),
     ({"neuron": {"synaptic_time_constant_ms": 10.0}}, "differs from neuron.time_constant_ms"),
     ({"neuron": {"synaptic_time_constant_ms": 0.01}}, "encoding.duration_ms = 20"),
     ({"network": {"dtype": "float32"}, "encoding": {"duration_ms": 400.0}}, "in float32"),

@@ -191,9 +191,9 @@ def test_the_summary_has_its_keys(tmp_path: Path) -> None:
     summary = experiment.execute(request(tmp_path / "a.h5", "ann", "weak", control=True))
     keys = (
         "schema_version run model dataset estimator decorrelation seed epochs budget headline "
-        "better train_accuracy test_accuracy test_loss frozen_hidden_control silent "
-        "evaluated_on seconds steps_per_second ranks training_seconds forward_passes "
-        "peak_memory_bytes "
+        "better train_accuracy test_accuracy test_loss frozen_hidden_control "
+        "control_learning_rate silent evaluated_on seconds steps_per_second ranks "
+        "training_seconds forward_passes peak_memory_bytes "
         "multiply_accumulates synaptic_operations"
     )
     assert " ".join(summary) == keys

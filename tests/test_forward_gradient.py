@@ -705,7 +705,7 @@ RATIOS: dict[str, dict[str, Any]] = {
     "clean": {"baseline": "clean"},
     "antithetic": {"antithetic": True},
     "noise_bits": {"bits": "noise"},
-    "noise_bits_in_pairs": {"bits": "noise", "antithetic": True, "baseline": "clean"},
+    "noise_bits_in_pairs": {"bits": "noise", "antithetic": True},
 }
 
 

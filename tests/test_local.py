@@ -431,13 +431,16 @@ SITES = [
 ]
 
 
+def divided(cells: Any) -> LocalLosses:
+    """Return losses with these cells, of two groups where the cells have groups."""
+    return LocalLosses(cells=cells, groups=2 if "group" in cells else 1)
+
+
 @pytest.mark.parametrize("cells", AXES)
 def test_reverse_mode_gradients_are_the_same_for_all_cells(cells: Any) -> None:
     inputs, targets = batch()
     found = [
-        gradients(
-            local_engine(drawn(Tokens()), LocalLosses(cells=kind, groups=2), SITES), inputs, targets
-        )
+        gradients(local_engine(drawn(Tokens()), divided(kind), SITES), inputs, targets)
         for kind in ("block", cells)
     ]
     check_equal(found[1], found[0], 1e-12)
@@ -446,7 +449,7 @@ def test_reverse_mode_gradients_are_the_same_for_all_cells(cells: Any) -> None:
 @pytest.mark.parametrize("cells", AXES)
 def test_slopes_are_directional_derivatives_of_the_block_s_own_losses(cells: Any) -> None:
     inputs, targets = batch()
-    engine = local_engine(drawn(Tokens()), LocalLosses(cells=cells, groups=2), SITES)
+    engine = local_engine(drawn(Tokens()), divided(cells), SITES)
     engine.prepare(inputs, targets)
     assert engine.local.cells == dict.fromkeys(("first", "second"), engine.local.cells["first"])
     tangents = {n: normal(2, 8, 1, 3, 4, seed=i) for i, n in enumerate(("first", "second"))}

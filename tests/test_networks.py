@@ -158,8 +158,12 @@ def test_rate_networks(activation: str, normalisation: str, channels: tuple[int,
     )
     network = biograd.build(recipe, (2, 5, 6), 3)
     inputs = batch(9, features=60)[0].view(9, 2, 5, 6)
-    engine = attach(network, WeakGradient(5))
+    engine = attach(
+        network, WeakGradient(5), outside="refuse" if normalisation == "none" else "freeze"
+    )
     assert engine(inputs, torch.arange(9) % 3).outputs.shape == (9, 3)
+    assert engine.account is not None
+    assert all("normalise" in entry.name for entry in engine.account.of("outside"))
     assert len(engine.hidden) == len(channels) + 1
     assert {name: len(a) for name, a in network.activity(inputs).items()} == dict.fromkeys(
         network.populations, 9

@@ -61,11 +61,14 @@ def numpy_target() -> Iterator[None]:
 def built(inputs: Any = 5, timed: bool = False, **tables: Mapping[str, Any]) -> Network:
     """Return a network in float64 whose biases are drawn, too."""
     circuit = tables.get("network", {}).get("kind") == "circuit"
+    own_neurons = {"equations", "neuron"}
     populations = tables.get("populations", {"only": tables.get("population", {})}).values()
     table: dict[str, Any] = {
         "network": {"kind": "spiking", "dtype": "float64", "gain": 1.5}
         | ({} if circuit else {"hidden": [7, 6]}),
-        "neuron": {} if all("equations" in p for p in populations) else {"resistance": 8.0},
+        "neuron": {"resistance": 8.0}
+        if any(not own_neurons & p.keys() for p in populations)
+        else {},
     }
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values}
@@ -455,9 +458,18 @@ def test_single_precision_stays_single() -> None:
         assert torch.equal(parameter, again.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("encoding", ["current", "poisson", "latency", "delta", "rows"])
+ENCODINGS: dict[str, dict[str, float]] = {
+    "current": {"gain": 2.0},
+    "poisson": {"max_rate_hz": 300.0},
+    "latency": {"threshold": 0.2, "time_constant_ms": 4.0},
+    "delta": {"threshold": 0.2},
+    "rows": {"gain": 2.0},
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_encoding_comes_back(encoding: str) -> None:
-    network = built((1, 5, 3), encoding={"kind": encoding, "gain": 2.0, "threshold": 0.2})
+    network = built((1, 5, 3), encoding={"kind": encoding, **ENCODINGS[encoding]})
     again = import_nir(to_nir(network))
     assert again.encoding is not None and network.encoding is not None
     assert again.encoding.recipe == network.encoding.recipe

@@ -261,7 +261,7 @@ def test_binned_events_are_histograms() -> None:
     ("change", "keys", "expected"),
     [
         ({}, {}, "set dataset.time_unit"),
-        ({}, {"time_unit": "ms", "units": 3}, "is none of 0..2"),
+        ({}, {"time_unit": "ms", "units": 3}, "unit 4 is outside 0..2"),
         ({}, {"time_unit": "ms", "steps": 4}, "is behind steps = 4"),
         ({"times": [np.array([-1.0])] * 60}, {"time_unit": "ms"}, "negative or not finite"),
         ({"x": X}, {"time_unit": "ms"}, "both x and times"),

@@ -315,11 +315,11 @@ def test_of_perturbed_parameters_only_losses_travel(pair: Pair) -> None:
 
 
 def test_of_examples_the_gradient_travels(pair: Pair) -> None:
-    """One number a parameter, one a tensor, one a hidden site, and seven figures."""
+    """One number a parameter, one a tensor, one a site, and seven figures."""
     network = build("mlp")
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS
     tensors = len(list(network.parameters()))
-    step = 8 * (PARAMETERS + tensors + 2 + 7)
+    step = 8 * (PARAMETERS + tensors + 3 + 7)
     for numbers in pair.numbers:
         assert numbers["examples"] == [step, step, step + 8 * 5]
 

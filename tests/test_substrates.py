@@ -167,7 +167,8 @@ def test_the_same_potentials(reset: Any, synaptic: float) -> None:
 @functools.cache
 def prepared(name: str, recurrent: bool, kind: str) -> tuple[Network, dict[str, Tensor]]:
     """Return a network, built once since Brian2 prepares its simulations, and its weights."""
-    network = spiking(name, {"recurrent": recurrent}, {}, {"kind": kind, "gain": 2.0})
+    gain = {"gain": 2.0} if kind == "current" else {}
+    network = spiking(name, {"recurrent": recurrent}, {}, {"kind": kind, **gain})
     return network, copy.deepcopy(network.state_dict())
 
 

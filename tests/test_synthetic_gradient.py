@@ -333,6 +333,7 @@ class Regressed(Estimator):
     """Deliver the derivative of ``-<SG(h), target>`` by ``h``; targets from above, by rule."""
 
     needs = frozenset(("loss", "cut", "local_vjp"))
+    may_equal = True  # with the matrices of back-propagation
 
     def __init__(self, rule: str, matrices: dict[str, Tensor], factor: float = 1.0) -> None:
         super().__init__()

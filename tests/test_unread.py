@@ -59,7 +59,7 @@ NETWORKS = {
     "rate": "[network]\nkind = 'rate'\nhidden = [16, 6]\n",
     "rate, convolutions": "[network]\nkind = 'rate'\nchannels = [2]\npooling = 2\nhidden = [6]\n",
     "rate, recurrent": "[network]\nkind = 'rate'\nrecurrent = true\nhidden = [16, 6]\n" + TRIAL,
-    "rate, none hidden": "[network]\nkind = 'rate'\nhidden = []\n",
+    "rate, none hidden": "[network]\nkind = 'rate'\nchannels = [2]\npooling = 2\nhidden = []\n",
     "spiking": "[network]\nkind = 'spiking'\nhidden = [16, 6]\n[neuron]\nresistance = 8.0\n"
     + TRIAL,
     "counts": "[network]\nkind='spiking'\nreadout='rate'\n[neuron]\nresistance=8.0\n" + TRIAL,
@@ -307,6 +307,8 @@ def test_objects_are_refused_what_they_do_not_read() -> None:
     recipe = ModelRecipe(encoding=EncodingRecipe(gain=3.0))
     with pytest.raises(RecipeError, match=r"encoding\.gain: has no effect on a network without"):
         biograd.build(recipe, 5, 3)
+    with pytest.raises(RecipeError, match=r"network\.hidden = \[\]: give a layer"):
+        biograd.build(ModelRecipe(network=NetworkRecipe(hidden=())), 5, 3)
     narrow = NetworkRecipe(hidden=(4,), residual=True)
     with pytest.raises(RecipeError, match=r"network\.residual: has no effect: no dense layer"):
         biograd.build(ModelRecipe(network=narrow), 5, 3)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from biograd.engine.accounting import Account, named
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
-from biograd.estimators.feedback import Feedback
 from biograd.estimators.weight_perturbation import gradients
 
 Reference = Mapping[str, Tensor]
@@ -22,8 +21,8 @@ def comparable(estimator: Estimator) -> bool:
     chosen = [getattr(estimator, name, "all") for name in ("sites", "chosen")]
     whole = all(one == "all" for one in chosen if isinstance(one, (str, tuple)))
     noisy = any(need.startswith(("perturb", "jvp")) for need in estimator.needs)
-    free = isinstance(estimator, Feedback)  # its weights may have been made the layers' own
-    return whole and not (estimator.exact or estimator.coincides or noisy or free)
+    told = estimator.exact or estimator.coincides or estimator.may_equal
+    return whole and not (told or noisy)
 
 
 def verify(

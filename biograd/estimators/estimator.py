@@ -42,6 +42,9 @@ class Estimator(nn.Module):
             else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
         exact_readout: whether the readout has its exact gradient, so that there must be one.
         coincides: where the rule is back-propagation itself, in words; "": nowhere.
+        may_equal: True if what the rule keeps or learns itself (feedback weights, synthesisers,
+            targets) can make its credit that of back-propagation, so that the first step may not
+            be refused for it.
         learns_hidden: False if only the readout is trained.
         objective: what hidden layers descend, in words, if it is not the loss of the outputs.
         passes: forward passes per example and step, in words.
@@ -65,6 +68,7 @@ class Estimator(nn.Module):
     exact: ClassVar[bool] = False
     reach: ClassVar[Reach] = "currents"
     coincides: ClassVar[str] = ""
+    may_equal: ClassVar[bool] = False
     exact_readout: bool = True
     learns_hidden: ClassVar[bool] = True
     objective: ClassVar[str] = ""
@@ -95,8 +99,8 @@ class Estimator(nn.Module):
         Raises:
             CapabilityError: with the nearest name.
         """
-        asked = getattr(self, "sites", "all")
-        for name in () if isinstance(asked, str) else asked:
+        asked = getattr(self, "sites", None)
+        for name in () if asked is None or isinstance(asked, str) else asked:
             if name not in sites:
                 raise CapabilityError(f"no site {name!r}: {nearest(name, sites)}")
 

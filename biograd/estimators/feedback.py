@@ -37,6 +37,7 @@ class Feedback(Estimator):
 
     needs = frozenset(("loss", "vjp"))
     reach = "blocks"
+    may_equal = True  # feedback weights may have been made the layers' own
     divides = "examples"
     passes = "1 forward, 1 backward"
     builds = True

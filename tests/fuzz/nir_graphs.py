@@ -37,7 +37,7 @@ def prepare(folder: Path) -> None:
 
     for name, assignments in GRAPHS.items():
         short = [*assignments, "encoding.duration_ms=4"]
-        shape = (1, 8, 8) if name == "spiking_convolution" else (8,)
+        shape = {"spiking": (8,), "spiking_recurrent": (1, 4, 4)}.get(name, (1, 8, 8))
         recipe = load_model(name, assignments=short)
         biograd.export_nir(biograd.build(recipe, shape, 3), folder / f"{name}.nir")
     one, half = np.ones(5), np.full(5, 0.5)
