@@ -101,16 +101,16 @@ class Decorrelation(nn.Module):
         """
         module = substrate.module
         layers = {n: module.get_submodule(n) for site in substrate.sites for n in site.modules}
-        names = [name for name, layer in layers.items() if isinstance(layer, ACTED_ON)]
-        others = [f"{n} ({type(layer).__name__})" for n, layer in layers.items() if n not in names]
+        fit = {name: layer for name, layer in layers.items() if isinstance(layer, ACTED_ON)}
+        others = [f"{n} ({type(layer).__name__})" for n, layer in layers.items() if n not in fit]
         for name in self.rate if isinstance(self.rate, Mapping) else ():
-            if name in layers and name not in names:
+            if name in layers and name not in fit:
                 raise CapabilityError(f"decorrelation.rate: {name}: {ONLY}: take it out")
-            if name not in names:
+            if name not in fit:
                 raise CapabilityError(
-                    f"decorrelation.rate: no layer {name!r}: {nearest(name, names)}"
+                    f"decorrelation.rate: no layer {name!r}: {nearest(name, fit)}"
                 )
-        if not names:
+        if not fit:
             raise CapabilityError(f"decorrelation cannot act on {', '.join(others)}: {ONLY}")
         if others and not isinstance(self.rate, Mapping):
             self.passed_over = f"no decorrelation of the input of {', '.join(others)}: {ONLY}"
@@ -120,8 +120,7 @@ class Decorrelation(nn.Module):
         self._temporal = {
             layer for site in substrate.sites if timed or any(site.time) for layer in site.modules
         }
-        for name in names:
-            layer = layers[name]
+        for name, layer in fit.items():
             if not isinstance(layer, nn.Linear) and (
                 layer.padding_mode != "zeros" or isinstance(layer.padding, str)
             ):

@@ -69,6 +69,10 @@ def keep_memory() -> None:
 def engine(case: Case) -> biograd.Engine:
     """Return the network of a case with its rule."""
     spiking = case.kind != "rate"
+    parts: dict[str, Any] = {}  # a rate network has neither neurons nor an encoding
+    if spiking:
+        encoding = EncodingRecipe(duration_ms=float(case.steps), gain=0.5)
+        parts = {"neuron": Leaky(resistance=8.0), "encoding": encoding}
     recipe = ModelRecipe(
         network=NetworkRecipe(
             substrate="brian2" if case.kind == "brian2" else "torch",
@@ -76,8 +80,7 @@ def engine(case: Case) -> biograd.Engine:
             hidden=case.hidden,
             gain=1.5,
         ),
-        neuron=Leaky(resistance=8.0),
-        encoding=EncodingRecipe(duration_ms=float(case.steps), gain=0.5),
+        **parts,
     )
     torch.manual_seed(0)
     rules: dict[str, Callable[[], Any]] = {

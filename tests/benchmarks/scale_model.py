@@ -228,7 +228,7 @@ def _back(case: Case) -> int:
     """Return the floats of an example that the way back holds beside what is kept."""
     widest = max(case.hidden)
     if case.kind == "rate":
-        return 3 * widest if case.rule == "backprop" else 2 * (widest + case.units)
+        return 2 * widest if case.rule == "backprop" else 2 * (widest + case.units)
     slopes = case.steps * (case.units + 3 * widest)
     if case.rule == "backprop":
         return slopes
@@ -284,7 +284,7 @@ def traffic(case: Case, way: Way, ranks: int) -> dict[str, int]:
     found = {"gradient": 4 * (case.parameters + tensors), "figures": FIGURES}
     if way == "sums":
         return found | {"losses": 4 * case.noisy}
-    return found | {"scales": 4 * len(case.hidden)}
+    return found | {"scales": 4 * case.layers}
 
 
 def share(case: Case, way: Way, ranks: int) -> dict[str, float]:
