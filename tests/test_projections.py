@@ -291,13 +291,16 @@ def test_a_mirror_finds_the_weight_that_acts(kind: str, sign: str) -> None:
     assert torch.allclose(*acting, atol=0.06) and acting[1].abs().max() > 1
 
 
-def test_decorrelation_is_refused_by_name_or_left_to_others() -> None:
+def test_decorrelation_names_what_it_leaves_as_it_is() -> None:
     network = stack(masked=False)
-    with pytest.raises(CapabilityError, match=r"cannot act on 0 \(Sparse\).*rate for each"):
-        attach(network, make("backprop"), Decorrelation(rate=0.1), sites=("0", "2", "4", "6"))
+    decorrelation = Decorrelation(rate=0.1)
+    attach(network, make("backprop"), decorrelation, sites=("0", "2", "4", "6")).detach()
+    assert "0 (Sparse)" in decorrelation.passed_over
+    with pytest.raises(CapabilityError, match=r"cannot act on 0 \(Sparse\)"):
+        attach(network, make("backprop"), Decorrelation(rate=0.1), sites=("0",), outside="exact")
     decorrelation = Decorrelation(rate={"6": 0.1})
     attach(network, make("backprop"), decorrelation, sites=("0", "2", "4", "6")).detach()
-    with pytest.raises(CapabilityError, match="no layer '0'"):
+    with pytest.raises(CapabilityError, match=r"rate: 0: only Linear"):
         attach(network, make("backprop"), Decorrelation(rate={"0": 0.1}), sites=("0", "6"))
 
 
