@@ -142,8 +142,9 @@ class Simulation:
         Raises:
             BiogradError: a value of one of these variables is not finite.
         """
-        wrong = {name: np.isnan(self.values[name]) for name in constants if name in self.values}
-        wrong |= {name: ~np.isfinite(self.values[name]) for name in names}
+        wrong = {name: ~np.isfinite(self.values[name]) for name in names}
+        for name in sorted(self.values.keys() & {*constants} - wrong.keys()):
+            wrong[name] = np.isnan(self.values[name])
         for name, places in wrong.items():
             values, count = self.values[name], int(places.sum())
             if count:
