@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,21 @@ def train(
         laid={name: table for name, table in parts.items() if table is not None},
         sites=sites,
     )
+    with _put_back(model, reset):
+        return open_run(Path(experiment.execute(request)["run"]))
+
+
+@contextmanager
+def _put_back(network: object, reset: Reset | None) -> Iterator[None]:
+    """Reset a module before every pass."""
     if reset is None:
-        return open_run(Path(experiment.execute(request)["run"]))
-    if not isinstance(model, nn.Module):
+        yield
+        return
+    if not isinstance(network, nn.Module):
         raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
-    handle = model.register_forward_pre_hook(ResetBefore(model, reset))
+    handle = network.register_forward_pre_hook(ResetBefore(network, reset))
     try:
-        return open_run(Path(experiment.execute(request)["run"]))
+        yield
     finally:
         handle.remove()
 
@@ -113,6 +122,7 @@ def resume(
     epochs: int | None = None,
     network: nn.Module | None = None,
     data: Any = None,
+    reset: Reset | None = None,
 ) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
@@ -120,11 +130,14 @@ def resume(
         network: your own module, if the run trained one; its weights are replaced.
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
+        reset: as in ``train``.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
     """
-    return open_run(Path(experiment.proceed(Path(path), epochs, network=network, own=data)["run"]))
+    with _put_back(network, reset):
+        done = experiment.proceed(Path(path), epochs, network=network, own=data)
+    return open_run(Path(done["run"]))
 
 
 def load(path: str | Path) -> Run:
@@ -158,6 +171,7 @@ def diagnose(
     examples: int = 64,
     draws: int = 16,
     reference: Reference = "auto",
+    reset: Reset | None = None,
 ) -> Diagnosis:
     """Return how good the gradient estimate of a run is, and what keeps it from learning.
 
@@ -168,12 +182,14 @@ def diagnose(
         examples: of the training data, the groups of the task in turn.
         draws: how often the gradient is estimated.
         reference: see ``diagnosis.probe``.
+        reset: as in ``train``.
 
     Raises:
         RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
     """
-    found = experiment.restored(run, network, data, "diagnose", step)
-    try:
-        return found.diagnose(examples, draws=draws, reference=reference)
-    finally:
-        found.engine.detach()
+    with _put_back(network, reset):
+        found = experiment.restored(run, network, data, "diagnose", step)
+        try:
+            return found.diagnose(examples, draws=draws, reference=reference)
+        finally:
+            found.engine.detach()

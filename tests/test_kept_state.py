@@ -235,5 +235,18 @@ def test_training_resets_or_refuses(tmp_path: Path) -> None:
     made = network(Attribute)
     biograd.train(made, data, path=tmp_path / "b.h5", reset="reset_state", **options)
     assert not made._forward_pre_hooks
+    again = network(Attribute)
+    with pytest.raises(CapabilityError, match=r"1\.kept"):
+        biograd.resume(tmp_path / "b.h5", 2, again, data)
+    run = biograd.resume(tmp_path / "b.h5", 2, again, data, reset="reset_state")
+    whole = network(Attribute)
+    options["epochs"] = 2
+    biograd.train(whole, data, path=tmp_path / "d.h5", reset="reset_state", **options)
+    assert not again._forward_pre_hooks
+    for one, other in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+    twin = network(Attribute)
+    found = biograd.diagnose(run, twin, data=data, examples=4, reset="reset_state")
+    assert "credit" in str(found) and not twin._forward_pre_hooks
     with pytest.raises(CapabilityError, match="only for a module of yours"):
         biograd.train("ann", data, path=tmp_path / "c.h5", reset="reset_state", **options)
