@@ -1,6 +1,6 @@
 """Errors that a user can meet: each is one line and carries the exit code of the console.
 
-This module imports nothing, so that the console can name an error without loading torch.
+This module imports the standard library alone: the console can name an error without loading torch.
 """
 
 from __future__ import annotations

@@ -189,6 +189,25 @@ def test_files_are_what_arrays_are(ending: str, tmp_path: Path) -> None:
     assert load(str(path)).digest == load((X[:40], Y[:40], X[40:], Y[40:])).digest
 
 
+def test_a_split_without_training_rows_is_refused(tmp_path: Path) -> None:
+    words = np.array(["test"] * 60)
+    assert "no row is of train" in message(
+        DataError, lambda: load({"x": X, "y": Y, "split": words})
+    )
+    path = tmp_path / "none.h5"
+    with h5py.File(path, "w") as file:
+        file["x"], file["y"] = X[:0], Y[:0]
+        file.create_dataset("split", (0,), h5py.string_dtype(), maxshape=(None,))
+    assert "no row is of train" in message(DataError, lambda: load(str(path)))
+
+
+def test_a_file_of_each_kind_says_its_task(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", x=X, y=Y, meta='{"task": "regression"}')
+    test = written(tmp_path / "test.h5", {"x": X, "y": Y})
+    found = load({"train": str(tmp_path / "train.npz"), "test": str(test)})
+    assert found.task_name == "regression"
+
+
 def test_lazy_rows_are_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "a.h5", {"x": COURSE, "y": Y})
     whole = load(str(path), timed=True)

@@ -30,10 +30,9 @@ from runs_synthetic import (
     writer,
 )
 
-from biograd.errors import BiogradError, RecipeError
+from biograd.errors import BiogradError, OutputError, RecipeError
 from biograd.runs.layout import LayerInfo, Probe
 from biograd.runs.reader import open_run
-from biograd.runs.storage import OutputError
 from biograd.runs.writer import RunWriter
 
 
@@ -397,7 +396,7 @@ import resource, signal, sys
 from pathlib import Path
 from runs_synthetic import writer, write_step
 from biograd.runs.parts.pack import pack_run
-from biograd.runs.storage import OutputError
+from biograd.errors import OutputError
 target = writer(Path(sys.argv[1]))
 for step in range(400):
     write_step(target, step)

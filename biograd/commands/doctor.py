@@ -161,7 +161,7 @@ def folders() -> list[tuple[str, Path]]:
     import platformdirs
 
     return [
-        ("data folder", platformdirs.user_cache_path("biograd")),
+        ("data folder", platformdirs.user_cache_path("biograd", appauthor=False)),
         ("Brian2 cache", Path("~/.cython/brian_extensions").expanduser()),
     ]
 

@@ -36,7 +36,7 @@ be set by an environment variable: `BIOGRAD_TRAIN_EPOCHS=5` is `biograd train --
 | 0 | done |
 | 1 | failed while running |
 | 2 | wrong usage, or a recipe that is not valid |
-| 3 | a check that was asked for did not pass (`doctor`, `data verify`, `reproduce`) |
+| 3 | a check that was asked for did not pass (`doctor`, `data verify`, `matrix`, `reproduce`) |
 | 4 | not a run file, or one that cannot be read |
 | 5 | an optional package is missing; the message says how to install it |
 | 130 | Ctrl-C; what was learned is kept |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -169,6 +170,12 @@ def remove(path: Path) -> None:
     """Delete a file, or a link itself, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_bytes(path: Path, limit: int = 2**30) -> bytes:

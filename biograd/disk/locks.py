@@ -42,7 +42,7 @@ class Lock:
 def is_held(path: Path) -> bool | None:
     """Return whether a process holds the lock; None if the file system cannot say."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         return False
     except OSError:

@@ -18,25 +18,25 @@ MANY = 0.5
 
 def silent(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Return the share of silent units of each layer where it is large."""
-    shares = {
-        name: float((value == 0).flatten(0, -2).all(0).float().mean())
-        for name, value in found.items()
-    }
+    shares = {name: float(_silent_units(value).float().mean()) for name, value in found.items()}
     return {name: share for name, share in shares.items() if share > MANY}
+
+
+def _silent_units(values: torch.Tensor) -> torch.Tensor:
+    """Return for each unit whether it is silent: inactive for every probe, ``[units]``."""
+    return (values == 0).flatten(0, -2).all(0)
 
 
 def firing(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Return the share of silent units, and spikes per neuron and trial where there are spikes.
-
-    A unit is silent if it is inactive for every probe.
 
     Args:
         found: by layer ``[B, steps, units]`` of spikes, or ``[B, units]``.
     """
     if not found:
         return {}
-    silent = torch.cat([(v == 0).flatten(0, -2).all(0) for v in found.values()]).float().mean()
-    values = {"silent_fraction": float(silent)}
+    units = torch.cat([_silent_units(value) for value in found.values()])
+    values = {"silent_fraction": float(units.float().mean())}
     spikes = [value for value in found.values() if value.dim() == 3]
     if spikes:
         counts = torch.cat([value.sum(1).mean(0) for value in spikes])

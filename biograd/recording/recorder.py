@@ -25,7 +25,7 @@ from biograd.recording.figures import (
     prefixed,
     silent,
 )
-from biograd.recording.restoring import epoch_sums, restore
+from biograd.recording.restoring import SNAPSHOT, epoch_sums, restore
 from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
@@ -78,7 +78,7 @@ class Recording:
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the trainer's checkpoint, with the running sums of the epoch."""
         tensors, meta = self.experiment.trainer.checkpoint()
-        tensors |= {f"snapshot.{name}": value for name, value in self._norms.items()}
+        tensors |= {SNAPSHOT + name: value for name, value in self._norms.items()}
         elapsed = self.seconds + time.perf_counter() - self._started
         self._memory = max(self._memory, peak_memory() or 0)
         own = {
@@ -102,9 +102,9 @@ class Recording:
         batch = self.experiment.configuration.recipe.training.batch_size
         self._sums, self.seconds, self._memory = epoch_sums(meta, batch, where)
         self._norms = {
-            name.removeprefix("snapshot."): value
+            name.removeprefix(SNAPSHOT): value
             for name, value in tensors.items()
-            if name.startswith("snapshot.")
+            if name.startswith(SNAPSHOT)
         }
 
     def run(self, until: int | None = None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def restore(
         RunFileError: the checkpoint is not one of this network and trainer.
     """
     trainer = experiment.trainer
-    with fitting(where):
+    with _matching(where):
         own, known = trainer.checkpoint()
         for name, value in own.items():
             if name.startswith("network.") and name in tensors:
@@ -61,7 +61,7 @@ def epoch_sums(meta: Mapping[str, Any], batch: int, where: object) -> tuple[Epoc
     Raises:
         RunFileError: the checkpoint does not have them.
     """
-    with fitting(where):
+    with _matching(where):
         sums = EpochSums.of(meta["sums"], batch)
         memory = meta.get("peak_memory_bytes", 0)
         _counts({"steps": sums.steps, "peak_memory_bytes": memory}, {"seconds": meta["seconds"]})
@@ -75,7 +75,7 @@ def epoch_sums(meta: Mapping[str, Any], batch: int, where: object) -> tuple[Epoc
 
 
 @contextlib.contextmanager
-def fitting(where: object) -> Iterator[None]:
+def _matching(where: object) -> Iterator[None]:
     """Turn whatever a checkpoint that does not fit lets fail into one error."""
     try:
         yield

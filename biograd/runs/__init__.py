@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from biograd.errors import OutputError
+
 if TYPE_CHECKING:
     from biograd.runs.layout import LayerInfo as LayerInfo
     from biograd.runs.layout import Probe as Probe
@@ -20,12 +22,10 @@ if TYPE_CHECKING:
     from biograd.runs.reader import Spikes as Spikes
     from biograd.runs.reader import open_run as open_run
     from biograd.runs.sonata import export_sonata as export_sonata
-    from biograd.runs.storage import OutputError as OutputError
     from biograd.runs.writer import RunWriter as RunWriter
 
 _HOME = {
     "LayerInfo": "layout",
-    "OutputError": "storage",
     "Probe": "layout",
     "Run": "reader",
     "RunWriter": "writer",

@@ -16,9 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from biograd import disk
-from biograd.errors import OutputError, RecipeError, RunFileError, brief
-
-__all__ = ["OutputError", "RunPaths", "clear", "holds_run", "own", "own_files", "refuse_links"]
+from biograd.errors import RecipeError, RunFileError, brief
 
 FOLDERS = ("segments", "checkpoints")
 FILES = {

@@ -67,9 +67,9 @@ def steady(target: Path, folder: Path | None = None) -> Iterator[FileIO]:
 
 
 @contextlib.contextmanager
-def create(target: Path, folder: Path | None = None) -> Iterator[h5py.File]:
+def create(target: Path) -> Iterator[h5py.File]:
     """Create an HDF5 file for writing; see :func:`steady`."""
-    with steady(target, folder) as stream, h5py.File(stream, "w") as file:
+    with steady(target) as stream, h5py.File(stream, "w") as file:
         yield file
 
 

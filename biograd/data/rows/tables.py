@@ -110,7 +110,7 @@ def read(
     Raises:
         DataError, RecipeError: one line with the file and the key.
     """
-    table, about = dict(table), about or About()
+    table = dict(table)
     if "meta" in table:
         about = About.of(_meta(table.pop("meta"), where), where)
     if about.dt_ms and not np.isclose(about.dt_ms, request.dt_ms):
@@ -183,6 +183,8 @@ def _as_given(whole: Source, split: np.ndarray, where: str) -> dict[str, Source]
     for word in np.unique(words):
         if word not in SPLITS:
             raise DataError(f"{where}: split {word!r}: {nearest(word, SPLITS)}")
+    if "train" not in words:
+        raise DataError(f"{where}: split: no row is of train")
     return {
         name: rows_of(whole, torch.from_numpy(np.flatnonzero(words == name)))
         for name in SPLITS

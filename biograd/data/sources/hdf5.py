@@ -55,19 +55,17 @@ class Column:
 
 
 def _texts(values: np.ndarray) -> bool:
-    return values.dtype.kind in "SO" and values.ndim == 1 and isinstance(values.flat[0], bytes)
+    one_axis = values.dtype.kind in "SO" and values.ndim == 1 and values.size > 0
+    return one_axis and isinstance(values[0], bytes)
 
 
 def read(request: Request) -> Parts:
     """Return the sources of one file, or of a file for each split.
 
     Raises:
-        DataError: not HDF5, or its arrays are not what ``layout`` asks for.
+        DataError: not HDF5, or its arrays are not what ``rows.tables`` asks for.
     """
-    found: dict[str, Parts] = {}
-    paths = paths_of(request)
-    for split, path in paths.items():
-        found[split] = _one(path, request)
+    found = {split: _one(path, request) for split, path in paths_of(request).items()}
     return tables.joined(found, request.name)
 
 

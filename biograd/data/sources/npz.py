@@ -17,7 +17,7 @@ def read(request: Request) -> Parts:
     """Return the sources of one file, or of a file for each split.
 
     Raises:
-        DataError: not ``.npz``, an array of objects, or not what ``layout`` asks for.
+        DataError: not ``.npz``, an array of objects, or not what ``rows.tables`` asks for.
     """
     found = {split: _one(path, request) for split, path in paths_of(request).items()}
     return tables.joined(found, request.name)

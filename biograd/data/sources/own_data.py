@@ -150,7 +150,8 @@ def _by_split(given: Mapping[str, Any], request: Request, where: str) -> Parts:
         return parts["train"]
     sources = {split: part.sources["train"] for split, part in parts.items()}
     notes = [note for part in parts.values() for note in part.notes if "every pass" not in note]
-    return Parts(sources, notes=tuple(notes), classes=max(p.classes for p in parts.values()))
+    classes = max(part.classes for part in parts.values())
+    return Parts(sources, notes=tuple(notes), classes=classes, task=parts["train"].task)
 
 
 def _file(given: str | Path, request: Request) -> Parts:
@@ -183,12 +184,12 @@ def _heads(targets: Mapping[str, Any], request: Request, where: str) -> torch.Te
 
 
 def _pair(inputs: Any, targets: Any, request: Request, where: str) -> Source:
-    columns = {"x": _column(inputs, where), "y": targets}
+    column = _column(inputs, where)
     if isinstance(targets, Mapping):
         targets = _heads(targets, request, where)
-    if isinstance(columns["x"], list):
+    if isinstance(column, list):
         raise DataError(f"{where}: rows differ in shape: pad them and give lengths")
-    x, y = as_inputs(columns["x"], f"{where}: inputs"), as_targets(targets, f"{where}: targets")
+    x, y = as_inputs(column, f"{where}: inputs"), as_targets(targets, f"{where}: targets")
     if len(x) != len(y):
         raise DataError(f"{where}: {len(x)} inputs, {len(y)} targets")
     if request.timed and x.dim() < 3:

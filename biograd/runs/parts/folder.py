@@ -91,12 +91,6 @@ def laid_out(place: RunPaths, head: Mapping[str, Any], probe: Probe | None) -> I
         raise
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def begin(place: RunPaths, head: Mapping[str, Any], probe: Probe | None, force: bool) -> disk.Lock:
     """Make the parts folder and own it; what it replaces goes when it is complete.
 

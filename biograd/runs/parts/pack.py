@@ -20,7 +20,7 @@ import numpy as np
 from biograd import disk
 from biograd.errors import OutputError, RunFileError
 from biograd.runs import stored_arrays
-from biograd.runs.contents import GROUPS, Contents, described, read_parts
+from biograd.runs.contents import GROUPS, TEXTS, Contents, described, read_parts
 from biograd.runs.layout import COMMIT_COLUMNS
 from biograd.runs.parts.merge import link_scales, merge
 from biograd.runs.parts.seal import write_seal
@@ -108,7 +108,7 @@ def _write_head(contents: Contents, output: h5py.File) -> None:
     for name, value in {**described(contents), "finished_at": finished}.items():
         output.attrs[name] = value
     stored_arrays.mark_sonata(output)
-    for name in ("config", "environment", "hyperparameters", "summary", "credit"):
+    for name in TEXTS:
         text = json.dumps(getattr(contents, name), ensure_ascii=False).encode()
         stored_arrays.write_text(output, name, text)
     commits = stored_arrays.write_dataset(output, "progress/commits", contents.numbers)

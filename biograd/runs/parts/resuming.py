@@ -10,7 +10,7 @@ from biograd import disk
 from biograd.errors import RunFileError
 from biograd.runs import checkpoint, stored_arrays
 from biograd.runs.contents import Commit, Contents, read_parts, segment_path
-from biograd.runs.parts.folder import digest, header, laid_out
+from biograd.runs.parts.folder import header, laid_out
 from biograd.runs.parts.merge import merge
 from biograd.runs.parts.segments import Sources, whole
 from biograd.runs.parts.settling import settle
@@ -106,7 +106,7 @@ def unpack(contents: Contents, tried: Trial) -> tuple[disk.Lock, checkpoint.Chec
             merge(Sources(file=file), output, contents.layers, limits=last.rows)
         checkpoint.save_bytes(place.parts / "checkpoints" / str(last.checkpoint), body, text)
         size = target.stat().st_size
-        commit = dataclasses.replace(last, file=target.name, sha256=digest(target), size=size)
+        commit = dataclasses.replace(last, file=target.name, sha256=disk.sha256(target), size=size)
         disk.append_line(place.parts / "commits.jsonl", commit.line())
     return lock, restored
 

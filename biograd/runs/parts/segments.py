@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from biograd import disk
 from biograd.errors import RunFileError
 from biograd.runs.checked import CheckedFile, open_file
 from biograd.runs.layout import GROWING, STEPS, TRIALS, Array, counted_by, grows, kinds_of
@@ -22,11 +22,11 @@ from biograd.runs.layout import GROWING, STEPS, TRIALS, Array, counted_by, grows
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One file of rows; a finished file has no digest."""
+    """One file of rows, and what was committed of it."""
 
     path: Path
-    sha256: str | None = None
-    size: int | None = None
+    sha256: str
+    size: int
 
 
 class Sources:
@@ -126,10 +126,9 @@ def whole(segment: Segment) -> bool:
     """
     if not segment.path.is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(segment.path))
-    if segment.size not in (None, segment.path.stat().st_size):
+    if segment.size != segment.path.stat().st_size:
         return False
-    with open(segment.path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == segment.sha256
+    return disk.sha256(segment.path) == segment.sha256
 
 
 def column(file: CheckedFile, name: str, rows: Mapping[str, int]) -> h5py.Dataset:
