@@ -160,6 +160,10 @@ def validate(make: Callable[..., Any], values: Mapping[str, Any]) -> None:
                 raise RecipeError(f"{make.__name__}: {given}: has no effect {reason}")
 
 
+class _WrongType(RecipeError):
+    """A value is of another type altogether: what says so is no news where another type fits."""
+
+
 def convert(hint: Any, value: Any, where: object, key: str) -> Any:
     """Return ``value`` as the type ``hint`` says, or refuse it with ``where`` and ``key``.
 
@@ -184,13 +188,14 @@ def convert(hint: Any, value: Any, where: object, key: str) -> Any:
         return value
     if origin is Literal:
         if value not in arguments:
-            raise RecipeError(f"{where}: {key} = {value!r}: {nearest(value, map(str, arguments))}")
+            kind = RecipeError if isinstance(value, tuple(map(type, arguments))) else _WrongType
+            raise kind(f"{where}: {key} = {value!r}: {nearest(value, map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where, key)
     if origin in (tuple, Sequence):
         if not isinstance(value, (list, tuple)):
-            raise RecipeError(f"{where}: {key} = {value!r}: must be a list")
+            raise _WrongType(f"{where}: {key} = {value!r}: must be a list")
         return tuple(convert(arguments[0], item, where, key) for item in value)
     if origin is Mapping and isinstance(value, Mapping):
         return {k: convert(arguments[1], v, where, f"{key}.{k}") for k, v in value.items()}
@@ -202,16 +207,17 @@ def convert(hint: Any, value: Any, where: object, key: str) -> Any:
 def _convert_union(arguments: tuple[Any, ...], value: Any, where: object, key: str) -> Any:
     if value is None and type(None) in arguments:
         return None
-    failure: RecipeError | None = None
+    failures: list[RecipeError] = []
     for option in arguments:
         if option is type(None):
             continue
         try:
             return convert(option, value, where, key)
         except RecipeError as error:
-            whole = isinstance(value, (Mapping, list, tuple))  # the last says what is wrong in it
-            failure = error if whole else failure or error
-    raise failure or RecipeError(f"{where}: {key} = {value!r} is not allowed")
+            failures.append(error)
+    if isinstance(value, (Mapping, list, tuple)):
+        raise failures[-1]  # the last says what is wrong in it
+    raise next((one for one in failures if not isinstance(one, _WrongType)), failures[0])
 
 
 _KINDS = {
@@ -237,5 +243,5 @@ def _convert_plain(kind: Any, value: Any, where: object, key: str) -> Any:
     mismatch = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
     if mismatch:
         name = _KINDS.get(kind.__name__, f"a table ({kind.__name__})")
-        raise RecipeError(f"{where}: {key} = {value!r}: must be {name}")
+        raise _WrongType(f"{where}: {key} = {value!r}: must be {name}")
     return value

@@ -251,6 +251,19 @@ def test_layers_that_are_frozen_later_are_accounted_for_anew() -> None:
     assert "requires_grad" in words["first.weight"] and "frozen" in words["between.weight"]
 
 
+def test_what_a_user_freezes_beside_the_rule_stays_frozen() -> None:
+    network = drawn(lambda: Layered(before=Product(6)))
+    engine = attach(network, make("weak"), outside="exact")
+    engine(*batch()).backward()
+    before = network.get_submodule("before")
+    assert all(p.grad is not None for p in before.parameters())
+    before.requires_grad_(False)
+    network.zero_grad()
+    engine(*batch()).backward()
+    engine.detach()
+    assert not any(p.requires_grad or p.grad is not None for p in before.parameters())
+
+
 @pytest.mark.parametrize("outside", ["", "thaw", None])
 def test_another_word_for_outside_is_refused(outside: Any) -> None:
     with pytest.raises(CapabilityError, match="outside"):
@@ -310,7 +323,7 @@ def test_a_rule_that_changes_nothing_is_found_by_its_gradient() -> None:
         def plans(self, round: Any) -> Any:
             return make("backprop").plans(round)
 
-    with pytest.raises(CapabilityError, match="gradient of back-propagation to the last bit"):
+    with pytest.raises(CapabilityError, match="the gradient of back-propagation, so that"):
         stepped(drawn(Layered), Renamed())
     Renamed.coincides = "everywhere"
     stepped(drawn(Layered), Renamed())

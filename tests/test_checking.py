@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -15,43 +16,31 @@ import pytest
 
 import biograd
 from biograd import recipes
-from biograd.checking import Range, construct
+from biograd.checking import Count, Positive, Range, construct, convert
 from biograd.decorrelation import Decorrelation
 from biograd.errors import RecipeError
 from biograd.estimators import ESTIMATORS
 from biograd.local import LocalLosses
 from biograd.neurons import NEURONS, Leaky
-from biograd.recipes import (
-    DatasetRecipe,
-    DecorrelationRecipe,
-    EncodingRecipe,
-    LocalRecipe,
-    MixerRecipe,
-    ModelRecipe,
-    NetworkRecipe,
-    PopulationRecipe,
-    ProjectionRecipe,
-    TrainingRecipe,
-)
 from biograd.tasks import TASKS, Classes, Head, Reward
 
 MADE: list[Any] = [
     *NEURONS.values(),
     *ESTIMATORS.values(),
-    *(task for task in TASKS.values()),
+    *TASKS.values(),
     Head,
     Decorrelation,
     LocalLosses,
-    DatasetRecipe,
-    DecorrelationRecipe,
-    EncodingRecipe,
-    LocalRecipe,
-    MixerRecipe,
-    ModelRecipe,
-    NetworkRecipe,
-    PopulationRecipe,
-    ProjectionRecipe,
-    TrainingRecipe,
+    recipes.DatasetRecipe,
+    recipes.DecorrelationRecipe,
+    recipes.EncodingRecipe,
+    recipes.LocalRecipe,
+    recipes.MixerRecipe,
+    recipes.ModelRecipe,
+    recipes.NetworkRecipe,
+    recipes.PopulationRecipe,
+    recipes.ProjectionRecipe,
+    recipes.TrainingRecipe,
 ]
 NEEDED = {"outputs": 2, "source": "digits", "target": "a", "name": "a", "task": Classes(2)}
 """Arguments without a default."""
@@ -129,7 +118,7 @@ def test_a_right_value_is_taken_in_the_type_of_its_field() -> None:
     made = Leaky(threshold=2, refractory_ms=np.float32(3), time_constant_ms=[5, 6.5])  # type: ignore[arg-type]
     assert made == Leaky(threshold=2.0, refractory_ms=3.0, time_constant_ms=(5.0, 6.5))
     assert isinstance(made.threshold, float)
-    assert NetworkRecipe(hidden=[np.int64(3)]).hidden == (3,)  # type: ignore[arg-type]
+    assert recipes.NetworkRecipe(hidden=[np.int64(3)]).hidden == (3,)  # type: ignore[arg-type]
     assert Reward(2, reward=lambda outputs, targets: outputs[:, 0]).outputs == 2
 
 
@@ -147,3 +136,20 @@ def test_the_message_opens_with_the_class_and_the_field(make: Any, said: str) ->
     with pytest.raises(RecipeError) as caught:
         make()
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "hint, value, said",
+    [
+        (str | Positive, 1e31, "1e+31: must be 1e+30 at most"),
+        (str | Positive, -1, "-1.0: must be > 0"),
+        (str | int, 2.5, "2.5: must be text"),
+        (Literal["trial"] | Count, 0, "0: must be >= 1"),
+        (Literal["trial"] | Count, "trail", "'trail': did you mean"),
+        (Count | Literal["trial"] | None, "trail", "'trail': did you mean"),
+        (str | tuple[float, ...], ["a"], "'a': must be a number"),
+    ],
+)
+def test_a_value_is_judged_by_the_type_that_it_fits(hint: Any, value: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"x = {said}")):
+        convert(hint, value, "here", "x")

@@ -52,6 +52,43 @@ class Buffer(nn.Module):
         return torch.tanh(x + 0.3 * self.level)
 
 
+class Called(nn.Module):
+    """A state in an object that is called, which no look at attributes can put back."""
+
+    class Cell:
+        old: Tensor | None = None
+
+        def __call__(self, x: Tensor) -> Tensor:
+            self.old, old = torch.tanh(x).detach(), self.old
+            return torch.tanh(x if old is None or old.shape != x.shape else x + 0.8 * old)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Called.Cell()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.cell(x)
+        return found
+
+
+class Closed(nn.Module):
+    """A state in a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        old: list[Tensor] = []
+
+        def act(x: Tensor) -> Tensor:
+            before = 0.8 * old[-1] if old and old[-1].shape == x.shape else 0
+            old.append(torch.tanh(x).detach())
+            return torch.tanh(x + before)
+
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
 class Counter(nn.Module):
     """A number that acts from the third call on."""
 
@@ -250,3 +287,26 @@ def test_training_resets_or_refuses(tmp_path: Path) -> None:
     assert "credit" in str(found) and not twin._forward_pre_hooks
     with pytest.raises(CapabilityError, match="only for a module of yours"):
         biograd.train("ann", data, path=tmp_path / "c.h5", reset="reset_state", **options)
+
+
+@pytest.mark.parametrize("kind", [Called, Closed])
+@pytest.mark.parametrize("rule", SEVERAL)
+def test_state_that_cannot_be_seen_is_refused_too(rule: str, kind: type[nn.Module]) -> None:
+    engine = biograd.attach(network(kind), make(rule), outside="exact")
+    with pytest.raises(CapabilityError, match=r"a closure, a global.*reset it in forward"):
+        engine(X, Y, INDEX)
+
+
+@pytest.mark.parametrize("kind", [Called, Closed])
+def test_rule_of_one_pass_tells_of_a_state_that_cannot_be_seen(kind: type[nn.Module]) -> None:
+    engine = biograd.attach(network(kind), biograd.FeedbackAlignment())
+    engine(X, Y, INDEX)
+    assert "a closure" in engine.keeps[0]
+
+
+def test_state_that_cannot_be_seen_can_be_reset() -> None:
+    def reset(made: nn.Module) -> None:
+        made.get_submodule("1").cell.old = None  # type: ignore[union-attr, assignment]
+
+    engine = biograd.attach(network(Called), make("weak"), reset=reset)
+    assert engine(X, Y, INDEX).losses.isfinite().all() and engine.keeps == ()

@@ -145,8 +145,8 @@ def _printing(source: str) -> list[tuple[int, str]]:
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
         owner = getattr(node.func, "value", None)
-        through = [*node.args[:1]] and "visible" in ast.unparse(node.args[0])
-        through = through or (bool(node.args) and ast.unparse(node.args[0]).startswith("Plain("))
+        first = ast.unparse(node.args[0]) if node.args else ""
+        through = "visible" in first or first.startswith("Plain(")
         stream = name in ("write", "writelines") and "sys.std" in ast.unparse(owner or node)
         console = name == "print" and ast.unparse(owner or node).startswith("Console(")
         if (name in PRINTS or stream) and not through and not console:

@@ -188,12 +188,12 @@ REFUSED: dict[str, tuple[Callable[[Parts], None], dict[str, Any], str]] = {
     "group": (setting("E.active", False), {}, r"group 'E' is switched off: set E.active = True"),
     "update": (setting("E.state_updater.active", False), {}, r"\(StateUpdater\) is switched off"),
     "threshold": (
-        lambda parts: setattr(parts["E"].thresholder["spike"], "active", False),
+        setting("E.thresholder.spike.active", False),
         {},
         r"\(Thresholder\) is switched off",
     ),
     "reset": (
-        lambda parts: setattr(parts["E"].resetter["spike"], "active", False),
+        setting("E.resetter.spike.active", False),
         {},
         r"\(Resetter\) is switched off",
     ),
@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[Callable[[Parts], None], dict[str, Any], str]] = {
         r"runs in 'after_synapses': it must run in 'thresholds'",
     ),
     "reset early": (
-        lambda parts: setattr(parts["E"].resetter["spike"], "when", "before_synapses"),
+        setting("E.resetter.spike.when", "before_synapses"),
         {},
         r"runs in 'before_synapses': it must run in 'resets'",
     ),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -121,27 +122,22 @@ def test_an_import_that_does_not_end_is_ended(tmp_path: Path) -> None:
 # The console
 
 
-def _ended(number: int, seconds: float, folder: Path) -> tuple[int, str]:
-    """Return exit code and stderr of a training that is sent a signal after a time."""
-    sizes = ["--set", "dataset.training_examples=64", "--epochs", "20000"]
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "biograd",
-            "train",
-            "--model",
-            "ann",
-            *sizes,
-            "-o",
-            "run.h5",
-            "--force",
-        ],
+def _training(folder: Path, *options: str, python: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Begin a training that would take long, with options of the command and of Python."""
+    command = ["-m", "biograd", "train", "--model", "ann", "--epochs", "20000", *options]
+    return subprocess.Popen(
+        [sys.executable, *python, *command],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
+    )
+
+
+def _ended(number: int, seconds: float, folder: Path) -> tuple[int, str]:
+    """Return exit code and stderr of a training that is sent a signal after a time."""
+    small = ("--set", "dataset.training_examples=64")
+    with _training(folder, *small, "-o", "run.h5", "--force") as process:
         time.sleep(seconds)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
@@ -176,26 +172,7 @@ def test_a_hundred_signals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("marker", ["numpy._core._multiarray_umath", "torch.nn"])
 def test_a_signal_at_an_import(marker: str, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-X",
-            "importtime",
-            "-m",
-            "biograd",
-            "train",
-            "--model",
-            "ann",
-            "-o",
-            "x.h5",
-            "--epochs",
-            "20000",
-        ],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with _training(tmp_path, "-o", "x.h5", python=("-X", "importtime")) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.rpartition("|")[2].strip() == marker:

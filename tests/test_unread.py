@@ -239,10 +239,9 @@ def test_no_setting_of_a_rule_is_silent(place: Path, network: str, rule: str) ->
     found = [
         silent(place, NETWORKS[network], rule, f"estimators.{rule}.{key}", value)
         for key, value in RULES[rule]
-        if key in known
     ]
-    # targets of examples that come a second time are beyond three steps
-    assert not [text for text in found if text and "shaping" not in text]
+    assert {key for key, _ in RULES[rule]} <= {*known}
+    assert not [text for text in found if text]
 
 
 def test_settings_beside_others_that_make_them_idle() -> None:

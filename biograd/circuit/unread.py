@@ -123,7 +123,7 @@ def _mixer(recipe: ModelRecipe) -> Idle:
 
 def _neuron(recipe: ModelRecipe) -> Idle:
     kind, named = recipe.network.kind, dataclasses.fields(recipe.neuron)
-    if kind != "local_mixer" and kind != "rate":
+    if kind in ("spiking", "circuit"):
         made = [recipe.population] if kind == "spiking" else [*recipe.populations.values()]
         used = [one for one in made if not one.equations and not one.neuron]
         if used or not made:

@@ -127,7 +127,7 @@ class Decorrelation(nn.Module):
                 raise CapabilityError(f"decorrelation: {name} needs zero padding given in numbers")
             self._add(name, layer)
 
-    def _add(self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+    def _add(self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         size, weight, key = layer.weight[0].numel(), layer.weight, module_key(name)
         eye = torch.eye(size, dtype=computing(weight.dtype), device=weight.device)
@@ -179,10 +179,8 @@ class Decorrelation(nn.Module):
         bias = layer._parameters["bias"]
         assert weight is not None
         kind = computing(weight.dtype)
-        matrix, mean = (
-            self.matrices[module_key(name)].to(kind),
-            self.means[module_key(name)].to(kind),
-        )
+        key = module_key(name)
+        matrix, mean = self.matrices[key].to(kind), self.means[key].to(kind)
         grouped = weight.to(kind).reshape(len(matrix), -1, matrix.shape[-1])
         with unmixed(weight.device):
             folded = grouped @ matrix
@@ -221,10 +219,8 @@ class Decorrelation(nn.Module):
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
             seen = [inputs[name] for inputs in self._passes if name in inputs]
             rows = torch.cat([self._rows(name, visits) for visits in seen], dim=1)
-            rows = rows.to(self.matrices[module_key(name)].dtype)
-            places = zip(
-                self.matrices[module_key(name)], self.means[module_key(name)], rows, strict=True
-            )
+            matrices, means = self.matrices[module_key(name)], self.means[module_key(name)]
+            places = zip(matrices, means, rows.to(matrices.dtype), strict=True)
             energies = [self._update(*place, rate * pace) for place in places]
             self.energy[name] = torch.stack(energies).mean()
         self._passes.clear()

@@ -253,7 +253,7 @@ class Bookkeeper:
         Args:
             site: in whose block it acts; "": behind the readout.
         """
-        if isinstance(self._owner(name), NORMS) or parameter.numel() == 1:
+        if isinstance(self._owner(name), NORMS) or parameter.numel() <= 1:
             return True
         trace = self.trace.sites[site or self.sites[-1]]
         behind = self.trace.outputs if not site or trace.activity is None else trace.activity

@@ -33,8 +33,9 @@ class Withheld:
         self._ask(self.mode == "exact")
 
     def release(self) -> None:
-        """Give all parameters back as they were."""
-        self._ask(True)
+        """Give all parameters back; with "exact" they are as the user has them between passes."""
+        if self.mode == "freeze":
+            self._ask(True)
         self.parameters = []
 
     def _ask(self, gradient: bool) -> None:

@@ -16,7 +16,7 @@ from biograd.engine.batch_checks import check_device, check_layers
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
 from biograd.ranks import parallel
-from biograd.substrate.kept import Keepsake, ResetBefore, way_out
+from biograd.substrate.kept import UNSEEN, Keepsake, ResetBefore, way_out
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
@@ -30,7 +30,8 @@ class Repeated:
 
     Attributes:
         reset: what puts a network back before every pass, if it was given.
-        keeps: dotted names of the attributes in which the network keeps a state.
+        keeps: dotted names of the attributes in which the network keeps a state; ``UNSEEN``: some-
+            where else.
     """
 
     network: nn.Module
@@ -105,7 +106,7 @@ class Repeated:
             if not same():
                 changed = before.changed()
                 before.restore()
-                self.keeps = tuple(changed) if same() else ()
+                self.keeps = tuple(changed) if same() else (UNSEEN,)
                 break
             if not before.changed():
                 break

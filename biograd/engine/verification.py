@@ -52,8 +52,8 @@ def verify(
     same = [name for name in hidden if _equal(given[name], reference[name])]
     if same:
         raise CapabilityError(
-            f"{account.rule} gives {named(same)} the gradient of back-propagation to the last bit, "
-            "so that it does not act on this network: take biograd.Backpropagation, or another rule"
+            f"{account.rule} gives {named(same)} the gradient of back-propagation, so that it "
+            "does not act on this network: take biograd.Backpropagation, or another rule"
         )
     turns = getattr(estimator, "sites", "") == "round_robin"
     wanted = [entry.name for entry in account.of("rule", "readout") if not turns]

@@ -106,13 +106,12 @@ class Kickback(Broadcast):
         above = _by(slots, *_active(trace, round))
         for name, exact, weighed in zip(sites, direct, above, strict=True):
             site = trace.sites[name]
-            assert site.activity is not None
             if weighed is None:
-                yield site.activity, torch.zeros_like(site.activity) if exact is None else exact
+                yield site.output, torch.zeros_like(site.output) if exact is None else exact
                 continue
             influence = weighed.mean(1, keepdim=True) if site.timed else weighed
-            received = self.received(name, signal, site.activity) * influence
-            yield site.activity, received if exact is None else received + exact
+            received = self.received(name, signal, site.output) * influence
+            yield site.output, received if exact is None else received + exact
 
 
 def _active(trace: Trace, round: Round) -> tuple[list[Tensor], list[Tensor | None]]:

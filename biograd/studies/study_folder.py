@@ -62,14 +62,7 @@ def check(table: Table, folder: Path) -> None:
         old, new = _identity(known), _identity(json.loads(json.dumps(table)))
     except FileNotFoundError:
         return
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RecipeError(f"{path}: cannot be read as a study: delete it") from error
     changed = [name for name in old if name != "cells" and old[name] != new[name]]
     changed += [name for name, cell in old["cells"].items() if new["cells"].get(name) != cell]

@@ -19,6 +19,11 @@ from biograd.errors import CapabilityError, nearest
 
 TORCHS = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of every module, which are torch's own."""
+UNSEEN = (
+    "where no attribute of a module shows it: a closure, a global, an object that is called, or a "
+    "source of random numbers beside torch's, numpy's and Python's own"
+)
+"""Stands for a state that makes passes differ and that cannot be put back."""
 Back = Callable[[], Any]
 """Puts the contents of an object back and returns it."""
 

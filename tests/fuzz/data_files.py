@@ -143,15 +143,9 @@ def _hdf5(stream: Random, path: Path) -> str:
         values = file[name][()]
         if how == "attribute":
             given = stream.choice(VALUES[:-1])
-            table = (
-                {"classes": given}
-                if isinstance(given, (int, float, str)) and "\0" not in str(given)
-                else {}
-            )
-            for key, value in table.items():
-                file.attrs[stream.choice([key, "dt_ms", "axes", "task", "time_unit"])] = (
-                    float(value) if isinstance(value, int) else value
-                )
+            if isinstance(given, (int, float, str)) and "\0" not in str(given):
+                key = stream.choice(["classes", "dt_ms", "axes", "task", "time_unit"])
+                file.attrs[key] = float(given) if isinstance(given, int) else given
             return how
         if how == "rename":
             file.move(name, stream.choice(["x_train", "times", "offsets", "odd\x1b"]))

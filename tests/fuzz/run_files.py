@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -46,17 +48,11 @@ def prepare(folder: Path) -> None:
 def mutate(stream: Random, folder: Path) -> str:
     """Damage one of the two forms of a run, which keeps the name ``run.h5``."""
     if stream.random() < 0.6:
-        _discard(folder / "other.h5.parts")
+        shutil.rmtree(folder / "other.h5.parts")
         return _file(stream, folder / "run.h5", canary=folder / "canary")
     (folder / "run.h5").unlink()
     (folder / "other.h5.parts").rename(folder / "run.h5.parts")
     return _parts(stream, folder / "run.h5.parts")
-
-
-def _discard(parts: Path) -> None:
-    import shutil
-
-    shutil.rmtree(parts)
 
 
 def _file(stream: Random, path: Path, canary: Path) -> str:
@@ -161,8 +157,6 @@ def _huge(stream: Random, file: h5py.File, name: str) -> str:
 
 
 def _bomb(stream: Random, file: h5py.File, name: str) -> str:
-    import zlib
-
     dtype = getattr(file[name], "dtype", np.dtype("f4"))
     del file[name]
     chunk, count = 2**20, stream.choice([10, 1000])

@@ -67,7 +67,7 @@ def _large(value: float) -> str:
     return f"{value:.0f}"
 
 
-FORMULA = "=+-@＝＋－＠"
+FORMULA = tuple("=+-@＝＋－＠")
 """With these a spreadsheet begins what it computes, or runs."""
 
 
@@ -83,5 +83,5 @@ def spreadsheet_cell(value: Any) -> Any:
     try:
         float(text)
     except ValueError:
-        return f"'{text}" if text.lstrip()[:1] in tuple(FORMULA) else text
+        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
     return text
