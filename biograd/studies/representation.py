@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biograd import data, experiment
+from biograd import data, disk, experiment
 from biograd.experiment import Experiment
 from biograd.progress import Progress
 from biograd.recipes import Positive, Range, Table, construct
@@ -257,5 +257,6 @@ def _draw(found: dict[str, dict[str, MeasuredBlock]], path: Path) -> Path:
         bar = figure.colorbar(image, ax=axes, shrink=0.6)
         bar.set_label("dissimilarity, 1 - correlation", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    figure.savefig(path, bbox_inches="tight")
+    with disk.replacing(path) as stream:
+        figure.savefig(stream, format="png", bbox_inches="tight")
     return path
