@@ -400,7 +400,10 @@ class LayerWise(nn.Module):
     ],
 )
 def test_rules_that_act_in_biograds_neurons_are_refused_on_others(rule: Estimator) -> None:
-    with pytest.raises(CapabilityError, match="would be back-propagation under another name"):
+    reason = (
+        "would be back-propagation under another name|window = 2: has no effect where no neurons"
+    )
+    with pytest.raises(CapabilityError, match=reason):
         stepped(drawn(LayerWise), rule)
     stepped(build("mlp").float(), type(rule)())  # without time and thresholds they are as they say
 
@@ -459,7 +462,9 @@ def test_every_cell_is_right_or_refused_with_a_way_out(name: str, rule: str) -> 
                 assert gradient is None or not gradient.any()
             elif entry.creditor == "outside":
                 assert gradient is None if outside == "freeze" else equal(gradient, known)
-            elif entry.creditor == "readout" and rule not in ("decoupling", "predictive_coding"):
+            elif entry.creditor == "readout":
+                if rule in ("decoupling", "predictive_coding") and engine.hidden:
+                    continue  # its gradient is exact at the targets that the readout receives
                 small = 1e-3 if rule == "kolen_pollack" else 1e-6  # which adds its decay
                 assert gradient is not None and known is not None
                 assert torch.allclose(gradient, known, rtol=1e-3, atol=small)

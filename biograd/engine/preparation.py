@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 from biograd.engine.accounted import Accounted
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
+from biograd.engine.settings import check_read
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
@@ -140,6 +141,8 @@ class Prepared(Accounted):
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
         self.estimator.check_trace(trace)
+        steps = max(shape.steps for shape in self._shapes.values())
+        check_read(self.estimator, self.substrate.sites, steps, bool(self.substrate.populations))
         trace = self._know_currents(trace, encoded, targets, stream)
         self._settle(encoded, targets)
         readout, exact = self.substrate.sites[-1].name, self.differentiable and self.leads

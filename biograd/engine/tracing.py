@@ -1,4 +1,4 @@
-"""What lies behind a current, told by differences: thresholds, simulators, memory."""
+"""Whether losses follow a current as their derivative says; behind a simulator they do not."""
 
 from __future__ import annotations
 
@@ -55,28 +55,3 @@ def _small(site: SiteTrace, stream: torch.Generator) -> Tensor:
     draw = torch.randn(shape, generator=stream, device=stream.device).to(mean)
     coarse = torch.finfo(site.visits[0].outputs[0].dtype).eps > 1e-4  # rounding must be less
     return draw * ((10 * SIZE if coarse else SIZE) * mean.square().mean().sqrt())
-
-
-def remembers(site: SiteTrace) -> bool:
-    """Return whether a block's activity follows from its current of before, but not of later.
-
-    The first axis of the units is then time, and the block has a memory.
-
-    Args:
-        site: of a plan whose graph leads from the current to the activity.
-    """
-    outputs, activity = site.visits[0].outputs, site.activity
-    if len(outputs) > 1:
-        return True
-    current = outputs[0]
-    if activity is None or not activity.requires_grad or current.dim() < 3:
-        return False
-    steps = current.shape[1]
-    if activity.dim() < 3 or activity.shape[1] != steps or steps < 3:
-        return False
-    middle = activity[:, steps // 2].sum()
-    (found,) = torch.autograd.grad(middle, current, retain_graph=True, allow_unused=True)
-    if found is None:
-        return False
-    past, future = found[:, : steps // 2], found[:, steps // 2 + 1 :]
-    return bool(past.any()) and not bool(future.any())

@@ -61,7 +61,8 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
-        in_time, recurrent: settings that only act in networks with time, with recurrent weights.
+        in_time, in_neurons, recurrent: settings that only act where a current has steps, where
+            there are neurons of biograd's over time, or recurrent weights.
     """
 
     needs: frozenset[Capability] = frozenset()
@@ -81,7 +82,8 @@ class Estimator(nn.Module):
     one_to_one: ClassVar[bool] = False
     graphless: bool = False
     divides: ClassVar[Division] = ""
-    in_time: ClassVar[tuple[str, ...]] = ("time_bin", "window")
+    in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
+    in_neurons: ClassVar[tuple[str, ...]] = ("window",)
     recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
 
     @classmethod

@@ -78,12 +78,12 @@ class TorchSubstrate:
         self._pass: Pass | None = None
         self._shapes: dict[str, SiteShape] = {}
         self._before = before(self.sites)
-        self._populations = {
+        self.populations = {
             name: part
             for name, part in module.named_modules()
             if isinstance(getattr(part, "transport", None), Transport)
         }
-        self._temporal = frozenset(s.name for s in self.sites if s.neurons in self._populations)
+        self._temporal = frozenset(s.name for s in self.sites if s.neurons in self.populations)
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         for site in self.sites:
@@ -107,11 +107,6 @@ class TorchSubstrate:
     def _hook(self, hook: Any) -> Any:
         self._hooks.append(hook)
         return hook
-
-    @property
-    def transports(self) -> bool:
-        """Whether a plan's ``transport`` acts on populations of the module."""
-        return isinstance(self.module, Network) or bool(self._populations)
 
     @property
     def recording(self) -> bool:
@@ -206,13 +201,13 @@ class TorchSubstrate:
     def _running(self, now: Pass) -> Iterator[None]:
         transport = now.plan.transport
         timed = transport.window is not None and any(s.steps > 1 for s in self._shapes.values())
-        if timed and not self._populations:
+        if timed and not self.populations:
             raise CapabilityError(
                 f"{type(self.module).__name__} runs through time by itself, where credit cannot be "
                 "cut: take a recurrent or spiking network of biograd.build"
             )
         self._pass = now
-        for name, population in self._populations.items():
+        for name, population in self.populations.items():
             population.__dict__["transport"] = transport
             population.__dict__["handed"] = now.states.setdefault(name, [])
             now.variables[name] = getattr(population, "variables", 0)
@@ -220,7 +215,7 @@ class TorchSubstrate:
             yield
         finally:
             self._pass = None
-            for population in self._populations.values():
+            for population in self.populations.values():
                 population.__dict__.pop("transport", None)
                 population.__dict__.pop("handed", None)
 
