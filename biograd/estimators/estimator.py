@@ -46,7 +46,8 @@ class Estimator(nn.Module):
             targets) can make its credit that of back-propagation, so that the first step may not
             be refused for it.
         learns_hidden: False if only the readout is trained.
-        objective: what hidden layers descend, in words, if it is not the loss of the outputs.
+        objective: what hidden layers descend, in words, if it is not the loss of the outputs;
+            ``followed`` is then its value.
         passes: forward passes per example and step, in words.
         bias: of the estimate, in words.
         reference: where the rule comes from.
@@ -129,6 +130,10 @@ class Estimator(nn.Module):
 
     def after(self, traces: Sequence[Trace], round: Round) -> None:
         """Learn what the estimator itself learns; called after the optimiser's step."""
+
+    def followed(self, traces: Sequence[Trace], round: Round) -> Tensor | None:
+        """Return the value of ``objective`` in a step, which hidden layers lower; None: none."""
+        return None
 
     def measures(self) -> dict[str, float]:
         """Return what the last step found, by name; the run file keeps it once an epoch."""
