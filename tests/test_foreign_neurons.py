@@ -235,7 +235,11 @@ def test_without_memory_and_thresholds_all_is_taken() -> None:
         gradients(drawn(network), biograd.SpatialLearningThroughTime())
         with pytest.raises(CapabilityError, match="thresholds of its own"):
             gradients(drawn(network), biograd.UnitwiseGradient())
-    gradients(drawn(lambda: Chain(Course(), FIRST(), Foreign(False), LAST())), RULES["unitwise"]())
+    for network in (
+        lambda: Chain(Course(), FIRST(), Foreign(False), LAST()),
+        lambda: Chain(Course(), FIRST(), nn.ReLU(inplace=True), LAST()),
+    ):
+        gradients(drawn(network), biograd.UnitwiseGradient())
 
 
 def test_thresholds_behind_the_last_layer_count() -> None:

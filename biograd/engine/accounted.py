@@ -15,10 +15,9 @@ from biograd.contracts import Plan, Trace, Transport
 from biograd.decorrelation import Decorrelation
 from biograd.engine import structure
 from biograd.engine.accounting import Account, Bookkeeper, check_outside, trained
-from biograd.engine.foreign_neurons import ForeignNeurons
+from biograd.engine.foreign_neurons import ForeignNeurons, smooth
 from biograd.engine.outside import Withheld
 from biograd.engine.repeating_passes import Repeated
-from biograd.engine.tracing import smooth
 from biograd.engine.verification import comparable
 from biograd.errors import CapabilityError
 from biograd.estimators.weight_perturbation import gradients

@@ -78,7 +78,7 @@ class TorchSubstrate:
         self._pass: Pass | None = None
         self._shapes: dict[str, SiteShape] = {}
         self._before = before(self.sites)
-        self.populations = {
+        self.populations: Mapping[str, nn.Module] = {
             name: part
             for name, part in module.named_modules()
             if isinstance(getattr(part, "transport", None), Transport)
