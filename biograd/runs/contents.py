@@ -50,6 +50,8 @@ PARTS = {
     **dict.fromkeys(TEXTS, dict),
 }
 """What a run says of itself, and its types."""
+TABLES = ("versions", "distributions", "slurm", "git", "brian2")
+"""Parts of the environment that are tables; those that are not known are missing, or null."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +227,9 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         if not isinstance(values.get(name), kind):
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
         found[name] = values[name]
+    for name in TABLES:
+        if not isinstance(found["environment"].get(name) or {}, dict):
+            raise RunFileError(f"{where}: is damaged (environment.{name} is not dict)")
     found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
     if not all(
         isinstance(one, dict) and isinstance(one.get("credit"), str)
