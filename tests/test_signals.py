@@ -99,7 +99,7 @@ def test_a_signal_in_an_import_stops_the_training_that_follows(
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with ending(keep=True):
+        with ending(keep=True), graceful():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
