@@ -76,9 +76,10 @@ def test_what_is_finished_stays_and_the_rest_goes_on(
     process = begin(folder, "--workers", "2")
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert finished.items() <= {
-        path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.h5")
-    }.items()
+    assert (
+        finished.items()
+        <= {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.h5")}.items()
+    )
     assert accuracies(folder) == undisturbed and len(undisturbed) == 6
 
 

@@ -191,15 +191,15 @@ def check_version(where: object, form: object, version: object) -> None:
         raise RunFileError(f"{where}: has format version {version}, newer than {VERSION}: update")
 
 
-def read_parts(place: RunPaths) -> Contents:
-    """Return the contents of a parts folder.
+def read_parts(place: RunPaths, header: Mapping[str, Any] | None = None) -> Contents:
+    """Return the contents of a parts folder, whose header may be known.
 
     Raises:
         RunFileError: a file of it is damaged.
         FileNotFoundError: it was packed meanwhile.
     """
     where = place.parts / "header.json"
-    header = read_object(where)
+    header = read_object(where) if header is None else header
     check_version(where, header.get("format"), header.get("format_version"))
     commits = read_commits(place.parts / "commits.jsonl")
     segments = [Segment(segment_path(place, c.segment), c.sha256, c.size) for c in commits]
