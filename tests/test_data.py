@@ -571,4 +571,6 @@ def test_hdf5_that_says_more_than_it_stores_is_refused(tmp_path: Path) -> None:
         file.create_dataset("x", (10**7, 10**4), "f4", chunks=(1000, 100))
         file["y"] = np.zeros(10)
     request = Request(DatasetRecipe("hdf5", path=str(path)), "bomb")
-    assert "x: it declares 400000000000 bytes, and 0 are there" in message(DataError, lambda: hdf5.read(request))
+    assert "x: it declares 400000000000 bytes, and 0 are there" in message(
+        DataError, lambda: hdf5.read(request)
+    )
