@@ -155,6 +155,10 @@ class Substrate(Protocol):
         """Make each group of sites one, which has the first's name and the layers of all."""
         ...
 
+    def recur(self, inner: Mapping[str, Sequence[str]]) -> None:
+        """Let layers of sites be those that their own block feeds; they stand behind the others."""
+        ...
+
     def close(self) -> None:
         """Remove every hook."""
         ...

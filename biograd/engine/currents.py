@@ -1,4 +1,4 @@
-"""What a first look tells of a network's currents: which layers share one, and what varies.
+"""What a first look tells of a network's currents: which layers share one, feed back, and vary.
 
 Noise at two layers whose outputs add up to one current would be drawn twice and each regression
 would take the other's for chance; so such layers are one site, with one noise and one credit.
@@ -6,12 +6,12 @@ would take the other's for chance; so such layers are one site, with one noise a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from biograd.contracts import Plan, SiteShape, Trace
+from biograd.contracts import Plan, SiteShape, SiteTrace, Trace
 from biograd.randomness import generator
 
 Losses = Callable[[Plan], Tensor]
@@ -49,6 +49,47 @@ def shared(names: Sequence[str], trace: Trace, losses: Losses) -> list[list[str]
             elif _zero(_change(losses, {group[0]: noise, name: -noise}, shape), change):
                 group.append(name)
     return [group for group in groups if len(group) > 1]
+
+
+def looped(trace: Trace) -> bool:
+    """Return whether a layer is called several times in a pass."""
+    return any(len(v.outputs) > 1 for site in trace.sites.values() for v in site.visits)
+
+
+def unlinked(layers: Iterable[str]) -> Plan:
+    """Return the plan of a pass whose graph ends at every layer's input."""
+    return Plan(detach=frozenset(layers), slots=True)
+
+
+def recurrent(layers: Mapping[str, Sequence[str]], trace: Trace) -> dict[str, tuple[str, ...]]:
+    """Return the layers that receive what their own site's current has become, site by site.
+
+    Args:
+        layers: of each site.
+        trace: of the plan ``unlinked``, so that whatever passes another layer does not count.
+    """
+    found = {
+        name: tuple(
+            layer
+            for layer, visits in zip(names, trace.sites[name].visits, strict=True)
+            if _reached(visits.received, trace.sites[name])
+        )
+        for name, names in layers.items()
+        if name in trace.sites
+    }
+    return {name: own for name, own in found.items() if own}
+
+
+def _reached(values: Sequence[Tensor], site: SiteTrace) -> bool:
+    """Return whether a derivative leads from values to a site's current."""
+    live = [value.sum() for value in values if value.requires_grad]
+    outputs = [o for visits in site.visits for o in visits.outputs if o.requires_grad]
+    if not live or not outputs:
+        return False
+    found = torch.autograd.grad(
+        torch.stack(live).sum(), outputs, retain_graph=True, allow_unused=True
+    )
+    return any(gradient is not None for gradient in found)
 
 
 def _by_shape(names: Sequence[str], trace: Trace) -> dict[SiteShape, list[str]]:

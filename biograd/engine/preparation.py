@@ -172,19 +172,49 @@ class Prepared(Accounted):
         else:
             varies = bool(self.hidden) and currents.varying(trace, self.hidden[0])
         self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
+        if not getattr(self.substrate, "joinable", False):
+            return trace
+        if self._shares_currents():
+
+            def losses(plan: Plan) -> Tensor:
+                return self._tried(plan, encoded, targets, stream).losses
+
+            groups = currents.shared(self.hidden, trace, losses)
+            if groups:
+                self.substrate.join(groups)
+                trace = self._look_again(groups, encoded, targets, stream)
+        if self._blockwise and currents.looped(trace):
+            layers = {site.name: site.modules for site in self.substrate.sites}
+            plan = currents.unlinked(name for names in layers.values() for name in names)
+            found = currents.recurrent(layers, self._tried(plan, encoded, targets, stream))
+            if found:
+                self.substrate.recur(found)
+                trace = self._look_again([], encoded, targets, stream)
+        return trace
+
+    @property
+    def _blockwise(self) -> bool:
+        """Whether credit is stopped behind blocks, which is known of ``_look`` on."""
+        return self.estimator.blockwise or self.local is not None
+
+    def _shares_currents(self) -> bool:
+        """Return whether layers that feed one current must be one site for this rule."""
         needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
-        noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
-        single = self.estimator.one_to_one or not isinstance(sites, str)
-        if not noisy or single or not getattr(self.substrate, "joinable", False):
-            return trace
+        noisy = bool(needs & {"perturb_site", "jvp_site"})
+        return (noisy or self._blockwise) and isinstance(sites, str)
 
-        def losses(plan: Plan) -> Tensor:
-            return self._tried(plan, encoded, targets, stream).losses
+    def _look_again(
+        self,
+        groups: Sequence[Sequence[str]],
+        encoded: Tensor,
+        targets: Tensor,
+        stream: torch.Generator,
+    ) -> Trace:
+        """Return what a pass shows of sites that are others than before.
 
-        groups = currents.shared(self.hidden, trace, losses)
-        if not groups:
-            return trace
-        self.substrate.join(groups)
+        Args:
+            groups: names of sites that are now one.
+        """
         trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
         known = {name: size for name, size in self.scales.items() if name in self._shapes}

@@ -77,6 +77,7 @@ class TorchSubstrate:
         self.shared = SharedRandomness(module)
         self._pass: Pass | None = None
         self._shapes: dict[str, SiteShape] = {}
+        self._reached: dict[str, int] = {}
         self._before = before(self.sites)
         self._populations = {
             name: part
@@ -200,6 +201,7 @@ class TorchSubstrate:
             temporal=self._temporal,
             readout=self.sites[-1].name,
             visits={site.name: [Visits(time) for time in site.time] for site in self.sites},
+            known=self._reached,
         )
 
     @contextmanager
@@ -234,10 +236,7 @@ class TorchSubstrate:
         found = {s.name: dataclasses.replace(s, time=(True,) * len(s.time))
                  for s in plain if self._in_time(s, steps)}  # fmt: skip
         if found:
-            self.sites = tuple(found.get(site.name, site) for site in self.sites)
-            self._before, self._shapes = before(self.sites), {}
-            for hook in self._hooks:
-                hook.site = found.get(hook.site.name, hook.site)
+            self._now(tuple(found.get(site.name, site) for site in self.sites))
         return bool(found)
 
     def join(self, groups: Sequence[Sequence[str]]) -> None:
@@ -247,14 +246,39 @@ class TorchSubstrate:
             layers = tuple(layer for name in group for layer in found[name].modules)
             times = tuple(time for name in group for time in found[name].time)
             joint = dataclasses.replace(found[group[0]], modules=layers, time=times)
-            for hook in self._hooks:
-                if hook.site.name in group:
-                    hook.place = layers.index(hook.site.modules[hook.place])
-                    hook.site = joint
             found = {n: joint if n == group[0] else s for n, s in found.items()
                      if n not in group[1:]}  # fmt: skip
-        self.sites = tuple(found.values())
-        self._before, self._shapes = before(self.sites), {}
+        self._now(tuple(found.values()))
+
+    def recur(self, inner: Mapping[str, Sequence[str]]) -> None:
+        """Let layers of sites be those that their own block feeds; they stand behind the others."""
+        found = []
+        for site in self.sites:
+            own = tuple(inner.get(site.name, ()))
+            order = sorted(range(len(site.modules)), key=lambda at: site.modules[at] in own)
+            found.append(
+                dataclasses.replace(
+                    site,
+                    modules=tuple(site.modules[at] for at in order),
+                    time=tuple(site.time[at] for at in order),
+                    inner=own,
+                )
+            )
+        self._now(tuple(found))
+
+    def _now(self, sites: tuple[Site, ...]) -> None:
+        """Take other sites of the same layers."""
+        home = {layer: site for site in sites for layer in site.modules}
+        for hook in self._hooks:
+            layer = hook.site.modules[hook.place]
+            if layer in home:
+                hook.site, hook.place = home[layer], home[layer].modules.index(layer)
+        self.sites = sites
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Forget what passes have shown: the sites are others."""
+        self._before, self._shapes, self._reached = before(self.sites), {}, {}
 
     def _in_time(self, site: Site, steps: int) -> bool:
         layers = [self.module.get_submodule(name) for name in site.modules]
@@ -271,6 +295,9 @@ class TorchSubstrate:
             called = [site for site in self.sites if site.modules[0] in last]
             self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
             self._before = before(self.sites)
+            now.reached.clear()  # in another order, another layer may follow
+        if not self._reached and now.reached:
+            self._reached = dict(now.reached)
         steps = self.module.steps if isinstance(self.module, Network) else None
         for site in self.sites:
             outputs = now.visits[site.name][0].outputs
@@ -379,9 +406,13 @@ class TorchSubstrate:
         """Record, perturb or cut a site's current; called by its hook."""
         return None if self._pass is None else self._pass.leave(site, place, output)
 
-    def reach(self, site: Site, output: Any) -> Tensor | None:
-        """Record or cut a block's output; called by its hook."""
-        return None if self._pass is None else self._pass.reach(site, output)
+    def reach(self, site: Site, output: Any) -> Any:
+        """Record or cut a block's output, the first of several; called by its hook."""
+        if self._pass is None:
+            return None
+        if isinstance(output, tuple) and output:  # what else neurons return is their state
+            return (self._pass.reach(site, output[0]), *output[1:])
+        return self._pass.reach(site, output)
 
 
 DIFFERENTIAL: frozenset[Capability] = frozenset(("vjp", "local_vjp", "jvp_site", "jvp_parameter"))
