@@ -27,6 +27,11 @@ DT, TAU, TAU_SYNAPSE, TAU_READOUT, SLOPE = 1.0, 8.0, 4.0, 20.0, 3.0
 BETA, ALPHA, KEPT = (math.exp(-DT / tau) for tau in (TAU, TAU_SYNAPSE, TAU_READOUT))
 
 
+def decay(value: float) -> Tensor:
+    """Return a decay as a tensor, which snnTorch does not round to float32."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def fire(distance: Tensor) -> Tensor:
     """Return spikes in the type of the potential, unlike snnTorch's surrogates."""
     return spike(distance, slope=SLOPE)
@@ -42,13 +47,19 @@ class Loop(nn.Module):
     def __init__(self, course: bool = True) -> None:
         super().__init__()
         self.course = course
-        self.first, self.second = nn.Linear(INPUTS, UNITS), nn.Linear(UNITS, UNITS)
-        self.neurons, self.others = self.cell(), self.cell()
+        self.first, self.neurons = self.layer(), self.cell()
+        self.second, self.others = nn.Linear(self.inner, UNITS), self.cell()
         self.readout = nn.Linear(UNITS, OUTPUTS)
+
+    inner = UNITS
+
+    def layer(self) -> nn.Module:
+        """Return the first layer."""
+        return nn.Linear(INPUTS, UNITS)
 
     def cell(self) -> nn.Module:
         """Return the neurons of a layer."""
-        return snntorch.Leaky(beta=BETA, spike_grad=fire)
+        return snntorch.Leaky(beta=decay(BETA), spike_grad=fire)
 
     def begin(self, inputs: Tensor) -> list[Any]:
         """Return the state of each layer's neurons."""
@@ -74,11 +85,14 @@ class Loop(nn.Module):
 class Convolutional(Loop):
     """A convolution, pooling, neurons; then a dense layer with neurons."""
 
+    inner = 2 * (SIDE // 2) ** 2
+
     def __init__(self, course: bool = True) -> None:
         super().__init__(course)
-        self.first = nn.Conv2d(1, 2, 3, padding=1)  # type: ignore[assignment]
         self.pool = nn.AvgPool2d(2)
-        self.second = nn.Linear(2 * (SIDE // 2) ** 2, UNITS)
+
+    def layer(self) -> nn.Module:
+        return nn.Conv2d(1, 2, 3, padding=1)
 
     def begin(self, inputs: Tensor) -> list[Any]:
         half = SIDE // 2
@@ -91,11 +105,24 @@ class Convolutional(Loop):
         return spikes
 
 
+class PooledSpikes(Convolutional):
+    """The same with the pooling behind the neurons."""
+
+    def begin(self, inputs: Tensor) -> list[Any]:
+        return [inputs.new_zeros(len(inputs), 2, SIDE, SIDE), inputs.new_zeros(len(inputs), UNITS)]
+
+    def step(self, now: Tensor, states: list[Any]) -> Tensor:
+        current = self.first(now.unflatten(1, (1, SIDE, SIDE)))
+        spikes, states[0] = self.neurons(current, states[0])
+        spikes, states[1] = self.others(self.second(self.pool(spikes).flatten(1)), states[1])
+        return spikes
+
+
 class Recurrent(Loop):
     """snnTorch's own recurrent neurons, whose recurrent layer lies within them."""
 
     def cell(self) -> nn.Module:
-        neurons = snntorch.RLeaky(beta=BETA, spike_grad=fire, linear_features=UNITS)
+        neurons = snntorch.RLeaky(beta=decay(BETA), spike_grad=fire, linear_features=UNITS)
         neurons.recurrent = nn.Linear(UNITS, UNITS, bias=False)
         return neurons
 
@@ -114,7 +141,7 @@ class Filtered(Loop):
     """Neurons of second order behind a synaptic filter."""
 
     def cell(self) -> nn.Module:
-        return snntorch.Synaptic(alpha=ALPHA, beta=BETA, spike_grad=fire)
+        return snntorch.Synaptic(alpha=decay(ALPHA), beta=decay(BETA), spike_grad=fire)
 
     def begin(self, inputs: Tensor) -> list[Any]:
         return [[inputs.new_zeros(len(inputs), UNITS)] * 2 for _ in range(2)]
@@ -162,7 +189,7 @@ class TwoExponentials(Loop):
     """snnTorch's Alpha, whose membrane is the difference of two filters."""
 
     def cell(self) -> nn.Module:
-        return snntorch.Alpha(alpha=BETA, beta=ALPHA, spike_grad=fire)
+        return snntorch.Alpha(alpha=decay(BETA), beta=decay(ALPHA), spike_grad=fire)
 
     def begin(self, inputs: Tensor) -> list[Any]:
         return [[inputs.new_zeros(len(inputs), UNITS)] * 3 for _ in range(2)]
@@ -177,7 +204,7 @@ class Hidden(Loop):
     """snnTorch's neurons that keep their state, reset at the start of ``forward``."""
 
     def cell(self) -> nn.Module:
-        return snntorch.Leaky(beta=BETA, spike_grad=fire, init_hidden=True)
+        return snntorch.Leaky(beta=decay(BETA), spike_grad=fire, init_hidden=True)
 
     def step(self, now: Tensor, states: list[Any]) -> Tensor:
         spikes: Tensor = self.others(self.second(self.neurons(self.first(now))))
@@ -210,6 +237,7 @@ LOOPS: dict[str, Callable[[], Loop]] = {
     "dense": Loop,
     "hidden state": Hidden,
     "convolution": Convolutional,
+    "pooled spikes": PooledSpikes,
     "recurrent": Recurrent,
     "filtered": Filtered,
     "alpha": Alpha,
@@ -252,7 +280,7 @@ def built(name: str) -> nn.Module:
         gain *= 1 - ALPHA
         neuron = AlphaSynapse(**known, resistance=1 / gain, rise_time_constant_ms=TAU_SYNAPSE)
     convolution: dict[str, Any] = {}
-    if name == "convolution":
+    if name == "pooled spikes":
         convolution = {"channels": (2,), "stride": 1, "pooling": 2, "hidden": (UNITS,)}
     shape = {"kind": "spiking", "hidden": (UNITS, UNITS), "dtype": "float64", **convolution}
     recipe = ModelRecipe(

@@ -42,6 +42,8 @@ class Round:
         varying: whether the inputs vary between the steps of a trial.
         differentiable: whether the readout has an exact gradient: its loss has a graph, and no
             neurons follow; if not, the readout, too, is perturbed.
+        unrolled: whether the network runs through time by itself, with neurons in which no plan's
+            transport acts.
     """
 
     batch: int
@@ -69,6 +71,7 @@ class Round:
     timed: bool = False
     varying: bool = False
     differentiable: bool = True
+    unrolled: bool = False
 
     @property
     def perturbed(self) -> tuple[str, ...]:

@@ -21,12 +21,14 @@ class Visits:
             in every step), ``K`` (the mean current of each bin) or the number of steps.
         inputs: what the layer received in each call, without a graph.
         received: the same with the graph, if the plan has slots.
+        credited: whether something that is differentiated led to one of them.
     """
 
     time: bool
     outputs: list[Tensor] = dataclasses.field(default_factory=list)
     inputs: list[Tensor] = dataclasses.field(default_factory=list)
     received: list[Tensor] = dataclasses.field(default_factory=list)
+    credited: bool = False
 
     def binned(self, steps: int, time_bin: int | None) -> Tensor:
         """Return the mean output in each bin, ``[B, K, *U]``."""

@@ -98,6 +98,7 @@ class Engine(Prepared):
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
         self.account, self.leads, self.withheld = None, True, Withheld(outside)
+        self.unrolled = False
         self._trained: list[int] = []
         self.keeps: tuple[str, ...] = ()
         self.reset = None if reset is None else ResetBefore(network, reset)

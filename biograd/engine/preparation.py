@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 from biograd.engine.accounted import Accounted
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
+from biograd.engine.tracing import remembers
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
@@ -91,6 +92,7 @@ class Prepared(Accounted):
             timed=self.timed,
             varying=self.varying,
             differentiable=self.differentiable and self.leads,
+            unrolled=self.unrolled,
             **self._structure,
         )
 
@@ -172,6 +174,8 @@ class Prepared(Accounted):
         else:
             varies = bool(self.hidden) and currents.varying(trace, self.hidden[0])
         self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
+        if self.estimator.divides_steps and not self.substrate.transports:
+            self._find_time(encoded, targets, stream)
         if not getattr(self.substrate, "joinable", False):
             return trace
         if self._shares_currents():
@@ -194,8 +198,22 @@ class Prepared(Accounted):
 
     @property
     def _blockwise(self) -> bool:
-        """Whether credit is stopped behind blocks, which is known of ``_look`` on."""
-        return self.estimator.blockwise or self.local is not None
+        """Whether credit is stopped behind blocks."""
+        own = self.estimator.blockwise and (self.unrolled or not self.estimator.divides_steps)
+        return own or self.local is not None
+
+    def _find_time(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        """See whether the network runs through time by itself."""
+        trace = self._tried(Plan(), encoded, targets, stream)
+        sites = [trace.sites[name] for name in self.hidden]
+        live = [site for site in sites if site.visits[0].outputs[0].requires_grad]
+        self.unrolled = any(remembers(site) for site in live)
+        if self.unrolled and self.local is not None:
+            raise CapabilityError(
+                f"{type(self.network).__name__} runs through time by itself, where "
+                f"{type(self.estimator).__name__} divides the loss of the outputs alone by step: "
+                "leave local losses out, or take a network of biograd.build"
+            )
 
     def _shares_currents(self) -> bool:
         """Return whether layers that feed one current must be one site for this rule."""

@@ -79,9 +79,11 @@ class Pass:
             return self.shared[1]
         if self.kind != "clean":
             return inputs
-        self.visits[site.name][place].inputs.append(inputs.detach())
+        visits = self.visits[site.name][place]
+        visits.inputs.append(inputs.detach())
+        visits.credited |= inputs.requires_grad
         if self.plan.slots:
-            self.visits[site.name][place].received.append(inputs)
+            visits.received.append(inputs)
         if layer in self.plan.transport.feedback or self._divides(site):
             self._live[layer] = inputs.detach() if layer in self.plan.detach else inputs
             return inputs.detach()
