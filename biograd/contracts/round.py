@@ -38,7 +38,8 @@ class Round:
         inner: name of a block to the layers that its own activity feeds.
         spread: a site and values for each cell of its local loss, ``[..., *cells]``, to the
             values for its units, ``[..., *U]``: those of the cells that they act on, summed.
-        timed: whether the task is one in time, with targets in every step.
+        timed: whether the task is one in time, with targets in every step, or the outputs are
+            those of every step.
         varying: whether the inputs vary between the steps of a trial.
         differentiable: whether the readout has an exact gradient: its loss has a graph, and no
             neurons follow; if not, the readout, too, is perturbed.

@@ -46,7 +46,7 @@ def by_step(trace: Trace, round: Round, window: int) -> Iterator[tuple[str, Tens
                 f"site {name}: no layer behind it takes its activity: name the module that returns "
                 "it, sites=[biograd.Site(..., activity=...)]"
             )
-        tensors, messages = zip(*above, strict=True)
+        tensors = [tensor for tensor, _ in above]
         arrived = arriving(tensors, [m.to(t.dtype) for t, m in above], site.slot)
         pairs = list(_passed(site, name, arrived, window))
         above += pairs

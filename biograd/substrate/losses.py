@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from biograd.contracts import Objective, ParameterNoise, Trace
 from biograd.contracts.precision import forget_casts, unmixed, widened
 from biograd.errors import CapabilityError
-from biograd.substrate.forward_derivatives import from_backward
+from biograd.substrate.foreign_functions import from_backward
 from biograd.substrate.passes import Pass
 
 Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]

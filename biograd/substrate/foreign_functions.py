@@ -1,14 +1,14 @@
-"""Forward derivatives of functions that only say their backward one.
+"""Autograd functions of other libraries, seen where they are applied: surrogates, above all.
 
-The surrogates of spiking libraries are autograd functions with a ``backward``, ``v -> J^T v``, and
-no ``jvp``, ``u -> J u``.  One follows from the other: where every output depends on one element of
-the input, ``J`` is diagonal and ``J u = (J^T 1) u``; elsewhere ``J^T v`` is linear in ``v``, and its
-own derivative by ``v``, transposed, is ``J``.
+They have a ``backward``, ``v -> J^T v``, and no ``jvp``, ``u -> J u``.  One follows from the other:
+where every output depends on one element of the input, ``J`` is diagonal and ``J u = (J^T 1) u``;
+elsewhere ``J^T v`` is linear in ``v``, and its own derivative by ``v``, transposed, is ``J``.  A
+function whose values are 1 above zero and 0 below is a threshold, whose slope a rule may replace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,15 @@ HOME: Any = Function.__mro__[1]
 """The class from which every autograd function has its ``apply`` and a ``jvp`` that only raises."""
 
 
+Slope = Callable[[Tensor], Tensor]
+"""Distance to the threshold to the derivative of the spike."""
+
+
 @contextmanager
-def from_backward() -> Iterator[None]:
-    """Give functions without a ``jvp`` one from their ``backward`` while the context is open."""
+def _watched(apply: Callable[..., Any]) -> Iterator[None]:
+    """Let every autograd function go through ``apply`` while the context is open."""
     before = HOME.__dict__.get("apply")
-    HOME.apply = classmethod(_applied)
+    HOME.apply = classmethod(apply)
     try:
         yield
     finally:
@@ -34,9 +38,42 @@ def from_backward() -> Iterator[None]:
             HOME.apply = before
 
 
+@contextmanager
+def from_backward() -> Iterator[None]:
+    """Give functions without a ``jvp`` one from their ``backward`` while the context is open."""
+    with _watched(_applied):
+        yield
+
+
+@contextmanager
+def thresholds(slope: Slope | None) -> Iterator[None]:
+    """Give thresholds another slope while the context is open; None: their own."""
+    if slope is None:
+        yield
+        return
+
+    def apply(kind: type[Function], *given: Any, **named: Any) -> Any:
+        found = super(HOME, kind).apply(*given, **named)
+        distance = next((v for v in given if isinstance(v, Tensor)), None)
+        if distance is None or not is_threshold(distance, found):
+            return found
+        fixed = distance.detach()
+        return found.detach() + slope(fixed).detach() * (distance - fixed)
+
+    with _watched(apply):
+        yield
+
+
+def is_threshold(distance: Tensor, found: Any) -> bool:
+    """Return whether values with a graph are 1 where a distance is above zero and 0 below."""
+    if not isinstance(found, Tensor) or not found.requires_grad or found.shape != distance.shape:
+        return False
+    return bool((found == (distance > 0)).all()) or bool((found == (distance >= 0)).all())
+
+
 def _applied(kind: type[Function], *given: Any, **named: Any) -> Any:
     """Apply a function; along tangents by its backward derivative, if it has no other."""
-    apply = super(HOME, kind).apply  # type: ignore[misc]
+    apply = super(HOME, kind).apply
     parts = [forward_ad.unpack_dual(v) if isinstance(v, Tensor) else None for v in given]
     tangents = [None if part is None else part.tangent for part in parts]
     if kind.jvp is not Function.jvp or not any(t is not None for t in tangents):
