@@ -27,7 +27,7 @@ from biograd import tasks
 from biograd.contracts import Loss, Objective, Round, Trace
 from biograd.contracts.precision import unmixed
 from biograd.decorrelation import Decorrelation
-from biograd.errors import CapabilityError, nearest
+from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
@@ -43,7 +43,7 @@ from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_capabilities, check_ranks
 from biograd.engine.currents import root_mean_squares
 from biograd.engine.outside import Withheld
-from biograd.engine.preparation import Prepared, part
+from biograd.engine.preparation import Prepared, loading, part
 from biograd.engine.step_result import Result, surface
 from biograd.engine.verification import verify
 from biograd.substrate.finiteness import Places, check_found, check_given, parameters_first
@@ -254,9 +254,16 @@ class Engine(Prepared):
         Raises:
             RecipeError: the state is of another estimator, or of a network of other shapes.
         """
+        drawn = part(state, "stream.")
+        if drawn.keys() != self.streams.keys() or "step" not in state:
+            raise RecipeError(
+                f"the state does not fit an engine: it must hold step, and the streams "
+                f"{', '.join(STREAMS)}: load what engine.state() returned"
+            )
         if self.decorrelate is not None:
-            self.decorrelate.load_state_dict(part(state, "decorrelation."))
-        for name, value in part(state, "stream.").items():
+            with loading(self.decorrelate):
+                self.decorrelate.load_state_dict(part(state, "decorrelation."))
+        for name, value in drawn.items():
             self.streams[name].set_state(value.cpu())
         self.scales = {name: float(value) for name, value in part(state, "scale.").items()}
         self.step = int(state["step"])

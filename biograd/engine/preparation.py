@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -292,15 +293,26 @@ class Prepared(Structured):
             )
 
     def _load_own(self, state: Mapping[str, Tensor]) -> None:
-        try:
+        with loading(self.estimator):
             self.estimator.load_state_dict(part(state, "estimator."))
             if self.local is not None:
                 self.local.load_state_dict(part(state, "local."))
-        except (KeyError, RuntimeError) as error:  # keys are missing, or shapes differ
-            raise RecipeError(
-                f"the state does not fit {type(self.estimator).__name__} on this network: load it "
-                "into an engine with the estimator, local losses and layers that it was saved from"
-            ) from error
+
+
+@contextlib.contextmanager
+def loading(owner: nn.Module) -> Iterator[None]:
+    """Refuse a state of which keys are missing, or shapes differ, by the name of who loads it.
+
+    Raises:
+        RecipeError: it does not fit.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        raise RecipeError(
+            f"the state does not fit {type(owner).__name__} on this network: load it into an "
+            "engine with the estimator, local losses, decorrelation and layers of then"
+        ) from error
 
 
 def _inner(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
