@@ -68,6 +68,7 @@ class Decoupling(Estimator):
     reference = "Mertens Velasquez; Carreira-Perpiñán & Wang 2014, arXiv 1212.5921"
     needs: frozenset[Capability] = frozenset(("loss", "vjp"))
     reach = "blocks"
+    blockwise = True
     may_equal = True  # for stiff targets
     divides = "examples"
     builds = True
