@@ -36,6 +36,7 @@ class Accounted(Repeated):
         account: who credits each parameter; None before ``prepare`` or the first step.
         leads: whether the outputs follow the readout's current by its exact gradient.
         withheld: the parameters that the rule does not credit.
+        unrolled: whether the network runs through time by itself, and the rule divides its steps.
     """
 
     decorrelate: Decorrelation | None
@@ -45,6 +46,7 @@ class Accounted(Repeated):
     seed: int
     account: Account | None
     leads: bool
+    unrolled: bool
     withheld: Withheld
     _trained: list[int]
     _verified: bool
@@ -83,10 +85,11 @@ class Accounted(Repeated):
         trace = self._runner(encoded, targets, stream)(structure.dissected(sites))
         names = tuple(site.name for site in sites if site.name in trace.sites)
         named, local = getattr(self.substrate, "named", False), self.local is not None
-        book = Bookkeeper(self.network, self.estimator, names, local, named, trace)
+        book = Bookkeeper(self.network, self.estimator, names, local, named, trace, self.unrolled)
         self.leads = not book.behind and self._smooth(trace, encoded, targets, stream)
         self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
-        check_outside(self.account, self.estimator, self.withheld.mode, self.substrate.limits)
+        known = (self.account, self.estimator, self.withheld.mode, self.substrate.limits)
+        check_outside(*known, self.unrolled)
         parameters = dict(self.network.named_parameters())
         self.withheld.take([parameters[entry.name] for entry in self.account.of("outside")])
         self._trained = trained(self.network)
@@ -129,6 +132,13 @@ class Accounted(Repeated):
 
         return run
 
+    def _foreign(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> ForeignNeurons:
+        """Return what looks at neurons that are not biograd's."""
+        run = self._runner(encoded, targets, stream)
+        noise = generator(self.seed, "foreign neurons", device=stream.device)
+        cut = Transport(window=1 if self.substrate.populations else None)
+        return ForeignNeurons(self.network, run, stream, noise, cut)
+
     def _check_transport(
         self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
@@ -141,11 +151,7 @@ class Accounted(Repeated):
         if isinstance(self.network, Network) or not (timed or plan.transport.derivative):
             return
         sites, what, where = self.substrate.sites, "", ""
-        run = self._runner(encoded, targets, stream)
-        noise = generator(self.seed, "foreign neurons", device=stream.device)
-        own = list(self.substrate.populations)
-        cut = Transport(window=1 if own else None)
-        looked = ForeignNeurons(self.network, run, stream, noise, cut)
+        own, looked = list(self.substrate.populations), self._foreign(encoded, targets, stream)
         layers = [name for site in sites[:-1] for name in site.modules]
         with self._constant_norms():
             if timed and (where := next(looked.memories(layers + own), "")):
@@ -164,7 +170,9 @@ class Accounted(Repeated):
                 "neurons, or biograd.Backpropagation"
             )
         if plan.transport.traces and own:
-            run(plan)  # which refuses currents that cannot be split
+            self._runner(encoded, targets, stream)(
+                plan
+            )  # which refuses currents that cannot be split
 
     def _reference(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> dict[str, Tensor]:
         """Return the gradients that the first step must not have; later nothing is compared."""

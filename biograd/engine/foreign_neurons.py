@@ -51,14 +51,42 @@ class ForeignNeurons:
                 yield name
 
     def _remembers(self, name: str, nearest: int, outputs: list[Tensor], values: Tensor) -> bool:
+        current = _by_rows(values, outputs[0])
         several = len(outputs) > 1 and (values.dim() < 2 or values.shape[1] != len(outputs))
-        if several or (len(outputs) == 1 and values.dim() == outputs[0].dim() + 1):
+        standing = len(outputs) == 1 and values.dim() == outputs[0].dim() + 1
+        summed = len(outputs) == 1 and outputs[0].dim() > 2 and not _has_steps(current, outputs[0])
+        if several or standing or summed:
             uncut, later = self._look(Plan(slots=True), name)
             found = _gradients(values.sum(), outputs), _gradients(later[nearest].sum(), uncut)
-            foreign = _alike(*found) and (several or _standing(values, outputs[0]))
-            if several or foreign:  # no axis tells the calls apart
+            foreign = _alike(*found)
+            if several:  # no axis tells the calls apart
                 return foreign
+            if foreign and standing and _standing(values, outputs[0]):
+                return True
+            if summed:
+                return foreign and self._interplay(name, nearest, outputs[0], values)
         return _through_time(values, outputs)
+
+    def _interplay(self, name: str, nearest: int, current: Tensor, values: Tensor) -> bool:
+        """Return whether what came before changes how a sum over steps follows later ones."""
+        weights, middle = self._signs(values), current.shape[1] // 2
+        noise = self._small(current) / SIZE
+        noise[:, middle:] = 0
+        (other,), moved = self._look(Plan(slots=True, transport=self.cut), name, [noise])
+        before = _gradients((values * weights).sum(), [current])
+        after = _gradients((moved[nearest] * weights).sum(), [other])
+        late = [g[:, middle:] for g in (*before, *after) if g is not None]
+        return len(late) == 2 and not torch.allclose(late[0], late[1], 1e-4, 1e-7)
+
+    def divisible(self, name: str) -> bool:
+        """Return whether a module's steps can be told: calls, or the second axis of its output."""
+        outputs, values = self._look(Plan(slots=True, transport=self.cut), name)
+        nearest = _nearest(outputs, values)
+        if nearest is None or len(outputs) > 1:
+            return True
+        current, value = outputs[0], values[nearest]
+        examples = len(values[-2]) if len(values) > 1 else len(current)
+        return len(current) == examples == len(value) and _along(1, value, current)
 
     def thresholds(self, names: Iterable[str]) -> Iterator[str]:
         """Yield the modules whose outputs pass a threshold with a derivative of its own.
@@ -186,6 +214,11 @@ def _by_rows(values: Tensor, current: Tensor) -> Tensor:
     if current.dim() > 2 and current.shape[0] * current.shape[1] == len(values) != len(current):
         return values.unflatten(0, current.shape[:2])
     return values
+
+
+def _has_steps(values: Tensor, current: Tensor) -> bool:
+    """Return whether values have the first or second axis of a current as theirs."""
+    return values.dim() > 2 and (values.shape[1] == current.shape[1] or len(values) != len(current))
 
 
 def _along(axis: int, values: Tensor, current: Tensor) -> bool:
