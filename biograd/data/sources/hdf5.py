@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 
 from biograd.data.digests import of_files
+from biograd.data.files.own_paths import paths_of
 from biograd.data.files.unpacking import check_dataset
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
-from biograd.data.sources.own_files import paths_of
 from biograd.errors import DataError
 
 IN_MEMORY = 500_000_000
@@ -65,11 +65,16 @@ def read(request: Request) -> Parts:
     Raises:
         DataError: not HDF5, or its arrays are not what ``rows.tables`` asks for.
     """
-    found = {split: _one(path, request) for split, path in paths_of(request).items()}
+    found = {split: read_file(path, request) for split, path in paths_of(request).items()}
     return tables.joined(found, request.name)
 
 
-def _one(path: Path, request: Request) -> Parts:
+def read_file(path: Path, request: Request) -> Parts:
+    """Return the sources of one file.
+
+    Raises:
+        DataError: see ``read``.
+    """
     table: dict[str, Column] = {}
 
     def visit(name: str, item: Any) -> None:

@@ -14,13 +14,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from biograd.data.choosing import SPLITS
+from biograd.data.recordings import nwb
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, cast
 from biograd.data.rows.items import Items
 from biograd.data.rows.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.data.source import Source, is_source
-from biograd.data.sources import hdf5, npz, own_files
+from biograd.data.sources import csv_tables, hdf5, npz, own_files
 from biograd.errors import DataError, RecipeError
 from biograd.recipes.dataset_recipe import of_path
 from biograd.tasks import make
@@ -40,7 +41,7 @@ def named(given: Any) -> tuple[str, dict[str, Any]]:
     if by_split and all(isinstance(each, str | Path) for each in given.values()):
         tables = {split: of_path(str(each))[1] for split, each in given.items()}
         sources = {table["source"] for table in tables.values()}
-        if len(sources) == 1 and sources <= {"npz", "hdf5"}:
+        if len(sources) == 1 and sources <= {"npz", "hdf5", "nwb", "csv"}:
             paths = {split: table["path"] for split, table in tables.items()}
             return Path(next(iter(paths.values()))).stem, {"source": sources.pop(), "paths": paths}
     first = next(iter(given.values())) if by_split else given
@@ -156,7 +157,10 @@ def _by_split(given: Mapping[str, Any], request: Request, where: str) -> Parts:
 
 def _file(given: str | Path, request: Request) -> Parts:
     """Return the sources of a file, a folder or a function that stands for a split."""
-    readers = {"npz": npz.read, "hdf5": hdf5.read, "folder": own_files.read, "python": function}
+    readers = {
+        "npz": npz.read, "hdf5": hdf5.read, "nwb": nwb.read, "csv": csv_tables.read,
+        "folder": own_files.read, "python": function,
+    }  # fmt: skip
     keys = of_path(str(given))[1]
     recipe = dataclasses.replace(request.recipe, paths={}, **keys)
     whole = dataclasses.replace(request, recipe=recipe, given=given)
