@@ -19,7 +19,8 @@ from collections.abc import Callable
 from lzma import LZMAError
 from pathlib import Path
 
-from biograd.data.files.fetch import cache_folder, expected, fetch_by_key, files, user_folders
+from biograd.data.files import fetch
+from biograd.data.files.fetch import expected, fetch_by_key, files, user_folders
 from biograd.data.files.unpacking import FREE, RATIO
 from biograd.data.request import Request
 from biograd.errors import DataError, brief
@@ -69,7 +70,7 @@ def lying(folder: Path, name: str) -> Path | None:
 def _unpacked(request: Request, key: str, file: DataFile) -> Path:
     """Return the unpacked copy in the cache, which is made if need be."""
     digest = expected(file)[1]
-    place = cache_folder(request.name) / f"{file.name}-{digest[:16]}"
+    place = fetch.cache_folder(request.name) / f"{file.name}-{digest[:16]}"
     if digest and (there := lying(place, file.holds)):
         return there
     if not digest:

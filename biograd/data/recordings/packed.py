@@ -20,7 +20,7 @@ from torch import Tensor
 
 from biograd import disk
 from biograd.data.digests import combined, hash_of, of_files, sha256_of
-from biograd.data.files.fetch import cache_folder
+from biograd.data.files import fetch
 from biograd.data.formats import AddressEvents
 from biograd.data.recordings.labelled import LabelledFile, splits_of
 from biograd.data.request import Parts, Request
@@ -61,7 +61,7 @@ def read_packed(
     known = [[number[e.path], *dataclasses.astuple(e)[1:]] for e in examples]
     described = [VERSION, known, list(shape), how]
     digest = combined(of_files(paths), hash_of(described))
-    place = cache_folder("packed_events") / f"{digest}.h5"
+    place = fetch.cache_folder("packed_events") / f"{digest}.h5"
     if not _good(place, digest):
         _write(place, examples, reader, shape, digest)
     return _parts(request, place, examples, splits, digest, classes, targets)

@@ -18,6 +18,7 @@ from biograd.data.recordings import nwb
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, cast
+from biograd.data.rows.event_items import are_records, event_items
 from biograd.data.rows.items import Items
 from biograd.data.rows.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.data.source import Source, is_source
@@ -234,6 +235,10 @@ def _source(given: Any, request: Request, where: str) -> tuple[Source, tuple[str
         return _pair(*given.tensors, request, where), tuple(notes)
     if not _items(given):
         raise RecipeError(f"{where}: {type(given).__name__}: is no data that biograd can read")
+    if collate is None and len(given) and are_records(given[0]):
+        if workers:
+            raise DataError(f"{where}: workers = {workers}: have no effect on records of events")
+        return event_items(given, request, where), tuple(notes)
     items = Items(given, request.timed, collate=collate, workers=workers, where=where)
     if not items.digest:
         notes.append(f"{where}: examples differ from reading to reading: the run does not repeat")
