@@ -92,7 +92,9 @@ def test_what_is_drawn_depends_on_seed_epoch_and_row_alone() -> None:
     first = dense(given, (3, 5))
     assert np.array_equal(first, dense(source(augmentation=AUGMENTED), (3, 5)))
     for key in ((3, 6), (4, 5)):
-        assert first.shape != dense(given, key).shape or not np.array_equal(first, dense(given, key))
+        assert first.shape != dense(given, key).shape or not np.array_equal(
+            first, dense(given, key)
+        )
     for row in range(ROWS):  # in any order, alone or beside others
         alone = given.take(torch.tensor([row]), (3, 5)).inputs[0].numpy()
         assert np.array_equal(alone, first[row, : len(alone)])
@@ -105,7 +107,9 @@ def test_rows_that_are_evaluated_are_not_changed() -> None:
     assert np.array_equal(dense(source(augmentation=AUGMENTED)), dense(source()))
     held_out = rows_of(source(augmentation=AUGMENTED), torch.tensor([1, 2]))
     plain = rows_of(source(), torch.tensor([1, 2]))
-    assert torch.equal(next(batches(held_out, 2, None)).inputs, next(batches(plain, 2, None)).inputs)
+    assert torch.equal(
+        next(batches(held_out, 2, None)).inputs, next(batches(plain, 2, None)).inputs
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,9 @@ def test_a_shift_moves_places_and_loses_the_edge() -> None:
         for found, plain in zip(dense(given, (0, epoch)), due, strict=True):
             options = {0: plain, 1: np.zeros_like(plain), -1: np.zeros_like(plain)}
             options[1][:, :, 1:], options[-1][:, :, :-1] = plain[:, :, :-1], plain[:, :, 1:]
-            fits = [by for by, value in options.items() if np.array_equal(found, value[: len(found)])]
+            fits = [
+                by for by, value in options.items() if np.array_equal(found, value[: len(found)])
+            ]
             assert fits
             moves.update(fits)
     assert moves == {-1, 0, 1}
@@ -170,7 +176,11 @@ def test_targets_of_every_step_have_whole_trials() -> None:
         (RecipeError, {"binning": Binning(pool=(2,))}, "binning.pool = [2]: the events have shape"),
         (RecipeError, {"binning": Binning(end_ms=5.0)}, "is not a whole number of steps"),
         (RecipeError, {"augmentation": Augmentation(shift=(1,))}, "augmentation.shift = [1]"),
-        (RecipeError, {"sensor": (), "augmentation": Augmentation(flip=True)}, "mirrors the columns"),
+        (
+            RecipeError,
+            {"sensor": (), "augmentation": Augmentation(flip=True)},
+            "mirrors the columns",
+        ),
         (RecipeError, {"sensor": (2, 2)}, "the events have 108 channels"),
         (DataError, {"steps": 3}, "binning.end_ms leaves out what comes later"),
         (DataError, {"to_ms": 1e15}, "is time_unit right?"),

@@ -124,7 +124,11 @@ def test_sound_as_scipy_reads_it(tmp_path: Path, width: int, channels: int) -> N
         file.writeframes(data.tobytes())
     samples, rate = FORMATS["waveform"].read(path)
     _, due = wavfile.read(path)
-    due = (due.astype(np.float64) - 128) / 128 if width == 1 else due / (-float(np.iinfo(due.dtype).min))
+    due = (
+        (due.astype(np.float64) - 128) / 128
+        if width == 1
+        else due / (-float(np.iinfo(due.dtype).min))
+    )
     due = due.reshape(60, channels).mean(1)
     assert rate == 8000 and np.allclose(samples, due, atol=1e-6)
 
@@ -135,6 +139,7 @@ def packet(kind: int, number: int, capacity: int, size: int = 8, events: bytes =
 
 AEDAT = b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"
 HEADER = b"\0" * 126 + b"IM"
+PACKED = zlib.compress(struct.pack("<II", 14, 2**31), 0)
 DAMAGED = {
     "atis": ("a.bin", b"123456", "truncated: 6 bytes of events are no multiple of 5"),
     "slayer": ("a.bs1", b"1234", "no multiple of 5"),
@@ -146,14 +151,14 @@ DAMAGED = {
     "aedat": ("a.aedat", b"#!AER-DAT4.0\r\n", "must be #!AER-DAT2.0 or #!AER-DAT3.1"),
     "aedat head": ("a.aedat", AEDAT + b"\1\0", "the header of the packet at byte 28"),
     "aedat room": ("a.aedat", AEDAT + packet(1, 2, 2**32 - 1), "the file ends after 0"),
-    "aedat number": ("a.aedat", AEDAT + packet(1, 2, 0), "has 2 events of 8 bytes in the room of 0"),
+    "aedat number": ("a.aedat", AEDAT + packet(1, 2, 0), "2 events of 8 bytes in the room of 0"),
     "aedat end": ("a.aedat", AEDAT[:16], "no line #!END-HEADER"),
     "aedat 2": ("a.aedat", b"#!AER-DAT2.0\r\n123", "no multiple of 8"),
     "taxels": ("a.mat", b"nonsense", "cannot be read as MATLAB 5"),
     "taxels short": ("a.mat", HEADER + struct.pack("<II", 15, 99), "an element of 99 bytes"),
     "taxels bomb": (
         "a.mat",
-        HEADER + struct.pack("<II", 15, 99) + zlib.compress(struct.pack("<II", 14, 2**31), 0).ljust(99),
+        HEADER + struct.pack("<II", 15, 99) + PACKED.ljust(99),
         "no data are packed so well",
     ),
     "event_arrays": ("a.npz", b"PK", "cannot be read as npz"),

@@ -29,7 +29,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def load(source: str, path: Path, dt_ms: float = 10.0, timed: bool = True, **keys: Any) -> data.Dataset:
+def load(
+    source: str, path: Path, dt_ms: float = 10.0, timed: bool = True, **keys: Any
+) -> data.Dataset:
     recipe = DatasetRecipe(source, path=str(path), **keys)
     return data.load(recipe, name="mine", timed=timed, dt_ms=dt_ms)
 
@@ -89,7 +91,10 @@ def test_behaviour_in_every_step(tmp_path: Path) -> None:
     session(tmp_path / "a.nwb")
     settings = {"target": "hand", **ALIGNED, "lag_ms": 50.0}
     loaded = load("nwb", tmp_path / "a.nwb", settings=settings)
-    assert loaded.task_name == "time_series" and loaded.train.take(torch.arange(1)).inputs.shape[1] == 30
+    assert (
+        loaded.task_name == "time_series"
+        and loaded.train.take(torch.arange(1)).inputs.shape[1] == 30
+    )
     batch = loaded.train.take(torch.arange(3))
     for row, trial in enumerate((0, 1, 3)):
         middle = trial + 0.2 + 0.05 + (np.arange(30) + 0.5) * 0.01
@@ -179,7 +184,10 @@ def test_sonata_with_a_table_of_trials(tmp_path: Path) -> None:
             group = file.create_group(f"spikes/{name}")
             group["timestamps"], group["node_ids"] = times, nodes.astype(np.uint64)
             group["timestamps"].attrs["units"] = "ms"
-    rows = [f"{1000 * n},{1000 * n + 900},{'ab'[n % 2]},{'train' if n < 6 else 'test'}" for n in range(8)]
+    rows = [
+        f"{1000 * n},{1000 * n + 900},{'ab'[n % 2]},{'train' if n < 6 else 'test'}"
+        for n in range(8)
+    ]
     (tmp_path / "trials.csv").write_text("\n".join(["start_ms,end_ms,label,split", *rows]))
     path = tmp_path / "spikes.h5"
     loaded = load("sonata", path, settings={"population": "cortex"})
@@ -221,7 +229,10 @@ def test_a_table_of_examples(tmp_path: Path) -> None:
 
 
 def test_a_regression_and_a_tab(tmp_path: Path) -> None:
-    rows = [row.replace(",", "\t").replace("x", "0.5").replace("y", "1").replace("z", "2") for row in ROWS]
+    rows = [
+        row.replace(",", "\t").replace("x", "0.5").replace("y", "1").replace("z", "2")
+        for row in ROWS
+    ]
     path = table(tmp_path / "a.tsv", rows, "a\tb\tkind\twho")
     settings = {"target": ["kind", "a"], "ignore": ["who"]}
     loaded = load("csv", path, timed=False, settings=settings)
@@ -229,7 +240,11 @@ def test_a_regression_and_a_tab(tmp_path: Path) -> None:
 
 
 def test_rows_as_steps_of_trials(tmp_path: Path) -> None:
-    rows = [f"{trial},{step},{trial + step},{trial % 2}" for trial in range(12) for step in range(2 + trial % 3)]
+    rows = [
+        f"{trial},{step},{trial + step},{trial % 2}"
+        for trial in range(12)
+        for step in range(2 + trial % 3)
+    ]
     path = table(tmp_path / "a.csv", rows, "trial,u,v,label")
     loaded = load("csv", path, settings={"target": ["label"], "trial": "trial"})
     row = int(data.original(loaded.train, torch.tensor([0])))
@@ -262,14 +277,28 @@ def test_folders_of_courses(tmp_path: Path) -> None:
         (DataError, ROWS, {"target": ["kid"]}, "no column 'kid': did you mean 'kind'"),
         (DataError, ROWS, {"target": ["kind"]}, "row 2: who = 's0': is no number"),
         (DataError, ["1,2", "3"], {"target": ["kind"]}, "row 2: 2 values for 4 columns"),
-        (DataError, ["1,,x,s"], {"target": ["kind"], "ignore": ["who"]}, "row 2: b = '': is no number"),
-        (DataError, ["1,nan,x,s"], {"target": ["kind"], "ignore": ["who"]}, "row 2: b: is not finite"),
+        (
+            DataError,
+            ["1,,x,s"],
+            {"target": ["kind"], "ignore": ["who"]},
+            "row 2: b = '': is no number",
+        ),
+        (
+            DataError,
+            ["1,nan,x,s"],
+            {"target": ["kind"], "ignore": ["who"]},
+            "row 2: b: is not finite",
+        ),
         (DataError, [], {"target": ["kind"]}, "at least one of values"),
         (RecipeError, ROWS, {"target": ["kind"], "trial": "who"}, "makes a time axis"),
     ],
 )
 def test_tables_that_are_refused(
-    tmp_path: Path, kind: type[BiogradError], rows: list[str], settings: dict[str, Any], expected: str
+    tmp_path: Path,
+    kind: type[BiogradError],
+    rows: list[str],
+    settings: dict[str, Any],
+    expected: str,
 ) -> None:
     path = table(tmp_path / "a.csv", rows)
     assert expected in message(kind, lambda: load("csv", path, timed=False, settings=settings))

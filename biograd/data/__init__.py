@@ -157,6 +157,29 @@ def _check_read(recipe: DatasetRecipe, name: str) -> None:
             )
 
 
+OF_EVENTS = ("time_unit", "units", *BINNED)
+
+
+def _check_events(parts: Parts, recipe: DatasetRecipe, name: str) -> None:
+    """Refuse what is said of events where the data hold none.
+
+    Raises:
+        RecipeError: with the key.
+    """
+    if recipe.source not in (*READS, "python") or any(map(_holds_events, parts.sources.values())):
+        return
+    for key in OF_EVENTS:
+        if getattr(recipe, key) != getattr(DatasetRecipe(recipe.source), key):
+            raise RecipeError(
+                f"dataset {name}: {key}: has no effect: the data hold no events (times and units)"
+            )
+
+
+def _holds_events(source: Source) -> bool:
+    inner = getattr(source, "source", None)
+    return isinstance(source, Events) or (inner is not None and _holds_events(inner))
+
+
 def load(
     recipe: DatasetRecipe,
     *,
@@ -199,6 +222,7 @@ def load(
         _check_read(recipe, name)
     whole = recipe.timed or timed
     parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
+    _check_events(parts, recipe, name)
     task, kind, taken = set_task(parts, recipe, name)
     read_parts = tuple(parts.sources.values())
     looked = [each for split, each in parts.sources.items() if split != "test"]

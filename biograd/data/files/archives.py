@@ -19,8 +19,15 @@ from collections.abc import Callable
 from lzma import LZMAError
 from pathlib import Path
 
-from biograd.data.files import fetch
-from biograd.data.files.fetch import expected, fetch_by_key, files, user_folders
+from biograd.data.files.fetch import (
+    expected,
+    fetch_by_key,
+    files,
+    lying,
+    unpacked,
+    unpacked_folder,
+    user_folders,
+)
 from biograd.data.files.unpacking import FREE, RATIO
 from biograd.data.request import Request
 from biograd.errors import DataError, brief
@@ -49,8 +56,7 @@ def located(request: Request) -> dict[str, Path]:
             one = _only(request, key)
             found.update(fetch_by_key(one, name, request.data_dir, request.offline))
             continue
-        here = next((p for folder in folders if (p := lying(folder, file.holds))), None)
-        found[key] = here or _unpacked(request, key, file)
+        found[key] = unpacked(file, name, folders) or _unpacked(request, key, file)
     return found
 
 
@@ -59,27 +65,16 @@ def _only(request: Request, key: str) -> DatasetRecipe:
     return dataclasses.replace(request.recipe, files={key: request.recipe.files[key]})
 
 
-def lying(folder: Path, name: str) -> Path | None:
-    """Return what is called ``name`` in a folder, or in one of its folders."""
-    if (folder / name).exists():
-        return folder / name
-    below = sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
-    return next((each / name for each in below if (each / name).exists()), None)
-
-
 def _unpacked(request: Request, key: str, file: DataFile) -> Path:
-    """Return the unpacked copy in the cache, which is made if need be."""
-    digest = expected(file)[1]
-    place = fetch.cache_folder(request.name) / f"{file.name}-{digest[:16]}"
-    if digest and (there := lying(place, file.holds)):
-        return there
-    if not digest:
+    """Return the unpacked copy, which is made in the cache."""
+    if not expected(file)[1]:
         raise DataError(
             f"{request.name}: {file.holds} is not on this machine, and nothing fetches it: get it "
             "from the makers, and name its folder with --data-dir"
         )
     one = _only(request, key)
     archive = fetch_by_key(one, request.name, request.data_dir, request.offline)[key]
+    place = unpacked_folder(file, request.name)
     unpack(archive, place, file.holds)
     there = lying(place, file.holds)
     if there is None:

@@ -86,13 +86,19 @@ def verify(recipe: DatasetRecipe, name: str, data_dir: Path | None = None) -> li
     """Return one row for each file: ``file, path, expected, found, status``; changes nothing.
 
     ``status`` is ``ok``, ``altered`` or ``missing``; a missing file's path says where it belongs.
+    An archive whose unpacked copy is there is ``unpacked``: of that no digest is known.
     """
     folders = user_folders(name, data_dir)
     places = [*folders, cache_folder(name)]
     rows = []
     for file in files(recipe, name).values():
         found = _best(file, folders) or _best(file, [cache_folder(name)])
-        status: Literal["ok", "altered", "missing"] = "missing"
+        status: Literal["ok", "altered", "missing", "unpacked"] = "missing"
+        there = unpacked(file, name, folders) if file.holds else None
+        if there:
+            rows.append({"file": file.name, "path": str(there), "expected": None, "found": None,
+                         "status": "unpacked"})  # fmt: skip
+            continue
         if found:
             status = "ok" if found.good else "altered"
         rows.append(
@@ -105,6 +111,26 @@ def verify(recipe: DatasetRecipe, name: str, data_dir: Path | None = None) -> li
             }
         )
     return rows
+
+
+def lying(folder: Path, name: str) -> Path | None:
+    """Return what is called ``name`` in a folder, or in one of its folders."""
+    if (folder / name).exists():
+        return folder / name
+    below = sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+    return next((each / name for each in below if (each / name).exists()), None)
+
+
+def unpacked(file: DataFile, name: str, folders: list[Path]) -> Path | None:
+    """Return the unpacked copy of an archive, the user's or that in the cache."""
+    here = next((path for folder in folders if (path := lying(folder, file.holds))), None)
+    digest = expected(file)[1]
+    return here or (lying(unpacked_folder(file, name), file.holds) if digest else None)
+
+
+def unpacked_folder(file: DataFile, name: str) -> Path:
+    """Return the folder of the cache into which an archive is unpacked."""
+    return cache_folder(name) / f"{file.name}-{expected(file)[1][:16]}"
 
 
 def files(recipe: DatasetRecipe, name: str) -> dict[str, DataFile]:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from biograd.checking import Checked
-from biograd.data.files.archives import located, lying
-from biograd.data.files.fetch import user_folders
+from biograd.data.files.archives import located
+from biograd.data.files.fetch import lying, user_folders
 from biograd.data.formats import FORMATS
 from biograd.data.recordings.labelled import LabelledFile, children, inside
 from biograd.data.recordings.packed import read_packed
