@@ -359,7 +359,7 @@ def test_what_nothing_fetches_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ({"name": "a"}, "sha256 = '': must be 64 digits"),
+        ({"name": "a"}, "missing key files.train.sha256, or md5"),
         ({"name": "a", "md5": "0"}, "md5 = '0': must be 32 digits"),
         ({"name": "a", "md5": "0" * 32, "holds": "../a"}, "holds = '../a': must be a plain name"),
     ],

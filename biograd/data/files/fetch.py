@@ -146,10 +146,11 @@ def files(recipe: DatasetRecipe, name: str) -> dict[str, DataFile]:
         file = construct(DataFile, table, where, f"files.{key}")
         if not re.fullmatch(r"\w[\w.+-]*", file.name):
             raise RecipeError(f"{where}: files.{key}.name = {file.name!r}: must be a plain name")
+        if not (expected(file)[1] or file.holds):
+            raise RecipeError(f"{where}: missing key files.{key}.sha256, or md5")
         for digest, length in (("sha256", 64), ("sha256_raw", 64), ("md5", 32)):
             value = getattr(file, digest)
-            given = value or (digest == "sha256" and not (file.md5 or file.holds))
-            if given and not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
+            if value and not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
                 raise RecipeError(
                     f"{where}: files.{key}.{digest} = {value!r}: must be {length} digits of 0-9a-f"
                 )

@@ -232,9 +232,9 @@ def _source(given: Any, request: Request, where: str) -> tuple[Source, tuple[str
             raise DataError(f"{where}: a collate_fn of its own for a stream: take it out")
         if workers:
             raise DataError(
-                f"{where}: workers = {workers} on a stream: each would read all of it, or a part, "
-                "in an order that depends on their number and that no run could resume: set workers "
-                "to 0, or give a Dataset with rows by number"
+                f"{where}: workers = {workers} on a stream: each would read all of it, or a "
+                "part, in an order that depends on their number and that no run could resume: set "
+                "workers to 0, or give a Dataset with rows by number"
             )
         return of_iterable(given, recipe.epoch_rows, request.timed, where), tuple(notes)
     if isinstance(given, TensorDataset) and len(given.tensors) == 2 and collate is None:
