@@ -44,7 +44,7 @@ from biograd.data.sources import (
     yin_yang,
 )
 from biograd.data.tasked import set_task, tasked
-from biograd.errors import DataError, RecipeError
+from biograd.errors import DataError, RecipeError, fitting
 from biograd.randomness import generator
 from biograd.recipes import DatasetRecipe
 from biograd.registry import Registry
@@ -221,7 +221,8 @@ def load(
     if own is None or recipe.source != "python":
         _check_read(recipe, name)
     whole = recipe.timed or timed
-    parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
+    with fitting(f"dataset {name}: the data are too large", "its sizes"):
+        parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
     _check_events(parts, recipe, name)
     task, kind, taken = set_task(parts, recipe, name)
     read_parts = tuple(parts.sources.values())

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from biograd.data.files.unpacking import check_dataset
+from biograd.data.files.unpacking import check_dataset, check_heap
 from biograd.data.formats.address_events import AddressEvents
 from biograd.errors import DataError, brief
 
@@ -41,6 +41,7 @@ def populations(path: Path) -> dict[str, AddressEvents]:
     """
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
+            check_heap(file, path)
             group = file.get("spikes")
             if not isinstance(group, h5py.Group):
                 raise DataError(f"{path}: no group spikes: is no SONATA file of spikes")

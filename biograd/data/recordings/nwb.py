@@ -12,7 +12,7 @@ import torch
 
 from biograd.checking import Checked, NotNegative
 from biograd.data.files.own_paths import paths_of
-from biograd.data.files.unpacking import check_dataset
+from biograd.data.files.unpacking import check_dataset, check_heap
 from biograd.data.formats import AddressEvents
 from biograd.data.recordings.packed import read_packed
 from biograd.data.recordings.sessions import TrialTable, courses, pieces
@@ -74,6 +74,7 @@ def _one(path: Path, request: Request, settings: NwbSettings) -> Parts:
     steps = request.steps("before_ms + after_ms", length)
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
+            check_heap(file, path)
             trials = _trials(file, path)
             units, count = _units(file, path, settings.held_out)
             course = _course(file, path, settings.target, trials)

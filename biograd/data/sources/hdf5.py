@@ -11,7 +11,7 @@ import numpy as np
 
 from biograd.data.digests import of_files
 from biograd.data.files.own_paths import paths_of
-from biograd.data.files.unpacking import check_dataset
+from biograd.data.files.unpacking import check_dataset, check_heap
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.errors import DataError
@@ -28,6 +28,7 @@ class Column:
         if dataset.external:  # any file of this machine
             raise DataError(f"{path}: {name}: its values are in another file: write them here")
         check_dataset(dataset, f"{path}: {name}")
+        self.varying = dataset.dtype.hasobject
         self.shape, self.ragged = dataset.shape, h5py.check_vlen_dtype(dataset.dtype) is not None
         self.lazy = not self.ragged and dataset.size * dataset.dtype.itemsize > IN_MEMORY
         self._opened: tuple[int, h5py.Dataset] | None = None
@@ -84,6 +85,9 @@ def read_file(path: Path, request: Request) -> Parts:
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             file.visititems(visit)
+            varying = len(file.attrs) or any(column.varying for column in table.values())
+            if varying:
+                check_heap(file, path)
             attributes = dict(file.attrs)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(
