@@ -66,8 +66,8 @@ def _population(group: Any, where: str, nodes: str = "node_ids") -> AddressEvent
     real = times.astype(np.float64) * TO_US[unit]
     if len(real) and not (np.isfinite(real).all() and real.min() >= 0 and real.max() < 2.0**62):
         raise DataError(f"{where}: timestamps: a time is negative or not finite")
-    if len(units) and (units.min() < 0 or units.max() >= 2**31):
-        raise DataError(f"{where}: {nodes}: {int(units.max())}: must be from 0 to 2^31 - 1")
+    if len(units) and not (units.min() >= 0 and units.max() < 2**31 and (units % 1 == 0).all()):
+        raise DataError(f"{where}: {nodes}: must be whole numbers from 0 to 2^31 - 1")
     return AddressEvents(np.round(real).astype(np.int64), units.astype(np.int64)[:, None])
 
 
