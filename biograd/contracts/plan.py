@@ -39,8 +39,17 @@ cell; a cell is a group of units with a loss of its own (a patch, a group of cha
 
 
 def module_key(name: str) -> str:
-    """Return a site's or layer's name as one that a module can have."""
+    """Return a site's or layer's name as one that a module can have.
+
+    >>> module_key("blocks.0.synapse"), key_name(module_key("blocks.0.synapse"))
+    ('blocks/0/synapse', 'blocks.0.synapse')
+    """
     return name.replace(".", "/")
+
+
+def key_name(key: str) -> str:
+    """Return the name of the site or layer that ``module_key`` made a key of."""
+    return key.replace("/", ".")
 
 
 @dataclasses.dataclass(frozen=True)
