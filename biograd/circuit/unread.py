@@ -75,7 +75,12 @@ def check_changed(recipe: ModelRecipe) -> None:
 def _left_out(recipe: ModelRecipe, key: str) -> Any:
     """Return the value that a key has, or a whole table, where nobody gives it."""
     table, _, name = key.rpartition(".")
-    return default_of(type(at(recipe, table)), name) if table else getattr(ModelRecipe(), name)
+    if "." in table:  # populations and projections: a plain recipe has none
+        return default_of(type(at(recipe, table)), name)
+    plain = ModelRecipe()
+    if table and not hasattr(getattr(plain, table), name):  # of another kind of neuron
+        return None
+    return at(plain, key)
 
 
 def default_of(kind: type[Any], name: str) -> Any:
