@@ -145,11 +145,13 @@ class Structured(Accounted):
     def _check_rows(
         self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
-        """Refuse outputs of as many steps as examples whose examples lie behind the steps.
+        """Refuse rows that are no examples: of a layer, or of outputs with the steps first.
 
         Raises:
-            CapabilityError: other examples in a row change the outputs of a step.
+            CapabilityError: a layer whose credit the rule delivers has other rows; or there are as
+                many steps as examples, and the examples' order changes that of the second axis.
         """
+        self._check_layers_rows(trace, len(encoded))
         outputs = trace.outputs
         if outputs.dim() < 3 or outputs.shape[0] != outputs.shape[1]:
             return
@@ -167,6 +169,20 @@ class Structured(Accounted):
                 "second axis are the examples: outputs=biograd.Outputs(time_first=...) must say "
                 "whether its first axis are the steps"
             )
+
+    def _check_layers_rows(self, trace: Trace, rows: int) -> None:
+        """Refuse a layer that receives examples and steps in one axis."""
+        needs = self.estimator.needs & {"perturb_site", "jvp_site"}
+        if not needs and not self.estimator.blockwise and self.local is None:
+            return
+        for name, site in trace.sites.items():
+            found = {len(output) for visits in site.visits for output in visits.outputs}
+            if found != {rows}:
+                raise CapabilityError(
+                    f"site {name!r}: its layer receives {max(found)} rows for {rows} examples, and "
+                    f"noise and credit of {type(self.estimator).__name__} are an example's own: "
+                    "apply what takes one step to every step, biograd.Steps(...), on [B, T, ...]"
+                )
 
     def _has_steps(
         self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
