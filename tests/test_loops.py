@@ -301,6 +301,45 @@ def test_layers_that_feed_back_are_told_from_those_that_feed_forward() -> None:
     }
 
 
+class Late(nn.Module):
+    """A recurrent layer that begins in the second step, called before the other.
+
+    Args:
+        cut: what comes back has no credit.
+    """
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        self.course, self.cut = True, cut
+        self.readout = nn.Linear(UNITS, OUTPUTS)
+        self.back, self.feed = nn.Linear(UNITS, UNITS, bias=False), nn.Linear(16, UNITS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state, found = None, []
+        for now in inputs.unbind(1):
+            if state is None:
+                state = torch.tanh(self.feed(now))
+            else:
+                state = torch.tanh(
+                    self.back(state.detach() if self.cut else state) + self.feed(now)
+                )
+            found.append(self.readout(state))
+        return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("rule", ["eprop", "sltt", "ottt"])
+def test_a_recurrent_layer_may_begin_in_the_second_step(rule: str) -> None:
+    inputs, targets = data()
+    torch.manual_seed(0)
+    network, cut = Late().double(), Late(cut=True).double()
+    cut.load_state_dict(network.state_dict())
+    engine = attached(network, make(rule))
+    found = trained(engine, inputs, targets, 1)
+    sites = [(site.modules, site.inner) for site in engine.substrate.sites]
+    assert sites == [(("feed", "back"), ("back",)), (("readout",), ())]
+    check_equal(found, gradients_of(cut, mean_loss(cut(inputs), targets)))
+
+
 class Together(nn.Module):
     """One layer of the input and the state together, which is its own feedback."""
 

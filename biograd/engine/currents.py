@@ -44,15 +44,23 @@ def shared(names: Sequence[str], trace: Trace, losses: Losses) -> list[list[str]
         losses: what a plan finds.
     """
     groups: list[list[str]] = []
-    for shape, alike in _by_shape(names, trace).items():
-        noise = _noise(trace, alike[0], shape)
-        changes = {name: _change(losses, {name: noise}, shape) for name in alike}
+    for units, alike in _by_units(names, trace):
+        steps = {name: trace.sites[name].shape.steps for name in alike}
+        longest = SiteShape(units, max(steps.values()))
+        noise = _noise(trace, max(alike, key=steps.__getitem__), longest)
+        noise[:, :, : longest.steps - min(steps.values())] = 0  # where some are not called yet
+        own = {name: noise[:, :, longest.steps - steps[name] :] for name in alike}
+        changes = {name: _change(losses, {name: own[name]}, longest) for name in alike}
         for name, change in changes.items():
             group = next((g for g in groups if _equal(changes.get(g[0]), change)), None)
             if group is None:
                 groups.append([name])
-            elif _zero(_change(losses, {group[0]: noise, name: -noise}, shape), change):
+                continue
+            both = {group[0]: own[group[0]], name: -own[name]}
+            if _zero(_change(losses, both, longest), change):
                 group.append(name)
+    for group in groups:  # noise enters at a layer that is called in every step
+        group.sort(key=lambda name: -trace.sites[name].shape.steps)
     return [group for group in groups if len(group) > 1]
 
 
@@ -97,12 +105,16 @@ def _reached(values: Sequence[Tensor], site: SiteTrace) -> bool:
     return any(gradient is not None for gradient in found)
 
 
-def _by_shape(names: Sequence[str], trace: Trace) -> dict[SiteShape, list[str]]:
-    """Return the sites of each shape that occurs twice or more."""
-    found: dict[SiteShape, list[str]] = {}
+def _by_units(names: Sequence[str], trace: Trace) -> list[tuple[tuple[int, ...], list[str]]]:
+    """Return the sites of units of each shape that occurs twice or more.
+
+    One that is called once is not compared with one that is called in every step.
+    """
+    found: dict[tuple[tuple[int, ...], bool], list[str]] = {}
     for name in names:
-        found.setdefault(trace.sites[name].shape, []).append(name)
-    return {shape: alike for shape, alike in found.items() if len(alike) > 1}
+        shape = trace.sites[name].shape
+        found.setdefault((shape.units, shape.steps > 1), []).append(name)
+    return [(units, alike) for (units, _), alike in found.items() if len(alike) > 1]
 
 
 def _noise(trace: Trace, name: str, shape: SiteShape) -> Tensor:

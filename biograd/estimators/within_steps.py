@@ -65,14 +65,16 @@ def _passed(
             yield starts[0], _sliced(starts[0], ends, credits, window, name)
             continue
         late = len(ends) - len(starts)  # a recurrent layer may not be called in the first step
-        if len(ends) > 1 and late not in (0, 1):
+        if len(ends) > 1 and late < 0:
             raise CapabilityError(
                 f"site {name}: its layer is called {len(starts)} times and its activity reached "
                 f"{len(ends)} times, so that credit cannot be divided by step"
             )
         for first in range(0, len(ends), window):
             last = min(first + window, len(ends))
-            own = starts[max(first - late, 0) : last - late] if len(ends) > 1 else starts[-1:]
+            own = (
+                starts[max(first - late, 0) : max(last - late, 0)] if len(ends) > 1 else starts[-1:]
+            )
             found = _pulled(ends[first:last], own, credits[first:last])
             yield from zip(own, found, strict=True)
 
