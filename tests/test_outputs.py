@@ -145,6 +145,28 @@ def test_a_wrong_declaration_is_no_guess_either() -> None:
     attached(drawn("dense"), make("backprop")).prepare(inputs, targets)
 
 
+def test_a_sum_over_the_wrong_axis_is_refused() -> None:
+    with pytest.raises(CapabilityError, match="do not follow the order of the examples"):
+        biograd.attach(
+            tutorial(), make("backprop"), outputs=biograd.Outputs(part=0, over_time="sum")
+        ).prepare(*batch(STEPS))
+
+
+class TakesStepsFirst(Loop):
+    """A loop over the first axis."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("rows", [ROWS, STEPS])
+def test_a_module_that_takes_the_steps_first_is_refused(rows: int) -> None:
+    with pytest.raises(CapabilityError, match="do not follow the order of the examples"):
+        biograd.attach(
+            TakesStepsFirst().double(), make("backprop"), loss=losses.ce_rate_loss()
+        ).prepare(*batch(rows))
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [

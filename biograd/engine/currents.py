@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from biograd.contracts import Objective, Plan, SiteShape, SiteTrace, Trace
 from biograd.engine.accounted import Accounted
@@ -21,6 +23,8 @@ from biograd.substrate.network import Network
 
 Losses = Callable[[Plan], Tensor]
 """A plan with one noisy copy to its losses ``[2, B]``."""
+TIES = (_BatchNorm, _DropoutNd)
+"""Modules by which, in training, an example's outputs depend on its place in the batch."""
 ROUNDING = 1e-3
 """Share of the effect of noise that rounding may make or leave."""
 
@@ -164,22 +168,33 @@ class Structured(Accounted):
                 many steps as examples, and the examples' order changes that of the second axis.
         """
         self._check_layers_rows(trace, len(encoded))
-        outputs = trace.outputs
-        if outputs.dim() < 3 or outputs.shape[0] != outputs.shape[1]:
+        outputs, formed = trace.outputs, getattr(self.substrate, "outputs", None) is not None
+        if len(encoded) < 2 or not (formed or (outputs.dim() > 2 and looped(trace))):
             return
         drawn = stream.get_state()
         turned = self._tried(Plan(graph=False), encoded.roll(1, 0), targets.roll(1, 0), stream)
         stream.set_state(drawn)
+        again = self._tried(Plan(graph=False), encoded, targets, stream)
+        stream.set_state(drawn)
         size = 1e-5 * float(outputs.abs().max())
-        by_row, by_step = (
-            torch.allclose(turned.outputs, outputs.roll(1, axis), rtol=1e-4, atol=size)
-            for axis in (0, 1)
-        )
-        if by_step and not by_row:
+
+        def alike(expected: Tensor) -> bool:
+            return torch.allclose(turned.outputs, expected, rtol=1e-4, atol=size)
+
+        if alike(outputs.roll(1, 0)):
+            return
+        name = f"{type(self.network).__name__} returned outputs {list(outputs.shape)}"
+        if outputs.dim() > 2 and alike(outputs.roll(1, 1)):
             raise CapabilityError(
-                f"{type(self.network).__name__} returned outputs {list(outputs.shape)} whose "
-                "second axis are the examples: outputs=biograd.Outputs(time_first=...) must say "
-                "whether its first axis are the steps"
+                f"{name} whose second axis are the examples: outputs=biograd.Outputs("
+                "time_first=...) must say whether its first axis are the steps"
+            )
+        fixed = torch.allclose(again.outputs, outputs, rtol=1e-4, atol=size)
+        if fixed and not any(m.training for m in self.network.modules() if isinstance(m, TIES)):
+            raise CapabilityError(
+                f"{name} that do not follow the order of the examples: their first axis are none, "
+                "or an example acts on another; a module that takes the steps first, [T, B, ...], "
+                "needs one around it that gives it inputs.transpose(0, 1)"
             )
 
     def _check_layers_rows(self, trace: Trace, rows: int) -> None:
@@ -211,6 +226,8 @@ class Structured(Accounted):
         if self.keeps:
             self._before.restore()
         seen = self.substrate.run(Plan(), encoded, targets, Objective(first), stream)
+        if not seen.loss.requires_grad:
+            return False
         calls = seen.sites[name].visits[0].outputs
         found = torch.autograd.grad(seen.loss, calls, allow_unused=True)
         acting = [gradient is not None and bool(gradient.any()) for gradient in found]
