@@ -301,6 +301,27 @@ def test_layers_that_feed_back_are_told_from_those_that_feed_forward() -> None:
     }
 
 
+def test_measured_slopes_stand_in_for_surrogates_of_other_libraries() -> None:
+    """The mean over many draws is a Gaussian surrogate, whatever surrogate the module has."""
+    inputs, targets = data()
+    network = drawn("dense")
+    rule = biograd.UnitwiseGradient(4000, 0.5)
+    found = trained(attached(network, rule), inputs, targets, 1)
+
+    def gaussian(distance: Tensor) -> Tensor:
+        slope = torch.exp(-2 * distance.detach().square()) * (2 / torch.pi) ** 0.5
+        return (distance > 0).to(distance) + slope * (distance - distance.detach())
+
+    other = drawn("dense")
+    for cell in (other.neurons, other.others):
+        cell.spike_grad = gaussian
+    expected = gradients_of(other, mean_loss(other(inputs), targets))
+    for name, value in expected.items():
+        assert torch.cosine_similarity(found[name].flatten(), value.flatten(), 0) > 0.99, name
+    own = gradients_of(network, mean_loss(network(inputs), targets))
+    assert not torch.allclose(own["first.weight"], found["first.weight"], rtol=0.05)
+
+
 class Summed(Loop):
     """Spikes are summed before they are read out."""
 
