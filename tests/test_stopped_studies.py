@@ -57,6 +57,9 @@ def stop(process: subprocess.Popen[str], number: signal.Signals, group: bool) ->
     else:
         process.send_signal(number)
     _, said = process.communicate(timeout=300)
+    early = process.returncode == -number or said.startswith("Fatal Python error: init_import")
+    if early and not workers:
+        return  # Python had not begun
     assert process.returncode == CODES[number], said
     lines = said.splitlines()
     assert sum(line in ("biograd: interrupted", "biograd: terminated") for line in lines) == 1, said
