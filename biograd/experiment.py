@@ -11,6 +11,7 @@ file alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from biograd import data, ranks, recipes
+from biograd.callbacks import Callback
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
 from biograd.errors import DataError, RecipeError, fitting
 from biograd.progress import Progress
@@ -53,7 +55,11 @@ STEP = (
 )
 
 
-def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
+def execute(
+    request: TrainingRequest,
+    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
     """Train as requested, write the run file and return the summary.
 
     If ``torchrun`` started several processes, they train together: rank 0 writes and shows.
@@ -65,7 +71,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), fitting(*STEP):
-        summary = _execute(request, _shown(progress))
+        summary = _execute(request, _shown(progress), callbacks)
         ranks.after_first()
     return summary
 
@@ -75,7 +81,9 @@ def _shown(progress: Progress | None) -> Progress:
     return Progress() if progress is None or ranks.rank() else progress
 
 
-def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
+def _execute(
+    request: TrainingRequest, progress: Progress, callbacks: Sequence[Callback]
+) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
     network = request.model if isinstance(request.model, nn.Module) else None
@@ -87,6 +95,7 @@ def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
         own=request.own,
         force=request.force,
         repeatable=request.repeatable,
+        callbacks=callbacks,
     ).run()
 
 
@@ -100,6 +109,7 @@ def begin(
     force: bool = False,
     like: Run | None = None,
     repeatable: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Recording:
     """Return a run that is ready for its first step, its file begun.
 
@@ -151,7 +161,7 @@ def begin(
             credit=experiment.account.as_dict(),
             force=force,
         )
-    recording = Recording(experiment, writer, probe, progress)
+    recording = Recording(experiment, writer, probe, progress, callbacks)
     recording.pristine = pristine
     return recording
 
@@ -192,6 +202,7 @@ def proceed(
     progress: Progress | None = None,
     network: nn.Module | None = None,
     own: Any = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
@@ -204,7 +215,7 @@ def proceed(
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), fitting(*STEP):
-        summary = go_on(path, epochs, _shown(progress), network, own).run()
+        summary = go_on(path, epochs, _shown(progress), network, own, callbacks).run()
         ranks.after_first()
     return summary
 
@@ -222,6 +233,7 @@ def go_on(
     progress: Progress,
     network: nn.Module | None = None,
     own: Any = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
     table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
@@ -245,7 +257,9 @@ def go_on(
         )
     try:
         writer, checkpoint = _taken_over(path, configuration, experiment)
-        recording = Recording(experiment, writer, description.make_probe(dataset), progress)
+        recording = Recording(
+            experiment, writer, description.make_probe(dataset), progress, callbacks
+        )
         recording.restore(*checkpoint, path)
     except BaseException:
         experiment.engine.detach()

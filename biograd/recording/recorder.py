@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from biograd import ranks
+from biograd.callbacks import Callback, Stop
 from biograd.errors import word
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
@@ -61,8 +62,10 @@ class Recording:
         writer: RunWriter | NullWriter,
         probe: Probe,
         progress: Progress,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.experiment, self.writer, self.progress = experiment, writer, progress
+        self.callbacks = () if ranks.rank() else tuple(callbacks)
         self.probe = probe
         self.pristine: nn.Module | None = None
         self.restored = False
@@ -119,11 +122,15 @@ class Recording:
         title = f"{configuration.model} · {configuration.dataset} · {configuration.estimator}"
         self.progress.begin(trainer.total - int(trainer.spent), title + _budget(trainer.recipe))
         try:
+            for callback in self.callbacks:
+                callback.on_start(experiment.engine, self.writer.path)
             with graceful() as stop:
                 self._train(stop, until)
                 # torchrun has asked all
                 summary = self._finish(until) if ranks.size() > 1 else None
             summary = summary or self._finish(until)
+            for callback in self.callbacks:
+                callback.on_end(summary)
         except Interrupted:
             self.writer.abandon("interrupted")
             raise
@@ -169,7 +176,10 @@ class Recording:
             self._snapshot(0, self._look())
             self._commit()
         for record in trainer.steps() if trainer.step != until else ():
-            self._record(record)
+            try:
+                self._record(record)
+            except Stop as error:
+                trainer.stopped = f"a callback: {error}"
             asked = stop[:1] if ranks.size() == 1 else [record.stop] * bool(record.stop)
             for number in asked:
                 self._commit()
@@ -188,9 +198,10 @@ class Recording:
             self._commit()
             self.writer.close("interrupted")
             return {}
-        summary = self._summary()
         if self._saved != trainer.step:
             self._commit()
+        trainer.take_best()  # behind the checkpoint, which is that of the last step
+        summary = self._summary()
         self.writer.scalars(  # after the checkpoint: who goes on from that writes it again
             "final",
             trainer.step,
@@ -207,6 +218,7 @@ class Recording:
             **record.metrics,
             "informative": record.informative,
             "learning_rate": record.learning_rate,
+            **({} if record.gradient_norm is None else {"gradient_norm": record.gradient_norm}),
         }
         self.writer.scalars("train_step", record.step, record.epoch, values)
         self.progress.step({**values, "spent": record.spent, **self._shown, **self._firing})
@@ -215,28 +227,38 @@ class Recording:
             self._snapshot(record.step, self._look())
         if record.last:
             self._end_epoch(record)
+        for callback in self.callbacks:
+            callback.on_step(record.step, values)
 
     def _end_epoch(self, record: StepRecord) -> None:
         trainer, configuration = self.experiment.trainer, self.experiment.configuration
         engine, sums = self.experiment.engine, self._sums
         values = {"train_loss": sums.loss / sums.steps}
         values |= prefixed("train", engine.task.figures(sums.totals))
-        values |= prefixed("test", evaluate(engine, self.experiment.dataset.evaluated))
+        found = evaluate(engine, self.experiment.dataset.evaluated)
+        values |= prefixed("test", found)
+        if trainer.recipe.chooses:
+            trainer.judge(found[engine.task.headline])
         epoch, recipe = record.epoch + 1, configuration.recipe.training
         epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
-        found = self._look()
-        self._firing = firing(found)
+        activity = self._look()
+        self._firing = firing(activity)
         values |= self._firing
-        self._silent = silent(found)
+        self._silent = silent(activity)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
-        if ends_with_snapshot(epoch) or trainer.spent >= trainer.budget:
-            self._snapshot(record.step, found)
+        if ends_with_snapshot(epoch) or trainer.ended:
+            self._snapshot(record.step, activity)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = EpochSums()
         self._commit()
         place = {"epoch": epoch, "step": record.step} | ({"epochs": epochs} if epochs else {})
-        self.progress.epoch({**place, **values, **self._shown})
+        looked = {"evaluated_on": self.experiment.dataset.evaluated_on}
+        self.progress.epoch({**place, **values, **self._shown, **looked})
+        if trainer.stopped:
+            self.progress.note(f"the training ends: {trainer.stopped}")
+        for callback in self.callbacks:
+            callback.on_epoch(record.step, values)
 
     def _look(self) -> dict[str, torch.Tensor]:
         """Return the probes' activity in every watched layer; rank 0 does so for all."""
@@ -316,6 +338,9 @@ class Recording:
             "decorrelation": configuration.recipe.decorrelation.rule,
             "seed": configuration.seed,
             "epochs": trainer.epochs,
+            **({"stopped": trainer.stopped} if trainer.stopped else {}),
+            **({"best_epoch": trainer.selection.epoch} if trainer.recipe.chooses else {}),
+            "kept": trainer.recipe.keep,
             "budget": dict([trainer.recipe.budget]),
             "headline": task.headline,
             "better": task.better,

@@ -12,6 +12,7 @@ from torch import Tensor
 from biograd.errors import BiogradError, RunFileError, brief
 from biograd.recording.figures import EpochSums
 from biograd.recording.training_setup import Experiment
+from biograd.training.trainer import BEST, KEPT
 
 NUMBERS = (int, float)
 SCALE, SNAPSHOT = "engine.scale.", "snapshot."
@@ -38,6 +39,11 @@ def restore(
                 raise ValueError(f"{name} is {value.dtype}")
         for name in (name for name in tensors if name.startswith(SNAPSHOT)):
             _alike(name, own[f"network.{name.removeprefix(SNAPSHOT)}"], tensors[name])
+        best = {name.removeprefix(BEST): tensors[name] for name in tensors if name.startswith(BEST)}
+        for name, value in best.items():
+            _alike(BEST + name, own[name], value)
+        if best and (lacking := {name for name in own if name.startswith(KEPT)} - set(best)):
+            raise ValueError(f"{BEST}{min(lacking)} is missing")
         scaled = {name.removeprefix(SCALE) for name in tensors if name.startswith(SCALE)}
         lacking = set(trainer.engine.hidden) - scaled
         if scaled and lacking:

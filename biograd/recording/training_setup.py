@@ -14,6 +14,7 @@ from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
 from biograd.engine import Account, Engine
 from biograd.errors import RecipeError
+from biograd.recipes import TrainingRecipe
 from biograd.recording.observation import Observed, observe
 from biograd.training import Trainer, evaluate, placed
 
@@ -44,6 +45,7 @@ class Experiment:
             dataset.task.timed,
         )
         check_time(built, dataset)
+        check_choice(recipe.training, dataset)
         self.network = built.to(configuration.device)
         self.engine = Engine(
             self.network,
@@ -122,6 +124,20 @@ def check_time(network: nn.Module, dataset: data.Dataset) -> None:
     check_duration(dataset.steps, encoding.steps, encoding.dt_ms, dataset.task.timed)
 
 
+def check_choice(recipe: TrainingRecipe, dataset: data.Dataset) -> None:
+    """Refuse a training that would choose by the test rows.
+
+    Raises:
+        RecipeError: there are no validation rows.
+    """
+    if recipe.chooses and dataset.validation is None:
+        value = getattr(recipe, recipe.chooses)
+        raise RecipeError(
+            f"training.{recipe.chooses} = {value!r}: {dataset.name} has no validation rows to "
+            "choose by, and the test rows are not for that: --set dataset.validation=0.1"
+        )
+
+
 @contextmanager
 def _full_rate(trainer: Trainer) -> Iterator[torch.optim.Optimizer]:
     optimiser: torch.optim.Optimizer = trainer.optimiser
@@ -144,8 +160,12 @@ def frozen_hidden(
         network: a copy of the user's own module from before the training.
     """
     experiment = Experiment(configuration, dataset, network, "frozen_hidden")
-    for _record in experiment.trainer.steps():
-        pass
-    found = evaluate(experiment.engine, dataset.evaluated)
+    trainer = experiment.trainer
+    for record in trainer.steps():
+        if record.last and trainer.recipe.chooses:
+            judged = evaluate(experiment.engine, dataset.evaluated)
+            trainer.judge(judged[experiment.engine.task.headline])
+    trainer.take_best()
+    found = evaluate(experiment.engine, dataset.open_test() or dataset.evaluated)
     experiment.engine.detach()
     return found[experiment.engine.task.headline]

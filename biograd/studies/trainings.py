@@ -143,6 +143,8 @@ class Training:
         found = self._read()
         if found is None:
             return False
+        if found["summary"].get("test"):
+            return False
         held = found["configuration"]["data"]["validation"] > 0  # all that older summaries know
         return held or found["summary"].get("evaluated_on") == "validation"
 
