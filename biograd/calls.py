@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from biograd import experiment
+from biograd.callbacks import Callback, Log, Watchers
 from biograd.checking import Table
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine, Outside
@@ -40,6 +41,9 @@ def train(
     decorrelate: str | Mapping[str, Any] | None = None,
     local: str | Mapping[str, Any] | None = None,
     reset: Reset | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
+    callbacks: Callback | Sequence[Callback] = (),
+    log: Log | None = None,
 ) -> Run:
     """Train a network and return its run.
 
@@ -64,6 +68,13 @@ def train(
         local: a local loss, or the recipe's table of it.
         reset: puts a module of yours that keeps a state from pass to pass back before every one
             (see ``attach``).
+        metrics: beside the task's own, of every evaluation: names (``training.metrics``), or by a
+            name of yours each a name, a function of outputs and targets that gives one number a
+            row, ``[B]``, or an object with ``reset``, ``update(outputs, targets)`` and
+            ``compute``, as those of torchmetrics.
+        callbacks: are called at the start, steps, epochs and the end.
+        log: a function of a stream, the step and figures, called for every row of the streams
+            "train_step" and "epoch".
 
     Raises:
         BiogradError: as ``biograd train`` would report it.
@@ -92,7 +103,8 @@ def train(
         sites=sites,
     )
     with _put_back(model, reset):
-        return open_run(Path(experiment.execute(request)["run"]))
+        watchers = Watchers.of(callbacks, log, metrics)
+        return open_run(Path(experiment.execute(request, watchers=watchers)["run"]))
 
 
 @contextmanager
@@ -123,6 +135,9 @@ def resume(
     network: nn.Module | None = None,
     data: Any = None,
     reset: Reset | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
+    callbacks: Callback | Sequence[Callback] = (),
+    log: Log | None = None,
 ) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
@@ -130,13 +145,14 @@ def resume(
         network: your own module, if the run trained one; its weights are replaced.
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
-        reset: as in ``train``.
+        reset, metrics, callbacks, log: as in ``train``.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
     """
+    watchers = Watchers.of(callbacks, log, metrics)
     with _put_back(network, reset):
-        done = experiment.proceed(Path(path), epochs, network=network, own=data)
+        done = experiment.proceed(Path(path), epochs, network=network, own=data, watchers=watchers)
     return open_run(Path(done["run"]))
 
 

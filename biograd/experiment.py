@@ -11,7 +11,6 @@ file alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from biograd import data, ranks, recipes
-from biograd.callbacks import Callback
+from biograd.callbacks import NONE, Watchers
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
 from biograd.errors import DataError, RecipeError, fitting
 from biograd.progress import Progress
@@ -58,7 +57,7 @@ STEP = (
 def execute(
     request: TrainingRequest,
     progress: Progress | None = None,
-    callbacks: Sequence[Callback] = (),
+    watchers: Watchers = NONE,
 ) -> dict[str, Any]:
     """Train as requested, write the run file and return the summary.
 
@@ -71,7 +70,7 @@ def execute(
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), fitting(*STEP):
-        summary = _execute(request, _shown(progress), callbacks)
+        summary = _execute(request, _shown(progress), watchers)
         ranks.after_first()
     return summary
 
@@ -81,9 +80,7 @@ def _shown(progress: Progress | None) -> Progress:
     return Progress() if progress is None or ranks.rank() else progress
 
 
-def _execute(
-    request: TrainingRequest, progress: Progress, callbacks: Sequence[Callback]
-) -> dict[str, Any]:
+def _execute(request: TrainingRequest, progress: Progress, watchers: Watchers) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
     network = request.model if isinstance(request.model, nn.Module) else None
@@ -95,7 +92,7 @@ def _execute(
         own=request.own,
         force=request.force,
         repeatable=request.repeatable,
-        callbacks=callbacks,
+        watchers=watchers,
     ).run()
 
 
@@ -109,7 +106,7 @@ def begin(
     force: bool = False,
     like: Run | None = None,
     repeatable: bool = False,
-    callbacks: Sequence[Callback] = (),
+    watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready for its first step, its file begun.
 
@@ -140,7 +137,7 @@ def begin(
     for note in dataset.notes:
         progress.note(note)
     pristine = deepcopy(network) if configuration.control else None
-    experiment = Experiment(configuration, dataset, network)
+    experiment = Experiment(configuration, dataset, network, metrics=watchers.metrics)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
     if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
@@ -161,7 +158,7 @@ def begin(
             credit=experiment.account.as_dict(),
             force=force,
         )
-    recording = Recording(experiment, writer, probe, progress, callbacks)
+    recording = Recording(experiment, writer, probe, progress, watchers)
     recording.pristine = pristine
     return recording
 
@@ -202,7 +199,7 @@ def proceed(
     progress: Progress | None = None,
     network: nn.Module | None = None,
     own: Any = None,
-    callbacks: Sequence[Callback] = (),
+    watchers: Watchers = NONE,
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
@@ -215,7 +212,7 @@ def proceed(
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), fitting(*STEP):
-        summary = go_on(path, epochs, _shown(progress), network, own, callbacks).run()
+        summary = go_on(path, epochs, _shown(progress), network, own, watchers).run()
         ranks.after_first()
     return summary
 
@@ -233,7 +230,7 @@ def go_on(
     progress: Progress,
     network: nn.Module | None = None,
     own: Any = None,
-    callbacks: Sequence[Callback] = (),
+    watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
     table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
@@ -248,7 +245,7 @@ def go_on(
     configuration = configuration.given(own)
     ranks.own_device(configuration.device)
     dataset = _load(configuration, own, digest, path)
-    experiment = Experiment(configuration, dataset, network)
+    experiment = Experiment(configuration, dataset, network, metrics=watchers.metrics)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
         experiment.engine.detach()
@@ -258,7 +255,7 @@ def go_on(
     try:
         writer, checkpoint = _taken_over(path, configuration, experiment)
         recording = Recording(
-            experiment, writer, description.make_probe(dataset), progress, callbacks
+            experiment, writer, description.make_probe(dataset), progress, watchers
         )
         recording.restore(*checkpoint, path)
     except BaseException:
@@ -344,7 +341,10 @@ def need_module(
 def restored(
     run: Run, network: nn.Module | None, own: Any, call: str, step: int | None = None
 ) -> Experiment:
-    """Return the experiment of a run at a checkpoint, the last one if ``step`` is None."""
+    """Return the experiment of a run at a checkpoint, if ``step`` is None with the run's weights.
+
+    These are those of the last checkpoint, or the best (``training.keep``).
+    """
     configuration = Configuration.of(run.config, run.path)
     need_module(configuration, network, run.path, call)
     need_data(configuration, own, run.path, call)
@@ -354,4 +354,6 @@ def restored(
     experiment = Experiment(configuration, _load(configuration, own, known, run.path), network)
     if state is not None:
         restore(experiment, *state, run.path)
+    if step is None:
+        experiment.trainer.take_best()
     return experiment

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range, Table
-from biograd.recipes.schedules import SCHEDULES
+from biograd.recipes.schedules import RateRecipe
 
 OPTIMISERS = {
     "adadelta": "Adadelta",
@@ -59,7 +59,7 @@ class LocalRecipe(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingRecipe(Checked):
+class TrainingRecipe(RateRecipe):
     """The optimiser and the budget."""
 
     epochs: Annotated[int, Range(0)] = 20
@@ -82,20 +82,13 @@ class TrainingRecipe(Checked):
     """Further arguments of torch's class: ``{ betas = [0.9, 0.99] }``."""
     clip: Positive | None = None
     """The norm of all gradients together that a step does not exceed."""
-    schedule: Annotated[str, SCHEDULES] = "constant"
-    warm_up: Annotated[float, Range(0, 0.99)] = 0.0
-    """Share of the budget in which the learning rate rises from a hundredth to its full value."""
-    decay: Annotated[float, Range(0, 1, above=True)] = 0.1
-    """Factor of the schedules "exponential" (at the end), "step" and "plateau" (each time)."""
-    milestones: tuple[Fraction, ...] = (0.5, 0.75)
-    """Shares of the budget behind the warm-up at which the schedule "step" lowers the rate."""
-    wait: Count = 5
-    """Epochs without a better figure on the validation rows before "plateau" lowers the rate."""
     stop_after: Count | None = None
     """Epochs without a better figure on the validation rows after which the training ends."""
     keep: Literal["last", "best"] = "last"
     """Which weights are measured in the end, and are the run's: those of the last step, or of the
     epoch that was best on the validation rows."""
+    metrics: tuple[str, ...] = ()
+    """Metrics beside the task's own, of every evaluation: names in ``METRICS``."""
     precision: Literal["full", "bfloat16"] = "full"
     """``bfloat16``: forward passes under ``torch.autocast``; parameters stay as they are."""
     loss: Literal["cross_entropy", "squared_error"] | None = None

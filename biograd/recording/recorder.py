@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from biograd import ranks
-from biograd.callbacks import Callback, Stop
+from biograd.callbacks import NONE, Stop, Watchers
 from biograd.errors import word
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
@@ -31,7 +31,7 @@ from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
 from biograd.signals import BASE, Interrupted, graceful
-from biograd.training import StepRecord, evaluate, placed
+from biograd.training import StepRecord, placed
 
 
 class NullWriter:
@@ -62,12 +62,13 @@ class Recording:
         writer: RunWriter | NullWriter,
         probe: Probe,
         progress: Progress,
-        callbacks: Sequence[Callback] = (),
+        watchers: Watchers = NONE,
     ) -> None:
         self.experiment, self.writer, self.progress = experiment, writer, progress
-        self.callbacks = () if ranks.rank() else tuple(callbacks)
+        self.callbacks = () if ranks.rank() else watchers.callbacks
         self.probe = probe
         self.pristine: nn.Module | None = None
+        self._stopped_by = "validation"
         self.restored = False
         self._firing: dict[str, float] = {}
         self.seconds = 0.0
@@ -122,15 +123,13 @@ class Recording:
         title = f"{configuration.model} · {configuration.dataset} · {configuration.estimator}"
         self.progress.begin(trainer.total - int(trainer.spent), title + _budget(trainer.recipe))
         try:
-            for callback in self.callbacks:
-                callback.on_start(experiment.engine, self.writer.path)
+            self._tell("on_start", experiment.engine, self.writer.path)
             with graceful() as stop:
                 self._train(stop, until)
                 # torchrun has asked all
                 summary = self._finish(until) if ranks.size() > 1 else None
             summary = summary or self._finish(until)
-            for callback in self.callbacks:
-                callback.on_end(summary)
+            self._tell("on_end", summary)
         except Interrupted:
             self.writer.abandon("interrupted")
             raise
@@ -176,10 +175,7 @@ class Recording:
             self._snapshot(0, self._look())
             self._commit()
         for record in trainer.steps() if trainer.step != until else ():
-            try:
-                self._record(record)
-            except Stop as error:
-                trainer.stopped = f"a callback: {error}"
+            self._record(record)
             asked = stop[:1] if ranks.size() == 1 else [record.stop] * bool(record.stop)
             for number in asked:
                 self._commit()
@@ -212,6 +208,15 @@ class Recording:
         self.writer.close("completed")
         return summary
 
+    def _tell(self, what: str, *given: object) -> None:
+        """Call the callbacks, each of which may ask for the end."""
+        for callback in self.callbacks:
+            try:
+                getattr(callback, what)(*given)
+            except Stop as error:
+                self.experiment.trainer.stopped = str(error) or "a callback asked for it"
+                self._stopped_by = "callback"
+
     def _record(self, record: StepRecord) -> None:
         values = {
             "loss": record.loss,
@@ -222,20 +227,19 @@ class Recording:
         }
         self.writer.scalars("train_step", record.step, record.epoch, values)
         self.progress.step({**values, "spent": record.spent, **self._shown, **self._firing})
+        self._tell("on_step", record.step, values)
         self._sums = self._sums.and_of(record)
         if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
             self._snapshot(record.step, self._look())
         if record.last:
             self._end_epoch(record)
-        for callback in self.callbacks:
-            callback.on_step(record.step, values)
 
     def _end_epoch(self, record: StepRecord) -> None:
         trainer, configuration = self.experiment.trainer, self.experiment.configuration
         engine, sums = self.experiment.engine, self._sums
         values = {"train_loss": sums.loss / sums.steps}
         values |= prefixed("train", engine.task.figures(sums.totals))
-        found = evaluate(engine, self.experiment.dataset.evaluated)
+        found = self.experiment.evaluate(self.experiment.dataset.evaluated)
         values |= prefixed("test", found)
         if trainer.recipe.chooses:
             trainer.judge(found[engine.task.headline])
@@ -257,8 +261,7 @@ class Recording:
         self.progress.epoch({**place, **values, **self._shown, **looked})
         if trainer.stopped:
             self.progress.note(f"the training ends: {trainer.stopped}")
-        for callback in self.callbacks:
-            callback.on_epoch(record.step, values)
+        self._tell("on_epoch", record.step, values)
 
     def _look(self) -> dict[str, torch.Tensor]:
         """Return the probes' activity in every watched layer; rank 0 does so for all."""
@@ -313,8 +316,8 @@ class Recording:
         experiment, configuration = self.experiment, self.experiment.configuration
         trainer = experiment.trainer
         seconds = self.seconds + time.perf_counter() - self._started
-        train = evaluate(experiment.engine, experiment.dataset.train)
-        test = evaluate(experiment.engine, experiment.dataset.evaluated)
+        train = experiment.evaluate(experiment.dataset.train)
+        test = experiment.evaluate(experiment.dataset.evaluated)
         task = experiment.engine.task
         if task.headline != "loss":
             del train["loss"]
@@ -338,7 +341,11 @@ class Recording:
             "decorrelation": configuration.recipe.decorrelation.rule,
             "seed": configuration.seed,
             "epochs": trainer.epochs,
-            **({"stopped": trainer.stopped} if trainer.stopped else {}),
+            **(
+                {"stopped": trainer.stopped, "stopped_by": self._stopped_by}
+                if trainer.stopped
+                else {}
+            ),
             **({"best_epoch": trainer.selection.epoch} if trainer.recipe.chooses else {}),
             "kept": trainer.recipe.keep,
             "budget": dict([trainer.recipe.budget]),
@@ -350,7 +357,7 @@ class Recording:
             **({} if control is None else {"control_learning_rate": rate}),
             "silent": self._silent,
             "evaluated_on": evaluated,
-            **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),
+            **({} if unseen is None else {"test": experiment.evaluate(unseen)}),
             "seconds": seconds,
             "steps_per_second": trainer.step / seconds,
             "ranks": ranks.size(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from biograd.engine import Account, Engine
 from biograd.errors import RecipeError
 from biograd.recipes import TrainingRecipe
 from biograd.recording.observation import Observed, observe
+from biograd.tasks.further_metrics import chosen
 from biograd.training import Trainer, evaluate, placed
 
 
@@ -28,6 +30,7 @@ class Experiment:
         dataset: data.Dataset,
         network: nn.Module | None = None,
         estimator: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         self.configuration, self.dataset = configuration, dataset
         recipe = configuration.recipe
@@ -60,6 +63,8 @@ class Experiment:
             sites=configuration.sites,
         )
         try:
+            asked = {name: name for name in recipe.training.metrics} | dict(metrics or {})
+            self.metrics = chosen(asked, self.engine.task)
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
         except BaseException:
             self.engine.detach()
@@ -70,6 +75,10 @@ class Experiment:
         """Who credits each parameter."""
         assert self.engine.account is not None  # the trainer has prepared it
         return self.engine.account
+
+    def evaluate(self, split: data.Source) -> dict[str, float]:
+        """Return all metrics and the loss of a split."""
+        return evaluate(self.engine, split, metrics=self.metrics)
 
     def observe(self, inputs: Tensor) -> dict[str, Observed]:
         """Return the activity that goes into the run file, by layer."""

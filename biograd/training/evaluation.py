@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from biograd import ranks, tasks
 from biograd.data import Source, batches
 from biograd.engine import Engine
+from biograd.errors import CapabilityError
 from biograd.ranks import parallel
 from biograd.tasks import added, flat, folded, summed
+from biograd.tasks.further_metrics import Metric, Pooled, plain
 
 
 def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,12 +24,26 @@ def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, split: Source, batch_size: int = 256) -> dict[str, float]:
+def evaluate(
+    engine: Engine,
+    split: Source,
+    batch_size: int = 256,
+    metrics: Mapping[str, Metric | Pooled] | None = None,
+) -> dict[str, float]:
     """Return the task's metrics and the mean ``loss`` of a split, in evaluation mode.
 
     Ranks divide the batches; all of them must ask.
+
+    Args:
+        metrics: further ones, by name.
     """
     network, task = engine.network, engine.task
+    further = {name: one for name, one in (metrics or {}).items() if isinstance(one, Metric)}
+    pooled = [one for one in (metrics or {}).values() if isinstance(one, Pooled)]
+    if pooled and ranks.size() > 1:
+        raise CapabilityError(f"metrics: {pooled[0].name}: an object counts in one process alone")
+    for one in pooled:
+        one.held.reset()
     training = network.training
     network.eval()
     totals: tasks.Totals = {}
@@ -36,13 +54,22 @@ def evaluate(engine: Engine, split: Source, batch_size: int = 256) -> dict[str, 
             outputs = network(inputs)
             losses = task.losses(outputs, targets)
             found = summed(
-                {"loss": (losses, torch.ones_like(losses)), **task.metrics(outputs, targets)}
+                {
+                    "loss": (losses, torch.ones_like(losses)),
+                    **task.metrics(outputs, targets),
+                    **{f".{name}": one.parts(outputs, targets) for name, one in further.items()},
+                }
             )
             if not own.weight:
                 found = folded([0.0] * len(flat(found)), found)
             totals = added(totals, found)
+            for each in pooled:
+                each.held.update(outputs, plain(targets, task))
     network.train(training)
     sums = [sum(column) for column in zip(*ranks.table(flat(totals)), strict=True)]
     totals = folded(sums, totals)
     (loss,), (count,) = totals.pop("loss")
-    return {**task.figures(totals), "loss": loss / count}
+    more = {name: one.figure(totals.pop(f".{name}")) for name, one in further.items()}
+    for each in pooled:
+        more |= each.computed()
+    return {**task.figures(totals), "loss": loss / count, **more}
