@@ -17,6 +17,7 @@ from biograd.engine import Engine, Outside
 from biograd.errors import CapabilityError
 from biograd.runs.reader import Run, open_run
 from biograd.substrate.kept import Reset, ResetBefore
+from biograd.substrate.return_values import Outputs
 
 
 def train(
@@ -41,6 +42,7 @@ def train(
     decorrelate: str | Mapping[str, Any] | None = None,
     local: str | Mapping[str, Any] | None = None,
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
     metrics: Sequence[str] | Mapping[str, Any] = (),
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
@@ -68,6 +70,7 @@ def train(
         local: a local loss, or the recipe's table of it.
         reset: puts a module of yours that keeps a state from pass to pass back before every one
             (see ``attach``).
+        outputs: what of the return value of a module of yours its outputs are (see ``attach``).
         metrics: beside the task's own, of every evaluation: names (``training.metrics``), or by a
             name of yours each a name, a function of outputs and targets that gives one number a
             row, ``[B]``, or an object with ``reset``, ``update(outputs, targets)`` and
@@ -102,8 +105,8 @@ def train(
         laid={name: table for name, table in parts.items() if table is not None},
         sites=sites,
     )
-    with _put_back(model, reset):
-        watchers = Watchers.of(callbacks, log, metrics)
+    watchers = Watchers.of(callbacks, log, metrics)
+    with _put_back(model, reset), _formed(model, outputs):
         return open_run(Path(experiment.execute(request, watchers=watchers)["run"]))
 
 
@@ -116,6 +119,21 @@ def _put_back(network: object, reset: Reset | None) -> Iterator[None]:
     if not isinstance(network, nn.Module):
         raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
     handle = network.register_forward_pre_hook(ResetBefore(network, reset))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _formed(network: object, form: Outputs | None) -> Iterator[None]:
+    """Let a module return its outputs alone."""
+    if form is None:
+        yield
+        return
+    if not isinstance(network, nn.Module):
+        raise CapabilityError("outputs: only for a module of yours: recipes' return nothing else")
+    handle = network.register_forward_hook(lambda _module, _inputs, value: form(value))
     try:
         yield
     finally:
@@ -135,6 +153,7 @@ def resume(
     network: nn.Module | None = None,
     data: Any = None,
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
     metrics: Sequence[str] | Mapping[str, Any] = (),
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
@@ -145,13 +164,13 @@ def resume(
         network: your own module, if the run trained one; its weights are replaced.
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
-        reset, metrics, callbacks, log: as in ``train``.
+        reset, outputs, metrics, callbacks, log: as in ``train``.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
     """
     watchers = Watchers.of(callbacks, log, metrics)
-    with _put_back(network, reset):
+    with _put_back(network, reset), _formed(network, outputs):
         done = experiment.proceed(Path(path), epochs, network=network, own=data, watchers=watchers)
     return open_run(Path(done["run"]))
 
@@ -188,6 +207,7 @@ def diagnose(
     draws: int = 16,
     reference: Reference = "auto",
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
 ) -> Diagnosis:
     """Return how good the gradient estimate of a run is, and what keeps it from learning.
 
@@ -198,12 +218,12 @@ def diagnose(
         examples: of the training data, the groups of the task in turn.
         draws: how often the gradient is estimated.
         reference: see ``diagnosis.probe``.
-        reset: as in ``train``.
+        reset, outputs: as in ``train``.
 
     Raises:
         RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
     """
-    with _put_back(network, reset):
+    with _put_back(network, reset), _formed(network, outputs):
         found = experiment.restored(run, network, data, "diagnose", step)
         try:
             return found.diagnose(examples, draws=draws, reference=reference)

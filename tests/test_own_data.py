@@ -182,6 +182,32 @@ def written(path: Path, table: dict[str, Any], **attributes: Any) -> Path:
 
 
 @pytest.mark.parametrize("ending", [".npz", ".h5"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"classes": float("inf")},
+        {"classes": float("nan")},
+        {"classes": 2.5},
+        {"n_units": -3},
+        {"dt_ms": "soon"},
+        {"dt_ms": float("nan")},
+        {"task": 7},
+        {"licence": [1, 2]},
+    ],
+)
+def test_what_a_file_says_of_itself_must_make_sense(
+    attributes: dict[str, Any], ending: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path / f"a{ending}", {"x": X, "y": Y}, **attributes)
+    assert f"{path}: meta: " in message(DataError, lambda: load(str(path)))
+
+
+def test_a_whole_number_may_be_written_with_a_point(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.h5", {"x": X, "y": Y}, classes=10.0, task="classes")
+    assert load(str(path)).task.outputs == 10
+
+
+@pytest.mark.parametrize("ending", [".npz", ".h5"])
 def test_files_are_what_arrays_are(ending: str, tmp_path: Path) -> None:
     path = written(tmp_path / f"a{ending}", {"inputs": X, "labels": Y})
     assert load(str(path)).digest == load((X, Y)).digest

@@ -34,7 +34,7 @@ from biograd.data.sources import (
     yin_yang,
 )
 from biograd.data.tasked import set_task, tasked
-from biograd.errors import DataError, RecipeError
+from biograd.errors import DataError, RecipeError, fitting
 from biograd.randomness import generator
 from biograd.recipes import DatasetRecipe
 from biograd.registry import Registry
@@ -164,7 +164,8 @@ def load(
     if own is None or recipe.source != "python":
         _check_read(recipe, name)
     whole = recipe.timed or timed
-    parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
+    with fitting(f"dataset {name}: the data are too large", "its sizes"):
+        parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
     task, kind, taken = set_task(parts, recipe, name)
     read_parts = tuple(parts.sources.values())
     looked = [each for split, each in parts.sources.items() if split != "test"]

@@ -50,6 +50,8 @@ PARTS = {
     **dict.fromkeys(TEXTS, dict),
 }
 """What a run says of itself, and its types."""
+TABLES = ("versions", "distributions", "slurm", "git", "brian2")
+"""Parts of the environment that are tables; those that are not known are missing, or null."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,15 +191,15 @@ def check_version(where: object, form: object, version: object) -> None:
         raise RunFileError(f"{where}: has format version {version}, newer than {VERSION}: update")
 
 
-def read_parts(place: RunPaths) -> Contents:
-    """Return the contents of a parts folder.
+def read_parts(place: RunPaths, header: Mapping[str, Any] | None = None) -> Contents:
+    """Return the contents of a parts folder, whose header may be known.
 
     Raises:
         RunFileError: a file of it is damaged.
         FileNotFoundError: it was packed meanwhile.
     """
     where = place.parts / "header.json"
-    header = read_object(where)
+    header = read_object(where) if header is None else header
     check_version(where, header.get("format"), header.get("format_version"))
     commits = read_commits(place.parts / "commits.jsonl")
     segments = [Segment(segment_path(place, c.segment), c.sha256, c.size) for c in commits]
@@ -225,6 +227,9 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         if not isinstance(values.get(name), kind):
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
         found[name] = values[name]
+    for name in TABLES:
+        if not isinstance(found["environment"].get(name) or {}, dict):
+            raise RunFileError(f"{where}: is damaged (environment.{name} is not dict)")
     found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
     if not all(
         isinstance(one, dict) and isinstance(one.get("credit"), str)

@@ -131,15 +131,16 @@ class Run:
         """What the run says of itself: seed, device, versions, times."""
         return described(self._contents)
 
-    def attribute(self, name: str) -> Any:
-        """Return an attribute that every run has.
+    def attribute(self, name: str) -> str:
+        """Return a text that every run has among its attributes.
 
         Raises:
             RunFileError: the run lacks it.
         """
-        if name not in self._contents.attributes:
+        value = self._contents.attributes.get(name)
+        if not isinstance(value, str):
             raise RunFileError(f"{self.path}: is damaged (it lacks the attribute {name})")
-        return self._contents.attributes[name]
+        return value
 
     @property
     def config(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from biograd.tasks.rates import Rates
 from biograd.tasks.regression import Regression, TimeSeries
 from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
+from biograd.tasks.steps_first import StepsFirst, is_steps_first
 from biograd.tasks.task import MISSING, Metrics, Task, Totals, added, flat, folded, summed
 from biograd.tasks.weighted import Weighted
 
@@ -197,7 +198,7 @@ def of_loss(loss: str | Callable[..., Any]) -> Task:
         CapabilityError: no such loss.
     """
     if not isinstance(loss, str):
-        return OwnLoss(loss=loss)
+        return OwnLoss(loss=StepsFirst(loss) if is_steps_first(loss) else loss)
     if loss not in LOSSES:
         raise CapabilityError(f"no loss {loss!r}: {nearest(loss, LOSSES)}")
     return Classes(0, loss=loss)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from biograd import ranks, tasks
 from biograd.data import Batch, Source, batches
@@ -38,6 +38,13 @@ BEST = "best."
 """Prefix of what a checkpoint keeps of the best epoch."""
 KEPT = ("network.", "engine.decorrelation.")
 """What of a checkpoint decides the outputs."""
+
+
+def _shadow(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter of zeros of the same shape and type, with a gradient of zeros."""
+    shadow = nn.Parameter(torch.zeros_like(parameter, device="cpu"))
+    shadow.grad = torch.zeros_like(shadow)
+    return shadow
 
 
 class Trainer:
@@ -291,13 +298,13 @@ class Trainer:
         """Return everything that decides the next step: flat tensors and a JSON-able rest."""
         tensors = self._own_tensors() | {BEST + k: v for k, v in self._best.items()}
         kept = self.optimiser.state_dict()
-        options: dict[str, dict[str, Any]] = {}
+        options: dict[str, dict[str, Any]] = {str(number): {} for number in kept["state"]}
         for number, state in kept["state"].items():
             for name, value in state.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimiser.{number}.{name}"] = value
                 else:
-                    options.setdefault(str(number), {})[name] = value
+                    options[str(number)][name] = value
         meta = {
             "step": self.step,
             "epoch": max(self.step - 1, 0) // self.per_epoch,
@@ -309,8 +316,17 @@ class Trainer:
         }
         return {name: value.detach().clone() for name, value in tensors.items()}, meta
 
+    def optimiser_state(self) -> dict[str, dict[str, Any]]:
+        """Return what the optimiser keeps of each parameter once it has moved it: names, shapes.
+
+        Numbers are text, as in ``checkpoint``.
+        """
+        twin = make_optimiser(self.recipe, map(_shadow, self.optimiser.param_groups[0]["params"]))
+        twin.step()
+        return {str(number): state for number, state in twin.state_dict()["state"].items()}
+
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go back to what ``checkpoint`` returned."""
+        """Go back to what ``checkpoint`` returned; settings of the optimiser stay the recipe's."""
         self.engine.network.load_state_dict(part(tensors, "network."))
         self.engine.load_state(part(tensors, "engine."))
         state: dict[int, dict[str, Any]] = {
@@ -319,7 +335,8 @@ class Trainer:
         for key, value in part(tensors, "optimiser.").items():
             number, name = key.split(".", 1)
             state.setdefault(int(number), {})[name] = value
-        self.optimiser.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
         self.step = int(meta["step"])
         self.passes = int(meta.get("passes", 0))  # not counted by the first run files
         self.seconds = float(meta.get("training_seconds", 0.0))

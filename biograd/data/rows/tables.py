@@ -70,8 +70,8 @@ class About:
                 raise DataError(f"{where}: meta: unknown key {name}: {nearest(name, fields)}")
         try:
             kinds = {name: type(getattr(cls, name)) for name in fields}
-            return cls(**{k: kinds[k](_plain(v)) for k, v in table.items() if k in fields})
-        except (TypeError, ValueError) as error:
+            return cls(**{k: _as(kinds[k], _plain(v)) for k, v in table.items() if k in fields})
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{where}: meta: {error}") from error
 
 
@@ -83,6 +83,14 @@ def _meta(text: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: meta: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{where}: meta: must be a table")
+    return found
+
+
+def _as(kind: type[Any], value: Any) -> Any:
+    """Return a value as a text, or as the number that it is; programs write 5 as 5.0."""
+    found = kind(value)
+    if found != value or (kind is not str and found < 0):
+        raise ValueError(f"{value!r} is not {'a text' if kind is str else 'such a number'}")
     return found
 
 

@@ -14,6 +14,7 @@ from biograd.data.files.unpacking import check_dataset
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.sources.own_files import paths_of
+from biograd.disk.stored_sizes import has_endless_heap
 from biograd.errors import DataError
 
 IN_MEMORY = 500_000_000
@@ -28,6 +29,7 @@ class Column:
         if dataset.external:  # any file of this machine
             raise DataError(f"{path}: {name}: its values are in another file: write them here")
         check_dataset(dataset, f"{path}: {name}")
+        self.varying = dataset.dtype.hasobject
         self.shape, self.ragged = dataset.shape, h5py.check_vlen_dtype(dataset.dtype) is not None
         self.lazy = not self.ragged and dataset.size * dataset.dtype.itemsize > IN_MEMORY
         self._opened: tuple[int, h5py.Dataset] | None = None
@@ -79,6 +81,9 @@ def _one(path: Path, request: Request) -> Parts:
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             file.visititems(visit)
+            varying = len(file.attrs) or any(column.varying for column in table.values())
+            if varying and has_endless_heap(file):
+                raise DataError(f"{path}: is damaged (HDF5 would read it for ever)")
             attributes = dict(file.attrs)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(
