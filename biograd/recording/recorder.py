@@ -347,7 +347,7 @@ class Recording:
                 else {}
             ),
             **({"best_epoch": trainer.selection.epoch} if trainer.recipe.chooses else {}),
-            "kept": trainer.recipe.keep,
+            **({"kept": "best"} if trainer.recipe.keep == "best" else {}),
             "budget": dict([trainer.recipe.budget]),
             "headline": task.headline,
             "better": task.better,

@@ -217,7 +217,7 @@ class Trainer:
         found, copies, together = StepFigures(0.0, {}, 0.0, 0.0), 0, tasks.Totals()
         columns = (one.tensor_split(parts) for one in (inputs, targets, index))
         for x, y, rows_of in zip(*columns, strict=True):
-            weight = len(y) / total
+            weight, self.engine.step = len(y) / total, self.step  # all parts are of one step
             one, copies = self._part(x, y, rows_of, weight, len(y))
             together = added(together, one.totals)
             found = StepFigures(
