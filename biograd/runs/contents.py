@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from biograd.runs.layout import (
     Raster,
     checked_layer,
     plain_attributes,
+    row_shape,
 )
 from biograd.runs.parts.seal import is_sealed
 from biograd.runs.parts.segments import Segment, Sources
@@ -203,15 +205,16 @@ def read_parts(place: RunPaths, header: Mapping[str, Any] | None = None) -> Cont
     check_version(where, header.get("format"), header.get("format_version"))
     commits = read_commits(place.parts / "commits.jsonl")
     segments = [Segment(segment_path(place, c.segment), c.sha256, c.size) for c in commits]
+    said, probe = described_by(header, where), _parts_probe(place, header)
     return Contents(
         place=place,
         packed=False,
         status=_status(place),
-        probe=_parts_probe(place, header),
+        probe=probe,
         commits=commits,
-        sources=Sources(segments),
+        sources=Sources(partial(row_shape, layers=said["layers"], probe=probe), segments),
         sealed=True,
-        **described_by(header, where),
+        **said,
     )
 
 
@@ -227,18 +230,16 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         if not isinstance(values.get(name), kind):
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
         found[name] = values[name]
-    for name in TABLES:
-        if not isinstance(found["environment"].get(name) or {}, dict):
-            raise RunFileError(f"{where}: is damaged (environment.{name} is not dict)")
+    if not all(isinstance(found["environment"].get(name) or {}, dict) for name in TABLES):
+        raise RunFileError(f"{where}: is damaged (environment holds others than its tables)")
     found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
     if not all(
         isinstance(one, dict) and isinstance(one.get("credit"), str)
         for one in found["credit"].values()
     ):
         raise RunFileError(f"{where}: is damaged (credit is not that of parameters)")
-    for row in found["history"]:
-        if not _integers(row, 4):
-            raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
+    if not all(_integers(row, 4) for row in found["history"]):
+        raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
     return found
 
 
@@ -338,16 +339,17 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
         if not file.holds(name):
             raise file.damaged(name, "it is missing")
         file.members(name)
-    probed = file.holds("probe")
+    probed, said = file.holds("probe"), described_by(values, file.path)
+    probe = read_probe(file, file.attributes("probe").get("gap_ms")) if probed else None
     return Contents(
         place=place,
         packed=True,
         status=str(attributes.get("status")),
-        probe=read_probe(file, file.attributes("probe").get("gap_ms")) if probed else None,
+        probe=probe,
         commits=[_checkpoint(file, name) for name in file.members("checkpoints")],
-        sources=Sources(file=file),
+        sources=Sources(partial(row_shape, layers=said["layers"], probe=probe), file=file),
         sealed=sealed,
-        **described_by(values, file.path),
+        **said,
     )
 
 

@@ -326,6 +326,19 @@ def kinds_of(name: str) -> str:
     return "iu" if name.rpartition("/")[2] in WHOLE.get(name.split("/")[0], ()) else "f"
 
 
+def row_shape(
+    name: str, layers: Mapping[str, LayerInfo], probe: Probe | None
+) -> tuple[int, ...] | None:
+    """Return the shape of a row of a growing data set; None: it is of no layer of the run."""
+    top, *rest = name.split("/")
+    if top != "layers":
+        return ()
+    if rest[0] not in layers or probe is None:
+        return None
+    units = len(layers[rest[0]].units)
+    return (len(probe), units) if rest[1:] == ["activation"] else (units,)
+
+
 def required(table: str) -> tuple[str, ...]:
     """Return the columns that a table cannot lack.
 

@@ -259,9 +259,6 @@ class Run:
             values = self._ask(lambda sources: sources.row(name, index))
         if values is None:
             raise RunFileError(f"{self.path}: nothing was recorded of layer {layer!r}")
-        probe, units = self.probe, self.layers[layer].units
-        if probe is None or values.shape[-2:] != (len(probe), len(units)):
-            raise RunFileError(f"{self.path}: /{name} is damaged (its shape is {values.shape})")
         return values
 
     def statistics(self, layer: str) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from biograd.disk.stored_sizes import excess
+from biograd.disk.stored_sizes import excess, has_endless_heap
 from biograd.errors import DataError, brief
 
 FREE, RATIO = 16 * 2**20, 1100
@@ -45,6 +45,16 @@ def check_dataset(dataset: h5py.Dataset, where: object) -> None:
     why = excess(dataset, os.path.getsize(dataset.file.filename), FREE, RATIO)
     if why:
         raise DataError(f"{where}: {why}: it is damaged, or made to fill the memory")
+
+
+def check_heap(file: h5py.File, where: object) -> None:
+    """Refuse a file of HDF5 whose texts HDF5 would read for ever.
+
+    Raises:
+        DataError: it is one.
+    """
+    if has_endless_heap(file):
+        raise DataError(f"{where}: is damaged (HDF5 would read it for ever)")
 
 
 def check_memory(declared: int, where: object) -> None:
