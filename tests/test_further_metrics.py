@@ -155,7 +155,9 @@ def test_what_is_no_metric() -> None:
 
 
 def test_metrics_stand_in_the_run(tmp_path: Path) -> None:
-    data = {"train": (OUTPUTS, CLASSES), "test": (OUTPUTS[:50], CLASSES[:50])}
+    labels = CLASSES.clone()
+    labels[0] = 6
+    data = {"train": (OUTPUTS, labels), "test": (OUTPUTS[:50], labels[:50])}
     run = biograd.train(
         network(), data, estimator="backprop", epochs=2, path=tmp_path / "run.h5",
         settings=("training.metrics=['macro_f1']",), metrics={"rows": Counting()},
