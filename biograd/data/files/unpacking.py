@@ -10,7 +10,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from biograd.disk.stored_sizes import excess
+from biograd.disk.stored_sizes import excess, has_endless_heap
 from biograd.errors import DataError, brief
 
 FREE, RATIO = 16 * 2**20, 1100
@@ -47,8 +47,21 @@ def check_dataset(dataset: h5py.Dataset, where: object) -> None:
         raise DataError(f"{where}: {why}: it is damaged, or made to fill the memory")
 
 
-def check_memory(declared: int, where: object) -> None:
+def check_heap(file: h5py.File, where: object) -> None:
+    """Refuse a file of HDF5 whose texts HDF5 would read for ever.
+
+    Raises:
+        DataError: it is one.
+    """
+    if has_endless_heap(file):
+        raise DataError(f"{where}: is damaged (HDF5 would read it for ever)")
+
+
+def check_memory(declared: int, where: object, instead: str = "use HDF5") -> None:
     """Refuse what takes more than half of this machine's memory.
+
+    Args:
+        instead: what to do then.
 
     Raises:
         DataError: it does; ``where`` opens the message.
@@ -58,7 +71,7 @@ def check_memory(declared: int, where: object) -> None:
     except (AttributeError, ValueError, OSError):  # not on every system
         return
     if declared > memory // 2:
-        raise DataError(f"{where}: {declared} bytes: this machine's memory has {memory}: use HDF5")
+        raise DataError(f"{where}: {declared} bytes: this machine's memory has {memory}: {instead}")
 
 
 def read_npy(stream: IO[bytes], stored: int, where: object) -> np.ndarray[Any, Any]:
