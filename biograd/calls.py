@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from biograd import experiment
+from biograd.callbacks import Callback, Log, Watchers
 from biograd.checking import Table
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine, Outside
@@ -42,6 +43,9 @@ def train(
     local: str | Mapping[str, Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
+    callbacks: Callback | Sequence[Callback] = (),
+    log: Log | None = None,
 ) -> Run:
     """Train a network and return its run.
 
@@ -67,6 +71,13 @@ def train(
         reset: puts a module of yours that keeps a state from pass to pass back before every one
             (see ``attach``).
         outputs: what of the return value of a module of yours its outputs are (see ``attach``).
+        metrics: beside the task's own, of every evaluation: names (``training.metrics``), or by a
+            name of yours each a name, a function of outputs and targets that gives one number a
+            row, ``[B]``, or an object with ``reset``, ``update(outputs, targets)`` and
+            ``compute``, as those of torchmetrics.
+        callbacks: are called at the start, steps, epochs and the end.
+        log: a function of a stream, the step and figures, called for every row of the streams
+            "train_step" and "epoch".
 
     Raises:
         BiogradError: as ``biograd train`` would report it.
@@ -94,8 +105,9 @@ def train(
         laid={name: table for name, table in parts.items() if table is not None},
         sites=sites,
     )
+    watchers = Watchers.of(callbacks, log, metrics)
     with _put_back(model, reset), _formed(model, outputs):
-        return open_run(Path(experiment.execute(request)["run"]))
+        return open_run(Path(experiment.execute(request, watchers=watchers)["run"]))
 
 
 @contextmanager
@@ -142,6 +154,9 @@ def resume(
     data: Any = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
+    callbacks: Callback | Sequence[Callback] = (),
+    log: Log | None = None,
 ) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
@@ -149,13 +164,14 @@ def resume(
         network: your own module, if the run trained one; its weights are replaced.
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
-        reset, outputs: as in ``train``.
+        reset, outputs, metrics, callbacks, log: as in ``train``.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
     """
+    watchers = Watchers.of(callbacks, log, metrics)
     with _put_back(network, reset), _formed(network, outputs):
-        done = experiment.proceed(Path(path), epochs, network=network, own=data)
+        done = experiment.proceed(Path(path), epochs, network=network, own=data, watchers=watchers)
     return open_run(Path(done["run"]))
 
 

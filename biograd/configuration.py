@@ -21,6 +21,7 @@ from biograd.errors import RecipeError, RunFileError
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
 from biograd.recipes.toml import merged, without
+from biograd.training.optimisers import check_optimiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +265,8 @@ def _recipe(
         estimators.make(other, table, model)
     decorrelation.make(recipe.decorrelation, model)
     local.make(recipe.local, model)
+    if recipe.training.optimiser_settings:
+        check_optimiser(recipe.training)
     return recipe
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from biograd import data, ranks, recipes
+from biograd.callbacks import NONE, Watchers
 from biograd.configuration import Configuration, TrainingRequest, check_device, configure
 from biograd.errors import DataError, RecipeError, fitting
 from biograd.progress import Progress
@@ -53,7 +54,11 @@ STEP = (
 )
 
 
-def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
+def execute(
+    request: TrainingRequest,
+    progress: Progress | None = None,
+    watchers: Watchers = NONE,
+) -> dict[str, Any]:
     """Train as requested, write the run file and return the summary.
 
     If ``torchrun`` started several processes, they train together: rank 0 writes and shows.
@@ -65,7 +70,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), fitting(*STEP):
-        summary = _execute(request, _shown(progress))
+        summary = _execute(request, _shown(progress), watchers)
         ranks.after_first()
     return summary
 
@@ -75,7 +80,7 @@ def _shown(progress: Progress | None) -> Progress:
     return Progress() if progress is None or ranks.rank() else progress
 
 
-def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
+def _execute(request: TrainingRequest, progress: Progress, watchers: Watchers) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
     network = request.model if isinstance(request.model, nn.Module) else None
@@ -87,6 +92,7 @@ def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
         own=request.own,
         force=request.force,
         repeatable=request.repeatable,
+        watchers=watchers,
     ).run()
 
 
@@ -100,6 +106,7 @@ def begin(
     force: bool = False,
     like: Run | None = None,
     repeatable: bool = False,
+    watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready for its first step, its file begun.
 
@@ -130,7 +137,7 @@ def begin(
     for note in dataset.notes:
         progress.note(note)
     pristine = deepcopy(network) if configuration.control else None
-    experiment = Experiment(configuration, dataset, network)
+    experiment = Experiment(configuration, dataset, network, metrics=watchers.metrics)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
     if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
@@ -151,7 +158,7 @@ def begin(
             credit=experiment.account.as_dict(),
             force=force,
         )
-    recording = Recording(experiment, writer, probe, progress)
+    recording = Recording(experiment, writer, probe, progress, watchers)
     recording.pristine = pristine
     return recording
 
@@ -192,6 +199,7 @@ def proceed(
     progress: Progress | None = None,
     network: nn.Module | None = None,
     own: Any = None,
+    watchers: Watchers = NONE,
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
@@ -204,7 +212,7 @@ def proceed(
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), fitting(*STEP):
-        summary = go_on(path, epochs, _shown(progress), network, own).run()
+        summary = go_on(path, epochs, _shown(progress), network, own, watchers).run()
         ranks.after_first()
     return summary
 
@@ -222,6 +230,7 @@ def go_on(
     progress: Progress,
     network: nn.Module | None = None,
     own: Any = None,
+    watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
     table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
@@ -236,7 +245,7 @@ def go_on(
     configuration = configuration.given(own)
     ranks.own_device(configuration.device)
     dataset = _load(configuration, own, digest, path)
-    experiment = Experiment(configuration, dataset, network)
+    experiment = Experiment(configuration, dataset, network, metrics=watchers.metrics)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
         experiment.engine.detach()
@@ -245,7 +254,9 @@ def go_on(
         )
     try:
         writer, checkpoint = _taken_over(path, configuration, experiment)
-        recording = Recording(experiment, writer, description.make_probe(dataset), progress)
+        recording = Recording(
+            experiment, writer, description.make_probe(dataset), progress, watchers
+        )
         recording.restore(*checkpoint, path)
     except BaseException:
         experiment.engine.detach()
@@ -330,7 +341,10 @@ def need_module(
 def restored(
     run: Run, network: nn.Module | None, own: Any, call: str, step: int | None = None
 ) -> Experiment:
-    """Return the experiment of a run at a checkpoint, the last one if ``step`` is None."""
+    """Return the experiment of a run at a checkpoint, if ``step`` is None with the run's weights.
+
+    These are those of the last checkpoint, or the best (``training.keep``).
+    """
     configuration = Configuration.of(run.config, run.path)
     need_module(configuration, network, run.path, call)
     need_data(configuration, own, run.path, call)
@@ -340,4 +354,6 @@ def restored(
     experiment = Experiment(configuration, _load(configuration, own, known, run.path), network)
     if state is not None:
         restore(experiment, *state, run.path)
+    if step is None:
+        experiment.trainer.take_best()
     return experiment

@@ -13,7 +13,8 @@ from biograd.decorrelation import Decorrelation
 from biograd.errors import CapabilityError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.local import LocalLosses
-from biograd.recipes import ModelRecipe
+from biograd.recipes import ModelRecipe, TrainingRecipe
+from biograd.recipes.schedules import READS
 
 TABLES = ("network", "mixer", "neuron", "population", "populations", "projections")
 
@@ -28,12 +29,22 @@ def unread(recipe: ModelRecipe, module: bool = False) -> dict[str, str]:
     "with training.optimiser = 'adam'"
     """
     found = dict.fromkeys(TABLES, "on a module of yours") if module else of_network.unread(recipe)
-    if recipe.training.optimiser != "sgd":
-        found["training.momentum"] = f"with training.optimiser = {recipe.training.optimiser!r}"
+    found |= _of_training(recipe.training)
     decorrelation, local = recipe.decorrelation, recipe.local
     found |= _switched("decorrelation", decorrelation, "rule", Decorrelation.unread)
     found |= _switched("local", local, "loss", LocalLosses.unread)
     return found | _of_rule(recipe, module)
+
+
+def _of_training(training: TrainingRecipe) -> dict[str, str]:
+    """Return what the optimiser and the schedule do not read."""
+    optimiser, schedule = training.optimiser, training.schedule
+    idle = {"sgd": (), "rprop": ("momentum", "weight_decay")}.get(optimiser, ("momentum",))
+    found = {f"training.{name}": f"with training.optimiser = {optimiser!r}" for name in idle}
+    read = READS.get(schedule, ())
+    for name in {"decay", "milestones", "wait"}.difference(read):
+        found[f"training.{name}"] = f"with training.schedule = {schedule!r}"
+    return found
 
 
 def check_read(estimator: Estimator, sites: Sequence[Site], steps: int, populations: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from biograd.callbacks import NONE, StopAt, Watchers
 from biograd.configuration import Configuration
 from biograd.errors import RecipeError
 from biograd.experiment import begin, go_on, need_data, need_module
@@ -120,6 +121,8 @@ def _repeat(
 ) -> None:
     """Train as the run did, with every budget that it had, up to ``step``."""
     last = None if run.status == "completed" else step
+    stopped = run.summary.get("stopped_by") == "callback"
+    watchers = Watchers((StopAt(step, str(run.summary["stopped"])),)) if stopped else NONE
     stages = configuration.stages
     training = configuration.recipe.training
     budgets = [*(stage.epochs for stage in stages), training.epochs]
@@ -131,9 +134,9 @@ def _repeat(
         ),
     )
     ends = [*(stage.steps for stage in stages), last]
-    begin(first, target, progress, network, own=own, like=run).run(ends[0])
+    begin(first, target, progress, network, own=own, like=run, watchers=watchers).run(ends[0])
     for epochs, end in zip(budgets[1:], ends[1:], strict=True):
-        go_on(target, epochs, progress, network, own).run(end)
+        go_on(target, epochs, progress, network, own, watchers).run(end)
 
 
 def _notes(run: Run, configuration: Configuration, step: int) -> tuple[str, ...]:
