@@ -244,7 +244,7 @@ class Structured(Accounted):
         else:
             varies = bool(self.hidden) and varying(trace, self.hidden[0])
         self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
-        if self.estimator.divides_steps and not self.substrate.populations:
+        if self.estimator.divides_steps and not self._own_neurons:
             trace = self._find_time(trace, encoded, targets, stream)
         if not getattr(self.substrate, "joinable", False):
             return trace
@@ -271,6 +271,11 @@ class Structured(Accounted):
         """Whether credit is stopped behind blocks."""
         own = self.estimator.blockwise and (self.unrolled or not self.estimator.divides_steps)
         return own or self.local is not None
+
+    @property
+    def _own_neurons(self) -> bool:
+        """Whether the network is biograd's, or holds populations of biograd's."""
+        return isinstance(self.network, Network) or bool(self.substrate.populations)
 
     def _find_time(
         self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
