@@ -88,8 +88,9 @@ def test_what_is_finished_stays_and_the_rest_goes_on(
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.h5")}
     parts = {path: len((path / "commits.jsonl").read_text()) for path in folder.glob("*.parts")}
     assert 1 <= len(finished) < 4 and parts
-    for path in parts:
-        assert '"interrupted"' in (path / "status.json").read_text()
+    for path in parts:  # one may have done its last step, and was not packed yet
+        status = (path / "status.json").read_text()
+        assert '"interrupted"' in status or '"completed"' in status
     process = begin(folder, "--workers", "2")
     _, said = process.communicate(timeout=1500)
     assert process.returncode == 0, said
