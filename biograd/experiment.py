@@ -11,15 +11,14 @@ file alone.
 from __future__ import annotations
 
 import json
-from copy import deepcopy
+import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from biograd import data, ranks, recipes
-from biograd.configuration import Configuration, TrainingRequest, check_device, configure
+from biograd import data, ranks, recipes, user_code
+from biograd.configuration import Configuration, check_device, configure
 from biograd.errors import DataError, RecipeError, fitting
+from biograd.own_parts import OwnParts
 from biograd.progress import Progress
 from biograd.recording import (
     Experiment,
@@ -34,6 +33,8 @@ from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.reader import Run, open_run
 from biograd.runs.writer import RunWriter
+from biograd.same_parts import matching
+from biograd.training_request import TrainingRequest
 
 __all__ = [
     "Configuration",
@@ -46,6 +47,8 @@ __all__ = [
     "proceed",
     "restored",
 ]
+
+log = logging.getLogger(__name__)
 
 STEP = (
     "a step of the training is too large",
@@ -64,7 +67,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
         Interrupted: the run was asked to stop; it can be resumed.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together(), fitting(*STEP):
+    with ranks.together(), user_code.named("the module"), fitting(*STEP):
         summary = _execute(request, _shown(progress))
         ranks.after_first()
     return summary
@@ -78,13 +81,11 @@ def _shown(progress: Progress | None) -> Progress:
 def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
-    network = request.model if isinstance(request.model, nn.Module) else None
     return begin(
         configuration,
         path,
         progress,
-        network,
-        own=request.own,
+        request.parts(),
         force=request.force,
         repeatable=request.repeatable,
     ).run()
@@ -94,9 +95,8 @@ def begin(
     configuration: Configuration,
     path: Path,
     progress: Progress,
-    network: nn.Module | None = None,
+    parts: OwnParts | None = None,
     *,
-    own: Any = None,
     force: bool = False,
     like: Run | None = None,
     repeatable: bool = False,
@@ -104,8 +104,7 @@ def begin(
     """Return a run that is ready for its first step, its file begun.
 
     Args:
-        network: the user's own module, if the run trains one.
-        own: the user's own data, if they are not in a file.
+        parts: what is the user's own.
         force: replace an existing run.
         repeatable: refuse data that do not repeat.
         like: a run that learned from the same data; None: whatever they are.
@@ -114,11 +113,12 @@ def begin(
         RecipeError: the run file exists.
         DataError: the data cannot be had, or are others.
     """
+    parts = parts or OwnParts()
     ranks.own_device(configuration.device)
     if not ranks.rank():
         RunWriter.check(path, force=force)
     known = (like.attribute("dataset_sha256"), like.path) if like else ("", "")
-    dataset = _load(configuration, own, *known)
+    dataset = _load(configuration, parts.data, *known)
     if repeatable and not dataset.digest:
         raise DataError(f"{configuration.dataset}: the data do not repeat: nothing can be compared")
     if configuration.control and not dataset.task.differentiable:
@@ -129,8 +129,8 @@ def begin(
     configuration = configuration.settled(dataset)
     for note in dataset.notes:
         progress.note(note)
-    pristine = deepcopy(network) if configuration.control else None
-    experiment = Experiment(configuration, dataset, network)
+    pristine = parts.another() if configuration.control else None
+    experiment = Experiment(configuration, dataset, parts)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
     if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
@@ -149,6 +149,7 @@ def begin(
             probe=probe,
             layers=layers,
             credit=experiment.account.as_dict(),
+            code=parts.texts,
             force=force,
         )
     recording = Recording(experiment, writer, probe, progress)
@@ -190,21 +191,19 @@ def proceed(
     path: Path,
     epochs: int | None = None,
     progress: Progress | None = None,
-    network: nn.Module | None = None,
-    own: Any = None,
+    parts: OwnParts | None = None,
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
     Args:
-        network: the user's own module, if the run trained one; its weights are replaced.
-        own: the user's own data, if no file can bring them back.
+        parts: the user's own, as far as the run needs them; a module's weights are replaced.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together(), fitting(*STEP):
-        summary = go_on(path, epochs, _shown(progress), network, own).run()
+    with ranks.together(), user_code.named("the module"), fitting(*STEP):
+        summary = go_on(path, epochs, _shown(progress), parts or OwnParts()).run()
         ranks.after_first()
     return summary
 
@@ -220,8 +219,7 @@ def go_on(
     path: Path,
     epochs: int | None,
     progress: Progress,
-    network: nn.Module | None = None,
-    own: Any = None,
+    parts: OwnParts,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
     table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
@@ -231,12 +229,15 @@ def go_on(
         if configuration.recipe.training.schedule != "constant":
             progress.note("the learning rate now follows the schedule of the longer run")
         configuration = configuration.longer(epochs, step)
-    need_module(configuration, network, path)
-    need_data(configuration, own, path)
-    configuration = configuration.given(own)
+    if changed := matching(configuration, parts, path):
+        raise RecipeError(
+            f"{path}: the run was trained by other code: {'; '.join(changed)}: give back that of "
+            "then (`biograd inspect --source` prints it), or train anew"
+        )
+    configuration = configuration.given(parts.data)
     ranks.own_device(configuration.device)
-    dataset = _load(configuration, own, digest, path)
-    experiment = Experiment(configuration, dataset, network)
+    dataset = _load(configuration, parts.data, digest, path)
+    experiment = Experiment(configuration, dataset, parts)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
         experiment.engine.detach()
@@ -247,6 +248,7 @@ def go_on(
         writer, checkpoint = _taken_over(path, configuration, experiment)
         recording = Recording(experiment, writer, description.make_probe(dataset), progress)
         recording.restore(*checkpoint, path)
+        recording.pristine = parts if parts.repeats or not configuration.module else None
     except BaseException:
         experiment.engine.detach()
         raise
@@ -298,46 +300,17 @@ def asked(given: Any) -> dict[str, Any]:
     return {"own": given}
 
 
-def need_data(configuration: Configuration, own: Any, path: object, call: str = "resume") -> None:
-    """Refuse to go on without the user's own data where no file can bring them back.
-
-    Args:
-        call: the function of ``biograd`` that takes them.
-    """
-    if configuration.data.source in data.ASKED and own is None:
-        raise RecipeError(
-            f"{path}: the run learned from data of yours ({configuration.dataset}), which no file "
-            f"brings back: give them to biograd.{call}(path, data=...), or name the function that "
-            "returns them, --dataset package.module:function"
-        )
-
-
-def need_module(
-    configuration: Configuration, network: nn.Module | None, path: object, call: str = "resume"
-) -> None:
-    """Refuse to go on without the user's own module where the run trained one.
-
-    Args:
-        call: the function of ``biograd`` that takes it.
-    """
-    if configuration.module and network is None:
-        raise RecipeError(
-            f"{path}: the run trained a module of yours ({configuration.model}), which no recipe "
-            f"can build: give it to biograd.{call}(path, network=...)"
-        )
-
-
-def restored(
-    run: Run, network: nn.Module | None, own: Any, call: str, step: int | None = None
-) -> Experiment:
+def restored(run: Run, parts: OwnParts, call: str, step: int | None = None) -> Experiment:
     """Return the experiment of a run at a checkpoint, the last one if ``step`` is None."""
     configuration = Configuration.of(run.config, run.path)
-    need_module(configuration, network, run.path, call)
-    need_data(configuration, own, run.path, call)
-    configuration = configuration.given(own)
+    for change in matching(configuration, parts, run.path, call):
+        log.warning("%s: the run was trained by other code: %s", run.path, change)
+    configuration = configuration.given(parts.data)
     state = None if step == 0 else run.checkpoint(step)  # the beginning follows from the seed
     known = run.attribute("dataset_sha256")
-    experiment = Experiment(configuration, _load(configuration, own, known, run.path), network)
+    with user_code.named("the module"):
+        dataset = _load(configuration, parts.data, known, run.path)
+        experiment = Experiment(configuration, dataset, parts)
     if state is not None:
         restore(experiment, *state, run.path)
     return experiment

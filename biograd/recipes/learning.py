@@ -57,8 +57,10 @@ class TrainingRecipe(Checked):
     momentum: Annotated[float, Range(0, 0.999)] = 0.9
     weight_decay: NotNegative = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
-    loss: Literal["cross_entropy", "squared_error"] | None = None
-    """Of a task of classes; without one, the task's own."""
+    loss: str | None = None
+    """In place of the task's own: one of its losses by name ("cross_entropy" or "squared_error" of
+    classes, "huber" of a regression), or one of ``torch.nn.functional`` ("l1_loss"); a function of
+    one's own is given by ``--loss``, which then stands here by name."""
     outside: Literal["refuse", "freeze", "exact"] = "refuse"
     """What becomes of parameters that the rule does not credit (``attach``)."""
     probe: Annotated[int, Range(0)] = 0

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from biograd import ranks
 from biograd.errors import word
+from biograd.own_parts import OwnParts
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
@@ -64,7 +64,7 @@ class Recording:
     ) -> None:
         self.experiment, self.writer, self.progress = experiment, writer, progress
         self.probe = probe
-        self.pristine: nn.Module | None = None
+        self.pristine: OwnParts | None = None
         self.restored = False
         self._firing: dict[str, float] = {}
         self.seconds = 0.0
@@ -300,7 +300,7 @@ class Recording:
         evaluated = experiment.dataset.evaluated_on
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
         control = None
-        if configuration.control and (self.pristine or not configuration.module):
+        if configuration.control and self.pristine is not None:
             rate = configuration.recipe.training.learning_rate
             self.progress.note(
                 f"training the control: frozen hidden layers, at the rule's own learning rate, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
 from biograd.engine import Account, Engine
 from biograd.errors import RecipeError
+from biograd.own_parts import OwnParts
 from biograd.recording.observation import Observed, observe
 from biograd.training import Trainer, evaluate, placed
 
@@ -25,9 +26,10 @@ class Experiment:
         self,
         configuration: Configuration,
         dataset: data.Dataset,
-        network: nn.Module | None = None,
+        parts: OwnParts | None = None,
         estimator: str | None = None,
     ) -> None:
+        parts = parts or OwnParts()
         self.configuration, self.dataset = configuration, dataset
         recipe = configuration.recipe
         name = estimator or configuration.estimator
@@ -36,8 +38,9 @@ class Experiment:
             if name == configuration.estimator
             else (recipe.estimators.get(name, {}))
         )
+        own = parts.network(recipe.module.arguments, configuration.seed)
         built = networks.build(
-            network if network is not None else recipe,
+            recipe if own is None else own,
             dataset.shape,
             dataset.task.outputs,
             configuration.seed,
@@ -51,11 +54,15 @@ class Experiment:
             decorrelation.make(recipe.decorrelation, configuration.model),
             local.make(recipe.local, configuration.model),
             task=tasks.learned(
-                dataset.task, recipe.training.loss, configuration.data.task.get("loss")
+                dataset.task,
+                recipe.training.loss,
+                configuration.data.task.get("loss"),
+                parts.loss,
             ),
             seed=configuration.seed,
             outside=recipe.training.outside,
-            sites=configuration.sites,
+            sites=_sites(recipe.module.sites),
+            reset=parts.reset or recipe.module.reset or None,
         )
         try:
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
@@ -103,6 +110,15 @@ class Experiment:
             )
 
 
+def _sites(
+    given: Sequence[str] | Mapping[str, Sequence[str]] | None,
+) -> Mapping[str, Sequence[str]] | None:
+    """Return the layers of every site by its name; None: all with weights."""
+    if given is None or isinstance(given, Mapping):
+        return given
+    return {name: (name,) for name in given}
+
+
 def check_time(network: nn.Module, dataset: data.Dataset) -> None:
     """Refuse data with a time axis for a network of biograd that would flatten or cut it.
 
@@ -136,14 +152,14 @@ def _full_rate(trainer: Trainer) -> Iterator[torch.optim.Optimizer]:
 
 
 def frozen_hidden(
-    configuration: Configuration, dataset: data.Dataset, network: nn.Module | None = None
+    configuration: Configuration, dataset: data.Dataset, parts: OwnParts | None = None
 ) -> float:
     """Return the headline metric of the control: the same run, with only the readout trained.
 
     Args:
-        network: a copy of the user's own module from before the training.
+        parts: the user's own, a module as it was before the training.
     """
-    experiment = Experiment(configuration, dataset, network, "frozen_hidden")
+    experiment = Experiment(configuration, dataset, parts, "frozen_hidden")
     for _record in experiment.trainer.steps():
         pass
     found = evaluate(experiment.engine, dataset.evaluated)

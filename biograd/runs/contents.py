@@ -36,7 +36,9 @@ from biograd.runs.storage import RunPaths
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 """Names of checkpoints: a step, and the segment if another of that step was there."""
 DIGESTS = ("file", "sha256", "checkpoint_sha256")
-TEXTS = ("config", "environment", "hyperparameters", "summary", "credit")
+TEXTS = ("config", "environment", "hyperparameters", "summary", "credit", "code")
+LATER = ("credit", "code")
+"""Texts that early files lack."""
 MARKS = ("magic", "version")
 """Attributes of the file, not of the run."""
 OPTIONAL = ("input", "source_row")
@@ -129,6 +131,7 @@ class Contents:
     hyperparameters: dict[str, Any]
     summary: dict[str, Any]
     credit: dict[str, Any]
+    code: dict[str, Any]
     layers: dict[str, LayerInfo]
     probe: Probe | None
     history: list[list[int]]
@@ -220,7 +223,7 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         RunFileError: a part is missing, or of another type.
     """
     found: dict[str, Any] = {}
-    values = {"credit": {}, **values}  # which early files lack
+    values = {**{name: {} for name in LATER}, **values}
     for name, kind in PARTS.items():
         if not isinstance(values.get(name), kind):
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
@@ -231,10 +234,16 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         for one in found["credit"].values()
     ):
         raise RunFileError(f"{where}: is damaged (credit is not that of parameters)")
+    if not all(isinstance(one, dict) and _texts(one) for one in found["code"].values()):
+        raise RunFileError(f"{where}: is damaged (code is not that of files)")
     for row in found["history"]:
         if not _integers(row, 4):
             raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
     return found
+
+
+def _texts(table: dict[str, Any]) -> bool:
+    return all(isinstance(text, str) for text in table.values())
 
 
 def _integers(row: object, length: int) -> bool:
@@ -327,7 +336,7 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
         "parts_id": attributes.get("parts_id"),
         "layers": {name: _layer(file, f"layers/{name}") for name in file.members("layers")},
         "history": file.array("progress/commits", "iu", 2).tolist(),
-        **{name: file.object(name) for name in TEXTS if name != "credit" or file.holds(name)},
+        **{name: file.object(name) for name in TEXTS if name not in LATER or file.holds(name)},
     }
     for name in GROUPS:
         if not file.holds(name):

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated
 
-from biograd.configuration import TrainingRequest, without_effect
+from biograd.configuration import without_effect
 from biograd.errors import RecipeError
 from biograd.recipes import Range, Table
 from biograd.studies import grid
 from biograd.studies.grid import Cell, Grid
 from biograd.studies.search import Search
+from biograd.training_request import TrainingRequest
+from biograd.user_code import is_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Trainings:
     dataset: str = "digits"
     estimator: str | None = None
     set: tuple[str, ...] = ()
+    loss: str = ""
+    """A function of the user's, ``FILE.py:NAME``, for every training; others by a key."""
+    reset: str = ""
+    """Likewise, for every module of theirs."""
     seeds: tuple[Annotated[int, Range(0)], ...] = (0, 1, 2)
     baseline: str | None = None
     """The cell to which the others are compared; by default the first."""
@@ -42,6 +48,10 @@ class Trainings:
         """
         cells = self.expanded()
         grid.check(cells, self.baseline)
+        for key, text in (("loss", self.loss), ("reset", self.reset)):
+            if text and not is_named(text):
+                where = {"loss": "training.loss", "reset": "module.reset"}[key]
+                raise RecipeError(f"study: {key} = {text!r}: is no code: give it as {where}")
         stems = [stem(cell.name) for cell in cells]
         for own, cell in zip(stems, cells, strict=True):
             if stems.count(own) > 1:

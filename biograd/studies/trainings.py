@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from biograd import disk, experiment, placement
+from biograd import disk, experiment, placement, recipes
 from biograd.data import ASKED
 from biograd.errors import BiogradError, RecipeError
 from biograd.metrics import figure
@@ -79,10 +79,16 @@ class Training:
 
     def request(self) -> experiment.TrainingRequest:
         """Return what is asked of it."""
+        place, settings = self.place, self.settings
+        model = place.model(self.cell.model)
+        own = not isinstance(model, str) or recipes.is_module(model)
         return experiment.TrainingRequest(
-            model=self.cell.model,
+            model=model,
             dataset=self.cell.dataset,
-            own=self.place.data(self.cell.dataset),
+            own=place.data(self.cell.dataset),
+            loss=place.code(settings.loss) if settings.loss else None,
+            reset=place.code(settings.reset) if settings.reset and own else None,
+            allow_code=place.allow_code,
             repeatable=True,
             estimator=self.cell.estimator,
             seed=self.seed,
@@ -156,8 +162,8 @@ class Training:
         if known is not None:
             return known
         if self._begun():
-            own = self.place.data(self.cell.dataset)
-            found = experiment.proceed(self.path, progress=progress, own=own)
+            parts = self.request().parts().another()
+            found = experiment.proceed(self.path, progress=progress, parts=parts)
         else:
             found = experiment.execute(self.request(), progress)
         if shared:
