@@ -10,9 +10,9 @@ from torch import nn
 
 from biograd import experiment
 from biograd.checking import Table
+from biograd.configuration import OwnParts
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine, Outside
-from biograd.own_parts import OwnParts
 from biograd.runs.reader import Run, open_run
 from biograd.substrate.kept import Reset
 

@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from biograd import data, ranks, recipes, user_code
-from biograd.configuration import Configuration, check_device, configure
+from biograd.configuration import (
+    Configuration,
+    OwnParts,
+    TrainingRequest,
+    check_device,
+    configure,
+    matching,
+)
 from biograd.errors import DataError, RecipeError, fitting
-from biograd.own_parts import OwnParts
 from biograd.progress import Progress
+from biograd.recipes import EncodingRecipe
 from biograd.recording import (
     Experiment,
     Interrupted,
@@ -33,8 +40,6 @@ from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
 from biograd.runs.reader import Run, open_run
 from biograd.runs.writer import RunWriter
-from biograd.same_parts import matching
-from biograd.training_request import TrainingRequest
 
 __all__ = [
     "Configuration",
@@ -126,6 +131,7 @@ def begin(
             f"--control: the control trains the readout by the gradient of the loss, and "
             f"{type(dataset.task).__name__} has none: leave it out"
         )
+    check_step(configuration, dataset)
     configuration = configuration.settled(dataset)
     for note in dataset.notes:
         progress.note(note)
@@ -155,6 +161,20 @@ def begin(
     recording = Recording(experiment, writer, probe, progress)
     recording.pristine = pristine
     return recording
+
+
+def check_step(configuration: Configuration, dataset: data.Dataset) -> None:
+    """Refuse a length of steps that nobody would read, of a module on data without time.
+
+    Raises:
+        RecipeError: it is given.
+    """
+    dt_ms = configuration.recipe.encoding.dt_ms
+    if configuration.module and not dataset.train.timed and dt_ms != EncodingRecipe.dt_ms:
+        raise RecipeError(
+            f"encoding.dt_ms = {dt_ms:g}: has no effect on a module of yours: the data have no "
+            "time axis"
+        )
 
 
 def _load(

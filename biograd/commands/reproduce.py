@@ -44,10 +44,10 @@ def reproduce(
 
     RUN is a run file, and nothing else is needed but the data, and the code of a module of your
     own; of a run that was interrupted everything up to the last commit is repeated.  Compared are
-    the tensors of the last checkpoint, every row of metrics, every snapshot and every spike, bit by bit.  Where the
-    processor, the number of threads, a version or the device is another one, numbers that agree
-    within what rounding explains are enough.  If they do not, or if bits differ with nothing to
-    explain it, the exit code is 3.  Times are not compared.
+    the tensors of the last checkpoint, every row of metrics, every snapshot and every spike, bit by
+    bit.  Where the processor, the number of threads, a version or the device is another one,
+    numbers that agree within what rounding explains are enough.  If they do not, or if bits differ
+    with nothing to explain it, or by other code, the exit code is 3.  Times are not compared.
     """
     from biograd import reproduction
 

@@ -28,7 +28,7 @@ def resume(run: Path, epochs: int | None, quiet: bool, **own: str | None) -> Ans
     With more --epochs the learning rate's schedule is that of the longer run from there on.
     """
     from biograd import experiment
-    from biograd.own_parts import OwnParts
+    from biograd.configuration import OwnParts
 
     with ProgressDisplay(quiet) as progress:
         parts = OwnParts.of(own["model"], own["dataset"], own["loss"], own["reset"])

@@ -131,7 +131,8 @@ def summary(record: Mapping[str, Any]) -> str:
     hints = [(f"biograd inspect {run}", "see what it holds")]
     if "epochs" in record.get("budget", {"epochs": 0}):
         more = 2 * max(int(record.get("epochs") or 0), 1)
-        hints.append((f"biograd resume {run} --epochs {more}", "train on"))
+        asks = f" {record['asks']}" if record.get("asks") else ""
+        hints.append((f"biograd resume {run} --epochs {more}{asks}", "train on"))
     return f"{columns(rows)}\n\n{columns(hints)}"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from biograd import ranks
+from biograd.configuration import OwnParts
 from biograd.errors import word
-from biograd.own_parts import OwnParts
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
@@ -152,7 +152,8 @@ class Recording:
 
     @property
     def _go_on(self) -> str:
-        return ranks.command(f"resume {word(self.writer.path)}")
+        asks = self.experiment.configuration.asks
+        return ranks.command(f"resume {word(self.writer.path)}{asks}")
 
     def _place(self) -> str:
         """Return where a rank was lost, and how to go on."""
@@ -313,6 +314,7 @@ class Recording:
             "model": configuration.model,
             "dataset": configuration.dataset,
             "estimator": configuration.estimator,
+            **({"asks": configuration.asks.strip()} if configuration.asks else {}),
             "decorrelation": configuration.recipe.decorrelation.rule,
             "seed": configuration.seed,
             "epochs": trainer.epochs,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from biograd import data, decorrelation, estimators, local, networks, tasks
-from biograd.configuration import Configuration
+from biograd.configuration import Configuration, OwnParts
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
 from biograd.engine import Account, Engine
 from biograd.errors import RecipeError
-from biograd.own_parts import OwnParts
 from biograd.recording.observation import Observed, observe
 from biograd.training import Trainer, evaluate, placed
 
@@ -61,7 +60,7 @@ class Experiment:
             ),
             seed=configuration.seed,
             outside=recipe.training.outside,
-            sites=_sites(recipe.module.sites),
+            sites=configuration.sites,
             reset=parts.reset or recipe.module.reset or None,
         )
         try:
@@ -108,15 +107,6 @@ class Experiment:
                 optimiser=optimiser if thorough else None,
                 neighbours=thorough,
             )
-
-
-def _sites(
-    given: Sequence[str] | Mapping[str, Sequence[str]] | None,
-) -> Mapping[str, Sequence[str]] | None:
-    """Return the layers of every site by its name; None: all with weights."""
-    if given is None or isinstance(given, Mapping):
-        return given
-    return {name: (name,) for name in given}
 
 
 def check_time(network: nn.Module, dataset: data.Dataset) -> None:

@@ -13,17 +13,15 @@ import torch
 
 from biograd import user_code
 from biograd.calls import Model
-from biograd.configuration import Configuration
+from biograd.configuration import Configuration, OwnParts, matching
 from biograd.errors import RecipeError
 from biograd.experiment import begin, go_on
-from biograd.own_parts import OwnParts
 from biograd.progress import Progress
 from biograd.recording import Interrupted
 from biograd.reproduction.side_by_side import compared
 from biograd.reproduction.verdict import Change, Reproduction
 from biograd.runs.reader import Run, open_run
 from biograd.runs.storage import RunPaths
-from biograd.same_parts import matching
 from biograd.substrate.kept import Reset
 
 

@@ -234,16 +234,13 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         for one in found["credit"].values()
     ):
         raise RunFileError(f"{where}: is damaged (credit is not that of parameters)")
-    if not all(isinstance(one, dict) and _texts(one) for one in found["code"].values()):
+    files = [one.values() if isinstance(one, dict) else [None] for one in found["code"].values()]
+    if not all(isinstance(text, str) for texts in files for text in texts):
         raise RunFileError(f"{where}: is damaged (code is not that of files)")
     for row in found["history"]:
         if not _integers(row, 4):
             raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
     return found
-
-
-def _texts(table: dict[str, Any]) -> bool:
-    return all(isinstance(text, str) for text in table.values())
 
 
 def _integers(row: object, length: int) -> bool:

@@ -80,14 +80,16 @@ class Place:
         Raises:
             RecipeError: they are not here.
         """
-        if recipes.FUNCTION.fullmatch(name):
-            return self.own.get(name) or self.code(name)
-        if name.startswith(recipes.OWN) and name not in self.own:
+        if name in self.own:
+            return self.own[name]
+        if recipes.FUNCTION.fullmatch(name) and not name.startswith(recipes.OWN):
+            return self.code(name)
+        if name.startswith(recipes.OWN):
             raise RecipeError(
                 f"study: {recipes.title(name)}: data of yours, which no file brings back: give "
                 "them to biograd.compare(data=...)"
             )
-        return self.own.get(name)
+        return None
 
     def model(self, name: str) -> Any:
         """Return the model that a study calls ``name``: its name, or an object of the user's.
@@ -95,12 +97,14 @@ class Place:
         Raises:
             RecipeError: it is not here, or is code that nobody typed.
         """
-        if name.startswith(recipes.OWN) and name not in self.models:
+        if name in self.models:
+            return self.models[name]
+        if name.startswith(recipes.OWN):
             raise RecipeError(
                 f"study: {recipes.title(name)}: a model of yours, which no file brings back: give "
                 "it to biograd.compare([...])"
             )
-        return self.code(name) if user_code.is_named(name) else self.models.get(name, name)
+        return self.code(name) if user_code.is_named(name) else name
 
     def code(self, name: str) -> str:
         """Return the name of code that may run.

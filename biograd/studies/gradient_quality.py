@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from biograd import data, experiment
+from biograd.configuration import OwnParts
 from biograd.diagnosis import Diagnosis, probe
 from biograd.experiment import Configuration, Experiment
 from biograd.networks import build
-from biograd.own_parts import OwnParts
 from biograd.progress import Progress
 from biograd.recipes import Count, Table, construct
 from biograd.studies import Place, Report

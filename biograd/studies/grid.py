@@ -130,7 +130,9 @@ def _cell(
         dataset=data,
         estimator=level["estimator"],
         assignments=() if rule is None else (f"decorrelation.rule={rule}",),
-        factors={axis: str(level[axis]) for axis in varied},
+        factors={
+            axis: titles.get(axis, {}).get(str(level[axis]), str(level[axis])) for axis in varied
+        },
     )
 
 

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from biograd import disk, experiment, user_code
-from biograd.configuration import Configuration
+from biograd.configuration import Configuration, OwnParts
 from biograd.data import Dataset
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.experiment import Experiment, TrainingRequest
 from biograd.metrics import DEFAULT, is_share
-from biograd.own_parts import OwnParts
 from biograd.recipes import Fraction, Range, Table
 from biograd.training import evaluate
 

@@ -163,17 +163,26 @@ def _read(path: Path, place: str, said: str) -> Located:
         for name, file in ({place: path} if alone else _beside(path)).items():
             content = file.read_bytes()
             digests[name] = hashlib.sha256(content).hexdigest()
-            with contextlib.suppress(SyntaxError, UnicodeError):
-                texts[name] = importlib.util.decode_source(content)
+            texts[name] = _decoded(content)
     except OSError as error:
         raise RecipeError(f"{said}: {path} cannot be read: {error.strerror}") from error
     if sum(map(len, texts.values())) > LONGEST:
         texts = {}
+    texts = {name: text for name, text in texts.items() if text}
     main = place if alone else path.name
     top = place.partition(".")[0] if alone else ""
     rest = {name: digest for name, digest in digests.items() if name != main}
     code = UserCode("", main, digests[main], rest, top, _version(top) if top else "")
     return Located(code, texts, path.resolve())
+
+
+def _decoded(content: bytes) -> str:
+    """Return the text of a file, to the byte if it is in UTF-8; of one that is no text, ""."""
+    with contextlib.suppress(UnicodeError):
+        return content.decode()
+    with contextlib.suppress(SyntaxError, UnicodeError):
+        return importlib.util.decode_source(content)
+    return ""
 
 
 def _version(package: str) -> str:

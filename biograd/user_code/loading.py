@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from biograd.errors import RecipeError, nearest
+from biograd.errors import BiogradError, RecipeError, nearest
 from biograd.user_code.finding import Located, find, searched, words
 
 
@@ -39,7 +39,7 @@ def load(text: str, option: str = "--model", wanted: type | None = None) -> Load
     """
     found = find(text, option)
     said = f"{option} {text}"
-    module = _module(found, text, said)
+    module = _module(found, said)
     name = found.code.name or _only(module, wanted, text, said)
     if not hasattr(module, name):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -59,7 +59,12 @@ def named(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except RecipeError:
+    except RecipeError as error:
+        place = None if error.__cause__ is None else where(error.__cause__)
+        if place is None or place in str(error):
+            raise
+        raise type(error)(f"{error} ({place})") from error
+    except BiogradError:
         raise
     except (Exception, SystemExit) as error:
         place = where(error)
@@ -83,19 +88,18 @@ _FILES: dict[str, str] = {}
 """Files of the user's by path, with the digest that they had when they were first used."""
 
 
-def _module(found: Located, text: str, said: str) -> ModuleType:
-    """Return the module of code, executed once for each text that its file has had."""
+def _module(found: Located, said: str) -> ModuleType:
+    """Return the module of code; a file is executed once for each text that it has had."""
     assert found.path is not None
     _check_fresh(found, said)
-    key = (str(found.path), found.code.sha256)
-    if key not in _MODULES:
-        with named(said):
-            if found.code.place.endswith(".py"):
-                _MODULES[key] = _execute(found)
-            else:
-                with searched(Path.cwd()):
-                    _MODULES[key] = _import(found.code.place, said)
-    return _MODULES[key]
+    with named(said):
+        if not found.code.place.endswith(".py"):
+            with searched(Path.cwd()):
+                return _import(found.code.place, said)
+        key = (str(found.path), found.code.sha256)
+        if key not in _MODULES:
+            _MODULES[key] = _execute(found)
+        return _MODULES[key]
 
 
 def _check_fresh(found: Located, said: str) -> None:

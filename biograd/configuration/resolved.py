@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from biograd import decorrelation, estimators, local, recipes, tasks, user_code
+from biograd.configuration.own_parts import OwnParts
+from biograd.configuration.training_request import TrainingRequest
 from biograd.data import Dataset
 from biograd.data import load as load_data
 from biograd.data.sources.own_data import named
 from biograd.encoding import ENCODINGS
 from biograd.engine.settings import unread
-from biograd.errors import CapabilityError, RecipeError, RunFileError
-from biograd.own_parts import OwnParts
+from biograd.errors import CapabilityError, RecipeError, RunFileError, word
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
 from biograd.recipes.toml import merged, without
-from biograd.training_request import TrainingRequest
 from biograd.user_code import UserCode
 
 
@@ -74,6 +74,20 @@ class Configuration:
             return {k: v for k, v in {**table, "recipe": recipe}.items() if k != "sites"}
         except (KeyError, TypeError, ValueError):  # not there, or refused by its own name
             return table
+
+    @property
+    def sites(self) -> Mapping[str, tuple[str, ...]] | None:
+        """The layers of every site of a module of the user's; None: all with weights."""
+        given = self.recipe.module.sites
+        if given is None or isinstance(given, Mapping):
+            return given
+        return {name: (name,) for name in given}
+
+    @property
+    def asks(self) -> str:
+        """The options that bring the user's own code back, as they are typed."""
+        named = {part: code for part, code in self.code.items() if user_code.is_named(str(code))}
+        return "".join(f" --{part} {word(str(code))}" for part, code in named.items())
 
     def longer(self, epochs: int, step: int) -> Configuration:
         """Return the configuration of the run trained to ``epochs``, from ``step`` on."""
@@ -276,6 +290,8 @@ def _check_parts(recipe: ModelRecipe, request: TrainingRequest) -> None:
         tasks.check_loss(loss)
     if isinstance(request.model, str) and recipe.module.source != request.code:
         raise RecipeError(f"module.source = {recipe.module.source!r}: code is given by --model")
+    if isinstance(request.model, str) and not request.code and "sites" in request.laid:
+        raise RecipeError("sites: have no effect on a network of biograd, which has its own")
     if request.reset is not None and isinstance(request.model, str) and not request.code:
         raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from biograd import recipes
-from biograd.own_parts import OwnParts
+from biograd.configuration.own_parts import OwnParts
 from biograd.substrate.kept import Reset
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from biograd import data
-from biograd.configuration import Configuration
+from biograd.configuration.own_parts import OwnParts
+from biograd.configuration.resolved import Configuration
 from biograd.errors import RecipeError
-from biograd.own_parts import OwnParts
 
 
 def matching(
