@@ -417,6 +417,31 @@ def test_compare_takes_classes_functions_and_modules(place: Path) -> None:
             biograd.compare(wrong, ["backprop"], folder="d", workers=2, **options)
 
 
+def test_matrix_and_export(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["matrix", "--rule", "backprop", "--rule", "weak", "--model", "net.py:Net"]
+    assert main([*words, "--dataset", "mine.npz", "-q", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert [(cell["rule"], cell["status"]) for cell in cells] == [
+        ("backprop", "works"),
+        ("weak", "works"),
+    ]
+    words[-1] = "net.py:Keeps"  # it keeps a state
+    assert main([*words, "--dataset", "mine.npz", "-q", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert cells[1]["status"] == "refused" and "reset" in cells[1]["reason"]
+    assert main(["matrix", "--dataset", "mine.npz"]) == 2
+    assert "--dataset: only with --model" in said(capsys)
+    (place / "spiking.py").write_text(
+        "import biograd\ndef make(seed=0):\n    return biograd.build('spiking', 4, 3, seed=seed)\n"
+    )
+    assert train(model="spiking.py:make") == 0
+    assert main(["export", "a.h5", "--format", "nir"]) == 2
+    assert "--model spiking.py:make" in said(capsys)
+    pytest.importorskip("nir")
+    assert main(["export", "a.h5", "--format", "nir", "--model", "spiking.py:make"]) == 0
+    assert main(["export", "a.h5", "--format", "sonata", "--model", "spiking.py:make"]) == 2
+
+
 # Files of strangers ------------------------------------------------------------------------------
 
 HOSTILE = "import pathlib\npathlib.Path('trace').touch()\n# \x1b]0;title\x07\x1b[2J\u202e\n"
