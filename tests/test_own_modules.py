@@ -467,3 +467,28 @@ def test_a_hostile_text_is_neither_run_nor_shown_raw(
         shown = "".join(capsys.readouterr())
         assert not {"\x1b", "\x07", "\u202e"} & set(shown) and shown
     assert not (place / "trace").exists()
+
+
+def test_a_file_calls_no_method_by_itself(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the name of a reset is taken from a run file, and no other method's."""
+    text = NET.replace("def reset_mem", "def forget")
+    (place / "net.py").write_text(text)
+    keeps, own = {"model": "net.py:Keeps"}, ["--model", "net.py:Keeps"]
+    assert train("--reset", "forget", **keeps) == 0
+    assert "--model net.py:Keeps --reset forget" in capsys.readouterr().out
+    assert main(["probe", "a.h5", "--draws", "2", *own]) == 2
+    assert "a file calls nothing by itself: give it, --reset forget" in said(capsys)
+    assert main(["probe", "a.h5", "--draws", "2", *own, "--reset", "forget"]) == 0
+
+
+def test_files_of_before_are_read(place: Path) -> None:
+    """Sites once stood beside the recipe, and a module had no code."""
+    run = biograd.train(
+        "net.py:Net", "mine.npz", epochs=1, path="a.h5", sites={"one": ["first"], "two": ["second"]}
+    )
+    table = json.loads(json.dumps(run.config))
+    sites = table["recipe"]["module"].pop("sites")
+    before = {k: v for k, v in table.items() if k != "code"} | {"sites": sites}
+    found = Configuration.of(before, "a.h5")
+    assert found.sites == {"one": ("first",), "two": ("second",)} and found.code == {}
+    assert Configuration.of({**before, "sites": None}, "a.h5").sites is None

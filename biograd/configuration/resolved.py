@@ -64,16 +64,18 @@ class Configuration:
     def earlier(table: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a table as today's: once every run had a loss of classes, whatever its task."""
         try:
-            recipe = dict(table["recipe"])
-            training, task = recipe["training"], table["data"]["task"]
+            training, task = table["recipe"]["training"], table["data"]["task"]
             if training["loss"] == "cross_entropy" and task["name"] != "classes":
-                recipe["training"] = {**training, "loss": None}
-            if "sites" in table:  # they stood beside the recipe
-                named = {} if table["sites"] is None else {"sites": table["sites"]}
-                recipe["module"] = {**recipe.get("module", {}), **named}
-            return {k: v for k, v in {**table, "recipe": recipe}.items() if k != "sites"}
-        except (KeyError, TypeError, ValueError):  # not there, or refused by its own name
+                training = {**training, "loss": None}
+                table = {**table, "recipe": {**table["recipe"], "training": training}}
+        except (KeyError, TypeError):  # not there, or refused by its own name
+            pass
+        if "sites" not in table or not isinstance(table.get("recipe"), Mapping):
             return table
+        rest, recipe = {k: v for k, v in table.items() if k != "sites"}, table["recipe"]
+        if table["sites"] is not None:  # they stood beside the recipe
+            recipe = {**recipe, "module": {**recipe.get("module", {}), "sites": table["sites"]}}
+        return {**rest, "recipe": recipe}
 
     @property
     def sites(self) -> Mapping[str, tuple[str, ...]] | None:
@@ -87,7 +89,9 @@ class Configuration:
     def asks(self) -> str:
         """The options that bring the user's own code back, as they are typed."""
         named = {part: code for part, code in self.code.items() if user_code.is_named(str(code))}
-        return "".join(f" --{part} {word(str(code))}" for part, code in named.items())
+        method = self.recipe.module.reset
+        reset = f" --reset {word(method)}" if method and not method.startswith("reset") else ""
+        return "".join(f" --{part} {word(str(code))}" for part, code in named.items()) + reset
 
     def longer(self, epochs: int, step: int) -> Configuration:
         """Return the configuration of the run trained to ``epochs``, from ``step`` on."""
@@ -223,7 +227,8 @@ def _title(request: TrainingRequest, parts: OwnParts) -> tuple[str, list[object]
         return title, [path, request.model]
     if isinstance(request.model, nn.Module):
         return type(request.model).__name__, []
-    return parts.code["model"].code.name.rpartition(".")[2], []
+    name = parts.code["model"].code.name.rpartition(".")[2]
+    return name if name.isidentifier() else "module", []
 
 
 def _settled(recipe: ModelRecipe, parts: OwnParts) -> ModelRecipe:

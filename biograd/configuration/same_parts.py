@@ -6,6 +6,7 @@ from biograd import data
 from biograd.configuration.own_parts import OwnParts
 from biograd.configuration.resolved import Configuration
 from biograd.errors import RecipeError
+from biograd.user_code import is_named
 
 
 def matching(
@@ -53,7 +54,8 @@ def need_module(configuration: Configuration, parts: OwnParts, path: object, cal
     known = configuration.code.get("model")
     made = "" if known is None else str(known)
     if parts.model is None:
-        how = f"--model {made or 'FILE.py:NAME'}" if known else f"biograd.{call}(path, network=...)"
+        call = f"biograd.{call}(path, network=...)"
+        how = f"--model {made}" if is_named(made) else call
         raise RecipeError(
             f"{path}: the run trained a module of yours ({made or configuration.model}), and a "
             f"file imports nothing by itself: give it, {how}"
@@ -72,10 +74,18 @@ def _need(
     recipe = configuration.recipe
     named = {"loss": recipe.training.loss, "reset": recipe.module.reset}[part]
     known, given = configuration.code.get(part), getattr(parts, part)
+    if given is not None and part == "reset" and not configuration.module:
+        raise RecipeError(f"{path}: reset: a network of biograd keeps no state: leave it out")
+    if part == "reset" and named and given is None and not named.startswith("reset"):
+        raise RecipeError(
+            f"{path}: the run calls the method {named!r} of your module before every pass, and a "
+            f"file calls nothing by itself: give it, --reset {named}"
+        )
     if known is not None and given is None:
         raise RecipeError(
             f"{path}: the run has a {part} of yours ({known}), and a file imports nothing by "
-            f"itself: give it, --{part} {known}, or biograd.{call}(path, {part}=...)"
+            f"itself: give it, {f'--{part} {known}, or ' * is_named(str(known))}"
+            f"biograd.{call}(path, {part}=...)"
         )
     if known is None and given is not None and named and given != named:
         raise RecipeError(f"{path}: the run's {part} is {named!r}: leave yours out")

@@ -128,7 +128,7 @@ def of_object(thing: Any) -> Located:
             place = home if "." in home and home != "__main__" else path.name
             found = _read(path.resolve(), place, name)
             return dataclasses.replace(found, code=dataclasses.replace(found.code, name=name))
-    return Located(UserCode(name, home), {}, None)
+    return Located(UserCode(name, f"<{home}>"), {}, None)  # nobody can type that
 
 
 def words(error: BaseException) -> str:
@@ -161,6 +161,8 @@ def _read(path: Path, place: str, said: str) -> Located:
     texts, digests = dict[str, str](), dict[str, str]()
     try:
         for name, file in ({place: path} if alone else _beside(path)).items():
+            if file.stat().st_size > LONGEST:
+                raise RecipeError(f"{said}: {file} is longer than {LONGEST >> 20} MB: no code")
             content = file.read_bytes()
             digests[name] = hashlib.sha256(content).hexdigest()
             texts[name] = _decoded(content)
