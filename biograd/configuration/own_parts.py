@@ -8,6 +8,7 @@ import dataclasses
 import random
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -55,6 +56,7 @@ class OwnParts:
         """
         things, code = dict[str, Any](), dict[str, Located]()
         for part, given in {"model": model, "loss": loss, "reset": reset}.items():
+            given = str(given) if isinstance(given, Path) else given
             if user_code.is_named(given):
                 wanted = nn.Module if part == "model" else None
                 loaded = user_code.load(given, OPTIONS[part], wanted)

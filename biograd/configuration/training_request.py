@@ -48,6 +48,10 @@ class TrainingRequest:
     allow_code: bool = False
     """Let a recipe's file name code that is run."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
+
     @property
     def code(self) -> str:
         """The name of the code that makes the module; "": none does, or an object was given.
