@@ -54,6 +54,8 @@ from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata
 from biograd.studies.comparing import compare as compare
 from biograd.studies.results.set_file import load_set as load_set
+from biograd.substrate.return_values import Outputs as Outputs
+from biograd.substrate.return_values import Steps as Steps
 from biograd.wrapping.wrap import wrap as wrap
 
 __version__: str

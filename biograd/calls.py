@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine, Outside
 from biograd.runs.reader import Run, open_run
 from biograd.substrate.kept import Reset
+from biograd.substrate.return_values import Outputs
 
 Model = str | nn.Module | Callable[..., nn.Module]
 """A module, its class or a function that makes it, or text that names code."""
@@ -43,6 +45,7 @@ def train(
     decorrelate: str | Mapping[str, Any] | None = None,
     local: str | Mapping[str, Any] | None = None,
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
     allow_code: bool = False,
 ) -> Run:
     """Train a network and return its run.
@@ -73,6 +76,7 @@ def train(
         local: a local loss, or the recipe's table of it.
         reset: puts a module of yours that keeps a state from pass to pass back before every one
             (see ``attach``): the name of a method, a function, or text that names one.
+        outputs: what of the return value of a module of yours its outputs are (see ``attach``).
         allow_code: let a recipe's file name the code of a module (``module.source``).
 
     Raises:
@@ -81,6 +85,7 @@ def train(
     parts = {
         "arguments": None if arguments is None else {"module": {"arguments": dict(arguments)}},
         "sites": None if sites is None else {"module": {"sites": sites}},
+        "outputs": None if outputs is None else {"module": {"outputs": asdict(outputs)}},
         "decorrelate": _table("decorrelation", "rule", decorrelate),
         "local": _table("local", "loss", local),
     }
@@ -121,6 +126,7 @@ def resume(
     data: Any = None,
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
 ) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
@@ -129,13 +135,13 @@ def resume(
             weights are replaced.
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
-        loss, reset: your own, if the run has any; those of a name it finds itself.
+        loss, reset, outputs: your own, if the run has any; what a name says it finds itself.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
         RecipeError: the code that is given is another than the run's.
     """
-    parts = OwnParts.of(network, data, loss, reset)
+    parts = OwnParts.of(network, data, loss, reset, outputs)
     return open_run(Path(experiment.proceed(Path(path), epochs, parts=parts)["run"]))
 
 
@@ -154,13 +160,14 @@ def trained(
     data: Any = None,
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
 ) -> tuple[nn.Module, Engine]:
     """Return the network of a run as it was at the last checkpoint, and its engine.
 
     Args:
-        network, data, loss, reset: as in ``resume``.
+        network, data, loss, reset, outputs: as in ``resume``.
     """
-    parts = OwnParts.of(network, data, loss, reset)
+    parts = OwnParts.of(network, data, loss, reset, outputs)
     found = experiment.restored(run, parts, "trained")
     return found.network, found.engine
 
@@ -176,11 +183,12 @@ def diagnose(
     reference: Reference = "auto",
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
 ) -> Diagnosis:
     """Return how good the gradient estimate of a run is, and what keeps it from learning.
 
     Args:
-        network, data, loss, reset: as in ``resume``.
+        network, data, loss, reset, outputs: as in ``resume``.
         step: of a checkpoint; 0: before the training; None: the last one.
         examples: of the training data, the groups of the task in turn.
         draws: how often the gradient is estimated.
@@ -189,7 +197,8 @@ def diagnose(
     Raises:
         RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
     """
-    found = experiment.restored(run, OwnParts.of(network, data, loss, reset), "diagnose", step)
+    parts = OwnParts.of(network, data, loss, reset, outputs)
+    found = experiment.restored(run, parts, "diagnose", step)
     try:
         return found.diagnose(examples, draws=draws, reference=reference)
     finally:

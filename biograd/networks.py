@@ -29,6 +29,7 @@ from biograd.recipes import (
     validate,
 )
 from biograd.substrate.network import Network, initialise
+from biograd.substrate.return_values import Outputs
 from biograd.substrate.sites import Sites
 from biograd.substrate.torch_substrate import TorchSubstrate
 
@@ -140,15 +141,22 @@ def _check(recipe: ModelRecipe) -> None:
     check_changed(recipe)
 
 
-def substrate(network: nn.Module, sites: Sites | None = None) -> Substrate:
+def substrate(
+    network: nn.Module, sites: Sites | None = None, outputs: Outputs | None = None
+) -> Substrate:
     """Return who runs the forward passes of ``network``: its own substrate, else torch.
 
     Raises:
-        CapabilityError: ``sites`` are given for a network whose own substrate has its own.
+        CapabilityError: ``sites`` are given for a network whose own substrate has its own, or
+            ``outputs`` for a network of biograd, which returns nothing else.
     """
+    if outputs is not None and isinstance(network, Network):
+        raise CapabilityError(
+            f"outputs: {type(network).__name__} returns its outputs alone, [B, ...]: leave it out"
+        )
     make = getattr(network, "make_substrate", None)
     if not callable(make):
-        return TorchSubstrate(network, sites)
+        return TorchSubstrate(network, sites, outputs)
     if sites is not None:
         raise CapabilityError(f"{type(network).__name__} names its own sites: give none")
     return make()

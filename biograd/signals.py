@@ -69,8 +69,7 @@ def ending(keep: bool) -> Iterator[Heard]:
         yield Heard()
         return
     HEARD.number, HEARD.answered, HEARD.repeated = 0, False, False
-    heard = [number for number in WORDS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _hear) for number in heard}
+    before = {number: signal.signal(number, _hear) for number in _heard()}
     hook, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         yield HEARD
@@ -80,10 +79,15 @@ def ending(keep: bool) -> Iterator[Heard]:
             signal.signal(number, handler if keep else signal.SIG_DFL)
 
 
+def _heard() -> list[int]:
+    return [number for number in WORDS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def graceful() -> Iterator[list[int]]:
     """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills.
 
+    One that is ignored, as by ``nohup`` or in the background of a script, stays ignored.
     Why: an interrupt inside the optimiser would leave half a step in the weights.
     """
     stop: list[int] = []
@@ -99,7 +103,7 @@ def graceful() -> Iterator[list[int]]:
             HEARD.number, HEARD.answered = HEARD.number or number, True
             stop.append(number)
 
-    kept = {number: signal.signal(number, ask) for number in WORDS}
+    kept = {number: signal.signal(number, ask) for number in _heard()}
     if HEARD.number and not HEARD.answered:  # it came in an import
         ask(HEARD.number, None)
     try:

@@ -100,6 +100,13 @@ def make_optimiser(recipe: TrainingRecipe, parameters: Iterator[nn.Parameter]) -
     return kind(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
+def _shadow(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter of the same shape and type with a gradient, neither of which is stored."""
+    shadow = nn.Parameter(parameter.detach().to("meta"))
+    shadow.grad = torch.empty_like(shadow)
+    return shadow
+
+
 class Trainer:
     """Trains an engine's network on a source and can stop and go on at every step.
 
@@ -262,13 +269,13 @@ class Trainer:
         tensors = {f"network.{k}": v for k, v in self.engine.network.state_dict().items()}
         tensors |= {f"engine.{k}": v for k, v in self.engine.state().items()}
         kept = self.optimiser.state_dict()
-        options: dict[str, dict[str, Any]] = {}
+        options: dict[str, dict[str, Any]] = {str(number): {} for number in kept["state"]}
         for number, state in kept["state"].items():
             for name, value in state.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimiser.{number}.{name}"] = value
                 else:
-                    options.setdefault(str(number), {})[name] = value
+                    options[str(number)][name] = value
         meta = {
             "step": self.step,
             "epoch": max(self.step - 1, 0) // self.per_epoch,
@@ -279,8 +286,19 @@ class Trainer:
         }
         return {name: value.detach().clone() for name, value in tensors.items()}, meta
 
+    def optimiser_state(self) -> dict[str, dict[str, Any]]:
+        """Return what the optimiser keeps of each parameter once it has moved it, without values.
+
+        Numbers are text, as in ``checkpoint``; tensors have shapes and types, but no memory.
+        """
+        twin = make_optimiser(
+            self.recipe, iter(map(_shadow, self.optimiser.param_groups[0]["params"]))
+        )
+        twin.step()
+        return {str(number): state for number, state in twin.state_dict()["state"].items()}
+
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go back to what ``checkpoint`` returned."""
+        """Go back to what ``checkpoint`` returned; settings of the optimiser stay the recipe's."""
         self.engine.network.load_state_dict(part(tensors, "network."))
         self.engine.load_state(part(tensors, "engine."))
         state: dict[int, dict[str, Any]] = {
@@ -289,7 +307,8 @@ class Trainer:
         for key, value in part(tensors, "optimiser.").items():
             number, name = key.split(".", 1)
             state.setdefault(int(number), {})[name] = value
-        self.optimiser.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
         self.step = int(meta["step"])
         self.passes = int(meta.get("passes", 0))  # not counted by the first run files
         self.seconds = float(meta.get("training_seconds", 0.0))

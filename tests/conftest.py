@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 for variable in [name for name in os.environ if name.startswith("BIOGRAD_")]:
     if variable != "BIOGRAD_TEST_DATA":
         del os.environ[variable]
+# The background of a script ignores Ctrl-C, and so would all that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 collect_ignore = ["plugin"]

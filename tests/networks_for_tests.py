@@ -295,10 +295,6 @@ def cannot(name: str, rule: str) -> str:
     blockwise |= rule in ("decoupling", "predictive_coding", "gain")
     if name == "batch_norm" and not ESTIMATORS[rule].batch_norm:
         return "ties the examples of a batch together"
-    if name == "recurrent_cell" and blockwise:
-        return "is called 3 times in a pass"
-    if name == "recurrent_cell" and rule in ("ottt", "sltt"):
-        return "runs through time by itself"
     if name == "residual" and blockwise and rule != "forward_forward":
         return "a connection passes by the activity of site 'first'"
     if name in SUBSTRATES and rule == "decoupling":

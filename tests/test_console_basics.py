@@ -438,7 +438,8 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Any:
         ]
         module = importlib.import_module("biograd.data.files.fetch")
         monkeypatch.setattr(module, "verify", lambda *arguments: rows)
-        monkeypatch.setattr(module, "fetch", lambda *arguments: [Path(rows[0]["path"])])
+        archives = importlib.import_module("biograd.data.files.archives")
+        monkeypatch.setattr(archives, "located", lambda _request: {"images": Path(rows[0]["path"])})
 
     return put
 

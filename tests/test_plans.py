@@ -139,7 +139,7 @@ def test_a_connection_past_a_boundary_is_refused() -> None:
 def test_an_activity_in_a_loop_must_be_named() -> None:
     estimator = make("frozen_hidden")
     estimator.plans = lambda round: (Plan(boundaries=frozenset(round.hidden)),)  # type: ignore
-    with pytest.raises(CapabilityError, match="called 3 times in a pass"):
+    with pytest.raises(CapabilityError, match="also holds what site 'recurrent'"):
         attach(build("recurrent_cell"), estimator)(*batch())
 
 

@@ -328,3 +328,34 @@ def test_the_probe_keeps_its_stimuli(finished: Path) -> None:
     with open_run(finished) as run:
         assert run.probe is not None and run.probe.input is not None
         np.testing.assert_array_equal(run.probe.input, probe().input)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers/0.linear/activation",
+        "layers/0.linear/stats/mean",
+        "params/0.weight/norm",
+        "learning/0.linear/angle_deg",
+        "scalars/train_step/loss",
+        "snapshots/epoch",
+        "trials/label",
+        "spikes/1.lif/node_ids",
+    ],
+)
+def test_rows_of_another_shape_are_refused_before_anything_is_written(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copy(finished, path)
+    with h5py.File(path, "r+") as file:
+        values = file[name][()]
+        del file[name]
+        file[name] = values[..., None]
+    before = state(tmp_path)
+    with pytest.raises(RunFileError, match=name):
+        RunWriter.resume(path)
+    with open_run(path) as run, pytest.raises(RunFileError, match=name):
+        everything(run), run.params, run.learning, run.trials, run.spikes("1.lif")
+        run.statistics("0.linear")
+    assert state(tmp_path) == before

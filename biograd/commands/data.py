@@ -43,15 +43,16 @@ def list_data() -> Answer:
 @data_dir_option
 @click.option("--offline", is_flag=True, help="Do not download; only look in the data folder.")
 def fetch(dataset: str, data_dir: Path | None, offline: bool) -> Answer:
-    """Download the files of DATASET that are not there yet, and check each.
+    """Download the files of DATASET that are not there yet, check each, and unpack archives.
 
     DATASET is a name that `biograd data list` shows, or a TOML file.
     """
     recipe = recipes.load_dataset(dataset)
     name = Path(dataset).stem
-    from biograd.data.files.fetch import fetch as fetch_files
+    from biograd.data.files.archives import located
+    from biograd.data.request import Request
 
-    paths = fetch_files(recipe, name, data_dir, offline)
+    paths = list(located(Request(recipe, name, data_dir, offline)).values())
     text = "\n".join(map(str, paths)) or f"{name} is made on the spot: there is nothing to fetch"
     return Answer({"dataset": name, "files": paths}, text)
 
@@ -69,7 +70,7 @@ def verify(dataset: str, data_dir: Path | None) -> Answer:
     from biograd.data.files.fetch import verify as verify_files
 
     files = verify_files(recipe, name, data_dir)
-    bad = [str(row["file"]) for row in files if row["status"] != "ok"]
+    bad = [str(row["file"]) for row in files if row["status"] not in ("ok", "unpacked")]
     text = columns([_row(row) for row in files]) or f"{name} is made on the spot: it has no files"
     failure = (
         f"{name}: {len(bad)} of {len(files)} files missing or altered; "

@@ -85,11 +85,24 @@ def _sources() -> list[Row]:
     return _parts(SOURCES, _settings)
 
 
+def _formats() -> list[Row]:
+    from biograd.data.formats import FORMATS
+
+    return [
+        {"name": name, "endings": list(part.endings), "description": _summary(part.read)}
+        for name, part in FORMATS.items()
+    ]
+
+
 def _settings(read: Any) -> Any:
     """Return the settings of a source: the class of its module whose name ends with the word."""
-    own = vars(inspect.getmodule(read)).values()
-    classes = (one for one in own if getattr(one, "__module__", "") == read.__module__)
-    return next((one for one in classes if one.__qualname__.endswith("Settings")), None)
+    named = [
+        one
+        for one in vars(inspect.getmodule(read)).values()
+        if inspect.isclass(one) and one.__qualname__.endswith("Settings")
+    ]
+    own = [one for one in named if one.__module__ == read.__module__]
+    return next(iter([*own, *named]), None)
 
 
 def _parts(
@@ -135,6 +148,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "encodings": _encodings,
     "tasks": _tasks,
     "sources": _sources,
+    "formats": _formats,
     "studies": _studies,
 }
 HIDDEN = {"files", "licence", "urls"}
@@ -146,8 +160,8 @@ HIDDEN = {"files", "licence", "urls"}
 def listing(kind: str | None) -> Answer:
     """List what the other commands and the recipes take, with the parts of other packages.
 
-    KIND is models, datasets, estimators, neurons, encodings, tasks, sources or studies; without it
-    all are listed.
+    KIND is models, datasets, estimators, neurons, encodings, tasks, sources, formats or studies;
+    without it all are listed.
     """
     found = {name: KINDS[name]() for name in ([kind] if kind else KINDS)}
     texts = {name: _text(name, rows) for name, rows in found.items()}

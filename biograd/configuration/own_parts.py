@@ -19,6 +19,7 @@ from biograd import user_code
 from biograd.errors import CapabilityError, RecipeError
 from biograd.randomness import derive_seed
 from biograd.substrate.kept import Reset
+from biograd.substrate.return_values import Outputs
 from biograd.user_code import Located, UserCode
 
 OPTIONS = {"model": "--model", "loss": "--loss", "reset": "--reset"}
@@ -36,6 +37,7 @@ class OwnParts:
         data: whatever a data set can be; text names a file or a function.
         loss: function of outputs and targets.
         reset: takes the network, or is the name of a method.
+        outputs: what of the module's return value its outputs are.
         code: what is known of those that are code, by ``model``, ``loss``, ``reset``.
     """
 
@@ -43,11 +45,17 @@ class OwnParts:
     data: Any = None
     loss: Callable[..., Any] | None = None
     reset: Reset | None = None
+    outputs: Outputs | None = None
     code: Mapping[str, Located] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, model: Any = None, data: Any = None, loss: Any = None, reset: Any = None
+        cls,
+        model: Any = None,
+        data: Any = None,
+        loss: Any = None,
+        reset: Any = None,
+        outputs: Outputs | None = None,
     ) -> OwnParts:
         """Return the parts of a call, code that text names loaded.
 
@@ -69,7 +77,7 @@ class OwnParts:
                     code[part] = user_code.of_object(given)
             if part in code:
                 _check(part, things[part], OPTIONS[part], str(code[part].code))
-        return cls(things.get("model"), data, things.get("loss"), things.get("reset"), code)
+        return cls(things["model"], data, things["loss"], things["reset"], outputs, code)
 
     @property
     def known(self) -> dict[str, UserCode]:

@@ -22,6 +22,7 @@ from biograd.errors import CapabilityError, RecipeError, RunFileError, word
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
 from biograd.recipes.toml import merged, without
+from biograd.substrate.return_values import Outputs
 from biograd.user_code import UserCode
 
 
@@ -84,6 +85,12 @@ class Configuration:
         if given is None or isinstance(given, Mapping):
             return given
         return {name: (name,) for name in given}
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """What of a module's return value its outputs are; None: all of it."""
+        given = self.recipe.module.outputs
+        return None if given is None else Outputs(given.part, given.time_first, given.over_time)
 
     @property
     def asks(self) -> str:
@@ -297,6 +304,8 @@ def _check_parts(recipe: ModelRecipe, request: TrainingRequest) -> None:
         raise RecipeError(f"module.source = {recipe.module.source!r}: code is given by --model")
     if isinstance(request.model, str) and not request.code and "sites" in request.laid:
         raise RecipeError("sites: have no effect on a network of biograd, which has its own")
+    if isinstance(request.model, str) and not request.code and "outputs" in request.laid:
+        raise CapabilityError("outputs: only for a module of yours: recipes' return nothing else")
     if request.reset is not None and isinstance(request.model, str) and not request.code:
         raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
 

@@ -22,6 +22,9 @@ def matching(
     """
     need_module(configuration, parts, path, call)
     need_data(configuration, parts, path, call)
+    form, given = configuration.outputs, parts.outputs
+    if given is not None and (not configuration.module or form not in (None, given)):
+        raise RecipeError(f"{path}: outputs: the run's are {form}: leave yours out")
     for part in ("loss", "reset"):
         _need(part, configuration, parts, path, call)
     return [

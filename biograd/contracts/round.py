@@ -38,10 +38,13 @@ class Round:
         inner: name of a block to the layers that its own activity feeds.
         spread: a site and values for each cell of its local loss, ``[..., *cells]``, to the
             values for its units, ``[..., *U]``: those of the cells that they act on, summed.
-        timed: whether the task is one in time, with targets in every step.
+        timed: whether the task is one in time, with targets in every step, or the outputs are
+            those of every step.
         varying: whether the inputs vary between the steps of a trial.
         differentiable: whether the readout has an exact gradient: its loss has a graph, and no
             neurons follow; if not, the readout, too, is perturbed.
+        unrolled: whether the network runs through time by itself, with neurons in which no plan's
+            transport acts.
     """
 
     batch: int
@@ -69,6 +72,7 @@ class Round:
     timed: bool = False
     varying: bool = False
     differentiable: bool = True
+    unrolled: bool = False
 
     @property
     def perturbed(self) -> tuple[str, ...]:
@@ -153,6 +157,10 @@ class Substrate(Protocol):
 
     def join(self, groups: Sequence[Sequence[str]]) -> None:
         """Make each group of sites one, which has the first's name and the layers of all."""
+        ...
+
+    def recur(self, inner: Mapping[str, Sequence[str]]) -> None:
+        """Let layers of sites be those that their own block feeds; they stand behind the others."""
         ...
 
     def close(self) -> None:

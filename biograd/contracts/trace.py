@@ -21,12 +21,14 @@ class Visits:
             in every step), ``K`` (the mean current of each bin) or the number of steps.
         inputs: what the layer received in each call, without a graph.
         received: the same with the graph, if the plan has slots.
+        credited: whether something that is differentiated led to one of them.
     """
 
     time: bool
     outputs: list[Tensor] = dataclasses.field(default_factory=list)
     inputs: list[Tensor] = dataclasses.field(default_factory=list)
     received: list[Tensor] = dataclasses.field(default_factory=list)
+    credited: bool = False
 
     def binned(self, steps: int, time_bin: int | None) -> Tensor:
         """Return the mean output in each bin, ``[B, K, *U]``."""
@@ -83,6 +85,7 @@ class SiteTrace:
         observed_activity: the block's output in the noisy copies, ``[m, B, ...]``, or None.
         activity: the block's output in the clean copy, ``[B, ...]``, with the plan's graph; the
             outputs of several calls are stacked, ``[B, time, ...]``.  None for the readout.
+        stacked: whether it is that of several calls.
         slot: what followed saw in its place, a leaf; None if the plan asks for no slots.
         states: for every window of ``Transport.window`` but the last, if the plan's transport has
             slots: the population's state at its end with the graph, ``[B, P, *U]`` for ``P`` state
@@ -96,6 +99,7 @@ class SiteTrace:
     noise: Tensor | None = None
     observed: Tensor | None = None
     activity: Tensor | None = None
+    stacked: bool = False
     slot: Tensor | None = None
     states: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
     variables: int = 0
@@ -104,6 +108,8 @@ class SiteTrace:
     @property
     def timed(self) -> bool:
         """Whether the activity has a time axis beside those of the units."""
+        if self.stacked:
+            return self.activity is not None
         steps = self.shape.steps > 1 or any(visits.time for visits in self.visits)
         axes = 2 + len(self.shape.units)
         return steps and self.activity is not None and self.activity.dim() == axes

@@ -15,6 +15,14 @@ import torch
 
 from biograd.data.choosing import by_turns, divided, stratified
 from biograd.data.dataset import Dataset, digest, validate
+from biograd.data.recordings import (
+    cameras,
+    gesture,
+    heidelberg,
+    nwb,
+    sonata_trials,
+    speech_commands,
+)
 from biograd.data.request import Parts, Request
 from biograd.data.rows.arrays import Arrays
 from biograd.data.rows.events import Events
@@ -22,6 +30,8 @@ from biograd.data.rows.items import Items
 from biograd.data.rows.stream import Stream
 from biograd.data.source import Batch, Rows, Source, batches, original, rows_of, streams
 from biograd.data.sources import (
+    cifar10,
+    csv_tables,
     digits,
     evidence_accumulation,
     hdf5,
@@ -34,7 +44,7 @@ from biograd.data.sources import (
     yin_yang,
 )
 from biograd.data.tasked import set_task, tasked
-from biograd.errors import DataError, RecipeError
+from biograd.errors import DataError, RecipeError, fitting
 from biograd.randomness import generator
 from biograd.recipes import DatasetRecipe
 from biograd.registry import Registry
@@ -68,6 +78,17 @@ SOURCES: Registry[Callable[[Request], Parts]] = Registry(
         "random_manifolds": random_manifolds.read,
         "pattern_generation": pattern_generation.read,
         "evidence_accumulation": evidence_accumulation.read,
+        "nmnist": cameras.read,
+        "ncars": cameras.read,
+        "stmnist": cameras.read,
+        "cifar10_dvs": cameras.read,
+        "dvs_gesture": gesture.read,
+        "heidelberg": heidelberg.read,
+        "speech_commands": speech_commands.read,
+        "nwb": nwb.read,
+        "sonata": sonata_trials.read,
+        "cifar10": cifar10.read,
+        "csv": csv_tables.read,
         "npz": npz.read,
         "hdf5": hdf5.read,
         "folder": own_files.read,
@@ -81,7 +102,9 @@ ASKED = ("arrays", "torch", "stream", "python")
 """Sources that no file can bring back: each call must be given the data anew."""
 
 
-TABLE = ("keys", "timed", "split", "time_unit", "units", "steps")
+BINNED = ("steps", "binning", "augmentation")
+TABLE = ("keys", "timed", "split", "time_unit", "units", *BINNED)
+RECORDED = ("urls", "files", "split", *BINNED)
 FILES = ("path", "paths", *TABLE)
 GENERATED = ("settings",)
 READS: dict[str, tuple[str, ...]] = {
@@ -91,9 +114,20 @@ READS: dict[str, tuple[str, ...]] = {
     "random_manifolds": GENERATED,
     "pattern_generation": GENERATED,
     "evidence_accumulation": GENERATED,
+    "nmnist": RECORDED,
+    "ncars": RECORDED,
+    "stmnist": RECORDED,
+    "cifar10_dvs": RECORDED,
+    "dvs_gesture": (*RECORDED, "settings"),
+    "heidelberg": (*RECORDED, "units"),
+    "speech_commands": (*RECORDED, "settings", "timed", "workers"),
+    "nwb": ("path", "paths", "split", "settings", *BINNED),
+    "sonata": ("path", "paths", "split", "settings", "units", *BINNED),
+    "cifar10": ("urls", "files"),
+    "csv": ("path", "paths", "timed", "split", "settings"),
     "npz": FILES,
     "hdf5": FILES,
-    "folder": ("path", "paths", "timed", "split", "workers"),
+    "folder": ("path", "paths", "timed", "split", "workers", "settings", *BINNED),
     "arrays": (*TABLE, "workers"),
     "torch": (*TABLE, "workers", "epoch_rows"),
     "stream": ("timed", "workers", "epoch_rows"),
@@ -121,6 +155,29 @@ def _check_read(recipe: DatasetRecipe, name: str) -> None:
             raise RecipeError(
                 f"dataset {name}: {key}: has no effect on source = {recipe.source!r}: take it out"
             )
+
+
+OF_EVENTS = ("time_unit", "units", *BINNED)
+
+
+def _check_events(parts: Parts, recipe: DatasetRecipe, name: str) -> None:
+    """Refuse what is said of events where the data hold none.
+
+    Raises:
+        RecipeError: with the key.
+    """
+    if recipe.source not in (*READS, "python") or any(map(_holds_events, parts.sources.values())):
+        return
+    for key in OF_EVENTS:
+        if getattr(recipe, key) != getattr(DatasetRecipe(recipe.source), key):
+            raise RecipeError(
+                f"dataset {name}: {key}: has no effect: the data hold no events (times and units)"
+            )
+
+
+def _holds_events(source: Source) -> bool:
+    inner = getattr(source, "source", None)
+    return isinstance(source, Events) or (inner is not None and _holds_events(inner))
 
 
 def load(
@@ -164,7 +221,9 @@ def load(
     if own is None or recipe.source != "python":
         _check_read(recipe, name)
     whole = recipe.timed or timed
-    parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
+    with fitting(f"dataset {name}: the data are too large", "its sizes"):
+        parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
+    _check_events(parts, recipe, name)
     task, kind, taken = set_task(parts, recipe, name)
     read_parts = tuple(parts.sources.values())
     looked = [each for split, each in parts.sources.items() if split != "test"]
@@ -176,13 +235,16 @@ def load(
         split: tasked(each, task, f"{name}: {split} split", steps)
         for split, each in parts.sources.items()
     }
-    notes, shape = (*parts.notes, *taken), recipe.shape or sources["train"].shape
+    summed = recipe.binning.get("pool")  # the recipe's shape is that of the sensor
+    shape = sources["train"].shape if summed else recipe.shape or sources["train"].shape
+    notes = (*parts.notes, *taken)
     if recipe.split != DatasetRecipe.split and (recipe.validation or list(sources) != ["train"]):
         why = "validation" if recipe.validation else "splits of its own"
         raise RecipeError(f"dataset {name}: split: has no effect beside {why}: take it out")
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")
-        sources = _hold_out(sources["train"], recipe.validation, name, task)
+        sources, held = _hold_out(sources["train"], recipe.validation, name, task, parts.groups)
+        notes = (*notes, *held)
     elif list(sources) == ["train"]:
         sources, note = _divide(sources["train"], recipe, name, task, parts.groups)
         notes = (*notes, note)
@@ -221,16 +283,27 @@ def _strata(source: Source, task: Any) -> torch.Tensor:
     return torch.zeros(len(source), dtype=torch.int64) if known is None else known
 
 
-def _hold_out(source: Source, share: float, name: str, task: Any) -> dict[str, Source]:
-    """Divide the training split; the stream has a fixed seed, so that all runs share the rows."""
+def _hold_out(
+    source: Source, share: float, name: str, task: Any, groups: torch.Tensor | None
+) -> tuple[dict[str, Source], tuple[str, ...]]:
+    """Divide the training split, by whole groups if there are some, and say so.
+
+    The stream has a fixed seed, so that all runs share the rows.
+    """
     if streams(source):
         raise RecipeError(f"{name}: validation = {share}: a stream keeps its first rows by itself")
     count = round(len(source) * share)
     if not 0 < count < len(source):
         rows = f"{count} of {len(source)} training rows"
         raise DataError(f"{name}: validation = {share}: cannot hold out {rows}")
+    if groups is not None:
+        parts = divided(len(source), (1 - share, share, 0.0), None, groups, name)
+        held = groups[parts["validation"]].unique().numel()
+        count = len(parts["validation"])
+        note = f"{name}: {count} rows are held out for validation, by whole groups: {held} of them"
+        return {split: rows_of(source, rows) for split, rows in parts.items()}, (note,)
     kept, taken = stratified(_strata(source, task), count, generator(0, "validation"))
-    return {"train": rows_of(source, kept), "validation": rows_of(source, taken)}
+    return {"train": rows_of(source, kept), "validation": rows_of(source, taken)}, ()
 
 
 def _divide(

@@ -86,16 +86,6 @@ class Dataset:
             return next(batches(source, min(count, len(source)), None))
         return source.take(self.probes(source, count, seed))
 
-    def validate(self) -> None:
-        """Refuse rows that cannot be learned from or evaluated on.
-
-        Raises:
-            DataError: one line that names the dataset, the split and the row.
-        """
-        validate(self.train, self.task, self.shape, f"{self.name}: train split")
-        where = f"{self.name}: {self.evaluated_on} split"
-        validate(self.evaluated, self.task, self.shape, where)
-
     def probes(self, source: Source, count: int, seed: int = 0) -> Tensor:
         """Return ``count`` rows of a source: the task's strata take turns, else drawn by seed."""
         strata = None if source.targets is None else self.task.strata(source.targets)

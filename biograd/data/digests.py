@@ -57,25 +57,48 @@ def sha256(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def of_files(paths: Iterable[Path]) -> str:
-    """Return the digest of files: of one its own, of several that of their digests, sorted."""
-    return combined(*[remembered(path) for path in sorted(paths)])
+def digested(path: Path, kind: str) -> str:
+    """Return the digest of a file, of a kind that ``hashlib`` names.
 
-
-def remembered(path: Path) -> str:
-    """Return the SHA-256 of a file, computed anew only if its size or time of change is another."""
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        state, key = path.stat(), str(path.resolve())
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(
+                stream, lambda: hashlib.new(kind, usedforsecurity=False)
+            ).hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    mark = [state.st_size, state.st_mtime_ns]
+
+
+def of_files(paths: Iterable[Path]) -> str:
+    """Return the digest of files: of one its own, of several that of their digests, sorted.
+
+    It is computed anew only if the size or the time of change of one of them is another.
+    """
+    found = sorted(paths)
+    try:
+        states = [path.stat() for path in found]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    names = "\n".join(str(path.resolve()) for path in found)
+    key = names if len(found) == 1 else hashlib.sha256(names.encode()).hexdigest()
+    marks = [[state.st_size, state.st_mtime_ns] for state in states]
+    mark = marks[0] if len(found) == 1 else [len(found), hash_of(marks)]
     known = _memory()
     if known.get(key, [])[:2] == mark:
         return str(known[key][2])
-    digest = sha256(path)
-    if time.time() - state.st_mtime > SETTLED_SECONDS:
+    digest = combined(*[sha256(path) for path in found])
+    latest = max((state.st_mtime for state in states), default=0.0)
+    if time.time() - latest > SETTLED_SECONDS:
         _remember({**_memory(), key: [*mark, digest]})
     return digest
+
+
+def hash_of(value: Any) -> str:
+    """Return the SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _place() -> Path:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from torch import Tensor
 
 from biograd.data.source import Source
 from biograd.errors import RecipeError
-from biograd.recipes import DatasetRecipe, construct
+from biograd.recipes import DatasetRecipe, Range, construct
 
 Settings = TypeVar("Settings")
+MOST_ROWS = 10**7
+"""Rows that a source generates; each takes microseconds and some bytes."""
+Rows = Annotated[int, Range(1, MOST_ROWS)]
 
 
 @dataclasses.dataclass(frozen=True)

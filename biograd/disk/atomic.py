@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from biograd.errors import OutputError, RecipeError, brief, check_text
 
@@ -24,9 +24,6 @@ _LINKS = getattr(os, "O_NOFOLLOW", 0)
 OWN = _LINKS | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Flags of every file that is opened for writing: a link under its name is an error."""
 TEMPORARY = re.compile(r"\.biograd-[0-9a-f]{16}\.tmp")
-
-Stream = TypeVar("Stream", bound=FileIO)
-
 
 LONGEST_NAME = 215
 """Bytes of a file's name: file systems take 255, and what lies beside it has a longer one."""
@@ -99,8 +96,19 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _open(descriptor: int) -> FileIO:
-    return FileIO(descriptor, "w+")
+class WholeWrites(FileIO):
+    """A file of which each write takes all that it is given."""
+
+    def write(self, data: Any) -> int:
+        """Write all bytes, however often the system must be asked."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[super().write(rest) :]
+        return len(data)
+
+
+def _open(descriptor: int) -> WholeWrites:
+    return WholeWrites(descriptor, "w+")
 
 
 @contextlib.contextmanager
@@ -136,9 +144,7 @@ def replacing(
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file that appears under its name only when all of it is on disk."""
     with replacing(path) as file:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

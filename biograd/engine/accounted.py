@@ -36,6 +36,7 @@ class Accounted(Repeated):
         account: who credits each parameter; None before ``prepare`` or the first step.
         leads: whether the outputs follow the readout's current by its exact gradient.
         withheld: the parameters that the rule does not credit.
+        unrolled: whether the network runs through time by itself, and the rule divides its steps.
     """
 
     decorrelate: Decorrelation | None
@@ -45,6 +46,7 @@ class Accounted(Repeated):
     seed: int
     account: Account | None
     leads: bool
+    unrolled: bool
     withheld: Withheld
     _trained: list[int]
     _verified: bool
@@ -83,10 +85,11 @@ class Accounted(Repeated):
         trace = self._runner(encoded, targets, stream)(structure.dissected(sites))
         names = tuple(site.name for site in sites if site.name in trace.sites)
         named, local = getattr(self.substrate, "named", False), self.local is not None
-        book = Bookkeeper(self.network, self.estimator, names, local, named, trace)
+        book = Bookkeeper(self.network, self.estimator, names, local, named, trace, self.unrolled)
         self.leads = not book.behind and self._smooth(trace, encoded, targets, stream)
         self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
-        check_outside(self.account, self.estimator, self.withheld.mode, self.substrate.limits)
+        known = (self.account, self.estimator, self.withheld.mode, self.substrate.limits)
+        check_outside(*known, self.unrolled)
         parameters = dict(self.network.named_parameters())
         self.withheld.take([parameters[entry.name] for entry in self.account.of("outside")])
         self._trained = trained(self.network)

@@ -119,6 +119,7 @@ class Bookkeeper:
         named: whether the user chose the sites; what stands before the first, a front end, then
             learns by what noise there finds, passed on by back-propagation.
         trace: of the plan ``structure.dissected``.
+        layers_alone: whether the rule does not look into the neurons between the layers.
     """
 
     network: nn.Module
@@ -127,6 +128,7 @@ class Bookkeeper:
     local: bool
     named: bool
     trace: Trace
+    layers_alone: bool = False
 
     @cached_property
     def _places(self) -> dict[str, tuple[nn.Parameter, Places]]:
@@ -238,7 +240,7 @@ class Bookkeeper:
 
     def _reaches(self, name: str, parameter: nn.Parameter, site: str) -> bool:
         """Return whether the rule credits a parameter that acts in the block of a site."""
-        if self.estimator.reach == "currents":
+        if self.estimator.reach == "currents" or self.layers_alone:
             return False
         if self.estimator.reach == "normalisations":
             return isinstance(self._owner(name), NORMS)
@@ -282,7 +284,11 @@ REACH: dict[Reach, str] = {
 
 
 def check_outside(
-    account: Account, estimator: Estimator, outside: Outside, limits: Sequence[str]
+    account: Account,
+    estimator: Estimator,
+    outside: Outside,
+    limits: Sequence[str],
+    layers_alone: bool = False,
 ) -> None:
     """Refuse parameters outside the rule, unless it was said what shall become of them.
 
@@ -290,10 +296,11 @@ def check_outside(
         CapabilityError: with their names and the ways out; or nothing would learn.
     """
     names = named([entry.name for entry in account.of("outside")])
+    reach = REACH["currents" if layers_alone else estimator.reach]
     if names and outside == "refuse":
         wide = [kind.__name__ for kind in ESTIMATORS.values() if kind.reach == "parameters"]
         raise CapabilityError(
-            f"{account.rule} does not credit {names}: it reaches {REACH[estimator.reach]}; say "
+            f"{account.rule} does not credit {names}: it reaches {reach}; say "
             "outside='freeze' (they stay as they are) or 'exact' (they learn by back-propagation) "
             "in biograd.attach or biograd.train, training.outside in a recipe; or name the module "
             "whose output is their current, attach(..., sites=[...]); or take "

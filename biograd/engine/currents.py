@@ -1,4 +1,4 @@
-"""What a first look tells of a network's currents: which layers share one, and what varies.
+"""What a first look tells of a network's currents: which layers share one, feed back, and vary.
 
 Noise at two layers whose outputs add up to one current would be drawn twice and each regression
 would take the other's for chance; so such layers are one site, with one noise and one credit.
@@ -6,13 +6,18 @@ would take the other's for chance; so such layers are one site, with one noise a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from biograd.contracts import Plan, SiteShape, Trace
+from biograd.contracts import Objective, Plan, SiteShape, SiteTrace, Trace
+from biograd.engine.accounted import Accounted
+from biograd.engine.tracing import remembers
+from biograd.errors import CapabilityError
 from biograd.randomness import generator
+from biograd.ranks import parallel
+from biograd.substrate.network import Network
 
 Losses = Callable[[Plan], Tensor]
 """A plan with one noisy copy to its losses ``[2, B]``."""
@@ -51,6 +56,47 @@ def shared(names: Sequence[str], trace: Trace, losses: Losses) -> list[list[str]
     return [group for group in groups if len(group) > 1]
 
 
+def looped(trace: Trace) -> bool:
+    """Return whether a layer is called several times in a pass."""
+    return any(len(v.outputs) > 1 for site in trace.sites.values() for v in site.visits)
+
+
+def unlinked(layers: Iterable[str]) -> Plan:
+    """Return the plan of a pass whose graph ends at every layer's input."""
+    return Plan(detach=frozenset(layers), slots=True)
+
+
+def recurrent(layers: Mapping[str, Sequence[str]], trace: Trace) -> dict[str, tuple[str, ...]]:
+    """Return the layers that receive what their own site's current has become, site by site.
+
+    Args:
+        layers: of each site.
+        trace: of the plan ``unlinked``, so that whatever passes another layer does not count.
+    """
+    found = {
+        name: tuple(
+            layer
+            for layer, visits in zip(names, trace.sites[name].visits, strict=True)
+            if _reached(visits.received, trace.sites[name])
+        )
+        for name, names in layers.items()
+        if name in trace.sites
+    }
+    return {name: own for name, own in found.items() if own}
+
+
+def _reached(values: Sequence[Tensor], site: SiteTrace) -> bool:
+    """Return whether a derivative leads from values to a site's current."""
+    live = [value.sum() for value in values if value.requires_grad]
+    outputs = [o for visits in site.visits for o in visits.outputs if o.requires_grad]
+    if not live or not outputs:
+        return False
+    found = torch.autograd.grad(
+        torch.stack(live).sum(), outputs, retain_graph=True, allow_unused=True
+    )
+    return any(gradient is not None for gradient in found)
+
+
 def _by_shape(names: Sequence[str], trace: Trace) -> dict[SiteShape, list[str]]:
     """Return the sites of each shape that occurs twice or more."""
     found: dict[SiteShape, list[str]] = {}
@@ -81,3 +127,156 @@ def _zero(values: Tensor, beside: Tensor) -> bool:
 
 def _equal(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and _zero(one - other, other)
+
+
+class Structured(Accounted):
+    """Makes layers that feed one current one site, and tells those that feed back.
+
+    Attributes:
+        scales: root mean square of each hidden site's mean current, a running mean.
+        varying: whether the inputs vary between the steps of a trial.
+    """
+
+    varying: bool
+    step: int
+    scales: dict[str, float]
+    _shapes: dict[str, SiteShape]
+
+    def _check_rows(
+        self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> None:
+        """Refuse outputs of as many steps as examples whose examples lie behind the steps.
+
+        Raises:
+            CapabilityError: other examples in a row change the outputs of a step.
+        """
+        outputs = trace.outputs
+        if outputs.dim() < 3 or outputs.shape[0] != outputs.shape[1]:
+            return
+        drawn = stream.get_state()
+        turned = self._tried(Plan(graph=False), encoded.roll(1, 0), targets.roll(1, 0), stream)
+        stream.set_state(drawn)
+        size = 1e-5 * float(outputs.abs().max())
+        by_row, by_step = (
+            torch.allclose(turned.outputs, outputs.roll(1, axis), rtol=1e-4, atol=size)
+            for axis in (0, 1)
+        )
+        if by_step and not by_row:
+            raise CapabilityError(
+                f"{type(self.network).__name__} returned outputs {list(outputs.shape)} whose "
+                "second axis are the examples: outputs=biograd.Outputs(time_first=...) must say "
+                "whether its first axis are the steps"
+            )
+
+    def _has_steps(
+        self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> bool:
+        """Return whether outputs ``[B, T, K]`` are those of the calls of the readout, in turn."""
+        name, shape = self.substrate.sites[-1].name, trace.outputs.shape
+        count = len(trace.sites[name].visits[0].outputs)
+        if len(shape) != 3 or shape[1] != count or count < 2:
+            return False
+
+        def first(outputs: Tensor, targets: Tensor) -> Tensor:
+            return outputs[:, : count // 2].flatten(1).sum(1)
+
+        if self.keeps:
+            self._before.restore()
+        seen = self.substrate.run(Plan(), encoded, targets, Objective(first), stream)
+        calls = seen.sites[name].visits[0].outputs
+        found = torch.autograd.grad(seen.loss, calls, allow_unused=True)
+        acting = [gradient is not None and bool(gradient.any()) for gradient in found]
+        return acting[0] and not any(acting[count // 2 :])
+
+    def _know_currents(
+        self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> Trace:
+        """See whether the inputs vary in time, and make layers that feed one current one site."""
+        if isinstance(self.network, Network):
+            encoding = self.network.encoding if self.network.steps > 1 else None
+            steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
+            varies = any(not torch.equal(steps[0], step) for step in steps[1:])
+        else:
+            varies = bool(self.hidden) and varying(trace, self.hidden[0])
+        self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
+        if self.estimator.divides_steps and not self.substrate.transports:
+            self._find_time(encoded, targets, stream)
+        if not getattr(self.substrate, "joinable", False):
+            return trace
+        if self._shares_currents():
+
+            def losses(plan: Plan) -> Tensor:
+                return self._tried(plan, encoded, targets, stream).losses
+
+            groups = shared(self.hidden, trace, losses)
+            if groups:
+                self.substrate.join(groups)
+                trace = self._look_again(groups, encoded, targets, stream)
+        if self._blockwise and looped(trace):
+            layers = {site.name: site.modules for site in self.substrate.sites}
+            plan = unlinked(name for names in layers.values() for name in names)
+            found = recurrent(layers, self._tried(plan, encoded, targets, stream))
+            if found:
+                self.substrate.recur(found)
+                trace = self._look_again([], encoded, targets, stream)
+        return trace
+
+    @property
+    def _blockwise(self) -> bool:
+        """Whether credit is stopped behind blocks."""
+        own = self.estimator.blockwise and (self.unrolled or not self.estimator.divides_steps)
+        return own or self.local is not None
+
+    def _find_time(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        """See whether the network runs through time by itself."""
+        trace = self._tried(Plan(), encoded, targets, stream)
+        sites = [trace.sites[name] for name in self.hidden]
+        live = [site for site in sites if site.visits[0].outputs[0].requires_grad]
+        self.unrolled = any(remembers(site) for site in live)
+        if self.unrolled and self.local is not None:
+            raise CapabilityError(
+                f"{type(self.network).__name__} runs through time by itself, where "
+                f"{type(self.estimator).__name__} divides the loss of the outputs alone by step: "
+                "leave local losses out, or take a network of biograd.build"
+            )
+
+    def _shares_currents(self) -> bool:
+        """Return whether layers that feed one current must be one site for this rule."""
+        needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
+        noisy = bool(needs & {"perturb_site", "jvp_site"})
+        return (noisy or self._blockwise) and isinstance(sites, str)
+
+    def _look_again(
+        self,
+        groups: Sequence[Sequence[str]],
+        encoded: Tensor,
+        targets: Tensor,
+        stream: torch.Generator,
+    ) -> Trace:
+        """Return what a pass shows of sites that are others than before.
+
+        Args:
+            groups: names of sites that are now one.
+        """
+        trace = self._tried(Plan(graph=False), encoded, targets, stream)
+        self._shapes = {name: site.shape for name, site in trace.sites.items()}
+        known = {name: size for name, size in self.scales.items() if name in self._shapes}
+        fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
+        found = root_mean_squares(trace)
+        self.scales = known | {name: found[name] or 1.0 for name in fresh}
+        return trace
+
+
+def root_mean_squares(trace: Trace) -> dict[str, float]:
+    """Return the root mean square of each site's mean current over the trial; 0 without input."""
+    powers = [_power(site) for site in trace.sites.values()]
+    found = parallel.average(torch.stack(powers)).sqrt().tolist()
+    return dict(zip(trace.sites, found, strict=True))
+
+
+def _power(site: SiteTrace) -> Tensor:
+    mean = site.trial_mean()
+    if not all(output.numel() for visits in site.visits for output in visits.outputs):
+        return mean.new_zeros(())  # no event arrived
+    # squares of 16 bits would be infinite from 256 on
+    return (mean if mean.itemsize > 2 else mean.float()).square().mean()

@@ -27,12 +27,13 @@ from biograd import tasks
 from biograd.contracts import Loss, Objective, Round, Trace
 from biograd.contracts.precision import unmixed
 from biograd.decorrelation import Decorrelation
-from biograd.errors import CapabilityError, nearest
+from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.randomness import generator
 from biograd.substrate.kept import Reset, ResetBefore, graph_held
+from biograd.substrate.return_values import Outputs
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 from biograd.engine.accounting import Outside, trained
 from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_capabilities, check_ranks
+from biograd.engine.currents import root_mean_squares
 from biograd.engine.outside import Withheld
-from biograd.engine.preparation import Prepared, part, root_mean_squares
+from biograd.engine.preparation import Prepared, loading, part
 from biograd.engine.step_result import Result, surface
 from biograd.engine.verification import verify
 from biograd.substrate.finiteness import Places, check_found, check_given, parameters_first
@@ -54,7 +56,7 @@ class Engine(Prepared):
 
     Attributes:
         task: what the outputs are to be.
-        timed: whether the task is one in time.
+        timed: whether the task, or the outputs, are in time.
         varying: whether the inputs vary between the steps of a trial; known when prepared.
         differentiable: whether its loss has a graph; known when prepared.
         network: the network as it was given; class, keys and parameters stay as they are.
@@ -78,6 +80,7 @@ class Engine(Prepared):
         sites: Sites | None = None,
         reset: Reset | None = None,
         outside: Outside = "refuse",
+        outputs: Outputs | None = None,
     ) -> None:
         if outside not in get_args(Outside):
             raise CapabilityError(
@@ -98,11 +101,12 @@ class Engine(Prepared):
         self.seed, self.step = seed, 0
         self.scales: dict[str, float] = {}
         self.account, self.leads, self.withheld = None, True, Withheld(outside)
+        self.unrolled = False
         self._trained: list[int] = []
         self.keeps: tuple[str, ...] = ()
         self.reset = None if reset is None else ResetBefore(network, reset)
         self._resetting: Any = self.reset and network.register_forward_pre_hook(self.reset)
-        self.substrate = make_substrate(network, sites)
+        self.substrate = make_substrate(network, sites, outputs)
         try:
             check_capabilities(estimator, self.substrate, self.task)
             device = next(network.parameters()).device
@@ -250,9 +254,16 @@ class Engine(Prepared):
         Raises:
             RecipeError: the state is of another estimator, or of a network of other shapes.
         """
+        drawn = part(state, "stream.")
+        if drawn.keys() != self.streams.keys() or "step" not in state:
+            raise RecipeError(
+                f"the state does not fit an engine: it must hold step, and the streams "
+                f"{', '.join(STREAMS)}: load what engine.state() returned"
+            )
         if self.decorrelate is not None:
-            self.decorrelate.load_state_dict(part(state, "decorrelation."))
-        for name, value in part(state, "stream.").items():
+            with loading(self.decorrelate):
+                self.decorrelate.load_state_dict(part(state, "decorrelation."))
+        for name, value in drawn.items():
             self.streams[name].set_state(value.cpu())
         self.scales = {name: float(value) for name, value in part(state, "scale.").items()}
         self.step = int(state["step"])
@@ -320,6 +331,7 @@ def attach(
     sites: Sites | None = None,
     reset: Reset | None = None,
     outside: Outside = "refuse",
+    outputs: Outputs | None = None,
 ) -> Engine:
     """Attach an estimator to a network by forward hooks and return the engine.
 
@@ -341,6 +353,8 @@ def attach(
             SpikingJelly's "reset").
         outside: what becomes of trainable parameters that the rule does not credit: "refuse" the
             network, "freeze" them, or give them the "exact" gradient of back-propagation.
+        outputs: what of a module's return value its outputs are, where it returns more than they
+            are or the steps first.
 
     Raises:
         CapabilityError: lists everything that the substrate cannot do for this estimator.
@@ -367,6 +381,7 @@ def attach(
         sites=sites,
         reset=reset,
         outside=outside,
+        outputs=outputs,
     )
     if estimator.caveat:
         _tell(f"{type(estimator).__name__}: {estimator.caveat}")

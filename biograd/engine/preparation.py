@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,26 +16,24 @@ from biograd.contracts import (
     Round,
     Site,
     SiteShape,
-    SiteTrace,
     Trace,
 )
 from biograd.contracts.precision import computing, unmixed, widened
-from biograd.engine import currents, structure
+from biograd.engine import structure
 from biograd.errors import CapabilityError, RecipeError
 from biograd.randomness import generator
-from biograd.ranks import parallel
 from biograd.substrate.network import Network
 from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
-from biograd.engine.accounted import Accounted
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
+from biograd.engine.currents import Structured, root_mean_squares
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
-class Prepared(Accounted):
+class Prepared(Structured):
     """The part of an engine that looks at the network by passes that leave no trace.
 
     Attributes:
@@ -43,15 +42,11 @@ class Prepared(Accounted):
 
     task: Task
     timed: bool
-    varying: bool
-    step: int
-    scales: dict[str, float]
     _prepared: bool
     _detached: bool
     _structure: dict[str, Any]
     _layers: dict[str, nn.Module]
     _outside: Places
-    _shapes: dict[str, SiteShape]
     _kept: dict[str, Tensor]
 
     @property
@@ -91,6 +86,7 @@ class Prepared(Accounted):
             timed=self.timed,
             varying=self.varying,
             differentiable=self.differentiable and self.leads,
+            unrolled=self.unrolled,
             **self._structure,
         )
 
@@ -130,6 +126,8 @@ class Prepared(Accounted):
         self._know_task(trace)
         if not isinstance(self.network, Network):
             self._find_state(trace, encoded, begun, stream)
+            self._check_rows(trace, encoded, targets, stream)
+            self.timed = self.timed or self._has_steps(trace, encoded, targets, stream)
         if self.timed and self.substrate.time(trace.outputs.shape[1]):
             trace = self._tried(Plan(graph=False), encoded, targets, stream)
         self._shapes = {name: site.shape for name, site in trace.sites.items()}
@@ -160,38 +158,6 @@ class Prepared(Accounted):
             if self.local is not None or self.estimator.builds:
                 self._build(encoded, targets, stream)
             self._check_plans(encoded, targets, stream)
-
-    def _know_currents(
-        self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
-    ) -> Trace:
-        """See whether the inputs vary in time, and make layers that feed one current one site."""
-        if isinstance(self.network, Network):
-            encoding = self.network.encoding if self.network.steps > 1 else None
-            steps = encoded.unbind(1) if encoding is not None and encoding.varying else ()
-            varies = any(not torch.equal(steps[0], step) for step in steps[1:])
-        else:
-            varies = bool(self.hidden) and currents.varying(trace, self.hidden[0])
-        self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
-        needs, sites = self.estimator.needs, getattr(self.estimator, "sites", "all")
-        noisy = needs & {"perturb_site", "jvp_site"} and "local_vjp" not in needs
-        single = self.estimator.one_to_one or not isinstance(sites, str)
-        if not noisy or single or not getattr(self.substrate, "joinable", False):
-            return trace
-
-        def losses(plan: Plan) -> Tensor:
-            return self._tried(plan, encoded, targets, stream).losses
-
-        groups = currents.shared(self.hidden, trace, losses)
-        if not groups:
-            return trace
-        self.substrate.join(groups)
-        trace = self._tried(Plan(graph=False), encoded, targets, stream)
-        self._shapes = {name: site.shape for name, site in trace.sites.items()}
-        known = {name: size for name, size in self.scales.items() if name in self._shapes}
-        fresh = [] if self.step else [names[0] for names in groups]  # else of a checkpoint
-        found = root_mean_squares(trace)
-        self.scales = known | {name: found[name] or 1.0 for name in fresh}
-        return trace
 
     def _know_task(self, trace: Trace) -> None:
         """See what the outputs tell of the task: shape, steps, and whether there is a graph."""
@@ -327,15 +293,26 @@ class Prepared(Accounted):
             )
 
     def _load_own(self, state: Mapping[str, Tensor]) -> None:
-        try:
+        with loading(self.estimator):
             self.estimator.load_state_dict(part(state, "estimator."))
             if self.local is not None:
                 self.local.load_state_dict(part(state, "local."))
-        except (KeyError, RuntimeError) as error:  # keys are missing, or shapes differ
-            raise RecipeError(
-                f"the state does not fit {type(self.estimator).__name__} on this network: load it "
-                "into an engine with the estimator, local losses and layers that it was saved from"
-            ) from error
+
+
+@contextlib.contextmanager
+def loading(owner: nn.Module) -> Iterator[None]:
+    """Refuse a state of which keys are missing, or shapes differ, by the name of who loads it.
+
+    Raises:
+        RecipeError: it does not fit.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        raise RecipeError(
+            f"the state does not fit {type(owner).__name__} on this network: load it into an "
+            "engine with the estimator, local losses, decorrelation and layers of then"
+        ) from error
 
 
 def _inner(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
@@ -362,18 +339,3 @@ class _Spread:
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return what stands under a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def root_mean_squares(trace: Trace) -> dict[str, float]:
-    """Return the root mean square of each site's mean current over the trial; 0 without input."""
-    powers = [_power(site) for site in trace.sites.values()]
-    found = parallel.average(torch.stack(powers)).sqrt().tolist()
-    return dict(zip(trace.sites, found, strict=True))
-
-
-def _power(site: SiteTrace) -> Tensor:
-    mean = site.trial_mean()
-    if not all(output.numel() for visits in site.visits for output in visits.outputs):
-        return mean.new_zeros(())  # no event arrived
-    # squares of 16 bits would be infinite from 256 on
-    return (mean if mean.itemsize > 2 else mean.float()).square().mean()

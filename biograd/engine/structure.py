@@ -139,6 +139,7 @@ def check_boundaries(trace: Trace, boundaries: Sequence[str]) -> None:
     """
     names = list(trace.sites)
     for number, name in enumerate(boundaries):
+        _check_own(trace, name, names[names.index(name) + 1 :])
         before = [v for n in names[: names.index(name) + 1] for v in trace.sites[n].visits]
         currents = [output for visits in before for output in visits.outputs]
         behind = [trace.sites[b].activity for b in boundaries[number + 1 :]]
@@ -148,6 +149,20 @@ def check_boundaries(trace: Trace, boundaries: Sequence[str]) -> None:
             raise CapabilityError(
                 f"a connection passes by the activity of site {name!r}, so that credit cannot be "
                 "stopped there: give the module that returns all of it, "
+                "sites=[biograd.Site(..., activity=...)]"
+            )
+
+
+def _check_own(trace: Trace, name: str, later: Sequence[str]) -> None:
+    """Refuse an activity in which that of later sites lies, too: a loop leads back from them."""
+    activity = trace.sites[name].activity
+    for other in later if activity is not None else ():
+        outputs = [o for visits in trace.sites[other].visits for o in visits.outputs]
+        total = None if activity is None else activity.sum()
+        if any(gradient is not None for gradient in _gradients(total, outputs)):
+            raise CapabilityError(
+                f"what stands for the activity of site {name!r} also holds what site {other!r} "
+                "has made of an earlier step: name the module that returns it alone, "
                 "sites=[biograd.Site(..., activity=...)]"
             )
 

@@ -33,6 +33,7 @@ class Broadcast(Estimator):
 
     needs = frozenset(("loss", "cut", "local_vjp"))
     reach = "blocks"
+    blockwise = True
     divides = "examples"
     passes = "1 forward, 1 product with the feedback"
     builds = True

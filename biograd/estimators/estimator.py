@@ -41,6 +41,9 @@ class Estimator(nn.Module):
             "normalisations" alone; the layers whose outputs are the sites' "currents", nothing
             else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
         exact_readout: whether the readout has its exact gradient, so that there must be one.
+        blockwise: whether credit is stopped behind the blocks' activities.
+        divides_steps: whether it credits within steps, so that a module which runs through time by
+            itself is divided by step from outside (``Round.unrolled``).
         coincides: where the rule is back-propagation itself, in words; "": nowhere.
         may_equal: True if what the rule keeps or learns itself (feedback weights, synthesisers,
             targets) can make its credit that of back-propagation, so that the first step may not
@@ -67,6 +70,8 @@ class Estimator(nn.Module):
     needs: frozenset[Capability] = frozenset()
     exact: ClassVar[bool] = False
     reach: ClassVar[Reach] = "currents"
+    blockwise: ClassVar[bool] = False
+    divides_steps: ClassVar[bool] = False
     coincides: ClassVar[str] = ""
     may_equal: ClassVar[bool] = False
     exact_readout: bool = True

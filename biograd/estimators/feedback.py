@@ -86,12 +86,12 @@ class Feedback(Estimator):
 def layers_with_credit(trace: Trace, round: Round) -> Iterator[str]:
     """Yield the layers to whose input credit passes: all but the one that sees the data alone.
 
-    A first layer that is called several times may see its own output: it is not left out.
+    A first layer that sees its own output in a later call is not left out.
     """
     first = True
     for site in (*round.hidden, round.readout):
         for name, visits in zip(round.site_layers[site], trace.sites[site].visits, strict=True):
-            if not first or len(visits.outputs) > 1:
+            if not first or (len(visits.outputs) > 1 and visits.credited):
                 yield name
             first = False
 

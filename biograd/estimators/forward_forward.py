@@ -43,6 +43,7 @@ class ForwardForward(Estimator):
     reference = "Hinton 2022, arXiv 2212.13345"
     needs = frozenset(("loss", "cut", "local_vjp"))
     reach = "blocks"
+    blockwise = True
     divides = "examples"
 
     def __init__(

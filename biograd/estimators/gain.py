@@ -62,6 +62,7 @@ class MeasuredGain(Estimator):
     reference = "Stein 1981 (slopes by noise); Rumelhart et al. 1986 (transport)"
     one_to_one = True
     reach = "normalisations"
+    blockwise = True
     divides = "examples"
 
     def __init__(

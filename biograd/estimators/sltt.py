@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from biograd.contracts import Plan, Round, Transport
+from torch import Tensor
+
+from biograd.contracts import Plan, Round, Trace, Transport
 from biograd.estimators.estimator import Estimator
+from biograd.estimators.within_steps import by_step, divided
 
 
 class SpatialLearningThroughTime(Estimator):
@@ -14,11 +17,15 @@ class SpatialLearningThroughTime(Estimator):
     ``grad W = sum_t delta[t] x[t]^T`` with
     ``delta_l[t] = phi'(v_l[t]) (1 - beta) R W_{l+1}^T delta_{l+1}[t]``: as published nothing of
     the past need be stored; here autograd stores every step.  It is truncated back-propagation
-    through time with a window of one step.
+    through time with a window of one step.  Neurons of other libraries are not looked into:
+    ``phi'(v_l[t]) (1 - beta) R`` is then the derivative of what a block returns in a step by its
+    current in the same step, and constants of such neurons have no credit.
     """
 
     needs = frozenset(("loss", "vjp"))
     reach = "blocks"
+    blockwise = True
+    divides_steps = True
     coincides = "in a network without time"
     divides = "examples"
     passes = "1 forward, 1 backward; every step is stored"
@@ -27,4 +34,10 @@ class SpatialLearningThroughTime(Estimator):
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass whose credit is cut before every step."""
-        return (Plan(transport=Transport(window=1)),)
+        return (divided(round) if round.unrolled else Plan(transport=Transport(window=1)),)
+
+    def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the currents of neurons that are not looked into; else autograd has done it."""
+        if round.unrolled:
+            for _, _, pairs in by_step(traces[0], round, window=1):
+                yield from pairs

@@ -86,6 +86,7 @@ class SyntheticGradient(Estimator):
 
     needs: frozenset[Capability] = frozenset(("loss", "cut", "local_vjp"))
     reach = "blocks"
+    blockwise = True
     may_equal = True  # a synthesiser may be perfect
     divides = "examples"
     passes = "1 forward, 1 backward in each block"

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from biograd.data.files.unpacking import check_dataset
+from biograd.disk.stored_sizes import has_endless_heap
 from biograd.errors import DataError, RecipeError
 
 SNNTORCH_MS = 0.1
@@ -68,6 +69,8 @@ def check_file(path: Path) -> None:
         RecipeError: it is made to fill the memory, or leads elsewhere.
     """
     with h5py.File(path, "r", locking="best-effort") as file:
+        if has_endless_heap(file):
+            raise RecipeError(f"{path}: is damaged (HDF5 would read it for ever)")
         try:
             _check_group(file, (), str(path))
         except DataError as error:

@@ -15,12 +15,21 @@ from biograd.user_code import NAMED
 
 @dataclasses.dataclass(frozen=True)
 class DataFile(Checked):
-    """One file of a dataset: its name and the SHA-256 digest of its bytes."""
+    """One file of a dataset: its name and the digest of its bytes, SHA-256 or MD5.
+
+    A published MD5 stands where no SHA-256 is published; without either, the file is taken where
+    the user has it and never downloaded.
+    """
 
     name: str
-    sha256: str
+    sha256: str = ""
     sha256_raw: str = ""
     """Digest of the decompressed content, by which an unpacked copy is known."""
+    md5: str = ""
+    holds: str = ""
+    """Of an archive: a file or folder that it unpacks to, by which an unpacked copy is found."""
+    at: str = ""
+    """Its name in the addresses, where that is another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +46,8 @@ class DatasetRecipe(Checked):
     urls: tuple[str, ...] = ()
     """Folders that hold the files, the canonical one first, mirrors after it."""
     files: Table = dataclasses.field(default_factory=dict)
-    """``idx``: train_images, train_labels, test_images, test_labels, each a :class:`DataFile`."""
+    """By key, each a :class:`DataFile`; ``idx``: train_images, train_labels, test_images,
+    test_labels."""
     validation: Annotated[float, Range(0, 0.9)] = 0.0
     """Share of the training split held out; with it, the test split is not looked at."""
     training_examples: Annotated[int, Range(0)] = 0
@@ -58,12 +68,16 @@ class DatasetRecipe(Checked):
     """Whether inputs have a time axis, ``[N, T, channels]``; the encoding "given" says so too."""
     split: tuple[NotNegative, NotNegative, NotNegative] = (0.7, 0.15, 0.15)
     """Shares of train, validation and test, of data that come without splits."""
-    time_unit: Literal["", "s", "ms"] = ""
+    time_unit: Literal["", "s", "ms", "us"] = ""
     """Of the times of events, where the file does not say it."""
     units: Annotated[int, Range(0)] = 0
     """Channels of events; 0: as the file says, or as occur."""
     steps: Annotated[int, Range(0)] = 0
     """Most steps of a trial of events; 0: those of the longest."""
+    binning: Table = dataclasses.field(default_factory=dict)
+    """Which events count, and how: ``data.rows.binning.Binning``."""
+    augmentation: Table = dataclasses.field(default_factory=dict)
+    """What changes in events that are learned from: ``data.rows.augmentation.Augmentation``."""
     epoch_rows: Annotated[int, Range(0)] = 0
     """Examples of a stream that count as an epoch."""
     workers: Annotated[int, Range(0)] = 0
@@ -79,7 +93,10 @@ class DatasetRecipe(Checked):
 
 FUNCTION = NAMED
 """How a function is named: ``package.module:function`` or ``FILE.py:function``."""
-ENDINGS = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5"}
+ENDINGS = {
+    ".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5",
+    ".nwb": "nwb", ".csv": "csv", ".tsv": "csv",
+}  # fmt: skip
 
 
 def of_path(text: str) -> tuple[str, Table]:
@@ -102,7 +119,7 @@ def of_path(text: str) -> tuple[str, Table]:
     try:
         read(text, "datasets")
     except RecipeError as error:
-        own = "or FILE.npz, FILE.h5, FOLDER, package.module:function"
+        own = "or FILE.npz, FILE.h5, FILE.nwb, FILE.csv, FOLDER, package.module:function"
         raise RecipeError(f"{error}; {own}") from error
     raise RecipeError(f"{text}: is a recipe, not a file of data")
 

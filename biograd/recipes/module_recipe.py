@@ -5,11 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from biograd.checking import Checked, Table
 from biograd.errors import RecipeError
 from biograd.recipes.toml import names, read
 from biograd.user_code import NAMED, is_named, short, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputsRecipe(Checked):
+    """What of a module's return value its outputs are (``biograd.Outputs``)."""
+
+    part: int | str | None = None
+    """Place in a tuple, or key of a dictionary; without it, the value itself."""
+    time_first: bool = False
+    """The value is ``[T, B, ...]``."""
+    over_time: Literal["all", "sum", "mean", "last", "max"] = "all"
+    """What becomes of the steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +40,9 @@ class ModuleRecipe(Checked):
     reset: str = ""
     """Puts a module that keeps a state back before every pass: a method of its modules, as
     snnTorch's ``reset_mem``; code is given by ``--reset``."""
+
+    outputs: OutputsRecipe | None = None
+    """Of a module that returns more than its outputs, or steps first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

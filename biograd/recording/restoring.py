@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from biograd.errors import BiogradError, RunFileError, brief
+from biograd.errors import BiogradError, RunFileError, brief, natural
 from biograd.recording.figures import EpochSums
 from biograd.recording.training_setup import Experiment
+from biograd.training import Trainer
 
 NUMBERS = (int, float)
-SCALE, SNAPSHOT = "engine.scale.", "snapshot."
+OPTIMISER, SNAPSHOT = "optimiser.", "snapshot."
 
 
 def restore(
@@ -27,32 +28,69 @@ def restore(
     """
     trainer = experiment.trainer
     with _matching(where):
-        own, known = trainer.checkpoint()
-        for name, value in own.items():
-            if name.startswith("network.") and name in tensors:
-                _alike(name, value, tensors[name])
-            elif name in tensors and value.dtype != tensors[name].dtype:  # a store may grow
-                raise ValueError(f"{name} is {tensors[name].dtype}, not {value.dtype}")
-        for name, value in tensors.items():
-            if name.startswith("optimiser.") and not value.is_floating_point():
-                raise ValueError(f"{name} is {value.dtype}")
-        for name in (name for name in tensors if name.startswith(SNAPSHOT)):
-            _alike(name, own[f"network.{name.removeprefix(SNAPSHOT)}"], tensors[name])
-        scaled = {name.removeprefix(SCALE) for name in tensors if name.startswith(SCALE)}
-        lacking = set(trainer.engine.hidden) - scaled
-        if scaled and lacking:
-            raise ValueError(f"{SCALE}{min(lacking)} is missing")
         _counts(
             {"step": meta["step"], "passes": meta.get("passes", 0)},
             {"training_seconds": meta.get("training_seconds", 0.0)},
         )
-        _groups(known["param_groups"], meta["param_groups"])
+        _groups(trainer.optimiser.state_dict()["param_groups"], meta["param_groups"])
+        _check_tensors(_expected(trainer, tensors, meta["options"]), tensors)
+        _check_values(tensors, meta["step"])
         trainer.restore(tensors, meta)
-        for group in trainer.optimiser.param_groups:
-            for parameter in group["params"]:
-                for name, value in trainer.optimiser.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor) and value.numel() != 1:
-                        _alike(f"optimiser.{name}", parameter.detach(), value)
+
+
+def _expected(
+    trainer: Trainer, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return a tensor like each that a checkpoint must have; its optimiser's settings are checked.
+
+    A parameter that had no gradient yet has no state in the optimiser.
+    """
+    own = {n: v for n, v in trainer.checkpoint()[0].items() if not n.startswith(OPTIMISER)}
+    for name in (name for name in tensors if name.startswith(SNAPSHOT)):
+        if (value := own.get(f"network.{name.removeprefix(SNAPSHOT)}")) is not None:
+            own[name] = value
+    kept = trainer.optimiser_state()
+    begun = {name.split(".")[1] for name in tensors if name.startswith(OPTIMISER)}
+    for number in begun | options.keys():
+        state = kept.get(number, {})
+        own |= {f"{OPTIMISER}{number}.{n}": v for n, v in state.items() if isinstance(v, Tensor)}
+        given, mine = (
+            options.get(number, {}),
+            {n for n in state if not isinstance(state[n], Tensor)},
+        )
+        if given.keys() != mine:
+            raise ValueError(f"options of {OPTIMISER}{number} are {sorted(given)}")
+    return own
+
+
+def _check_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Check names, types and shapes; the network's own names are checked when it loads them."""
+    for name in sorted(own.keys() ^ given.keys(), key=natural):
+        if not name.startswith("network."):
+            raise ValueError(f"{name} {'is missing' if name in own else 'has no place in it'}")
+    for name in own.keys() & given.keys():
+        mine, other = own[name], given[name]
+        grows = len(mine.shape) == len(other.shape) > 0 == mine.shape[0]  # a row for each example
+        _alike(name, mine[:0] if grows else mine, other[:0] if grows else other)
+
+
+def _check_values(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Check what else would fail, or go wrong, in the steps that follow."""
+    for name, value in tensors.items():
+        if name.startswith("network."):
+            continue  # of the parameters the training says so itself
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+        if name.startswith(OPTIMISER):
+            last = name.rpartition(".")[2]
+            if (last == "step" and not 1 <= value <= step) or (
+                last.endswith("_sq") and (value < 0).any()
+            ):
+                raise ValueError(f"{name} is out of range")
+        elif name.startswith("engine.scale.") and value <= 0:
+            raise ValueError(f"{name} is not positive")
+    if tensors["engine.step"] != step:
+        raise ValueError(f"engine.step is {int(tensors['engine.step'])}, not {step}")
 
 
 def epoch_sums(meta: Mapping[str, Any], batch: int, where: object) -> tuple[EpochSums, float, int]:
@@ -79,9 +117,10 @@ def _matching(where: object) -> Iterator[None]:
     """Turn whatever a checkpoint that does not fit lets fail into one error."""
     try:
         yield
-    except BiogradError:
+    except RunFileError:
         raise
     except (
+        BiogradError,
         ArithmeticError,
         AttributeError,
         AssertionError,

@@ -62,6 +62,7 @@ class Experiment:
             outside=recipe.training.outside,
             sites=configuration.sites,
             reset=parts.reset or recipe.module.reset or None,
+            outputs=parts.outputs or configuration.outputs,
         )
         try:
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)

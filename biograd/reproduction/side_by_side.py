@@ -194,7 +194,7 @@ def _sizes(then: Mapping[str, Part], now: Mapping[str, Part], metric: str) -> di
 def _changes(run: Run, device: str) -> Iterator[Change]:
     """Yield what of the environment can round differently, and is not as it was."""
     then, now = run.environment, environment(device)
-    versions = then.get("versions", {})
+    versions = then.get("versions") or {}
     for name, version in now["versions"].items():
         if version != versions.get(name):
             yield Change(name, versions.get(name), version)

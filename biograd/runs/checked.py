@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import h5py
 import numpy as np
 
 from biograd.disk.atomic import EXPANSION
+from biograd.disk.stored_sizes import excess, has_endless_heap
 from biograd.errors import RunFileError, brief, natural
 from biograd.runs.json_text import parse_object
 from biograd.runs.layout import Array
@@ -48,8 +50,12 @@ def open_file(path: Path) -> CheckedFile:
     """
     _refuse_special(path)
     try:
-        return CheckedFile(h5py.File(path, "r", locking="best-effort"))
-    except FileNotFoundError:
+        file = h5py.File(path, "r", locking="best-effort")
+        if has_endless_heap(file):
+            file.close()
+            raise RunFileError(f"{path}: is damaged (HDF5 would read it for ever)")
+        return CheckedFile(file)
+    except (FileNotFoundError, RunFileError):
         raise
     except (OSError, RuntimeError, ValueError) as error:
         text = str(error)
@@ -115,7 +121,7 @@ class CheckedFile:
             raise RunFileError(f"{self.path}: the run is closed; open it again")
         try:
             yield
-        except RunFileError:
+        except (RunFileError, FileNotFoundError):  # it was packed meanwhile
             raise
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise self.damaged(name, error) from error
@@ -301,12 +307,7 @@ def _doubts(item: h5py.Dataset, size: int) -> str:
         return f"it holds {item.dtype if item.shape is not None else 'nothing'}"
     if filters - FILTERS:
         return "it is compressed in a way that runs are not"
-    declared = int(np.prod(item.shape, dtype=object)) * item.dtype.itemsize
-    chunk = int(np.prod(item.chunks or (0,), dtype=object)) * item.dtype.itemsize
-    stored = min(item.id.get_storage_size(), size)
     expands = EXPANSION if h5py.h5z.FILTER_DEFLATE in filters else 1
-    if declared > LARGE:
+    if math.prod(item.shape) * item.dtype.itemsize > LARGE:
         expands = min(expands, LARGE_EXPANDS)
-    if max(declared, chunk) > SLACK + expands * stored:
-        return f"it declares {max(declared, chunk)} bytes, and {stored} are there"
-    return ""
+    return excess(item, size, SLACK, expands)

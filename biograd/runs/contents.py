@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from biograd import disk
 from biograd.errors import RecipeError, RunFileError, brief
 from biograd.runs.checked import CheckedFile, open_file
-from biograd.runs.json_text import parse, parse_object, read_object
+from biograd.runs.json_text import are_texts, parse, parse_object, read_object
 from biograd.runs.layout import (
     COMMIT_COLUMNS,
     FORMAT,
@@ -27,6 +28,7 @@ from biograd.runs.layout import (
     Raster,
     checked_layer,
     plain_attributes,
+    row_shape,
 )
 from biograd.runs.parts.seal import is_sealed
 from biograd.runs.parts.segments import Segment, Sources
@@ -37,10 +39,8 @@ CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 """Names of checkpoints: a step, and the segment if another of that step was there."""
 DIGESTS = ("file", "sha256", "checkpoint_sha256")
 TEXTS = ("config", "environment", "hyperparameters", "summary", "credit", "code")
-LATER = ("credit", "code")
-"""Texts that early files lack."""
-MARKS = ("magic", "version")
-"""Attributes of the file, not of the run."""
+LATER = ("credit", "code")  # early files lack them
+MARKS = ("magic", "version")  # attributes of the file, not of the run
 OPTIONAL = ("input", "source_row")
 GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")
 """Groups that every finished file has."""
@@ -52,6 +52,8 @@ PARTS = {
     **dict.fromkeys(TEXTS, dict),
 }
 """What a run says of itself, and its types."""
+TABLES = ("versions", "distributions", "slurm", "git", "brian2")
+"""Parts of the environment that are tables; those that are not known are missing, or null."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,27 +194,28 @@ def check_version(where: object, form: object, version: object) -> None:
         raise RunFileError(f"{where}: has format version {version}, newer than {VERSION}: update")
 
 
-def read_parts(place: RunPaths) -> Contents:
-    """Return the contents of a parts folder.
+def read_parts(place: RunPaths, header: Mapping[str, Any] | None = None) -> Contents:
+    """Return the contents of a parts folder, whose header may be known.
 
     Raises:
         RunFileError: a file of it is damaged.
         FileNotFoundError: it was packed meanwhile.
     """
     where = place.parts / "header.json"
-    header = read_object(where)
+    header = read_object(where) if header is None else header
     check_version(where, header.get("format"), header.get("format_version"))
     commits = read_commits(place.parts / "commits.jsonl")
     segments = [Segment(segment_path(place, c.segment), c.sha256, c.size) for c in commits]
+    said, probe = described_by(header, where), _parts_probe(place, header)
     return Contents(
         place=place,
         packed=False,
         status=_status(place),
-        probe=_parts_probe(place, header),
+        probe=probe,
         commits=commits,
-        sources=Sources(segments),
+        sources=Sources(partial(row_shape, layers=said["layers"], probe=probe), segments),
         sealed=True,
-        **described_by(header, where),
+        **said,
     )
 
 
@@ -228,18 +231,16 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         if not isinstance(values.get(name), kind):
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
         found[name] = values[name]
+    if not all(isinstance(found["environment"].get(name) or {}, dict) for name in TABLES):
+        raise RunFileError(f"{where}: is damaged (environment holds others than its tables)")
     found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
-    if not all(
-        isinstance(one, dict) and isinstance(one.get("credit"), str)
-        for one in found["credit"].values()
-    ):
+    owed = [isinstance(one, dict) and one.get("credit") for one in found["credit"].values()]
+    if not all(isinstance(one, str) for one in owed):
         raise RunFileError(f"{where}: is damaged (credit is not that of parameters)")
-    files = [one.values() if isinstance(one, dict) else [None] for one in found["code"].values()]
-    if not all(isinstance(text, str) for texts in files for text in texts):
+    if not are_texts(found["code"]):
         raise RunFileError(f"{where}: is damaged (code is not that of files)")
-    for row in found["history"]:
-        if not _integers(row, 4):
-            raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
+    if not all(_integers(row, 4) for row in found["history"]):
+        raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
     return found
 
 
@@ -339,16 +340,17 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
         if not file.holds(name):
             raise file.damaged(name, "it is missing")
         file.members(name)
-    probed = file.holds("probe")
+    probed, said = file.holds("probe"), described_by(values, file.path)
+    probe = read_probe(file, file.attributes("probe").get("gap_ms")) if probed else None
     return Contents(
         place=place,
         packed=True,
         status=str(attributes.get("status")),
-        probe=read_probe(file, file.attributes("probe").get("gap_ms")) if probed else None,
+        probe=probe,
         commits=[_checkpoint(file, name) for name in file.members("checkpoints")],
-        sources=Sources(file=file),
+        sources=Sources(partial(row_shape, layers=said["layers"], probe=probe), file=file),
         sealed=sealed,
-        **described_by(values, file.path),
+        **said,
     )
 
 

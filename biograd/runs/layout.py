@@ -6,9 +6,8 @@ Finished file ``run.h5``::
                           parts_id biograd_version ... and whatever the run says about itself
                           (of a module of the user's: network, its text; neurons, encoding, JSON)
     /config /environment /hyperparameters /summary     JSON text, one scalar each
-    /credit               JSON text: parameter to its shape, and by whose credit it learns
-    /code                 JSON text: part (model, loss, reset) to file to its text, of the user's
-                          own code; names and digests are in /config; text alone, never run
+    /credit /code         JSON text: parameter to its shape, and by whose credit it learns; text of
+                          the user's code, by part (model, loss, reset) and file, never run
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
     /probe/               index i8 (row of the split) | label i4 | split | input f4, the stimuli
                           source_row i8 (row of what the source gave: of the file of the split,
@@ -326,6 +325,19 @@ def kinds_of(name: str) -> str:
     ('iu', 'f')
     """
     return "iu" if name.rpartition("/")[2] in WHOLE.get(name.split("/")[0], ()) else "f"
+
+
+def row_shape(
+    name: str, layers: Mapping[str, LayerInfo], probe: Probe | None
+) -> tuple[int, ...] | None:
+    """Return the shape of a row of a growing data set; None: it is of no layer of the run."""
+    top, *rest = name.split("/")
+    if top != "layers":
+        return ()
+    if rest[0] not in layers or probe is None:
+        return None
+    units = len(layers[rest[0]].units)
+    return (len(probe), units) if rest[1:] == ["activation"] else (units,)
 
 
 def required(table: str) -> tuple[str, ...]:

@@ -131,15 +131,16 @@ class Run:
         """What the run says of itself: seed, device, versions, times."""
         return described(self._contents)
 
-    def attribute(self, name: str) -> Any:
-        """Return an attribute that every run has.
+    def attribute(self, name: str) -> str:
+        """Return a text that every run has among its attributes.
 
         Raises:
             RunFileError: the run lacks it.
         """
-        if name not in self._contents.attributes:
+        value = self._contents.attributes.get(name)
+        if not isinstance(value, str):
             raise RunFileError(f"{self.path}: is damaged (it lacks the attribute {name})")
-        return self._contents.attributes[name]
+        return value
 
     @property
     def config(self) -> dict[str, Any]:
@@ -263,9 +264,6 @@ class Run:
             values = self._ask(lambda sources: sources.row(name, index))
         if values is None:
             raise RunFileError(f"{self.path}: nothing was recorded of layer {layer!r}")
-        probe, units = self.probe, self.layers[layer].units
-        if probe is None or values.shape[-2:] != (len(probe), len(units)):
-            raise RunFileError(f"{self.path}: /{name} is damaged (its shape is {values.shape})")
         return values
 
     def statistics(self, layer: str) -> dict[str, Array]:

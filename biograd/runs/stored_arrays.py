@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from biograd import disk
+from biograd.disk.atomic import WholeWrites
 from biograd.runs.layout import SONATA_MAGIC, SONATA_VERSION, Array, LayerInfo, Probe, chunks_of
 
 SORTING = h5py.enum_dtype({"none": 0, "by_id": 1, "by_time": 2}, basetype="u1")
@@ -19,16 +20,15 @@ SMALL = 1024
 """Data sets of fewer bytes are not chunked: the index of the chunks would outweigh the gain."""
 
 
-class _Steady(FileIO):
+class _Steady(WholeWrites):
     """A file that keeps its first error to itself, for HDF5 crashes if it cannot flush."""
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
         try:
-            while self.error is None and len(view):
-                view = view[super().write(view) :]
+            if self.error is None:
+                super().write(data)
         except OSError as error:
             self.error = error
         return len(data)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from biograd import disk
 from biograd.errors import BiogradError, OutputError, RecipeError
 from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path
+from biograd.runs.json_text import read_object
 from biograd.runs.layout import STEPS, LayerInfo, Probe, check_layers, to_json
 from biograd.runs.logger import Logger, Status
 from biograd.runs.names import flattened, metric_name
@@ -95,10 +96,9 @@ class RunWriter(Logger):
         self._start(place, begin(place, head, probe, force), commit_bytes)
 
     def _start(self, place: RunPaths, lock: disk.Lock, commit_bytes: int) -> None:
-        contents = read_parts(place)
-        self._place = place
-        self._lock = lock
-        self._head: dict[str, Any] = json.loads((place.parts / "header.json").read_bytes())
+        self._place, self._lock = place, lock
+        self._head = read_object(place.parts / "header.json")
+        contents = read_parts(place, self._head)
         self._commits: list[Commit] = contents.commits
         self._written = (place.parts / "commits.jsonl").stat().st_size
         self._rows = Counter(self._commits[-1].rows if self._commits else {})

@@ -6,10 +6,14 @@ from torch import Tensor, nn
 
 from biograd.errors import BiogradError, CapabilityError
 from biograd.substrate.network import Network
+from biograd.substrate.return_values import Outputs
 
 
-def called(network: nn.Module, encoded: Tensor) -> Tensor:
+def called(network: nn.Module, encoded: Tensor, form: Outputs | None = None) -> Tensor:
     """Return the outputs ``[rows, ...]`` of a network for encoded inputs ``[rows, ...]``.
+
+    Args:
+        form: what of its value the outputs are; None: the value itself.
 
     Raises:
         CapabilityError: it returns something else.
@@ -23,17 +27,23 @@ def called(network: nn.Module, encoded: Tensor) -> Tensor:
     except BiogradError as error:
         raise BiogradError(f"{culprit(error, network)}: {error}") from error
     name = type(network).__name__
+    outputs = outputs if form is None else form(outputs)
     if not isinstance(outputs, Tensor):
         raise CapabilityError(
-            f"{name} returned {type(outputs).__name__}: a network must return one tensor of "
-            "outputs: wrap it in a module whose forward returns that part alone"
+            f"{name} returned {type(outputs).__name__}: say which part the outputs are, "
+            "outputs=biograd.Outputs(part=0), or wrap it in a module that returns that part alone"
         )
     if not outputs.dim() or len(outputs) != len(encoded):
-        steps = outputs.dim() > 2 and outputs.shape[1] == len(encoded)
+        known = form is not None and form.time_first
+        first = not known and outputs.dim() > 1 and outputs.shape[1] == len(encoded)
         raise CapabilityError(
             f"{name} returned outputs {list(outputs.shape)} for {len(encoded)} rows of inputs "
             f"{list(encoded.shape)}: the first axis must be the examples, "
-            + ("then the steps: transpose(0, 1)" if steps else "the last one the outputs")
+            + (
+                "not the steps: outputs=biograd.Outputs(time_first=True)"
+                if first
+                else "the last one the outputs"
+            )
         )
     return outputs
 

@@ -63,6 +63,6 @@ class Through(Hook):
 class Reach(Hook):
     """Records or cuts what leaves a block."""
 
-    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
         """Act, if the substrate still holds the network."""
         return self.substrate.reach(self.site, output) if self.substrate else None

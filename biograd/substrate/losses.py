@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from biograd.contracts import Objective, ParameterNoise, Trace
 from biograd.contracts.precision import forget_casts, unmixed, widened
 from biograd.errors import CapabilityError
+from biograd.substrate.foreign_functions import from_backward
 from biograd.substrate.passes import Pass
 
 Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]
@@ -104,4 +105,5 @@ def forward_mode() -> Iterator[None]:
             # torch's first dual tensor compiles decompositions in a way that torch deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
             forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
-        yield
+        with from_backward():
+            yield

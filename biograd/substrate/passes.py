@@ -39,6 +39,8 @@ class Pass:
         states: name of a population to the states that it handed from window to window.
         variables: name of a population to the number of variables of its state.
         order: names of the layers in the order of their calls.
+        known: how often each block's output is reached in a pass, where one has been seen.
+        reached: the same in this pass.
     """
 
     plan: Plan
@@ -56,6 +58,8 @@ class Pass:
     states: dict[str, list[tuple[Tensor, Tensor]]] = dataclasses.field(default_factory=dict)
     variables: dict[str, int] = dataclasses.field(default_factory=dict)
     order: list[str] = dataclasses.field(default_factory=list)
+    known: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    reached: dict[str, int] = dataclasses.field(default_factory=dict)
     _passed: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
     _leaves: dict[str, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict)
     _calls: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -75,9 +79,11 @@ class Pass:
             return self.shared[1]
         if self.kind != "clean":
             return inputs
-        self.visits[site.name][place].inputs.append(inputs.detach())
+        visits = self.visits[site.name][place]
+        visits.inputs.append(inputs.detach())
+        visits.credited |= inputs.requires_grad
         if self.plan.slots:
-            self.visits[site.name][place].received.append(inputs)
+            visits.received.append(inputs)
         if layer in self.plan.transport.feedback or self._divides(site):
             self._live[layer] = inputs.detach() if layer in self.plan.detach else inputs
             return inputs.detach()
@@ -153,6 +159,7 @@ class Pass:
     def reach(self, site: Site, activity: Tensor) -> Tensor:
         """Keep a block's output and return what the following block sees."""
         name = site.name
+        self.reached[name] = self.reached.get(name, 0) + 1
         if name not in self.watched and name not in self.boundaries:
             return activity
         if not isinstance(activity, Tensor):
@@ -161,20 +168,12 @@ class Pass:
         calls.append(activity)
         if name not in self.boundaries:
             return activity
-        if self._stepwise(site, activity):
-            return self._step(site, activity, len(calls) - 1)
-        if len(calls) > 1 and (site.activity is None or self.plan.slots or self.plan.clamp):
-            known = self.shapes[name].steps if name in self.shapes else 0
-            raise CapabilityError(
-                f"site {name}: {site.modules[0]} is called {max(known, len(calls))} times in a "
-                "pass, and credit cannot be stopped between blocks that a loop runs by turns: take "
-                "a rule that stops none, "
-                "biograd.FeedbackAlignment or biograd.NodePerturbation, or a network of "
-                "biograd.build; or name the module that returns the block's output, one tensor in "
-                "every step, sites=[biograd.Site(..., activity=...)]"
-            )
         if self.kind != "clean":
             return activity.detach()
+        if self.known.get(name, 1) > 1:
+            return self._step(site, activity, len(calls) - 1)
+        if len(calls) > 1 and (self.plan.slots or self.plan.clamp):
+            raise _of_other_length(name, 1, len(calls))
         passed = self.plan.clamp.get(name, activity).detach().to(activity.dtype, copy=True)
         if self.plan.slots:
             passed.requires_grad_()
@@ -182,22 +181,11 @@ class Pass:
             return passed.clone()
         return passed
 
-    def _stepwise(self, site: Site, activity: Tensor) -> bool:
-        """Return whether a block's module is called once a step, for that step alone."""
-        shape = self.shapes.get(site.name)
-        known = site.activity is not None and shape is not None and shape.steps > 1
-        return known and shape is not None and activity.dim() == 1 + len(shape.units)
-
     def _step(self, site: Site, activity: Tensor, index: int) -> Tensor:
         """Return what follows a block sees in a step; ``index`` is its number."""
-        name, steps = site.name, self.shapes[site.name].steps
-        if self.kind != "clean":
-            return activity.detach()
-        if index >= steps:
-            raise CapabilityError(
-                f"site {name}: more than {steps} steps: what stands in for its activity needs "
-                "trials of one length"
-            )
+        name, steps = site.name, self.known[site.name]
+        if index >= steps and (self.plan.slots or self.plan.clamp):
+            raise _of_other_length(name, steps, index + 1)
         clamped = self.plan.clamp.get(name)
         passed = (activity if clamped is None else clamped[:, index]).detach()
         passed = passed.to(activity.dtype, copy=True)
@@ -215,6 +203,8 @@ class Pass:
         """Return the leaf that followed a block, with the values that were seen."""
         slots = self.slots.get(name, [])
         if name in self._passed:
+            if len(self._passed[name]) != self.known[name]:
+                raise _of_other_length(name, self.known[name], len(self._passed[name]))
             slots[0].data.copy_(torch.stack(self._passed.pop(name), 1))
         return slots[0] if slots else None
 
@@ -226,6 +216,7 @@ class Pass:
             self.visits[site.name],
             self.plan.time_bin,
             activity=self.activity(block),
+            stacked=self.reached.get(block, 0) > 1,
             slot=self._slot(block),
             states=self.states.get(site.neurons or "", []),
             variables=self.variables.get(site.neurons or "", 0),
@@ -237,6 +228,13 @@ class Pass:
         if not calls:
             return None
         return calls[0] if len(calls) == 1 else torch.stack(calls, 1)
+
+
+def _of_other_length(name: str, known: int, found: int) -> CapabilityError:
+    return CapabilityError(
+        f"site {name}: its activity is reached {found} times in a pass, and was {known} times in "
+        "the first: what stands in for it needs trials of one length"
+    )
 
 
 def repeat(values: Tensor, copies: int) -> Tensor:

@@ -8,7 +8,7 @@ nothing in it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -31,6 +31,7 @@ from biograd.contracts.precision import forget_casts
 from biograd.errors import CapabilityError
 from biograd.substrate.calling import called
 from biograd.substrate.copies import SharedRandomness
+from biograd.substrate.foreign_functions import thresholds
 from biograd.substrate.hooks import Bend, Enter, Hook, Leave, Reach, Through
 from biograd.substrate.losses import (
     Losses,
@@ -43,10 +44,11 @@ from biograd.substrate.losses import (
 )
 from biograd.substrate.network import Network
 from biograd.substrate.passes import Pass, repeat
-from biograd.substrate.sites import Sites, before, check_called, find_sites
+from biograd.substrate.return_values import Outputs
+from biograd.substrate.sites import Arranged, Sites, before, check_called, find_sites
 
 
-class TorchSubstrate:
+class TorchSubstrate(Arranged):
     """Runs plans on an ``nn.Module``.
 
     Args:
@@ -54,6 +56,7 @@ class TorchSubstrate:
         sites: names of layers, or name -> layers that share a current, or sites; by default the
             network's own sites, or every linear and convolutional layer in the order of the first
             call.
+        outputs: what of the module's value the outputs are; None: the value itself.
 
     Raises:
         CapabilityError: no such layer, or no layer at all.
@@ -61,8 +64,10 @@ class TorchSubstrate:
 
     capabilities: frozenset[Capability] = frozenset(get_args(Capability))
 
-    def __init__(self, module: nn.Module, sites: Sites | None = None) -> None:
-        self.module = module
+    def __init__(
+        self, module: nn.Module, sites: Sites | None = None, outputs: Outputs | None = None
+    ) -> None:
+        self.module, self.outputs = module, outputs
         self.sites = find_sites(module, sites)
         self.named = sites is not None
         self.joinable = not isinstance(module, Network) and (
@@ -77,6 +82,7 @@ class TorchSubstrate:
         self.shared = SharedRandomness(module)
         self._pass: Pass | None = None
         self._shapes: dict[str, SiteShape] = {}
+        self._reached: dict[str, int] = {}
         self._before = before(self.sites)
         self._populations = {
             name: part
@@ -132,7 +138,7 @@ class TorchSubstrate:
 
     def forward(self, encoded: Tensor) -> Tensor:
         """Return the outputs ``[rows, ...]`` for encoded inputs."""
-        return called(self.module, encoded)
+        return called(self.module, encoded, self.outputs)
 
     @eager()
     def run(
@@ -200,6 +206,7 @@ class TorchSubstrate:
             temporal=self._temporal,
             readout=self.sites[-1].name,
             visits={site.name: [Visits(time) for time in site.time] for site in self.sites},
+            known=self._reached,
         )
 
     @contextmanager
@@ -216,51 +223,15 @@ class TorchSubstrate:
             population.__dict__["transport"] = transport
             population.__dict__["handed"] = now.states.setdefault(name, [])
             now.variables[name] = getattr(population, "variables", 0)
+        own = transport.derivative if now.kind == "clean" and not self.transports else None
         try:
-            yield
+            with thresholds(own):
+                yield
         finally:
             self._pass = None
             for population in self._populations.values():
                 population.__dict__.pop("transport", None)
                 population.__dict__.pop("handed", None)
-
-    def time(self, steps: int) -> bool:
-        """Take the first axis of a plain module's units as time, where linear layers have it.
-
-        Returns:
-            Whether some site is now another.
-        """
-        plain = () if isinstance(self.module, Network) else self.sites
-        found = {s.name: dataclasses.replace(s, time=(True,) * len(s.time))
-                 for s in plain if self._in_time(s, steps)}  # fmt: skip
-        if found:
-            self.sites = tuple(found.get(site.name, site) for site in self.sites)
-            self._before, self._shapes = before(self.sites), {}
-            for hook in self._hooks:
-                hook.site = found.get(hook.site.name, hook.site)
-        return bool(found)
-
-    def join(self, groups: Sequence[Sequence[str]]) -> None:
-        """Make each group of sites one, which has the first's name and the layers of all."""
-        found = {site.name: site for site in self.sites}
-        for group in groups:
-            layers = tuple(layer for name in group for layer in found[name].modules)
-            times = tuple(time for name in group for time in found[name].time)
-            joint = dataclasses.replace(found[group[0]], modules=layers, time=times)
-            for hook in self._hooks:
-                if hook.site.name in group:
-                    hook.place = layers.index(hook.site.modules[hook.place])
-                    hook.site = joint
-            found = {n: joint if n == group[0] else s for n, s in found.items()
-                     if n not in group[1:]}  # fmt: skip
-        self.sites = tuple(found.values())
-        self._before, self._shapes = before(self.sites), {}
-
-    def _in_time(self, site: Site, steps: int) -> bool:
-        layers = [self.module.get_submodule(name) for name in site.modules]
-        shape = self._shapes[site.name]
-        linear = not any(site.time) and all(isinstance(layer, nn.Linear) for layer in layers)
-        return linear and shape.steps == 1 < steps and shape.units[:-1] == (steps,)
 
     def _learn_shapes(self, now: Pass) -> None:
         """Note each site's units and steps; a plain module's sites take the order of the calls."""
@@ -271,6 +242,9 @@ class TorchSubstrate:
             called = [site for site in self.sites if site.modules[0] in last]
             self.sites = tuple(sorted(called, key=lambda site: last[site.modules[0]]))
             self._before = before(self.sites)
+            now.reached.clear()  # in another order, another layer may follow
+        if not self._reached and now.reached:
+            self._reached = dict(now.reached)
         steps = self.module.steps if isinstance(self.module, Network) else None
         for site in self.sites:
             outputs = now.visits[site.name][0].outputs
@@ -379,9 +353,13 @@ class TorchSubstrate:
         """Record, perturb or cut a site's current; called by its hook."""
         return None if self._pass is None else self._pass.leave(site, place, output)
 
-    def reach(self, site: Site, output: Any) -> Tensor | None:
-        """Record or cut a block's output; called by its hook."""
-        return None if self._pass is None else self._pass.reach(site, output)
+    def reach(self, site: Site, output: Any) -> Any:
+        """Record or cut a block's output, the first of several; called by its hook."""
+        if self._pass is None:
+            return None
+        if isinstance(output, tuple) and output:  # what else neurons return is their state
+            return (self._pass.reach(site, output[0]), *output[1:])
+        return self._pass.reach(site, output)
 
 
 DIFFERENTIAL: frozenset[Capability] = frozenset(("vjp", "local_vjp", "jvp_site", "jvp_parameter"))

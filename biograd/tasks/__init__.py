@@ -24,6 +24,7 @@ from biograd.tasks.rates import Rates
 from biograd.tasks.regression import Regression, TimeSeries
 from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
+from biograd.tasks.steps_first import StepsFirst, is_steps_first
 from biograd.tasks.task import MISSING, Metrics, Task, Totals, added, flat, folded, summed
 from biograd.tasks.torch_losses import NAMES, of_torch
 from biograd.tasks.weighted import Weighted
@@ -210,7 +211,12 @@ def learned(
         raise RecipeError(f"training.loss = {loss!r}: task.class_weights has no effect beside it")
     if function is None and loss not in NAMES:
         raise RecipeError(f"training.loss = {loss!r}: {nearest(loss, known)}")
-    return OwnLoss(loss=function or of_torch(loss, task), task=task)
+    return OwnLoss(loss=_taken_as(function) if function else of_torch(loss, task), task=task)
+
+
+def _taken_as(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a user's loss; one that takes the steps first is given them so."""
+    return StepsFirst(function) if is_steps_first(function) else function
 
 
 def own_losses(task: type[Task]) -> tuple[str, ...]:
@@ -239,7 +245,7 @@ def of_loss(loss: str | Callable[..., Any]) -> Task:
         CapabilityError: no such loss.
     """
     if not isinstance(loss, str):
-        return OwnLoss(loss=loss)
+        return OwnLoss(loss=_taken_as(loss))
     if loss not in LOSSES:
         raise CapabilityError(f"no loss {loss!r}: {nearest(loss, LOSSES)}")
     return Classes(0, loss=loss)  # type: ignore[arg-type]

@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .harness import Target
 
-TARGETS = {"data": "data_files", "nir": "nir_graphs", "recipes": "recipes", "runs": "run_files"}
+TARGETS = {
+    "data": "data_files", "nir": "nir_graphs", "recipes": "recipes", "recordings": "recordings",
+    "runs": "run_files",
+}  # fmt: skip
 """Names of targets, and the modules that have them as ``TARGET``."""
 
 

@@ -9,6 +9,7 @@ import io
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -27,7 +28,11 @@ SECONDS = 60
 LARGE = 2**26
 """Bytes beyond which a file is not read to see whether it changed."""
 MEGABYTES = 1024
-"""Memory that a command may take more than was taken before it."""
+"""Memory that a command may take more than was taken before it.
+
+Libraries that it is the first to load take up to some 400 MB and an honest file of these up to some
+200 MB; a declared size that is believed takes all that there is.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +111,17 @@ TIMERS = {signal.SIGPROF: (signal.ITIMER_PROF, 1.0), signal.SIGALRM: (signal.ITI
 
 
 @contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Let the system end this process after some seconds of work; C code may hear no signal."""
+    spent, kept = time.process_time(), resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(spent + seconds) + 1, kept[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, kept)
+
+
+@contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[list[bool]]:
     """Raise :class:`Hang` after some seconds of work; the list says whether that happened."""
     rang: list[bool] = []
@@ -153,6 +169,7 @@ def run(
     rang: list[bool] = []
     try:
         with (
+            limited(2 * seconds),
             alarm(seconds) as rang,
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(errors),

@@ -24,6 +24,8 @@ GRAPHS = {
     ],
     "spiking_recurrent": ["network.hidden=[6]", "network.substrate=torch"],
 }
+LEFT = (ValueError, TypeError, KeyError, OSError, RuntimeError, MemoryError)
+"""What a damage raises of what an earlier one, such as a huge array, has left."""
 NUMBERS = [0, -1, 1e-300, 1e300, np.nan, np.inf, -np.inf, 2**31, 2**62, 0.5]
 FORMATS = [">f4", "f2", ">f8", "i1", "u8", ">i4", "c8", "?", "S4", "g", [("a", "f4")]]
 
@@ -71,8 +73,8 @@ def mutate(stream: Random, folder: Path) -> str:
     said = []
     with h5py.File(mutant, "r+") as file:
         for _ in range(stream.choice([1, 1, 1, 2, 4])):
-            with contextlib.suppress(ValueError, TypeError, KeyError, OSError, RuntimeError):
-                said.append(_damage(stream, file))  # of what an earlier one has left
+            with contextlib.suppress(*LEFT):
+                said.append(_damage(stream, file))
     return f"{path.stem} {', '.join(said)}"[:200]
 
 

@@ -202,7 +202,7 @@ def plain(table: dict[str, Any]) -> None:
 @pytest.fixture(autouse=True)
 def caged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stand in an empty folder, and look afterwards whether something ran."""
-    import_brian2().prefs.codegen.target = "numpy"
+    monkeypatch.setitem(import_brian2().prefs, "codegen.target", "numpy")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BIOGRAD_CANARY", raising=False)
     yield

@@ -29,14 +29,14 @@ def download(
     Raises:
         DataError: no address serves the published bytes, or the folder cannot be written.
     """
-    if not urls:
+    if not urls or not (file.sha256 or file.md5):
         raise DataError(
             f"{name}: {file.name} is not on this machine and the recipe has no urls: put it in "
             f"{folder}, or name its folder with --data-dir"
         )
     target, failures = folder / file.name, []
     for base in urls:
-        url = f"{base.rstrip('/')}/{file.name}"
+        url = f"{base.rstrip('/')}/{file.at or file.name}"
         try:
             _transfer(url, target, file, progress)
             return target
@@ -52,17 +52,18 @@ class _TransferError(Exception):
 def _transfer(url: str, target: Path, file: DataFile, progress: Progress | None) -> None:
     """Write what ``url`` serves to ``target``, in one step and only if the digest is right."""
     with _replacing(target) as stream:
-        digest = _receive(url, stream, file.name, progress)
-        if digest != file.sha256:
-            size = stream.tell()
-            raise _TransferError(f"expected SHA-256 {file.sha256}, found {digest} in {size} bytes")
+        kind, due = ("sha256", file.sha256) if file.sha256 else ("md5", file.md5)
+        digest = _receive(url, stream, file.name, kind, progress)
+        if digest != due:
+            name = "SHA-256" if file.sha256 else "MD5"
+            raise _TransferError(f"expected {name} {due}, found {digest} in {stream.tell()} bytes")
 
 
-def _receive(url: str, stream: IO[bytes], name: str, progress: Progress | None) -> str:
+def _receive(url: str, stream: IO[bytes], name: str, kind: str, progress: Progress | None) -> str:
     """Copy what ``url`` serves into ``stream`` and return its digest."""
     if not url.startswith(("http://", "https://")):
         raise _TransferError("the address must begin with http:// or https://")
-    total = hashlib.sha256()
+    total = hashlib.new(kind, usedforsecurity=False)
     received = 0
     for part, size in _parts(url):
         total.update(part)

@@ -1,6 +1,7 @@
 """Files of a dataset: looked for in the user's folder and the cache, downloaded, always checked.
 
-A file is used only if its SHA-256 digest is the recipe's.  The user's folder (``--data-dir``, or
+A file is used only if its digest is the recipe's: SHA-256, or MD5 where only that is published.
+The user's folder (``--data-dir``, or
 the environment variable ``BIOGRAD_DATA``) is read, never written: an altered file there is an
 error.  An altered file in the cache is replaced by a fresh download.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from biograd.data.digests import sha256
+from biograd.data.digests import digested, sha256
 from biograd.data.files.download import Progress, download
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DataFile, DatasetRecipe, construct
@@ -70,29 +71,66 @@ def fetch_by_key(
     return paths
 
 
+def expected(file: DataFile) -> tuple[str, str]:
+    """Return the kind of a file's digest and the digest; "", "": none is known."""
+    return ("sha256", file.sha256) if file.sha256 else ("md5", file.md5) if file.md5 else ("", "")
+
+
+def digest_of(file: DataFile, path: Path) -> str:
+    """Return the digest of a file, of the kind that is known of it; "": none is."""
+    kind, _ = expected(file)
+    return digested(path, kind) if kind else ""
+
+
 def verify(recipe: DatasetRecipe, name: str, data_dir: Path | None = None) -> list[dict[str, Any]]:
     """Return one row for each file: ``file, path, expected, found, status``; changes nothing.
 
     ``status`` is ``ok``, ``altered`` or ``missing``; a missing file's path says where it belongs.
+    An archive whose unpacked copy is there is ``unpacked``: of that no digest is known.
     """
     folders = user_folders(name, data_dir)
     places = [*folders, cache_folder(name)]
     rows = []
     for file in files(recipe, name).values():
         found = _best(file, folders) or _best(file, [cache_folder(name)])
-        status: Literal["ok", "altered", "missing"] = "missing"
+        status: Literal["ok", "altered", "missing", "unpacked"] = "missing"
+        there = unpacked(file, name, folders) if file.holds else None
+        if there:
+            rows.append({"file": file.name, "path": str(there), "expected": None, "found": None,
+                         "status": "unpacked"})  # fmt: skip
+            continue
         if found:
             status = "ok" if found.good else "altered"
         rows.append(
             {
                 "file": file.name,
                 "path": str(found.path if found else places[0] / file.name),
-                "expected": found.expected if found else file.sha256,
+                "expected": found.expected if found else expected(file)[1],
                 "found": found.digest if found else None,
                 "status": status,
             }
         )
     return rows
+
+
+def lying(folder: Path, name: str) -> Path | None:
+    """Return what is called ``name`` in a folder, or in one of its folders."""
+    if (folder / name).exists():
+        return folder / name
+    below = sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+    return next((each / name for each in below if (each / name).exists()), None)
+
+
+def unpacked(file: DataFile, name: str, folders: list[Path]) -> Path | None:
+    """Return the unpacked copy of an archive, the user's or that in the cache."""
+    here = next((path for folder in folders if (path := lying(folder, file.holds))), None)
+    digest = expected(file)[1]
+    return here or (lying(unpacked_folder(file, name), file.holds) if digest else None)
+
+
+def unpacked_folder(file: DataFile, name: str) -> Path:
+    """Return the folder of the cache into which an archive is unpacked."""
+    return cache_folder(name) / f"{file.name}-{expected(file)[1][:16]}"
 
 
 def files(recipe: DatasetRecipe, name: str) -> dict[str, DataFile]:
@@ -108,13 +146,18 @@ def files(recipe: DatasetRecipe, name: str) -> dict[str, DataFile]:
         file = construct(DataFile, table, where, f"files.{key}")
         if not re.fullmatch(r"\w[\w.+-]*", file.name):
             raise RecipeError(f"{where}: files.{key}.name = {file.name!r}: must be a plain name")
-        for digest in ("sha256", "sha256_raw"):
+        if not (expected(file)[1] or file.holds):
+            raise RecipeError(f"{where}: missing key files.{key}.sha256, or md5")
+        for digest, length in (("sha256", 64), ("sha256_raw", 64), ("md5", 32)):
             value = getattr(file, digest)
-            optional = digest == "sha256_raw" and not value
-            if not optional and not re.fullmatch("[0-9a-f]{64}", value):
+            if value and not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
                 raise RecipeError(
-                    f"{where}: files.{key}.{digest} = {value!r}: must be 64 digits of 0-9a-f"
+                    f"{where}: files.{key}.{digest} = {value!r}: must be {length} digits of 0-9a-f"
                 )
+        for part in ("holds", "at"):
+            value = getattr(file, part)
+            if value and not re.fullmatch(r"\w[\w.+-]*", value):
+                raise RecipeError(f"{where}: files.{key}.{part} = {value!r}: must be a plain name")
         result[key] = file
     return result
 
@@ -156,7 +199,7 @@ def _candidates(file: DataFile, folders: list[Path]) -> Iterator[Found]:
     for folder in folders:
         packed, unpacked = folder / file.name, folder / file.name.removesuffix(".gz")
         if packed.is_file():
-            yield Found(packed, file.sha256, sha256(packed))
+            yield Found(packed, expected(file)[1], digest_of(file, packed))
         if file.sha256_raw and unpacked != packed and unpacked.is_file():
             yield Found(unpacked, file.sha256_raw, sha256(unpacked))
 
@@ -180,9 +223,14 @@ def _mine(file: DataFile, name: str, folders: list[Path]) -> Path | None:
 
 def _altered(found: Found) -> str:
     return (
-        f"{found.path} is truncated or altered: expected SHA-256 {found.expected}, "
+        f"{found.path} is truncated or altered: expected {shown(found.expected)}, "
         f"found {found.digest}"
     )
+
+
+def shown(digest: str) -> str:
+    """Return a digest with the name of its kind, for a message."""
+    return f"{'MD5' if len(digest) == 32 else 'SHA-256'} {digest}"
 
 
 def _cached(file: DataFile, name: str, offline: bool) -> Path | None:
@@ -196,6 +244,6 @@ def _cached(file: DataFile, name: str, offline: bool) -> Path | None:
     if offline:
         raise DataError(
             f"{name}: {file.name} is not on this machine and downloads are off: put it in "
-            f"{folder}, or name its folder with --data-dir (SHA-256 {file.sha256})"
+            f"{folder}, or name its folder with --data-dir ({shown(expected(file)[1])})"
         )
     return None

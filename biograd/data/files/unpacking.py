@@ -10,6 +10,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
+from biograd.disk.stored_sizes import excess, has_endless_heap
 from biograd.errors import DataError, brief
 
 FREE, RATIO = 16 * 2**20, 1100
@@ -39,31 +40,21 @@ def check_dataset(dataset: h5py.Dataset, where: object) -> None:
     Raises:
         DataError: it does; ``where`` opens the message.
     """
-    if dataset.is_virtual or not dataset.size:
+    if dataset.is_virtual or dataset.shape is None:
         return
-    stored = dataset.id.get_storage_size()
-    check_size(dataset.size * dataset.dtype.itemsize, stored, where)
-    there = os.path.getsize(dataset.file.filename)
-    parts = dataset.id.get_num_chunks() if dataset.chunks else 0
-    sizes = [stored, *(dataset.id.get_chunk_info(n).size for n in range(parts))]
-    if max(sizes) > there or _longest(dataset) > there:
-        raise DataError(f"{where}: is said to take more than the file's {there} bytes")
+    why = excess(dataset, os.path.getsize(dataset.file.filename), FREE, RATIO)
+    if why:
+        raise DataError(f"{where}: {why}: it is damaged, or made to fill the memory")
 
 
-VARYING = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
-"""What HDF5 stores of a value of varying length, such as a text."""
+def check_heap(file: h5py.File, where: object) -> None:
+    """Refuse a file of HDF5 whose texts HDF5 would read for ever.
 
-
-def _longest(dataset: h5py.Dataset) -> int:
-    """Return the length of the longest value of varying length; HDF5 allocates it unchecked."""
-    start = dataset.id.get_offset() if dataset.dtype.hasobject else None
-    if start is None:
-        return 0
-    with open(dataset.file.filename, "rb") as file:
-        file.seek(start)
-        found = file.read(dataset.size * VARYING.itemsize)
-    whole = len(found) // VARYING.itemsize * VARYING.itemsize
-    return int(np.frombuffer(found[:whole], VARYING)["length"].max(initial=0))
+    Raises:
+        DataError: it is one.
+    """
+    if has_endless_heap(file):
+        raise DataError(f"{where}: is damaged (HDF5 would read it for ever)")
 
 
 def check_memory(declared: int, where: object) -> None:

@@ -6,6 +6,7 @@ They are binned when a batch is taken, so that they never are dense as a whole.
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -13,10 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biograd.checking import Count, Positive, Range, validate
+from biograd.checking import Count, Positive, Range, construct, validate
 from biograd.data.digests import sha256_of
+from biograd.data.files.unpacking import check_memory
+from biograd.data.request import Request
+from biograd.data.rows.augmentation import Augmentation
+from biograd.data.rows.binning import Binning
 from biograd.data.source import FIXED, Batch, Key
-from biograd.errors import DataError
+from biograd.errors import DataError, RecipeError
+
+TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1000.0}
+COUNTS, UNCHANGED = Binning(), Augmentation()
+LATEST_MS = 1e12
+"""A time beyond would be 30 years: its unit is another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +44,10 @@ class Flat:
 
 
 class Events:
-    """Spikes of ``units`` channels as counts in steps, ``[B, T, units]``.
+    """Spikes of ``units`` channels as counts in steps, ``[B, T, *shape]``.
 
     ``T`` is that of the longest trial of the batch; ``lengths`` are 1 + the step of the last spike.
+    Where targets have a value for each of ``steps``, all trials are that long.
 
     Args:
         times: of each trial, anything that gives a row when indexed by its number.
@@ -45,13 +56,19 @@ class Events:
         units: number of channels.
         dt_ms: length of a step.
         to_ms: what a time of 1 is in milliseconds, 1000 for seconds.
-        steps: most steps of a trial; 0: those of the longest.
+        steps: most steps of a trial; 0: those of the longest, or of the window.
+        sensor: shape whose channels are ``units``, last axis fastest; (): ``[units]``.
+        binning: which events count, and how.
+        augmentation: what changes in rows that are learned from, those of a key with an epoch.
+        latest: time of the last event of each row, of events that were checked before; None: they
+            are read to find it.
         digest: of the files; "": computed from the events.
         where: opens every message.
 
     The order of the events does not matter; several of a unit in one step are counted.
 
     Raises:
+        RecipeError: binning or augmentation does not fit the sensor.
         DataError: a negative time, a unit out of range, or a spike behind ``steps``.
     """
 
@@ -67,6 +84,10 @@ class Events:
         *,
         to_ms: Positive = 1.0,
         steps: Annotated[int, Range(0)] = 0,
+        sensor: tuple[int, ...] = (),
+        binning: Binning = COUNTS,
+        augmentation: Augmentation = UNCHANGED,
+        latest: np.ndarray | None = None,
         digest: str = "",
         weight: Tensor | None = None,
         where: str = "events",
@@ -76,13 +97,17 @@ class Events:
             counts = f"{len(times)} rows of times, {len(channels)} of units, {len(targets)} targets"
             raise DataError(f"{where}: {counts}")
         self.times, self.channels, self.targets = times, channels, targets
-        self.units, self.dt_ms, self.to_ms, self.most = units, dt_ms, to_ms, steps
+        self.units, self.dt_ms, self.to_ms = units, dt_ms, to_ms
+        self.sensor = sensor or (units,)
+        self.binning, self.augmentation, self.latest = binning, augmentation, latest
+        if math.prod(self.sensor) != units:
+            raise RecipeError(f"{where}: shape = {list(sensor)}: the events have {units} channels")
+        self.shape = binning.pooled(self.sensor, where)
+        augmentation.check(self.sensor, where)
+        self.most = steps or binning.steps(dt_ms, where)
+        if steps and binning.steps(dt_ms, where) not in (0, steps):
+            raise RecipeError(f"{where}: steps = {steps}: is not the window of binning")
         self.known, self.weight, self.where = digest, weight, where
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one step."""
-        return (self.units,)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -90,7 +115,12 @@ class Events:
     @cached_property
     def steps(self) -> int:
         """Steps of the longest trial, or as many as were asked for."""
-        return self.most or max(self._length(self._bins(row)) for row in range(len(self)))
+        if self.most:
+            return self.most
+        if self.latest is not None:
+            last = np.asarray(self.latest).astype(np.float64).max(initial=0) * self.to_ms
+            return int(self._binned(np.array([max(last - self.binning.start_ms, 0)])).max()) + 1
+        return max(self._length(self._read(row)[0]) for row in range(len(self)))
 
     @cached_property
     def digest(self) -> str:
@@ -102,14 +132,20 @@ class Events:
 
     def take(self, index: Tensor, key: Key = FIXED) -> Batch:
         """Return the trials ``index``, binned."""
-        bins = [self._bins(row) for row in index.tolist()]
-        lengths = torch.tensor([self._length(each) for each in bins])
-        dense = torch.zeros(len(bins), int(lengths.max()), self.units)
-        for place, (row, steps) in enumerate(zip(index.tolist(), bins, strict=True)):
-            at = (torch.from_numpy(steps), torch.from_numpy(self._fired(row, len(steps))))
+        rows = [self._drawn(row, key) for row in index.tolist()]
+        lengths = torch.tensor([self._length(steps) for steps, _ in rows], dtype=torch.int64)
+        whole = self.targets.dim() > 1 and self.most == self.targets.shape[1]
+        longest = self.most if whole else int(lengths.max())
+        width = math.prod(self.shape)
+        check_memory(4 * len(rows) * longest * width, f"{self.where}: a batch of {len(rows)}")
+        dense = torch.zeros(len(rows), longest, width)
+        for place, (steps, numbers) in enumerate(rows):
+            at = (torch.from_numpy(steps), torch.from_numpy(numbers))
             dense[place].index_put_(at, torch.ones(len(steps)), accumulate=True)
+        dense = dense.clamp_(max=1) if self.binning.binary else dense
         weight = None if self.weight is None else self.weight[index]
-        return Batch(dense, self.targets[index], index, lengths, weight)
+        inputs = dense.reshape(len(rows), longest, *self.shape)
+        return Batch(inputs, self.targets[index], index, None if whole else lengths, weight)
 
     def check(self) -> None:
         """Refuse events that cannot be binned, all rows at once.
@@ -117,35 +153,99 @@ class Events:
         Raises:
             DataError: see the class.
         """
+        if self.latest is not None:
+            return
         for row in range(len(self)):
-            self._fired(row, len(self._bins(row)))
+            self._read(row)
 
-    def _fired(self, row: int, count: int) -> np.ndarray:
-        """Return the unit of every spike of a trial."""
+    def _drawn(self, row: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """Return step and channel of every event of a trial, changed if it is learned from."""
+        if key[1] < 0 or not self.augmentation.active:
+            return self._read(row)
+        times, fired = self._events(row)
+        times, fired = self.augmentation(times, fired, self.sensor, key, row)
+        found, fired = self._shown(times, fired)
+        kept = found < self.steps
+        return found[kept], fired[kept]
+
+    def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return step and channel of every event of a trial."""
+        times, fired = self._events(row)
+        found, fired = self._shown(times, fired)
+        if self.most and len(found) and found.max() >= self.most:
+            raise DataError(
+                f"{self.where}, row {row}: a spike at {times.max():g} ms is behind steps = "
+                f"{self.most} of {self.dt_ms:g} ms: binning.end_ms leaves out what comes later"
+            )
+        return found, fired
+
+    def _shown(self, times: np.ndarray, fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return step and channel, after binning, of the events of the window."""
+        if self.binning.windowed:
+            end = self.binning.end_ms or np.inf
+            inside = (times >= self.binning.start_ms) & (times < end)
+            times, fired = times[inside] - self.binning.start_ms, fired[inside]
+        found = self._binned(times)
+        if self.binning.end_ms:  # the tolerance of an edge does not lead out of the window
+            found = np.minimum(found, self.most - 1)
+        return found, self.binning.channels(fired, self.sensor)
+
+    def _events(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return time in ms and channel of every event of a trial, checked."""
+        times = np.asarray(self.times[row]).astype(np.float64) * self.to_ms
+        if len(times) and not (np.isfinite(times).all() and times.min() >= 0):
+            raise DataError(f"{self.where}, row {row}: a time is negative or not finite")
+        if len(times) and times.max() > LATEST_MS:
+            raise DataError(
+                f"{self.where}, row {row}: a time of {times.max():g} ms: is time_unit right?"
+            )
         given = np.asarray(self.channels[row])
-        if len(given) != count:
-            raise DataError(f"{self.where}, row {row}: {count} times, {len(given)} units")
+        if len(given) != len(times):
+            raise DataError(f"{self.where}, row {row}: {len(times)} times, {len(given)} units")
         wrong = given[~((given >= 0) & (given < self.units) & (given % 1 == 0))]
         if len(wrong):
             raise DataError(
                 f"{self.where}, row {row}: unit {wrong[0]} is outside 0..{self.units - 1}"
             )
-        return given.astype(np.int64)
+        return times, given.astype(np.int64)
 
-    def _bins(self, row: int) -> np.ndarray:
-        """Return the step of every spike of a trial."""
-        times = np.asarray(self.times[row]).astype(np.float64) * self.to_ms
-        if len(times) and not (np.isfinite(times).all() and times.min() >= 0):
-            raise DataError(f"{self.where}, row {row}: a time is negative or not finite")
+    def _binned(self, times: np.ndarray) -> np.ndarray:
         # a time on the edge of a step, but for rounding, belongs behind it
-        found = np.floor(times / self.dt_ms + 1e-6).astype(np.int64)
-        if self.most and len(found) and found.max() >= self.most:
-            raise DataError(
-                f"{self.where}, row {row}: a spike at {times.max():g} ms is behind steps = "
-                f"{self.most} of {self.dt_ms:g} ms"
-            )
-        return found
+        return np.floor(times / self.dt_ms + 1e-6).astype(np.int64)
 
     @staticmethod
     def _length(bins: np.ndarray) -> int:
         return int(bins.max()) + 1 if len(bins) else 1
+
+
+def of_request(
+    request: Request,
+    times: Any,
+    channels: Any,
+    targets: Tensor,
+    units: int,
+    unit: str,
+    **more: Any,
+) -> Events:
+    """Return events that are binned and changed as a recipe says.
+
+    Args:
+        unit: of the times, a name of ``TO_MS``.
+        more: for :class:`Events`.
+
+    Raises:
+        RecipeError, DataError: see there.
+    """
+    recipe, where = request.recipe, f"dataset {request.name}"
+    return Events(
+        times,
+        channels,
+        targets,
+        units,
+        request.dt_ms,
+        to_ms=TO_MS[unit],
+        steps=recipe.steps,
+        binning=construct(Binning, recipe.binning, where, "binning"),
+        augmentation=construct(Augmentation, recipe.augmentation, where, "augmentation"),
+        **more,
+    )

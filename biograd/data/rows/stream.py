@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from biograd.data.rows.arrays import Arrays
-from biograd.data.rows.items import collated
+from biograd.data.rows.items import collated, drawing
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError, RecipeError
 
+END = object()
+"""What stands for the end of an iterator, whose examples may be anything."""
 FIRST = 256
 """Examples at the beginning of every pass that are kept for evaluation and never learned from."""
 
@@ -22,7 +24,8 @@ class Stream:
     """Examples from an iterable that is begun again whenever it ends.
 
     An epoch is ``count`` examples; the next one goes on where it ended.  A resumed run reads the
-    stream from its beginning up to its place.
+    stream from its beginning up to its place.  What an example draws from the global generators
+    depends on the seed, the pass and its place in it alone, so that it then is the same again.
 
     Args:
         start: returns the iterator of a pass, given seed and number of the pass.
@@ -47,7 +50,7 @@ class Stream:
         first = self.first(1)
         self.shape, self.steps = first.shape, first.steps
         self._seed: int | None = None
-        self._place, self._pass = 0, -1
+        self._place, self._pass, self._read = 0, -1, 0
         self._iterator: Iterator[Any] = iter(())
 
     def __len__(self) -> int:
@@ -55,8 +58,15 @@ class Stream:
 
     def first(self, count: int) -> Arrays:
         """Return the first ``count`` examples of the pass that evaluation sees."""
-        iterator = self.start(0, 0)
-        examples = [example for example, _ in zip(iterator, range(count), strict=False)]
+        with drawing("stream", 0, 0):
+            iterator = iter(self.start(0, 0))
+        examples = list[Any]()
+        for place in range(count):
+            with drawing("stream", 0, 0, place):
+                example = next(iterator, END)
+            if example is END:
+                break
+            examples.append(example)
         if len(examples) < count:
             raise DataError(f"{self.where}: ends after {len(examples)} examples, needs {count}")
         found = collated(examples, self.timed, self.where)
@@ -76,7 +86,8 @@ class Stream:
         seed, epoch = key[0], max(key[1], 0)
         number = max(1, self.count // size)
         if self._seed != seed or self._place > (epoch * number + skip) * size:
-            self._seed, self._place, self._pass, self._iterator = seed, 0, -1, iter(())
+            self._seed, self._place, self._pass, self._read = seed, 0, -1, 0
+            self._iterator = iter(())
         while self._place < (epoch * number + skip) * size:
             self._next()
         for _ in range(number - skip):
@@ -88,19 +99,23 @@ class Stream:
     def _next(self) -> Any:
         """Return the next example; at the end of a pass, the first of the next."""
         for _ in range(2):
-            example = next(self._iterator, None)
-            if example is not None:
-                self._place += 1
+            with drawing("stream", self._seed, self._pass, self._read):
+                example = next(self._iterator, END)
+            if example is not END:
+                self._place, self._read = self._place + 1, self._read + 1
                 return example
             self._begin()
         raise DataError(f"{self.where}: ends after {self.skip} examples or less: nothing to learn")
 
     def _begin(self) -> None:
         assert self._seed is not None
-        self._pass += 1
-        self._iterator = self.start(self._seed, self._pass)
-        for _ in zip(range(self.skip), self._iterator, strict=False):
-            pass
+        self._pass, self._read = self._pass + 1, 0
+        with drawing("stream", self._seed, self._pass):
+            self._iterator = iter(self.start(self._seed, self._pass))
+        for _ in range(self.skip):
+            with drawing("stream", self._seed, self._pass, self._read):
+                next(self._iterator, END)
+            self._read += 1
 
 
 def of_iterable(dataset: Any, rows: int, timed: bool, where: str) -> Stream:

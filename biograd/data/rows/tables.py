@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -28,9 +29,9 @@ from torch import Tensor
 from biograd.data.choosing import SPLITS
 from biograd.data.request import Parts, Request
 from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, ended, missing, tensor, without
-from biograd.data.rows.events import Events, Flat
+from biograd.data.rows.events import TO_MS, Events, Flat, of_request
 from biograd.data.rows.lazy_rows import LazyRows
-from biograd.data.source import Source, rows_of
+from biograd.data.source import Source, original, rows_of
 from biograd.errors import DataError, RecipeError, nearest
 
 ROLES = ("x", "y", "times", "units", "offsets", "mask", "lengths", "weight", "group", "split")
@@ -42,7 +43,6 @@ ALIASES = {
 """Other names; ``spikes/...`` and ``labels`` are those of the Spiking Heidelberg Digits."""
 ASIDE = "extra/"
 """Names that begin so are left aside unless ``keys`` names them."""
-TO_MS = {"ms": 1.0, "s": 1000.0}
 Column = Any
 """Anything with ``shape`` that gives rows when indexed."""
 Value = TypeVar("Value")
@@ -70,8 +70,8 @@ class About:
                 raise DataError(f"{where}: meta: unknown key {name}: {nearest(name, fields)}")
         try:
             kinds = {name: type(getattr(cls, name)) for name in fields}
-            return cls(**{k: kinds[k](_plain(v)) for k, v in table.items() if k in fields})
-        except (TypeError, ValueError) as error:
+            return cls(**{k: _as(kinds[k], _plain(v)) for k, v in table.items() if k in fields})
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{where}: meta: {error}") from error
 
 
@@ -83,6 +83,14 @@ def _meta(text: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: meta: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{where}: meta: must be a table")
+    return found
+
+
+def _as(kind: type[Any], value: Any) -> Any:
+    """Return a value as a text, or as the number that it is; programs write 5 as 5.0."""
+    found = kind(value)
+    if found != value or (kind is not str and found < 0):
+        raise ValueError(f"{value!r} is not {'a text' if kind is str else 'such a number'}")
     return found
 
 
@@ -128,12 +136,16 @@ def read(
         if "train" not in parts:
             raise DataError(f"{where}: no x_train and y_train, nor x and y")
         sources = {name: reader.source(parts[name], name) for name in SPLITS if name in parts}
-        return Parts(sources, None, tuple(reader.notes), about.classes, about.task)
+        groups = _numbered(parts["train"].get("group"), len(sources["train"]), where)
+        return Parts(sources, groups, tuple(reader.notes), about.classes, about.task)
     whole = reader.source(common, "")
-    sources, group = {"train": whole}, common.get("group")
+    sources = {"train": whole}
+    groups = _numbered(common.get("group"), len(whole), where)
     if "split" in common:
         sources = _as_given(whole, np.asarray(common["split"][:]), where)
-    groups = None if group is None else _numbered(np.asarray(group[:]), len(whole), where)
+        trained = sources["train"]
+        every = torch.arange(len(trained))
+        groups = None if groups is None else groups[original(trained, every)]
     return Parts(sources, groups, tuple(reader.notes), about.classes, about.task)
 
 
@@ -192,7 +204,11 @@ def _as_given(whole: Source, split: np.ndarray, where: str) -> dict[str, Source]
     }
 
 
-def _numbered(groups: np.ndarray, rows: int, where: str) -> Tensor:
+def _numbered(column: Column | None, rows: int, where: str) -> Tensor | None:
+    """Return a number for each row's group."""
+    if column is None:
+        return None
+    groups = np.asarray(column[:])
     if len(groups) != rows:
         raise DataError(f"{where}: group has {len(groups)} rows, the data {rows}")
     return torch.from_numpy(np.unique(groups.astype(str), return_inverse=True)[1].reshape(-1))
@@ -281,21 +297,22 @@ class _Reader:
         unit = recipe.time_unit or self.about.time_unit
         if unit not in TO_MS:
             raise DataError(
-                f"{where}: nothing says whether times are in s or ms: set dataset.time_unit"
+                f"{where}: nothing says whether times are in s, ms or us: set dataset.time_unit"
             )
         times, channels = columns["times"], columns["units"]
         if "offsets" in columns:
             offsets = np.asarray(columns["offsets"][:]).astype(np.int64)
             times, channels = Flat(times, offsets), Flat(channels, offsets)
         units = recipe.units or self.about.n_units or self._highest(channels) + 1
-        return Events(
+        shape = recipe.shape if math.prod(recipe.shape) == units and len(recipe.shape) > 1 else ()
+        return of_request(
+            self.request,
             times,
             channels,
             targets,
             units,
-            self.request.dt_ms,
-            to_ms=TO_MS[unit],
-            steps=recipe.steps,
+            unit,
+            sensor=shape,
             digest=self.digest,
             weight=weight,
             where=where,
@@ -317,8 +334,8 @@ def joined(found: Mapping[str, Parts], where: str) -> Parts:
     for split, part in found.items():
         if list(part.sources) != ["train"]:
             raise DataError(f"{where}: the file for {split} holds splits of its own")
-    first = next(iter(found.values()))
+    first = found.get("train", next(iter(found.values())))
     notes = tuple(note for part in found.values() for note in part.notes)
     classes = max(part.classes for part in found.values())
     sources = {split: part.sources["train"] for split, part in found.items()}
-    return Parts(sources, first.groups if len(found) == 1 else None, notes, classes, first.task)
+    return Parts(sources, first.groups, notes, classes, first.task)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, Rows
 from biograd.data.rows.arrays import Arrays
 from biograd.errors import RecipeError
 from biograd.randomness import generator
@@ -41,8 +41,8 @@ class EvidenceSettings(Checked):
     rate_hz: Positive = 40.0
     background_hz: NotNegative = 10.0
     fidelity: Fraction = 0.7
-    train_rows: Count = 1280
-    test_rows: Count = 320
+    train_rows: Rows = 1280
+    test_rows: Rows = 320
     seed: Annotated[int, Range(0)] = 0
 
     def __post_init__(self) -> None:

@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 
 from biograd.data.digests import of_files
-from biograd.data.files.unpacking import check_dataset
+from biograd.data.files.own_paths import paths_of
+from biograd.data.files.unpacking import check_dataset, check_heap
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
-from biograd.data.sources.own_files import paths_of
 from biograd.errors import DataError
 
 IN_MEMORY = 500_000_000
@@ -28,6 +28,7 @@ class Column:
         if dataset.external:  # any file of this machine
             raise DataError(f"{path}: {name}: its values are in another file: write them here")
         check_dataset(dataset, f"{path}: {name}")
+        self.varying = dataset.dtype.hasobject
         self.shape, self.ragged = dataset.shape, h5py.check_vlen_dtype(dataset.dtype) is not None
         self.lazy = not self.ragged and dataset.size * dataset.dtype.itemsize > IN_MEMORY
         self._opened: tuple[int, h5py.Dataset] | None = None
@@ -65,11 +66,16 @@ def read(request: Request) -> Parts:
     Raises:
         DataError: not HDF5, or its arrays are not what ``rows.tables`` asks for.
     """
-    found = {split: _one(path, request) for split, path in paths_of(request).items()}
+    found = {split: read_file(path, request) for split, path in paths_of(request).items()}
     return tables.joined(found, request.name)
 
 
-def _one(path: Path, request: Request) -> Parts:
+def read_file(path: Path, request: Request) -> Parts:
+    """Return the sources of one file.
+
+    Raises:
+        DataError: see ``read``.
+    """
     table: dict[str, Column] = {}
 
     def visit(name: str, item: Any) -> None:
@@ -79,6 +85,9 @@ def _one(path: Path, request: Request) -> Parts:
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             file.visititems(visit)
+            varying = len(file.attrs) or any(column.varying for column in table.values())
+            if varying:
+                check_heap(file, path)
             attributes = dict(file.attrs)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(

@@ -6,10 +6,10 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from biograd.data.files.own_paths import paths_of
 from biograd.data.files.unpacking import check_memory, check_size, read_npy
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
-from biograd.data.sources.own_files import paths_of
 from biograd.errors import DataError, brief
 
 

@@ -13,13 +13,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from biograd import user_code
 from biograd.data.choosing import SPLITS
+from biograd.data.recordings import nwb
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
 from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, cast
+from biograd.data.rows.event_items import are_records, event_items
 from biograd.data.rows.items import Items
 from biograd.data.rows.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.data.source import Source, is_source
-from biograd.data.sources import hdf5, npz, own_files
+from biograd.data.sources import csv_tables, hdf5, npz, own_files
 from biograd.errors import DataError, RecipeError
 from biograd.recipes.dataset_recipe import of_path
 from biograd.tasks import make
@@ -39,7 +41,7 @@ def named(given: Any) -> tuple[str, dict[str, Any]]:
     if by_split and all(isinstance(each, str | Path) for each in given.values()):
         tables = {split: of_path(str(each))[1] for split, each in given.items()}
         sources = {table["source"] for table in tables.values()}
-        if len(sources) == 1 and sources <= {"npz", "hdf5"}:
+        if len(sources) == 1 and sources <= {"npz", "hdf5", "nwb", "csv"}:
             paths = {split: table["path"] for split, table in tables.items()}
             return Path(next(iter(paths.values()))).stem, {"source": sources.pop(), "paths": paths}
     first = next(iter(given.values())) if by_split else given
@@ -150,7 +152,10 @@ def _by_split(given: Mapping[str, Any], request: Request, where: str) -> Parts:
 
 def _file(given: str | Path, request: Request) -> Parts:
     """Return the sources of a file, a folder or a function that stands for a split."""
-    readers = {"npz": npz.read, "hdf5": hdf5.read, "folder": own_files.read, "python": function}
+    readers = {
+        "npz": npz.read, "hdf5": hdf5.read, "nwb": nwb.read, "csv": csv_tables.read,
+        "folder": own_files.read, "python": function,
+    }  # fmt: skip
     keys = of_path(str(given))[1]
     recipe = dataclasses.replace(request.recipe, paths={}, **keys)
     whole = dataclasses.replace(request, recipe=recipe, given=given)
@@ -219,11 +224,21 @@ def _source(given: Any, request: Request, where: str) -> tuple[Source, tuple[str
     if isinstance(given, IterableDataset) or is_stream(given):
         if collate is not None:
             raise DataError(f"{where}: a collate_fn of its own for a stream: take it out")
+        if workers:
+            raise DataError(
+                f"{where}: workers = {workers} on a stream: each would read all of it, or a "
+                "part, in an order that depends on their number and that no run could resume: set "
+                "workers to 0, or give a Dataset with rows by number"
+            )
         return of_iterable(given, recipe.epoch_rows, request.timed, where), tuple(notes)
     if isinstance(given, TensorDataset) and len(given.tensors) == 2 and collate is None:
         return _pair(*given.tensors, request, where), tuple(notes)
     if not _items(given):
         raise RecipeError(f"{where}: {type(given).__name__}: is no data that biograd can read")
+    if collate is None and len(given) and are_records(given[0]):
+        if workers:
+            raise DataError(f"{where}: workers = {workers}: have no effect on records of events")
+        return event_items(given, request, where), tuple(notes)
     items = Items(given, request.timed, collate=collate, workers=workers, where=where)
     if not items.digest:
         notes.append(f"{where}: examples differ from reading to reading: the run does not repeat")

@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from biograd.checking import Checked, Count, Positive, Range
-from biograd.data.request import Parts, Request
+from biograd.checking import Checked, Positive, Range
+from biograd.data.request import Parts, Request, Rows
 from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
 
@@ -32,7 +32,7 @@ class PatternSettings(Checked):
     duration_ms: Positive = 1000.0
     frequencies_hz: tuple[Positive, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
     rate_hz: Positive = 50.0
-    repeats: Count = 50
+    repeats: Rows = 50
     seed: Annotated[int, Range(0)] = 0
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked
-from biograd.data.request import Parts, Request
+from biograd.data.request import MOST_ROWS, Parts, Request, Rows
 from biograd.data.rows.arrays import Arrays
+from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import Count, Positive, Range
 
@@ -34,8 +35,8 @@ class ManifoldSettings(Checked):
 
     dimension: Count = 1
     smoothness: Positive = 1.0
-    train_rows: Annotated[int, Range(2)] = 400
-    test_rows: Count = 100
+    train_rows: Annotated[int, Range(2, MOST_ROWS)] = 400
+    test_rows: Rows = 100
     seed: Annotated[int, Range(0)] | None = None
 
 
@@ -54,6 +55,8 @@ def read(request: Request) -> Parts:
     settings = request.settings(ManifoldSettings)
     request.without_files()
     units, classes = request.units(), request.recipe.classes or CLASSES
+    if classes * (settings.train_rows + settings.test_rows) > MOST_ROWS:
+        raise RecipeError(f"dataset {request.name}: more than {MOST_ROWS} rows of all classes")
     seed = request.seed if settings.seed is None else settings.seed
     drawn = [_class(settings, units, seed, label) for label in range(classes)]
     train, test = (torch.stack(parts, 1) for parts in zip(*drawn, strict=True))

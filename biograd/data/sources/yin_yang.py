@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from biograd.checking import Checked
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, Rows
 from biograd.data.rows.arrays import Arrays
-from biograd.recipes import Count, Range
+from biograd.recipes import Range
 
 RADIUS = 0.5
 DOT = 0.1
@@ -27,9 +27,9 @@ class YinYangSettings(Checked):
     Seed 41 with 1,000 rows gives the published validation split.
     """
 
-    train_rows: Count = 5000
+    train_rows: Rows = 5000
     train_seed: Seed = 42
-    test_rows: Count = 1000
+    test_rows: Rows = 1000
     test_seed: Seed = 40
 
 

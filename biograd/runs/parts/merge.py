@@ -11,7 +11,7 @@ import numpy as np
 
 from biograd.runs.checked import CheckedFile
 from biograd.runs.layout import STEPS, TRIALS, LayerInfo, counted_by, grows, units_of
-from biograd.runs.parts.segments import Sources, column, growing, pointers, table_rows
+from biograd.runs.parts.segments import Sources, growing, pointers, table_rows
 from biograd.runs.stored_arrays import storage_options
 
 Column = tuple[tuple[int, ...], np.dtype[Any]]
@@ -37,7 +37,7 @@ def merge(
     totals: Counter[str] = Counter()
     columns: dict[str, Column] = {}
     left = None if limits is None else dict(limits)
-    surveys = [_survey(file, left) for file in sources]
+    surveys = [_survey(sources, file, left) for file in sources]
     for counts, found in surveys:
         totals.update(counts)
         columns.update(found)
@@ -52,11 +52,11 @@ def merge(
         offsets.update(counts)
 
 
-def _survey(file: CheckedFile, left: dict[str, int] | None) -> Survey:
+def _survey(sources: Sources, file: CheckedFile, left: dict[str, int] | None) -> Survey:
     """Return the rows to take of each table and list of spikes of a file, and its columns.
 
     Args:
-        file: where to look.
+        file: of the sources, where to look.
         left: rows that may still be taken; what this file gives is taken off.
     """
     whole = counts = table_rows(file)
@@ -71,7 +71,7 @@ def _survey(file: CheckedFile, left: dict[str, int] | None) -> Survey:
                 raise file.damaged(f"spikes/{layer}/trial_ptr", "it does not count the trials")
             counts[f"spikes/{layer}/timestamps"] = int(pointer[counts[TRIALS]])
     found = [name for name in growing(file) if counted_by(name) in counts]
-    items = {name: column(file, name, whole) for name in found}
+    items = {name: sources.column(file, name, whole) for name in found}
     for name, item in items.items():
         if len(item) < counts[counted_by(name)]:
             raise file.damaged(name, "it has fewer values than are counted")

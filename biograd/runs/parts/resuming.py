@@ -103,7 +103,7 @@ def unpack(contents: Contents, tried: Trial) -> tuple[disk.Lock, checkpoint.Chec
     ):
         target = segment_path(place, last.segment)
         with stored_arrays.create(target) as output:
-            merge(Sources(file=file), output, contents.layers, limits=last.rows)
+            merge(contents.sources, output, contents.layers, limits=last.rows)
         checkpoint.save_bytes(place.parts / "checkpoints" / str(last.checkpoint), body, text)
         size = target.stat().st_size
         commit = dataclasses.replace(last, file=target.name, sha256=disk.sha256(target), size=size)

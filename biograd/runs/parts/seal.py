@@ -29,10 +29,9 @@ BLOCK = 2**20
 def write_seal(stream: FileIO) -> None:
     """Append the digest to a file that is complete."""
     end = stream.seek(0, os.SEEK_END)
-    text = f"\nbiograd sha256 {_digest(stream, end)}\n".encode()
+    digest = _digest(stream, end)
     stream.seek(end)
-    while text:
-        text = text[stream.write(text) :]
+    stream.write(f"\nbiograd sha256 {digest}\n".encode())
 
 
 def is_sealed(path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -33,14 +33,19 @@ class Sources:
     """The files that hold a run's rows, in order.
 
     Args:
+        shape: of a row of a data set by its name; None: there is none of this name.
         segments: where they are; each is checked against its digest when first opened.
         file: a finished file that stays open, instead of segments.
     """
 
-    def __init__(self, segments: Sequence[Segment] = (), file: CheckedFile | None = None) -> None:
+    def __init__(
+        self,
+        shape: Callable[[str], tuple[int, ...] | None],
+        segments: Sequence[Segment] = (),
+        file: CheckedFile | None = None,
+    ) -> None:
         """Keep where the rows are; nothing is opened yet."""
-        self.segments = list(segments)
-        self.file = file
+        self._shape, self.segments, self.file = shape, list(segments), file
         self._checked: set[Path] = set()
 
     def __iter__(self) -> Iterator[CheckedFile]:
@@ -78,7 +83,7 @@ class Sources:
             rows.append(table_rows(file))
             names = growing(file, prefix)
             for name in names:  # before any is read
-                column(file, name, rows[-1])
+                self.column(file, name, rows[-1])
             for name in names:
                 found.setdefault(name, {})[number] = file.array(name)
         return {
@@ -92,9 +97,24 @@ class Sources:
             counts = table_rows(file)
             count = counts.get(counted_by(name), 0)
             if index < count:
-                return column(file, name, counts)[index] if file.holds(name) else None
+                return self.column(file, name, counts)[index] if file.holds(name) else None
             index -= count
         return None
+
+    def column(self, file: CheckedFile, name: str, rows: Mapping[str, int]) -> h5py.Dataset:
+        """Return a growing data set, which must have the rows of its table.
+
+        Raises:
+            RunFileError: it has not, or holds other values than such a column does.
+        """
+        item, shape = file.dataset(name, kinds_of(name)), self._shape(name)
+        if name.endswith("/trial_ptr"):
+            pointers(file, name.rpartition("/")[0])
+        elif item.shape[1:] != shape:
+            raise file.damaged(name, f"it has the shape {item.shape}, its rows have {shape}")
+        elif not name.startswith("spikes/") and len(item) != rows.get(counted_by(name)):
+            raise file.damaged(name, f"it has {len(item)} rows, not those of its table")
+        return item
 
     def ragged(self, group: str) -> dict[str, Array]:
         """Return the SONATA group of one layer with ``trial_ptr`` over all files."""
@@ -129,20 +149,6 @@ def whole(segment: Segment) -> bool:
     if segment.size != segment.path.stat().st_size:
         return False
     return disk.sha256(segment.path) == segment.sha256
-
-
-def column(file: CheckedFile, name: str, rows: Mapping[str, int]) -> h5py.Dataset:
-    """Return a growing data set, which must have the rows of its table.
-
-    Raises:
-        RunFileError: it has not, or holds other values than such a column does.
-    """
-    item = file.dataset(name, kinds_of(name))
-    if name.endswith("/trial_ptr"):
-        pointers(file, name.rpartition("/")[0])
-    elif item.shape[:1] != (rows.get(counted_by(name)),) and not name.startswith("spikes/"):
-        raise file.damaged(name, f"it has the shape {item.shape}, not the rows of its table")
-    return item
 
 
 def pointers(file: CheckedFile, group: str) -> Array:
