@@ -492,3 +492,26 @@ def test_files_of_before_are_read(place: Path) -> None:
     found = Configuration.of(before, "a.h5")
     assert found.sites == {"one": ("first",), "two": ("second",)} and found.code == {}
     assert Configuration.of({**before, "sites": None}, "a.h5").sites is None
+
+
+def test_what_it_returns_stands_in_the_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A module of (spikes, membrane) in every step, the steps first, from the console."""
+    (place / "net.py").write_text(
+        "from torch import nn\nimport torch\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.first, self.readout = nn.Linear(4, 5), nn.Linear(5, 3)\n\n"
+        "    def forward(self, inputs):\n"
+        "        course = [self.readout(torch.tanh(self.first(inputs))) for _ in range(3)]\n"
+        "        return torch.stack(course), 0\n"
+    )
+    assert train() == 2 and "Outputs(part" in said(capsys)
+    form = ["--set", "module.outputs={part=0, time_first=true, over_time='mean'}"]
+    assert train(*form) == 0
+    own = ["--model", "net.py:Net"]
+    assert main(["resume", "a.h5", "--epochs", "2", "-q", *own]) == 0
+    assert main(["reproduce", "a.h5", "-q", *own]) == 0
+    assert train("--set", "module.outputs.over_time='some'", *form) == 2
+    run = biograd.load("a.h5")
+    given = biograd.Outputs(part=0, time_first=True)
+    text = message(RecipeError, lambda: biograd.trained(run, "net.py:Net", outputs=given))
+    assert "outputs: the run's are Outputs(part=0" in text

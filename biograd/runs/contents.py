@@ -42,8 +42,7 @@ TEXTS = ("config", "environment", "hyperparameters", "summary", "credit", "code"
 LATER = ("credit", "code")  # early files lack them
 MARKS = ("magic", "version")  # attributes of the file, not of the run
 OPTIONAL = ("input", "source_row")
-GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")
-"""Groups that every finished file has."""
+GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")  # all have them
 PARTS = {
     "parts_id": str,
     "attributes": dict,

@@ -6,8 +6,7 @@ Finished file ``run.h5``::
                           parts_id biograd_version ... and whatever the run says about itself
                           (of a module of the user's: network, its text; neurons, encoding, JSON)
     /config /environment /hyperparameters /summary     JSON text, one scalar each
-    /credit /code         JSON text: parameter to its shape, and by whose credit it learns; text of
-                          the user's code, by part (model, loss, reset) and file, never run
+    /credit /code         JSON text: parameter to shape and creditor; the user's code, never run
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
     /probe/               index i8 (row of the split) | label i4 | split | input f4, the stimuli
                           source_row i8 (row of what the source gave: of the file of the split,
