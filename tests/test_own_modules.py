@@ -510,7 +510,7 @@ def test_what_it_returns_stands_in_the_run(place: Path, capsys: pytest.CaptureFi
     own = ["--model", "net.py:Net"]
     assert main(["resume", "a.h5", "--epochs", "2", "-q", *own]) == 0
     assert main(["reproduce", "a.h5", "-q", *own]) == 0
-    assert train("--set", "module.outputs.over_time='some'", *form) == 2
+    assert train(*form, "--set", "module.outputs.over_time='some'") == 2
     run = biograd.load("a.h5")
     given = biograd.Outputs(part=0, time_first=True)
     text = message(RecipeError, lambda: biograd.trained(run, "net.py:Net", outputs=given))
