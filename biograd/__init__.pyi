@@ -2,6 +2,8 @@
 
 from biograd.brian.box import Brian2Box as Brian2Box
 from biograd.brian.layer import Brian2Layer as Brian2Layer
+from biograd.callbacks import Callback as Callback
+from biograd.callbacks import Stop as Stop
 from biograd.calls import diagnose as diagnose
 from biograd.calls import load as load
 from biograd.calls import resume as resume

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from biograd import experiment
+from biograd.callbacks import Callback, Log, Watchers
 from biograd.checking import Table
 from biograd.configuration import OwnParts
 from biograd.diagnosis import Diagnosis, Reference
@@ -46,6 +47,9 @@ def train(
     local: str | Mapping[str, Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
+    callbacks: Callback | Sequence[Callback] = (),
+    log: Log | None = None,
     allow_code: bool = False,
 ) -> Run:
     """Train a network and return its run.
@@ -77,6 +81,13 @@ def train(
         reset: puts a module of yours that keeps a state from pass to pass back before every one
             (see ``attach``): the name of a method, a function, or text that names one.
         outputs: what of the return value of a module of yours its outputs are (see ``attach``).
+        metrics: beside the task's own, of every evaluation: names (``training.metrics``), or by a
+            name of yours each a name, a function of outputs and targets that gives one number a
+            row, ``[B]``, or an object with ``reset``, ``update(outputs, targets)`` and
+            ``compute``, as those of torchmetrics.
+        callbacks: are called at the start, steps, epochs and the end.
+        log: a function of a stream, the step and figures, called for every row of the streams
+            "train_step" and "epoch".
         allow_code: let a recipe's file name the code of a module (``module.source``).
 
     Raises:
@@ -109,7 +120,8 @@ def train(
         reset=reset,
         allow_code=allow_code,
     )
-    return open_run(Path(experiment.execute(request)["run"]))
+    watchers = Watchers.of(callbacks, log, metrics)
+    return open_run(Path(experiment.execute(request, watchers=watchers)["run"]))
 
 
 def _table(table: str, key: str, given: str | Mapping[str, Any] | None) -> Table | None:
@@ -127,6 +139,9 @@ def resume(
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
+    callbacks: Callback | Sequence[Callback] = (),
+    log: Log | None = None,
 ) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
@@ -136,13 +151,16 @@ def resume(
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
         loss, reset, outputs: your own, if the run has any; what a name says it finds itself.
+        metrics, callbacks, log: as in ``train``.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
         RecipeError: the code that is given is another than the run's.
     """
     parts = OwnParts.of(network, data, loss, reset, outputs)
-    return open_run(Path(experiment.proceed(Path(path), epochs, parts=parts)["run"]))
+    watchers = Watchers.of(callbacks, log, metrics)
+    done = experiment.proceed(Path(path), epochs, parts=parts, watchers=watchers)
+    return open_run(Path(done["run"]))
 
 
 def load(path: str | Path) -> Run:

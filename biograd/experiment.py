@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from biograd import data, ranks, recipes, user_code
+from biograd.callbacks import NONE, Watchers
 from biograd.configuration import (
     Configuration,
     OwnParts,
@@ -61,7 +62,11 @@ STEP = (
 )
 
 
-def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[str, Any]:
+def execute(
+    request: TrainingRequest,
+    progress: Progress | None = None,
+    watchers: Watchers = NONE,
+) -> dict[str, Any]:
     """Train as requested, write the run file and return the summary.
 
     If ``torchrun`` started several processes, they train together: rank 0 writes and shows.
@@ -73,7 +78,7 @@ def execute(request: TrainingRequest, progress: Progress | None = None) -> dict[
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), user_code.named("the module"), fitting(*STEP):
-        summary = _execute(request, _shown(progress))
+        summary = _execute(request, _shown(progress), watchers)
         ranks.after_first()
     return summary
 
@@ -83,7 +88,7 @@ def _shown(progress: Progress | None) -> Progress:
     return Progress() if progress is None or ranks.rank() else progress
 
 
-def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
+def _execute(request: TrainingRequest, progress: Progress, watchers: Watchers) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
     return begin(
@@ -93,6 +98,7 @@ def _execute(request: TrainingRequest, progress: Progress) -> dict[str, Any]:
         request.parts(),
         force=request.force,
         repeatable=request.repeatable,
+        watchers=watchers,
     ).run()
 
 
@@ -105,6 +111,7 @@ def begin(
     force: bool = False,
     like: Run | None = None,
     repeatable: bool = False,
+    watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready for its first step, its file begun.
 
@@ -136,7 +143,7 @@ def begin(
     for note in dataset.notes:
         progress.note(note)
     pristine = parts.another() if configuration.control else None
-    experiment = Experiment(configuration, dataset, parts)
+    experiment = Experiment(configuration, dataset, parts, metrics=watchers.metrics)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
     if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
@@ -158,7 +165,7 @@ def begin(
             code=parts.texts,
             force=force,
         )
-    recording = Recording(experiment, writer, probe, progress)
+    recording = Recording(experiment, writer, probe, progress, watchers)
     recording.pristine = pristine
     return recording
 
@@ -212,6 +219,7 @@ def proceed(
     epochs: int | None = None,
     progress: Progress | None = None,
     parts: OwnParts | None = None,
+    watchers: Watchers = NONE,
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
@@ -223,7 +231,7 @@ def proceed(
         Lost: another rank has ended; the run can be resumed.
     """
     with ranks.together(), user_code.named("the module"), fitting(*STEP):
-        summary = go_on(path, epochs, _shown(progress), parts or OwnParts()).run()
+        summary = go_on(path, epochs, _shown(progress), parts or OwnParts(), watchers).run()
         ranks.after_first()
     return summary
 
@@ -240,6 +248,7 @@ def go_on(
     epochs: int | None,
     progress: Progress,
     parts: OwnParts,
+    watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
     table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
@@ -257,7 +266,7 @@ def go_on(
     configuration = configuration.given(parts.data)
     ranks.own_device(configuration.device)
     dataset = _load(configuration, parts.data, digest, path)
-    experiment = Experiment(configuration, dataset, parts)
+    experiment = Experiment(configuration, dataset, parts, metrics=watchers.metrics)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
         experiment.engine.detach()
@@ -266,7 +275,9 @@ def go_on(
         )
     try:
         writer, checkpoint = _taken_over(path, configuration, experiment)
-        recording = Recording(experiment, writer, description.make_probe(dataset), progress)
+        recording = Recording(
+            experiment, writer, description.make_probe(dataset), progress, watchers
+        )
         recording.restore(*checkpoint, path)
         recording.pristine = parts if parts.repeats or not configuration.module else None
     except BaseException:
@@ -321,7 +332,10 @@ def asked(given: Any) -> dict[str, Any]:
 
 
 def restored(run: Run, parts: OwnParts, call: str, step: int | None = None) -> Experiment:
-    """Return the experiment of a run at a checkpoint, the last one if ``step`` is None."""
+    """Return the experiment of a run at a checkpoint, if ``step`` is None with the run's weights.
+
+    These are those of the last checkpoint, or the best (``training.keep``).
+    """
     configuration = Configuration.of(run.config, run.path)
     for change in matching(configuration, parts, run.path, call):
         log.warning("%s: the run was trained by other code: %s", run.path, change)
@@ -333,4 +347,6 @@ def restored(run: Run, parts: OwnParts, call: str, step: int | None = None) -> E
         experiment = Experiment(configuration, dataset, parts)
     if state is not None:
         restore(experiment, *state, run.path)
+    if step is None:
+        experiment.trainer.take_best()
     return experiment

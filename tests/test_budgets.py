@@ -15,7 +15,7 @@ from networks_for_tests import batch, build, spiking
 from torch import nn
 
 import biograd
-from biograd import experiment, training
+from biograd import experiment
 from biograd.__main__ import main
 from biograd.commands.train import summary as closing
 from biograd.configuration import TrainingRequest, configure
@@ -26,6 +26,7 @@ from biograd.experiment import Interrupted
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
 from biograd.runs.reader import open_run
+from biograd.training import Trainer, trainer
 
 SMALL = (
     "dataset.settings.train_rows=20",
@@ -209,7 +210,7 @@ def ticking(monkeypatch: Any, tick: float = 0.25) -> None:
         now[0] += tick
         return now[0]
 
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=look))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=look))
 
 
 def test_seconds_are_those_of_the_steps_and_resume(tmp_path: Path, monkeypatch: Any) -> None:
@@ -237,14 +238,14 @@ def test_seconds_are_those_of_the_steps_and_resume(tmp_path: Path, monkeypatch: 
 
 def test_the_control_has_the_same_budget(tmp_path: Path, monkeypatch: Any) -> None:
     steps: list[float] = []
-    train = training.Trainer._train
+    train = Trainer._train
 
     def counted(self: Any, *arguments: Any) -> Any:
         record = train(self, *arguments)
         steps.append(record.spent)
         return record
 
-    monkeypatch.setattr(training.Trainer, "_train", counted)
+    monkeypatch.setattr(Trainer, "_train", counted)
     experiment.execute(request(tmp_path / "a.h5", "training.passes=900", control=True))
     assert steps == [STEP] * 9 + [20] * 45  # one copy of each example in the control
 

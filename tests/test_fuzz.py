@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +46,15 @@ def test_the_harness_sees_what_goes_wrong(tmp_path: Path) -> None:
     assert "left behind" in judged(bad, before, before, ["out"])
     slow = run(["list", "models"], seconds=1e-4)
     assert "hangs" in judged(slow, before, before, [])
+
+
+def test_what_hears_no_signal_is_ended_by_the_system() -> None:
+    source = "from fuzz.harness import limited\nwith limited(0):\n  max(iter(int, 1))"
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", source], check=False, env={**os.environ, "PYTHONPATH": folder}
+    )
+    assert done.returncode == -signal.SIGXCPU
 
 
 def test_mutants_follow_from_their_number(tmp_path: Path) -> None:

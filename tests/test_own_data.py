@@ -135,9 +135,10 @@ def test_the_test_split_is_looked_at_only_when_it_is_asked_for() -> None:
     )
 
 
-def test_held_out_rows_take_the_place_of_all_others() -> None:
+def test_held_out_rows_take_the_place_of_other_validation_rows() -> None:
     found = load((X, Y, X[:9], Y[:9]), validation=0.2)
-    assert found.test is None and len(found.evaluated) == 12 and len(found.train) == 48
+    assert found.evaluated is found.validation and len(found.evaluated) == 12
+    assert found.test is not None and len(found.test) == 9 and len(found.train) == 48
 
 
 def test_groups_stay_together() -> None:

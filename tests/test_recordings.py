@@ -54,9 +54,10 @@ def load(name: str, folder: Path | None, dt_ms: float = 10.0, **keys: Any) -> da
     )
 
 
-def frames(name: str, dt_ms: float, shape: tuple[int, int]) -> np.ndarray:
+def frames(name: str, dt_ms: float, shape: tuple[int, int], from_first: bool = False) -> np.ndarray:
     """Return the histogram of the expected events of a file, ``[T, 2, rows, columns]``."""
-    due = EXPECTED[name]["events"]
+    due = dict(EXPECTED[name]["events"])
+    due["t"] = np.array(due["t"]) - (min(due["t"]) if from_first else 0)
     steps = int(max(due["t"]) // (1000 * dt_ms)) + 1
     edges = [np.arange(steps + 1) * 1000 * dt_ms, *(np.arange(n + 1) for n in (2, *shape))]
     columns = [due[each] for each in ("t", "p", "y", "x")]
@@ -116,7 +117,7 @@ def test_forms_of_gestures_that_others_make(
     loaded = load("dvs_gesture", tmp_path, binning={})
     path = f"{source}/{top}/{train[0]}/{train[1]}"
     inputs = loaded.train.take(torch.tensor([0])).inputs[0].numpy()
-    assert np.array_equal(inputs, frames(path, 10.0, (128, 128)))
+    assert np.array_equal(inputs, frames(path, 10.0, (128, 128), from_first=True))
 
 
 def test_cifar10_dvs_is_tested_on_its_first_hundred(tmp_path: Path) -> None:
@@ -434,6 +435,27 @@ def test_records_that_are_refused() -> None:
     assert "dataset.shape of the sensor" in message(DataError, lambda: own(Records(size=None)))
     assert "draws at random" in message(DataError, lambda: own(Records(random=True)))
     assert "is outside 0..9" in message(DataError, lambda: own(Records(size=(10, 10, 2))))
+
+
+class Pictures(torch.utils.data.Dataset[Any]):
+    """What torchvision gives without a transform."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return Image.fromarray(np.zeros((4, 5, 3), np.uint8)), row
+
+
+def test_pictures_without_a_transform_are_refused() -> None:
+    recipe = DatasetRecipe("torch", split=(1, 1, 1))
+
+    def look() -> object:
+        return data.load(recipe, name="mine", own=Pictures())
+
+    assert "is a picture of PIL: give the Dataset transform" in message(DataError, look)
 
 
 def test_tonic_reads_the_same() -> None:

@@ -343,15 +343,16 @@ def test_the_probe_keeps_its_stimuli(finished: Path) -> None:
         "spikes/1.lif/node_ids",
     ],
 )
+@pytest.mark.parametrize("change", ["deeper", "a scalar"])
 def test_rows_of_another_shape_are_refused_before_anything_is_written(
-    name: str, finished: Path, tmp_path: Path
+    name: str, change: str, finished: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "run.h5"
     shutil.copy(finished, path)
     with h5py.File(path, "r+") as file:
         values = file[name][()]
         del file[name]
-        file[name] = values[..., None]
+        file[name] = values[..., None] if change == "deeper" else values.flat[0]
     before = state(tmp_path)
     with pytest.raises(RunFileError, match=name):
         RunWriter.resume(path)

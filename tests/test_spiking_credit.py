@@ -302,7 +302,7 @@ def test_a_current_that_lost_its_second_way_is_refused(simulator: str) -> None:
     current = split(currents().requires_grad_(), currents().requires_grad_())
     part(current)
     part(2 * currents())  # no credit is asked for
-    with pytest.raises(CapabilityError, match="straight from its layers"):
+    with pytest.raises(CapabilityError, match="straight from the layers of its own site"):
         part(2 * current)
 
 

@@ -698,7 +698,7 @@ def test_refusals() -> None:
         attach(nn.Linear(6, 3), SyntheticGradient()).prepare(inputs.float(), targets)
     with pytest.raises(CapabilityError, match="no hidden site '4'"):
         attach(build("mlp"), SyntheticGradient(sites=("4",))).prepare(inputs, targets)
-    with pytest.raises(CapabilityError, match="no population over time"):
+    with pytest.raises(CapabilityError, match="no neurons of biograd's run"):
         attach(build("mlp"), SyntheticGradient(window=3)).prepare(inputs, targets)
     with pytest.raises(CapabilityError, match="no synthesiser at '0'"):
         SyntheticGradient().synthesiser_of("0")

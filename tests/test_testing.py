@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
+from biograd.engine.step_result import surface
 from biograd.errors import CapabilityError, CheckFailed
 from biograd.estimators import (
     ESTIMATORS,
     Backpropagation,
     DirectFeedback,
+    EligibilityPropagation,
     Estimator,
+    FeedbackAlignment,
+    Kickback,
     NodePerturbation,
+    TargetProjection,
     UnitwiseGradient,
     WeakGradient,
 )
 from biograd.estimators.feedback import Feedback
+from biograd.estimators.weight_perturbation import gradients
 from biograd.testing import check_estimator
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -39,35 +46,102 @@ def test_few_rules_follow_something_else_than_the_loss() -> None:
     }
 
 
-def opposite(rule: type[Estimator]) -> type[Estimator]:
-    """Return the rule with the wrong sign."""
+def turned(rule: type[Estimator]) -> type[Estimator]:
+    """Return the rule with gradients of the wrong sign in all that it credits but the readout.
 
-    class Opposite(rule):  # type: ignore[misc, valid-type]
+    A rule that trains the readout alone has those of the wrong sign.
+    """
+
+    class Turned(rule):  # type: ignore[misc, valid-type]
         __doc__ = rule.__doc__
 
         def credit(self, traces: Sequence[Trace], round: Round) -> Pairs:
-            yield from ((tensor, -delta) for tensor, delta in super().credit(traces, round))
+            pairs, loss = list(super().credit(traces, round)), traces[0].loss
+            yield from pairs
+            layers = [round.layers[name] for name in round.site_layers[round.readout]]
+            readout = {id(parameter) for layer in layers for parameter in layer.parameters()}
+            own = [p for p in round.parameters if (id(p) in readout) != self.learns_hidden]
+            for parameter, gradient in zip(own, gradients(surface(loss, pairs), own), strict=True):
+                if gradient is not None:
+                    yield parameter, -2 * gradient
 
-    return Opposite
-
-
-WITHOUT_CREDIT = {
-    *("backprop", "ottt", "sltt", "unitwise", "frozen_hidden"),  # of plans, or none
-    *("feedback_alignment", "sign_symmetry", "weight_mirror", "kolen_pollack"),
-}
-EQUALLY_RIGHT = {"direct_feedback", "kickback", "target_projection", "forward_forward"}
-"""With feedback that is random or the same for all, weights align with the opposite as well."""
-SIGNED = sorted({*ESTIMATORS} - WITHOUT_CREDIT - EQUALLY_RIGHT)
-FAST = ("decoupling", "gain", "weak")
+    return Turned
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in SIGNED]
-)
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_wrong_sign_is_seen(name: str) -> None:
-    assert len(SIGNED) > 10
-    with pytest.raises(CheckFailed, match=r"do not descend|does not lower the loss"):
-        check_estimator(opposite(ESTIMATORS[name]))
+    words = "points against|do not descend|does not lower the loss"
+    with pytest.raises(CheckFailed, match=words):
+        check_estimator(turned(ESTIMATORS[name]))
+
+
+def minus(rule: type[Estimator], method: str, site: str = "", **settings: Any) -> type[Estimator]:
+    """Return the rule with a part of the wrong sign, at one site or all."""
+
+    class Minus(rule):  # type: ignore[misc, valid-type]
+        __doc__ = rule.__doc__
+
+        def __init__(self) -> None:
+            super().__init__(**settings)
+
+    def other(self: Estimator, *given: Any) -> Tensor:
+        found: Tensor = getattr(super(Minus, self), method)(*given)
+        return found if site and given[0] != site else -found
+
+    setattr(Minus, method, other)
+    return Minus
+
+
+FIRST, SECOND = "blocks.0.synapse", "blocks.1.synapse"
+PARTS = [
+    minus(DirectFeedback, "signal"),
+    minus(DirectFeedback, "matrix"),
+    minus(DirectFeedback, "matrix", FIRST),
+    minus(DirectFeedback, "matrix", shared=True),
+    minus(TargetProjection, "signal"),
+    minus(TargetProjection, "matrix", FIRST),
+    minus(Kickback, "received"),
+    minus(Kickback, "signal", influence=False),
+    minus(EligibilityPropagation, "received"),
+    minus(EligibilityPropagation, "received", feedback="random"),
+    minus(FeedbackAlignment, "feedback"),
+    minus(FeedbackAlignment, "feedback", SECOND),
+]
+
+
+@pytest.mark.parametrize("rule", PARTS, ids=lambda rule: rule.__mro__[1].__name__)
+def test_feedback_of_the_wrong_sign_is_seen_though_weights_would_align_with_it(
+    rule: type[Estimator],
+) -> None:
+    with pytest.raises(CheckFailed, match="points against"):
+        check_estimator(rule)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DirectFeedback(shared=True),
+        lambda: Kickback(influence=False),
+        lambda: EligibilityPropagation(feedback="random"),
+        lambda: TargetProjection(shared=True),
+    ],
+)
+def test_other_settings_of_feedback_pass(make: Callable[[], Estimator]) -> None:
+    check_estimator(make)
+
+
+class Mute(TargetProjection):
+    """Follows something of which it does not say the value."""
+
+    def followed(self, traces: Sequence[Trace], round: Round) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.slow
+def test_an_objective_without_a_value_is_named() -> None:
+    with pytest.raises(CheckFailed, match="return it from `followed`"):
+        check_estimator(Mute)
 
 
 def negated(rule: type[Feedback]) -> type[Estimator]:
@@ -93,7 +167,6 @@ class Inverted(UnitwiseGradient):
         return (replace(plan, transport=turned),)
 
 
-# random feedback of the opposite sign is as right: the forward weights align with it
 SENT = ("sign_symmetry", "weight_mirror", "kolen_pollack")
 
 

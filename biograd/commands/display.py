@@ -25,11 +25,12 @@ Record = Mapping[str, Any]
 Fields = dict[str, tuple[str, Callable[[float], str]]]
 
 
-def fields(metric: str) -> Fields:
+def fields(metric: str, evaluated: str = "test") -> Fields:
     """Return what a record may hold, in the order in which it is shown; the rest is passed over.
 
     Args:
         metric: the task's headline.
+        evaluated: the split that the training looks at.
     """
     number = partial(written, metric)
     return {
@@ -37,8 +38,8 @@ def fields(metric: str) -> Fields:
         metric: (words(metric), number),
         "train_loss": ("loss", "{:.4f}".format),
         f"train_{metric}": ("train", number),
-        "test_loss": ("test loss", "{:.4f}".format),
-        f"test_{metric}": ("test", number),
+        "test_loss": (f"{evaluated} loss", "{:.4f}".format),
+        f"test_{metric}": (evaluated, number),
         **OTHERS,
     }
 
@@ -149,7 +150,8 @@ def describe(record: Record) -> str:
     'loss 0.2500  test 95.0 %'
     """
     parts = []
-    for key, (label, write) in fields(headline(record)).items():
+    evaluated = str(record.get("evaluated_on", "test"))
+    for key, (label, write) in fields(headline(record), evaluated).items():
         value = record.get(key)
         if value is not None:
             parts.append(f"{label} {write(value)}".strip())

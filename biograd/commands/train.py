@@ -162,6 +162,8 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("estimator", f"{record['estimator']}{with_it}"),
         ("seed", str(record.get("seed", ""))),
         ("epochs", _epochs(record)),
+        ("ended early", str(record.get("stopped", ""))),
+        ("kept", f"epoch {record.get('best_epoch')}" if record.get("kept") == "best" else ""),
         (f"train {words(name)}", result(f"train_{name}")),
         (f"{evaluated} {words(name)}", result(f"test_{name}")),
         (f"test {words(name)}", "" if unseen is None else written(name, unseen)),

@@ -23,6 +23,7 @@ from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
 from biograd.recipes.toml import merged, without
 from biograd.substrate.return_values import Outputs
+from biograd.training.optimisers import check_optimiser
 from biograd.user_code import UserCode
 
 
@@ -281,6 +282,8 @@ def _recipe(
     decorrelation.make(recipe.decorrelation, model)
     local.make(recipe.local, model)
     _check_parts(recipe, request)
+    if recipe.training.optimiser_settings:
+        check_optimiser(recipe.training)
     return recipe
 
 

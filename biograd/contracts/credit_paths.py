@@ -91,8 +91,9 @@ def ways(current: Tensor, transport: Transport) -> list[Way]:
     by_input = _by_input(current)
     if by_input is None and differentiated(current):
         raise CapabilityError(
-            "online training through time: a population's current must come straight from its "
-            "layers, with no operation in between"
+            "online training through time: a population's current must come straight from the "
+            "layers of its own site, with no operation in between: name them, sites=[biograd.Site("
+            "..., activity='the population')]"
         )
     return [(current, None), (current.detach() if by_input is None else by_input, transport.window)]
 

@@ -125,11 +125,8 @@ class Substrate(Protocol):
     capabilities: frozenset[Capability]
     limits: tuple[str, ...]
     """Why it cannot do what others of its kind can, a line each."""
-
-    @property
-    def transports(self) -> bool:
-        """Whether a plan's ``transport`` acts on populations of the module."""
-        ...
+    populations: Mapping[str, nn.Module]
+    """Dotted names of modules whose neurons obey a plan's ``transport``, and the modules."""
 
     @property
     def recording(self) -> bool:

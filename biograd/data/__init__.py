@@ -195,9 +195,9 @@ def load(
 
     With ``recipe.validation > 0`` the validation split is that share of the training split, held
     out in the proportion of the task's strata and the same for every seed; other validation rows
-    and the test split are dropped before anything looks at them.  ``training_examples`` and
-    ``test_examples`` then shorten the splits, whatever the seed to the same rows.  Own data without
-    splits are divided by ``recipe.split``.
+    are dropped, and the test split is not looked at until the training has ended.
+    ``training_examples`` and ``test_examples`` then shorten the splits, whatever the seed to the
+    same rows.  Own data without splits are divided by ``recipe.split``.
 
     Args:
         name: opens every message and names the cache folder.
@@ -241,8 +241,10 @@ def load(
     if recipe.split != DatasetRecipe.split and (recipe.validation or list(sources) != ["train"]):
         why = "validation" if recipe.validation else "splits of its own"
         raise RecipeError(f"dataset {name}: split: has no effect beside {why}: take it out")
+    unseen: dict[str, Source] = {}
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")
+        unseen = {split: one for split, one in sources.items() if split == "test"}
         sources, held = _hold_out(sources["train"], recipe.validation, name, task, parts.groups)
         notes = (*notes, *held)
     elif list(sources) == ["train"]:
@@ -261,7 +263,8 @@ def load(
     covers = next((part for each in read_parts if (part := getattr(each, "covers", ""))), "")
     if covers:
         notes = (*notes, f"{name}: the digest covers {covers}: other changes are not seen")
-    known = digest(*sources.values())
+    known = digest(*sources.values())  # of held-out data without the test split, as ever
+    sources |= unseen
     if not known:
         notes = (*notes, f"{name}: the data do not repeat, nor does the run")
     return Dataset(

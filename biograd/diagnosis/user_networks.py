@@ -93,6 +93,8 @@ class Loop(nn.Module):
 class Stateful(nn.Module):
     """A network that keeps a state from one call to the next."""
 
+    stateful = True  # biograd's own modules are not looked through for states
+
     def __init__(self) -> None:
         super().__init__()
         self.first, self.readout = nn.Linear(INPUTS, UNITS), nn.Linear(UNITS, OUTPUTS)

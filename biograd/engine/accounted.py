@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd.contracts import Plan, Trace
+from biograd.contracts import Plan, Trace, Transport
 from biograd.decorrelation import Decorrelation
 from biograd.engine import structure
 from biograd.engine.accounting import Account, Bookkeeper, check_outside, trained
+from biograd.engine.foreign_neurons import ForeignNeurons, smooth
 from biograd.engine.outside import Withheld
 from biograd.engine.repeating_passes import Repeated
-from biograd.engine.tracing import remembers, smooth
 from biograd.engine.verification import comparable
 from biograd.errors import CapabilityError
 from biograd.estimators.weight_perturbation import gradients
@@ -132,34 +132,47 @@ class Accounted(Repeated):
 
         return run
 
+    def _foreign(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> ForeignNeurons:
+        """Return what looks at neurons that are not biograd's."""
+        run = self._runner(encoded, targets, stream)
+        noise = generator(self.seed, "foreign neurons", device=stream.device)
+        cut = Transport(window=1 if self.substrate.populations else None)
+        return ForeignNeurons(self.network, run, stream, noise, cut)
+
     def _check_transport(
         self, plan: Plan, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
         """Refuse another transport through neurons that nobody but biograd's own populations has.
 
         Raises:
-            CapabilityError: the credit would be back-propagation's.
+            CapabilityError: the credit would be back-propagation's, in all blocks or in some.
         """
         timed = plan.transport.window is not None or plan.transport.traces
-        if self.substrate.transports or not (timed or plan.transport.derivative):
+        if isinstance(self.network, Network) or not (timed or plan.transport.derivative):
             return
-        run = self._runner(encoded, targets, stream)
-        trace = run(Plan())
-        sites = {name: trace.sites[name] for name in self.hidden}
-        hidden = [n for n, site in sites.items() if site.visits[0].outputs[0].requires_grad]
-        what = ""
-        if timed and any(remembers(sites[name]) for name in hidden):
-            what = "runs through time by itself"
+        sites, what, where = self.substrate.sites, "", ""
+        own, looked = list(self.substrate.populations), self._foreign(encoded, targets, stream)
+        layers = [name for site in sites[:-1] for name in site.modules]
         with self._constant_norms():
-            if plan.transport.derivative and not smooth(run, trace, hidden, stream):
-                what = "has thresholds of its own"
+            if timed and (where := next(looked.memories(layers + own), "")):
+                what = "runs through time by itself"
+            elif plan.transport.derivative:
+                layers += sites[-1].modules
+                where = next(looked.thresholds(layers + own), "")
+                what = "has thresholds of its own" if where else ""
         if what:
+            name = type(self.network).__name__
+            part = f"{name}, behind {where!r}," if own else name
             raise CapabilityError(
-                f"{type(self.network).__name__} {what}, and {type(self.estimator).__name__} acts "
+                f"{part} {what}, and {type(self.estimator).__name__} acts "
                 "in biograd's own neurons alone, so that it would be back-propagation under "
                 "another name: take a network of biograd.build, biograd.Brian2Layer for the "
                 "neurons, or biograd.Backpropagation"
             )
+        if plan.transport.traces and own:
+            self._runner(encoded, targets, stream)(
+                plan
+            )  # which refuses currents that cannot be split
 
     def _reference(self, encoded: Tensor, targets: Tensor, begin: Tensor) -> dict[str, Tensor]:
         """Return the gradients that the first step must not have; later nothing is compared."""

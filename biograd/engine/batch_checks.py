@@ -92,7 +92,8 @@ def forward_differentiated(network: nn.Module, rule: str) -> Iterator[None]:
     try:
         yield
     except FAULTS as error:
+        reason = str(error).partition("Please file an issue")[0].rstrip(" .\n")
         raise CapabilityError(
             f"{rule} differentiates forward, and {culprit(error, network) or 'the loss'} cannot "
-            f"({brief(str(error))}): give it a jvp, or take WeakGradient or NodePerturbation"
+            f"({brief(reason)}): give it a jvp, or take WeakGradient or NodePerturbation"
         ) from error

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from biograd.contracts import Objective, Plan, SiteShape, SiteTrace, Trace
 from biograd.engine.accounted import Accounted
-from biograd.engine.tracing import remembers
+from biograd.engine.foreign_neurons import ForeignNeurons
 from biograd.errors import CapabilityError
 from biograd.randomness import generator
 from biograd.ranks import parallel
@@ -199,8 +199,8 @@ class Structured(Accounted):
         else:
             varies = bool(self.hidden) and varying(trace, self.hidden[0])
         self.varying = bool(parallel.average(torch.tensor(float(varies))) > 0)
-        if self.estimator.divides_steps and not self.substrate.transports:
-            self._find_time(encoded, targets, stream)
+        if self.estimator.divides_steps and not self.substrate.populations:
+            trace = self._find_time(trace, encoded, targets, stream)
         if not getattr(self.substrate, "joinable", False):
             return trace
         if self._shares_currents():
@@ -227,18 +227,42 @@ class Structured(Accounted):
         own = self.estimator.blockwise and (self.unrolled or not self.estimator.divides_steps)
         return own or self.local is not None
 
-    def _find_time(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+    def _find_time(
+        self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
+    ) -> Trace:
         """See whether the network runs through time by itself."""
-        trace = self._tried(Plan(), encoded, targets, stream)
-        sites = [trace.sites[name] for name in self.hidden]
-        live = [site for site in sites if site.visits[0].outputs[0].requires_grad]
-        self.unrolled = any(remembers(site) for site in live)
+        layers = [layer for site in self.substrate.sites[:-1] for layer in site.modules]
+        looked = self._foreign(encoded, targets, stream)
+        remembering = list(looked.memories(layers))
+        self.unrolled = bool(remembering)
+        self._check_steps(looked, remembering)
         if self.unrolled and self.local is not None:
             raise CapabilityError(
                 f"{type(self.network).__name__} runs through time by itself, where "
                 f"{type(self.estimator).__name__} divides the loss of the outputs alone by step: "
                 "leave local losses out, or take a network of biograd.build"
             )
+        once = [site for site in trace.sites.values() if len(site.visits[0].outputs) == 1]
+        counts = {s.visits[0].outputs[0].shape[1] for s in once if s.visits[0].outputs[0].dim() > 2}
+        if self.unrolled and any(self.substrate.time(count) for count in sorted(counts)):
+            return self._look_again([], encoded, targets, stream)
+        return trace
+
+    def _check_steps(self, looked: ForeignNeurons, remembering: Sequence[str]) -> None:
+        """Refuse layers that are called once for all steps and whose axes do not tell them.
+
+        Raises:
+            CapabilityError: with the layer's name.
+        """
+        rule = type(self.estimator).__name__
+        for name in remembering:
+            if not looked.divisible(name):
+                raise CapabilityError(
+                    f"{type(self.network).__name__}, behind {name!r}, runs through time by itself, "
+                    f"and its steps cannot be told apart, so that {rule} would be back-propagation "
+                    "under another name: let the layer return [rows, steps, units], or call it "
+                    "once a step, and name the neurons, sites=[biograd.Site(..., activity=...)]"
+                )
 
     def _shares_currents(self) -> bool:
         """Return whether layers that feed one current must be one site for this rule."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
 from biograd.engine.currents import Structured, root_mean_squares
+from biograd.engine.settings import check_read
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
@@ -139,6 +140,9 @@ class Prepared(Structured):
             self._check_common_randomness(plan, encoded, targets, stream)
         self.estimator.check_trace(trace)
         trace = self._know_currents(trace, encoded, targets, stream)
+        steps = max(shape.steps for shape in self._shapes.values())
+        divided = self.unrolled or bool(self.substrate.populations)
+        check_read(self.estimator, self.substrate.sites, steps, divided)
         self._settle(encoded, targets)
         readout, exact = self.substrate.sites[-1].name, self.differentiable and self.leads
         if not exact and readout not in self.scales:

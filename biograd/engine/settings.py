@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from biograd.circuit import unread as of_network
+from biograd.contracts import Site
 from biograd.decorrelation import Decorrelation
 from biograd.encoding import ENCODINGS
-from biograd.estimators import ESTIMATORS
+from biograd.errors import CapabilityError
+from biograd.estimators import ESTIMATORS, Estimator
 from biograd.local import LocalLosses
-from biograd.recipes import ModelRecipe
+from biograd.recipes import ModelRecipe, TrainingRecipe
+from biograd.recipes.schedules import READS
 
 TABLES = ("network", "mixer", "neuron", "population", "populations", "projections")
 
@@ -27,8 +30,7 @@ def unread(recipe: ModelRecipe, module: bool = False) -> dict[str, str]:
     "with training.optimiser = 'adam'"
     """
     found = _of_module(recipe) if module or recipe.module.source else _of_network(recipe)
-    if recipe.training.optimiser != "sgd":
-        found["training.momentum"] = f"with training.optimiser = {recipe.training.optimiser!r}"
+    found |= _of_training(recipe.training)
     decorrelation, local = recipe.decorrelation, recipe.local
     found |= _switched("decorrelation", decorrelation, "rule", Decorrelation.unread)
     found |= _switched("local", local, "loss", LocalLosses.unread)
@@ -55,6 +57,53 @@ def _of_module(recipe: ModelRecipe) -> dict[str, str]:
     }
 
 
+def _of_training(training: TrainingRecipe) -> dict[str, str]:
+    """Return what the optimiser and the schedule do not read."""
+    optimiser, schedule = training.optimiser, training.schedule
+    idle = {"sgd": (), "rprop": ("momentum", "weight_decay")}.get(optimiser, ("momentum",))
+    found = {f"training.{name}": f"with training.optimiser = {optimiser!r}" for name in idle}
+    read = READS.get(schedule, ())
+    for name in {"decay", "milestones", "wait"}.difference(read):
+        found[f"training.{name}"] = f"with training.schedule = {schedule!r}"
+    return found
+
+
+def check_read(estimator: Estimator, sites: Sequence[Site], steps: int, populations: bool) -> None:
+    """Refuse settings of a rule that act on nothing in the network that it is attached to.
+
+    Args:
+        sites: of the network.
+        steps: the most that a site's current has.
+        populations: whether the network holds neurons of biograd's over time.
+
+    Raises:
+        CapabilityError: with the setting and what is missing.
+    """
+    kind, looped = type(estimator), any(site.inner or site.modules[1:] for site in sites)
+    idle = {} if steps > 1 else dict.fromkeys(kind.in_time, STILL)
+    idle |= {} if populations else dict.fromkeys(kind.in_neurons, NEURONS)
+    idle |= {} if looped else dict.fromkeys(kind.recurrent, LOOPS)
+    for name, reason in idle.items():
+        parameter = inspect.signature(kind).parameters.get(name)
+        given = getattr(estimator, name, None)
+        if parameter is not None and given != parameter.default:
+            raise CapabilityError(f"{kind.__name__}: {name} = {given!r}: has no effect {reason}")
+
+
+STILL = (
+    "where no current has steps: leave it out, or name sites whose output is [rows, steps, units], "
+    "attach(..., sites=[biograd.Site(..., time=(True,))])"
+)
+NEURONS = (
+    "where no neurons of biograd's run over time: leave it out, or take a recurrent or spiking "
+    "network of biograd.build"
+)
+LOOPS = (
+    "where no site has recurrent layers: leave it out, or name them with the layer that feeds the "
+    "same current, attach(..., sites={'site': ['layer', 'recurrent layer']})"
+)
+
+
 def _switched(table: str, given: Any, switch: str, idle: Any) -> dict[str, str]:
     """Return the keys of a table that are not read: all but the switch, where it is off."""
     values = dataclasses.asdict(given)
@@ -77,7 +126,8 @@ def _of_rule(recipe: ModelRecipe, module: bool) -> dict[str, str]:
     except (KeyError, TypeError, ValueError):  # a wrong value, likewise
         idle = {}
     if not module and not of_network.in_time(recipe.network):
-        idle |= {name: "on a network without time" for name in rule.in_time if name in values}
+        timed = (*rule.in_time, *rule.in_neurons)
+        idle |= {name: "on a network without time" for name in timed if name in values}
     looped = recipe.network.recurrent or recipe.network.kind == "circuit"
     if not module and not looped:
         idle |= {name: "without network.recurrent" for name in rule.recurrent if name in values}

@@ -49,7 +49,8 @@ class Estimator(nn.Module):
             targets) can make its credit that of back-propagation, so that the first step may not
             be refused for it.
         learns_hidden: False if only the readout is trained.
-        objective: what hidden layers descend, in words, if it is not the loss of the outputs.
+        objective: what hidden layers descend, in words, if it is not the loss of the outputs;
+            ``followed`` is then its value.
         passes: forward passes per example and step, in words.
         bias: of the estimate, in words.
         reference: where the rule comes from.
@@ -64,7 +65,8 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
-        in_time, recurrent: settings that only act in networks with time, with recurrent weights.
+        in_time, in_neurons, recurrent: settings that only act where a current has steps, where
+            there are neurons of biograd's over time, or recurrent weights.
     """
 
     needs: frozenset[Capability] = frozenset()
@@ -86,7 +88,8 @@ class Estimator(nn.Module):
     one_to_one: ClassVar[bool] = False
     graphless: bool = False
     divides: ClassVar[Division] = ""
-    in_time: ClassVar[tuple[str, ...]] = ("time_bin", "window")
+    in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
+    in_neurons: ClassVar[tuple[str, ...]] = ("window",)
     recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
 
     @classmethod
@@ -132,6 +135,10 @@ class Estimator(nn.Module):
 
     def after(self, traces: Sequence[Trace], round: Round) -> None:
         """Learn what the estimator itself learns; called after the optimiser's step."""
+
+    def followed(self, traces: Sequence[Trace], round: Round) -> Tensor | None:
+        """Return the value of ``objective`` in a step, which hidden layers lower; None: none."""
+        return None
 
     def measures(self) -> dict[str, float]:
         """Return what the last step found, by name; the run file keeps it once an epoch."""

@@ -100,10 +100,18 @@ class ForwardForward(Estimator):
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the two losses of every block, which train its layers."""
+        for loss in self.losses(traces, round):
+            yield loss, torch.ones_like(loss)
+
+    def losses(self, traces: Sequence[Trace], round: Round) -> Iterator[Tensor]:
+        """Yield the loss of every block for right labels, then those for wrong ones."""
         for trace, sign in zip(traces[1:], (1, -1), strict=True):
             for name in round.blocks:
-                loss = functional.softplus(-sign * self.goodness(trace.sites[name])).mean()
-                yield loss, torch.ones_like(loss)
+                yield functional.softplus(-sign * self.goodness(trace.sites[name])).mean()
+
+    def followed(self, traces: Sequence[Trace], round: Round) -> Tensor:
+        """Return the sum of the blocks' losses."""
+        return torch.stack(list(self.losses(traces, round))).sum().detach()
 
     def goodness(self, site: SiteTrace) -> Tensor:
         """Return ``G [B]``; activities in time are averaged over it first."""

@@ -153,11 +153,15 @@ class SyntheticGradient(Estimator):
                 self.state_synthesisers[module_key(name)] = self._make(units, trace, round)
         if self.window and not self.state_synthesisers:
             raise CapabilityError(
-                f"window = {self.window}: the network has no population over time whose credit "
-                "could be cut: take a recurrent or spiking network of biograd.build"
+                f"window = {self.window}: no site has a population over time whose credit could "
+                "be cut: take a recurrent or spiking network of biograd.build, or name biograd's "
+                "populations in yours, sites=[biograd.Site(..., activity='the population')]"
             )
         if not self.synthesisers and not self.state_synthesisers:
-            raise CapabilityError("no hidden site without a local loss: nothing to predict")
+            raise CapabilityError(
+                "no hidden site without a local loss: nothing to predict: name what returns a "
+                "hidden layer's current, attach(..., sites=[...]), or take biograd.Backpropagation"
+            )
 
     def _make(self, units: int, trace: Trace, round: Round) -> Synthesiser:
         interface = Interface(units, labels(trace).shape[1], self.condition, self.hidden)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from biograd.contracts import Round, Trace
@@ -62,3 +64,8 @@ class TargetProjection(DirectFeedback):
                 f"one class for each example, not {tuple(targets.shape)} of {targets.dtype}"
             )
         return course / outputs.shape[1] if round.timed else course.flatten(1).unsqueeze(1)
+
+    def followed(self, traces: Sequence[Trace], round: Round) -> Tensor:
+        """Return the sum of ``-y B h``, the mean over the examples."""
+        pairs = [(tensor.detach(), delta) for tensor, delta in self.credit(traces, round)]
+        return torch.stack([(tensor * delta).sum() for tensor, delta in pairs]).sum()

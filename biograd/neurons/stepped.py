@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Transport
-from biograd.contracts.credit_paths import State, Ways, hand_over, join, needed, starts, ways
+from biograd.contracts.credit_paths import (
+    State,
+    Ways,
+    hand_over,
+    join,
+    mapped,
+    needed,
+    starts,
+    ways,
+)
 
 
 class SteppedPopulation(nn.Module):
@@ -84,7 +93,10 @@ class SteppedPopulation(nn.Module):
     def trials(self, current: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a current for each port, ``[rows, steps or 1, units]``."""
         given = {self.port: current} if isinstance(current, Tensor) else current
-        return {port: v.unsqueeze(1) if v.dim() == 2 else v for port, v in given.items()}
+        return {
+            port: mapped(lambda one: one.unsqueeze(1), v) if v.dim() == 2 else v
+            for port, v in given.items()
+        }
 
     def driven(
         self, current: Tensor | Mapping[str, Tensor], fed: Tensor | None

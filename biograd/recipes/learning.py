@@ -6,7 +6,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range
+from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range, Table
+from biograd.recipes.schedules import RateRecipe
+
+OPTIMISERS = {
+    "adadelta": "Adadelta",
+    "adagrad": "Adagrad",
+    "adam": "Adam",
+    "adamax": "Adamax",
+    "adamw": "AdamW",
+    "asgd": "ASGD",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+    "rmsprop": "RMSprop",
+    "rprop": "Rprop",
+    "sgd": "SGD",
+}
+"""Optimisers by name, and what torch.optim calls them.  Not here: LBFGS calls the loss several
+times in a step, SparseAdam wants sparse gradients, Muon matrices alone, and Adafactor's state has
+other shapes than its parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +59,7 @@ class LocalRecipe(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingRecipe(Checked):
+class TrainingRecipe(RateRecipe):
     """The optimiser and the budget."""
 
     epochs: Annotated[int, Range(0)] = 20
@@ -52,11 +70,27 @@ class TrainingRecipe(Checked):
     """Budget in seconds of training steps, without evaluation and files, in place of ``epochs``;
     how many steps that is differs from run to run."""
     batch_size: Count = 32
-    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    accumulate: Count = 1
+    """Parts that a batch is run in, one after the other, for less memory: their gradients are
+    averaged by rows."""
+    optimiser: Annotated[str, OPTIMISERS] = "adam"
     learning_rate: Positive = 1e-3
     momentum: Annotated[float, Range(0, 0.999)] = 0.9
+    """Of ``sgd``; other optimisers name theirs in ``optimiser_settings``."""
     weight_decay: NotNegative = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    optimiser_settings: Table = dataclasses.field(default_factory=dict)
+    """Further arguments of torch's class: ``{ betas = [0.9, 0.99] }``."""
+    clip: Positive | None = None
+    """The norm of all gradients together that a step does not exceed."""
+    stop_after: Count | None = None
+    """Epochs without a better figure on the validation rows after which the training ends."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are measured in the end, and are the run's: those of the last step, or of the
+    epoch that was best on the validation rows."""
+    metrics: tuple[str, ...] = ()
+    """Metrics beside the task's own, of every evaluation: names in ``METRICS``."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """``bfloat16``: forward passes under ``torch.autocast``; parameters stay as they are."""
     loss: str | None = None
     """In place of the task's own: one of its losses by name ("cross_entropy" or "squared_error" of
     classes, "huber" of a regression), or one of ``torch.nn.functional`` ("l1_loss"); a function of
@@ -70,6 +104,15 @@ class TrainingRecipe(Checked):
         super().__post_init__()
         if self.passes is not None and self.seconds is not None:
             raise ValueError("passes and seconds are two budgets: give one of them")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate = {self.accumulate} parts of {self.batch_size} examples")
+
+    @property
+    def chooses(self) -> str:
+        """The key that chooses by validation rows, "" if none does."""
+        if self.stop_after is not None:
+            return "stop_after"
+        return "keep" if self.keep == "best" else "schedule" * (self.schedule == "plateau")
 
     @property
     def budget(self) -> tuple[Literal["epochs", "passes", "seconds"], float]:

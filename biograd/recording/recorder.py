@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from biograd import ranks
+from biograd.callbacks import NONE, Stop, Watchers
 from biograd.configuration import OwnParts
 from biograd.errors import word
 from biograd.progress import Progress
@@ -30,7 +31,7 @@ from biograd.recording.training_setup import Experiment, frozen_hidden
 from biograd.runs.layout import Probe
 from biograd.runs.writer import RunWriter
 from biograd.signals import BASE, Interrupted, graceful
-from biograd.training import StepRecord, evaluate, placed
+from biograd.training import StepRecord, placed
 
 
 class NullWriter:
@@ -61,10 +62,13 @@ class Recording:
         writer: RunWriter | NullWriter,
         probe: Probe,
         progress: Progress,
+        watchers: Watchers = NONE,
     ) -> None:
         self.experiment, self.writer, self.progress = experiment, writer, progress
+        self.callbacks = () if ranks.rank() else watchers.callbacks
         self.probe = probe
         self.pristine: OwnParts | None = None
+        self._stopped_by = "validation"
         self.restored = False
         self._firing: dict[str, float] = {}
         self.seconds = 0.0
@@ -119,11 +123,13 @@ class Recording:
         title = f"{configuration.model} · {configuration.dataset} · {configuration.estimator}"
         self.progress.begin(trainer.total - int(trainer.spent), title + _budget(trainer.recipe))
         try:
+            self._tell("on_start", experiment.engine, self.writer.path)
             with graceful() as stop:
                 self._train(stop, until)
                 # torchrun has asked all
                 summary = self._finish(until) if ranks.size() > 1 else None
             summary = summary or self._finish(until)
+            self._tell("on_end", summary)
         except Interrupted:
             self.writer.abandon("interrupted")
             raise
@@ -189,9 +195,10 @@ class Recording:
             self._commit()
             self.writer.close("interrupted")
             return {}
-        summary = self._summary()
         if self._saved != trainer.step:
             self._commit()
+        trainer.take_best()  # behind the checkpoint, which is that of the last step
+        summary = self._summary()
         self.writer.scalars(  # after the checkpoint: who goes on from that writes it again
             "final",
             trainer.step,
@@ -202,15 +209,26 @@ class Recording:
         self.writer.close("completed")
         return summary
 
+    def _tell(self, what: str, *given: object) -> None:
+        """Call the callbacks, each of which may ask for the end."""
+        for callback in self.callbacks:
+            try:
+                getattr(callback, what)(*given)
+            except Stop as error:
+                self.experiment.trainer.stopped = str(error) or "a callback asked for it"
+                self._stopped_by = "callback"
+
     def _record(self, record: StepRecord) -> None:
         values = {
             "loss": record.loss,
             **record.metrics,
             "informative": record.informative,
             "learning_rate": record.learning_rate,
+            **({} if record.gradient_norm is None else {"gradient_norm": record.gradient_norm}),
         }
         self.writer.scalars("train_step", record.step, record.epoch, values)
         self.progress.step({**values, "spent": record.spent, **self._shown, **self._firing})
+        self._tell("on_step", record.step, values)
         self._sums = self._sums.and_of(record)
         if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
             self._snapshot(record.step, self._look())
@@ -222,22 +240,29 @@ class Recording:
         engine, sums = self.experiment.engine, self._sums
         values = {"train_loss": sums.loss / sums.steps}
         values |= prefixed("train", engine.task.figures(sums.totals))
-        values |= prefixed("test", evaluate(engine, self.experiment.dataset.evaluated))
+        found = self.experiment.evaluate(self.experiment.dataset.evaluated)
+        values |= prefixed("test", found)
+        if trainer.recipe.chooses:
+            trainer.judge(found[engine.task.headline])
         epoch, recipe = record.epoch + 1, configuration.recipe.training
         epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
-        found = self._look()
-        self._firing = firing(found)
+        activity = self._look()
+        self._firing = firing(activity)
         values |= self._firing
-        self._silent = silent(found)
+        self._silent = silent(activity)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
-        if ends_with_snapshot(epoch) or trainer.spent >= trainer.budget:
-            self._snapshot(record.step, found)
+        if ends_with_snapshot(epoch) or trainer.ended:
+            self._snapshot(record.step, activity)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = EpochSums()
         self._commit()
         place = {"epoch": epoch, "step": record.step} | ({"epochs": epochs} if epochs else {})
-        self.progress.epoch({**place, **values, **self._shown})
+        looked = {"evaluated_on": self.experiment.dataset.evaluated_on}
+        self.progress.epoch({**place, **values, **self._shown, **looked})
+        if trainer.stopped:
+            self.progress.note(f"the training ends: {trainer.stopped}")
+        self._tell("on_epoch", record.step, values)
 
     def _look(self) -> dict[str, torch.Tensor]:
         """Return the probes' activity in every watched layer; rank 0 does so for all."""
@@ -292,8 +317,8 @@ class Recording:
         experiment, configuration = self.experiment, self.experiment.configuration
         trainer = experiment.trainer
         seconds = self.seconds + time.perf_counter() - self._started
-        train = evaluate(experiment.engine, experiment.dataset.train)
-        test = evaluate(experiment.engine, experiment.dataset.evaluated)
+        train = experiment.evaluate(experiment.dataset.train)
+        test = experiment.evaluate(experiment.dataset.evaluated)
         task = experiment.engine.task
         if task.headline != "loss":
             del train["loss"]
@@ -318,6 +343,13 @@ class Recording:
             "decorrelation": configuration.recipe.decorrelation.rule,
             "seed": configuration.seed,
             "epochs": trainer.epochs,
+            **(
+                {"stopped": trainer.stopped, "stopped_by": self._stopped_by}
+                if trainer.stopped
+                else {}
+            ),
+            **({"best_epoch": trainer.selection.epoch} if trainer.recipe.chooses else {}),
+            **({"kept": "best"} if trainer.recipe.keep == "best" else {}),
             "budget": dict([trainer.recipe.budget]),
             "headline": task.headline,
             "better": task.better,
@@ -327,7 +359,7 @@ class Recording:
             **({} if control is None else {"control_learning_rate": rate}),
             "silent": self._silent,
             "evaluated_on": evaluated,
-            **({} if unseen is None else {"test": evaluate(experiment.engine, unseen)}),
+            **({} if unseen is None else {"test": experiment.evaluate(unseen)}),
             "seconds": seconds,
             "steps_per_second": trainer.step / seconds,
             "ranks": ranks.size(),

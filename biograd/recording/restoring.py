@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.errors import BiogradError, RunFileError, brief, natural
 from biograd.recording.figures import EpochSums
 from biograd.recording.training_setup import Experiment
-from biograd.training import Trainer
+from biograd.training.trainer import BEST, KEPT, Trainer
 
 NUMBERS = (int, float)
 OPTIMISER, SNAPSHOT = "optimiser.", "snapshot."
@@ -49,6 +49,8 @@ def _expected(
     for name in (name for name in tensors if name.startswith(SNAPSHOT)):
         if (value := own.get(f"network.{name.removeprefix(SNAPSHOT)}")) is not None:
             own[name] = value
+    if any(name.startswith(BEST) for name in tensors):
+        own |= {BEST + name: own[name] for name in own if name.startswith(KEPT)}
     kept = trainer.optimiser_state()
     begun = {name.split(".")[1] for name in tensors if name.startswith(OPTIMISER)}
     for number in begun | options.keys():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
 from biograd.engine import Account, Engine
 from biograd.errors import RecipeError
+from biograd.recipes import TrainingRecipe
 from biograd.recording.observation import Observed, observe
+from biograd.tasks.further_metrics import chosen
 from biograd.training import Trainer, evaluate, placed
 
 
@@ -27,6 +30,7 @@ class Experiment:
         dataset: data.Dataset,
         parts: OwnParts | None = None,
         estimator: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         parts = parts or OwnParts()
         self.configuration, self.dataset = configuration, dataset
@@ -46,6 +50,7 @@ class Experiment:
             dataset.task.timed,
         )
         check_time(built, dataset)
+        check_choice(recipe.training, dataset)
         self.network = built.to(configuration.device)
         self.engine = Engine(
             self.network,
@@ -65,6 +70,8 @@ class Experiment:
             outputs=parts.outputs or configuration.outputs,
         )
         try:
+            asked = {name: name for name in recipe.training.metrics} | dict(metrics or {})
+            self.metrics = chosen(asked, self.engine.task)
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
         except BaseException:
             self.engine.detach()
@@ -75,6 +82,10 @@ class Experiment:
         """Who credits each parameter."""
         assert self.engine.account is not None  # the trainer has prepared it
         return self.engine.account
+
+    def evaluate(self, split: data.Source) -> dict[str, float]:
+        """Return all metrics and the loss of a split."""
+        return evaluate(self.engine, split, metrics=self.metrics)
 
     def observe(self, inputs: Tensor) -> dict[str, Observed]:
         """Return the activity that goes into the run file, by layer."""
@@ -129,6 +140,20 @@ def check_time(network: nn.Module, dataset: data.Dataset) -> None:
     check_duration(dataset.steps, encoding.steps, encoding.dt_ms, dataset.task.timed)
 
 
+def check_choice(recipe: TrainingRecipe, dataset: data.Dataset) -> None:
+    """Refuse a training that would choose by the test rows.
+
+    Raises:
+        RecipeError: there are no validation rows.
+    """
+    if recipe.chooses and dataset.validation is None:
+        value = getattr(recipe, recipe.chooses)
+        raise RecipeError(
+            f"training.{recipe.chooses} = {value!r}: {dataset.name} has no validation rows to "
+            "choose by, and the test rows are not for that: --set dataset.validation=0.1"
+        )
+
+
 @contextmanager
 def _full_rate(trainer: Trainer) -> Iterator[torch.optim.Optimizer]:
     optimiser: torch.optim.Optimizer = trainer.optimiser
@@ -151,8 +176,12 @@ def frozen_hidden(
         parts: the user's own, a module as it was before the training.
     """
     experiment = Experiment(configuration, dataset, parts, "frozen_hidden")
-    for _record in experiment.trainer.steps():
-        pass
-    found = evaluate(experiment.engine, dataset.evaluated)
+    trainer = experiment.trainer
+    for record in trainer.steps():
+        if record.last and trainer.recipe.chooses:
+            judged = evaluate(experiment.engine, dataset.evaluated)
+            trainer.judge(judged[experiment.engine.task.headline])
+    trainer.take_best()
+    found = evaluate(experiment.engine, dataset.open_test() or dataset.evaluated)
     experiment.engine.detach()
     return found[experiment.engine.task.headline]

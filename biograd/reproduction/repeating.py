@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from biograd import user_code
+from biograd.callbacks import NONE, StopAt, Watchers
 from biograd.calls import Model
 from biograd.configuration import Configuration, OwnParts, matching
 from biograd.errors import RecipeError
@@ -130,6 +131,8 @@ def _repeat(
 ) -> None:
     """Train as the run did, with every budget that it had, up to ``step``."""
     last = None if run.status == "completed" else step
+    stopped = run.summary.get("stopped_by") == "callback"
+    watchers = Watchers((StopAt(step, str(run.summary["stopped"])),)) if stopped else NONE
     stages = configuration.stages
     training = configuration.recipe.training
     budgets = [*(stage.epochs for stage in stages), training.epochs]
@@ -141,9 +144,9 @@ def _repeat(
         ),
     )
     ends = [*(stage.steps for stage in stages), last]
-    begin(first, target, progress, parts, like=run).run(ends[0])
+    begin(first, target, progress, parts, like=run, watchers=watchers).run(ends[0])
     for epochs, end in zip(budgets[1:], ends[1:], strict=True):
-        go_on(target, epochs, progress, parts).run(end)
+        go_on(target, epochs, progress, parts, watchers).run(end)
 
 
 def _sides(change: str) -> tuple[str, str]:

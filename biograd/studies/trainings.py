@@ -150,7 +150,7 @@ class Training:
     def held_out(self) -> bool:
         """Whether it was judged on a held-out part of the training data, not on the test split."""
         found = self._read()
-        if found is None:
+        if found is None or found["summary"].get("test"):
             return False
         held = found["configuration"]["data"]["validation"] > 0  # all that older summaries know
         return held or found["summary"].get("evaluated_on") == "validation"

@@ -80,7 +80,7 @@ class Keepsake:
 
 def _own(module: nn.Module) -> dict[str, Any]:
     """Return buffers and attributes; of biograd's modules, which keep none, the buffers alone."""
-    ours = type(module).__module__.startswith("biograd.")
+    ours = type(module).__module__.startswith("biograd.") and not getattr(module, "stateful", False)
     names = [n for n in vars(module) if n not in TORCHS and (n == "training" or not ours)]
     return {**{name: vars(module)[name] for name in names}, **module._buffers}
 

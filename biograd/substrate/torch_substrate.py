@@ -84,12 +84,12 @@ class TorchSubstrate(Arranged):
         self._shapes: dict[str, SiteShape] = {}
         self._reached: dict[str, int] = {}
         self._before = before(self.sites)
-        self._populations = {
+        self.populations: Mapping[str, nn.Module] = {
             name: part
             for name, part in module.named_modules()
             if isinstance(getattr(part, "transport", None), Transport)
         }
-        self._temporal = frozenset(s.name for s in self.sites if s.neurons in self._populations)
+        self._temporal = frozenset(s.name for s in self.sites if s.neurons in self.populations)
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         for site in self.sites:
@@ -113,11 +113,6 @@ class TorchSubstrate(Arranged):
     def _hook(self, hook: Any) -> Any:
         self._hooks.append(hook)
         return hook
-
-    @property
-    def transports(self) -> bool:
-        """Whether a plan's ``transport`` acts on populations of the module."""
-        return isinstance(self.module, Network) or bool(self._populations)
 
     @property
     def recording(self) -> bool:
@@ -213,23 +208,27 @@ class TorchSubstrate(Arranged):
     def _running(self, now: Pass) -> Iterator[None]:
         transport = now.plan.transport
         timed = transport.window is not None and any(s.steps > 1 for s in self._shapes.values())
-        if timed and not self._populations:
+        if timed and not self.populations:
             raise CapabilityError(
                 f"{type(self.module).__name__} runs through time by itself, where credit cannot be "
                 "cut: take a recurrent or spiking network of biograd.build"
             )
         self._pass = now
-        for name, population in self._populations.items():
+        for name, population in self.populations.items():
             population.__dict__["transport"] = transport
             population.__dict__["handed"] = now.states.setdefault(name, [])
             now.variables[name] = getattr(population, "variables", 0)
-        own = transport.derivative if now.kind == "clean" and not self.transports else None
+        own = (
+            transport.derivative
+            if now.kind == "clean" and not (isinstance(self.module, Network) or self.populations)
+            else None
+        )
         try:
             with thresholds(own):
                 yield
         finally:
             self._pass = None
-            for population in self._populations.values():
+            for population in self.populations.values():
                 population.__dict__.pop("transport", None)
                 population.__dict__.pop("handed", None)
 

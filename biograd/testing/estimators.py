@@ -2,12 +2,15 @@
 
 Why descent is looked for with the readout held: the readout's gradient is exact whatever the rule,
 and training it hides a hidden credit of the wrong sign.  Why after some training of all layers: a
-rule with feedback of its own becomes useful as the weights align with it.
+rule with feedback of its own becomes useful as the weights align with it.  Why that is not enough:
+weights align with feedback of either sign, so that fixed feedback is first made the weights' own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,9 +21,10 @@ from biograd import networks
 from biograd.contracts import Plan, Transport
 from biograd.engine import attach
 from biograd.errors import CapabilityError, CheckFailed
-from biograd.estimators import Estimator
+from biograd.estimators import Backpropagation, Estimator
 from biograd.randomness import generator
 from biograd.recipes import ModelRecipe, construct
+from biograd.testing.matched_feedback import match_feedback, reaches
 
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "rate": {"network": {"hidden": (10, 8), "activation": "tanh", "dtype": "float64"}},
@@ -36,6 +40,8 @@ TOGETHER, HELD, RATE = 30, 10, 1e-2
 """Steps of all layers, then of the hidden ones alone, and the learning rate of Adam."""
 SEEDS = (0, 1, 2)
 """Losses are means over these: a rule that draws noise may be unlucky once."""
+DRAWS = 8
+"""Steps without an update whose gradients are added up."""
 
 
 def check_estimator(make: Callable[[], Estimator]) -> None:
@@ -62,7 +68,11 @@ def check_estimator(make: Callable[[], Estimator]) -> None:
         refusal = _refusal(make, kind)
         refusals += [refusal] if refusal else []
         faults = itertools.chain(
-            _prepared(make, kind), _credit(make, kind), _resumed(make, kind), _descends(make, kind)
+            _prepared(make, kind),
+            _credit(make, kind),
+            _directed(make, kind),
+            _resumed(make, kind),
+            _descends(make, kind),
         )
         for fault in () if refusal else faults:
             raise CheckFailed(f"{name} on a {kind} network: {fault}")
@@ -73,8 +83,13 @@ def check_estimator(make: Callable[[], Estimator]) -> None:
 class _Training:
     """A rule on a small network, and the same 24 examples in every step."""
 
-    def __init__(self, make: Callable[[], Estimator], kind: str, seed: int = 0) -> None:
+    def __init__(
+        self, make: Callable[[], Estimator], kind: str, seed: int = 0, narrow: bool = False
+    ) -> None:
         recipe = construct(ModelRecipe, NETWORKS[kind], "check")
+        if narrow:
+            network = dataclasses.replace(recipe.network, hidden=recipe.network.hidden[:1])
+            recipe = dataclasses.replace(recipe, network=network)
         self.network = networks.build(recipe, FEATURES, CLASSES, seed)
         stream = generator(0, "check")
         self.targets = torch.arange(ROWS) % CLASSES
@@ -106,6 +121,25 @@ class _Training:
         others = {id(parameter) for layer in layers for parameter in layer.parameters()}
         return [p for p in self.network.parameters() if id(p) not in others]
 
+    def weights(self) -> list[Tensor]:
+        """Return the weights of the layers from the first to the last, without a graph."""
+        layers = [name for site in self.engine.substrate.sites for name in site.modules]
+        found = (self.network.get_submodule(name).get_parameter("weight") for name in layers)
+        return [weight.detach() for weight in found]
+
+    @torch.no_grad()
+    def make_positive(self) -> None:
+        """Make the weights behind the first hidden layer excite."""
+        for weight in self.weights()[1:]:
+            weight.abs_()
+
+    def trained(self) -> list[str]:
+        """Return the names of the weights that the rule credits: hidden ones, if it does those."""
+        hidden = {id(parameter) for parameter in self.hidden()}
+        hides = self.engine.estimator.learns_hidden
+        named = self.network.named_parameters()
+        return [name for name, p in named if p.dim() > 1 and (id(p) in hidden) == hides]
+
     def train(self, steps: int, sign: int = 1, held: bool = False) -> None:
         """Follow the rule, or its opposite; ``held``: with hidden layers alone."""
         hidden = self.hidden()
@@ -118,6 +152,18 @@ class _Training:
                     parameter.grad *= sign
             self.optimiser.step()
             self.engine.update()
+
+    def followed(self) -> float:
+        """Return what the hidden layers shall lower, a mean over some steps without an update."""
+        if not self.engine.estimator.objective:
+            return self.loss()
+        values = []
+        for _ in range(DRAWS):
+            self.gradients()
+            assert self.engine._last is not None
+            values.append(self.engine.estimator.followed(*self.engine._last))
+        found = [value for value in values if value is not None]
+        return float(torch.stack(found).mean()) if found else math.nan
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -218,6 +264,42 @@ def _credit(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
         yield f"learns_hidden = {learns}, but the gradients of hidden layers say otherwise"
 
 
+def _directed(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
+    """Yield how the gradient of a layer points against that of back-propagation.
+
+    Behind several hidden layers it is looked at with positive weights alone, and at the first: a
+    rule may take the sign of a unit's influence for granted.
+    """
+    for narrow in (True, False):
+        found: dict[str, list[Tensor]] = {}
+        for seed in SEEDS:
+            training = _Training(make, kind, seed, narrow).prepare()
+            other = _Training(Backpropagation, kind, seed, narrow).prepare()
+            training.gradients()  # the first step refuses what back-propagation itself would give
+            if not (narrow or training.engine.estimator.objective):
+                training.make_positive()
+                other.make_positive()
+            estimator, weights = training.engine.estimator, training.weights()
+            matched = match_feedback(estimator, weights)
+            learned = next(estimator.parameters(), None) is not None
+            open_to = narrow and not (estimator.objective or estimator.builds)
+            if learned or not (open_to or reaches(matched, len(weights))):
+                break
+            true, drawn = other.gradients(), [training.gradients() for _ in range(DRAWS)]
+            name = training.trained()[0]
+            gradient = torch.stack([one[name] for one in drawn]).sum(0).flatten()
+            cosine = nn.functional.cosine_similarity(gradient, true[name].flatten(), 0)
+            found.setdefault(name, []).append(cosine)
+        for name, cosines in found.items():
+            mean = float(torch.stack(cosines).mean())
+            if mean < 0:
+                fed = ", with feedback that is back-propagation's" if matched else ""
+                yield (
+                    f"the gradient of {name} points against that of back-propagation{fed}, by a "
+                    f"mean cosine of {mean:.2g}: turn the sign of the credit"
+                )
+
+
 def _resumed(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
     training, other = _Training(make, kind).prepare(), _Training(make, kind)
     training.train(2)
@@ -244,18 +326,25 @@ def _descends(make: Callable[[], Estimator], kind: str) -> Iterator[str]:
             "turn the sign of the plan's transport"
         )
     rule = make()
-    if rule.learns_hidden and not rule.objective and not down < up:
+    if not rule.learns_hidden or down < up:
+        return
+    if rule.objective and math.isnan(down):
         yield (
-            f"its hidden layers do not descend: the loss is {down:.4g} after {HELD} steps of "
-            f"theirs, and {up:.4g} after the opposite steps: turn the sign of the credit, or "
-            "say in `objective` what they follow instead of the loss"
+            f"it follows {rule.objective} in place of the loss, but does not say its value: return "
+            "it from `followed`"
         )
+    yield (
+        f"its hidden layers do not descend: {rule.objective or 'the loss'} is {down:.4g} after "
+        f"{HELD} steps of theirs, and {up:.4g} after the opposite steps: turn the sign of the "
+        "credit, or say in `objective` and `followed` what they lower instead"
+    )
 
 
 def _course(make: Callable[[], Estimator], kind: str, seed: int) -> list[float]:
-    """Return the loss: first, trained, trained in the opposite direction, hidden down and up.
+    """Return the loss first, trained, and trained in the opposite direction; three more numbers.
 
-    Before the last two stands how well feedback and forward weights agree.
+    They are how well feedback and forward weights agree, and the loss, or what hidden layers follow
+    in its place, after steps of theirs and after the opposite ones.
     """
     training = _Training(make, kind, seed).prepare()
     begun, first, found = training.saved(), training.loss(), []
@@ -268,7 +357,7 @@ def _course(make: Callable[[], Estimator], kind: str, seed: int) -> list[float]:
     for sign in (1, -1):
         training.load(state)
         training.train(HELD, sign, held=True)
-        found.append(training.loss())
+        found.append(training.followed())
     return [first, trained, *found]
 
 

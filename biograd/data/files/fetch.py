@@ -20,8 +20,13 @@ from biograd.data.files.download import Progress, download
 from biograd.errors import DataError, RecipeError
 from biograd.recipes import DataFile, DatasetRecipe, construct
 
-TORCHVISION = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw"}
-"""Where torchvision keeps the same files below its root."""
+BELOW = {
+    "mnist": "MNIST/raw",
+    "fashion_mnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-bin",
+    "spoken_digits_events_700": "spoken_digits_events",
+}
+"""Other folders where files of a set are, such as those of torchvision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +183,7 @@ def user_folders(name: str, data_dir: Path | None) -> list[Path]:
         origin = "--data-dir" if data_dir is not None else "BIOGRAD_DATA"
         raise DataError(f"{name}: {origin} = {root}: no such folder")
     plain = _plain(name)
-    below = [plain, TORCHVISION[plain]] if plain in TORCHVISION else [plain]
+    below = [plain, BELOW[plain]] if plain in BELOW else [plain]
     return [*(root / folder for folder in below), root]
 
 

@@ -57,8 +57,11 @@ def check_heap(file: h5py.File, where: object) -> None:
         raise DataError(f"{where}: is damaged (HDF5 would read it for ever)")
 
 
-def check_memory(declared: int, where: object) -> None:
+def check_memory(declared: int, where: object, instead: str = "use HDF5") -> None:
     """Refuse what takes more than half of this machine's memory.
+
+    Args:
+        instead: what to do then.
 
     Raises:
         DataError: it does; ``where`` opens the message.
@@ -68,7 +71,7 @@ def check_memory(declared: int, where: object) -> None:
     except (AttributeError, ValueError, OSError):  # not on every system
         return
     if declared > memory // 2:
-        raise DataError(f"{where}: {declared} bytes: this machine's memory has {memory}: use HDF5")
+        raise DataError(f"{where}: {declared} bytes: this machine's memory has {memory}: {instead}")
 
 
 def read_npy(stream: IO[bytes], stored: int, where: object) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from biograd.checking import Checked
 from biograd.data.files.archives import located
 from biograd.data.files.fetch import lying, user_folders
-from biograd.data.formats import FORMATS
+from biograd.data.formats import FORMATS, AddressEvents
 from biograd.data.recordings.labelled import LabelledFile, children, inside
 from biograd.data.recordings.packed import read_packed
 from biograd.data.request import Parts, Request
@@ -39,7 +39,8 @@ def read(request: Request) -> Parts:
 
     The published files (AEDAT 3.1, a table of labels beside each, lists of the splits) are cut at
     ``start <= t < end`` of each label by itself, since labels overlap.  What other packages make of
-    them is read too: ``ibmGestureTrain/USER_LIGHT/LABEL.npy`` and ``train/LABEL/*.npz``.
+    them is read too: ``ibmGestureTrain/USER_LIGHT/LABEL.npy`` and ``train/LABEL/*.npz``, each
+    from its first event.
 
     Raises:
         DataError: a list, a table or a file is missing or damaged.
@@ -51,7 +52,15 @@ def read(request: Request) -> Parts:
     examples = [each for split in LISTS for each in form(root, split)]
     kept = [each for each in examples if settings.other or each.label < CLASSES - 1]
     classes = CLASSES if settings.other else CLASSES - 1
-    return read_packed(request, kept, FORMATS[kind].read, SHAPE, "gesture", classes)
+    reader = FORMATS[kind].read if form is _published else _from_first
+    return read_packed(request, kept, reader, SHAPE, "gesture", classes)
+
+
+def _from_first(path: Path) -> AddressEvents:
+    """Return the events of one gesture, counted from the first: the clock is that of a session."""
+    events: AddressEvents = FORMATS["event_arrays"].read(path)
+    start = events.times.min() if len(events) else 0
+    return AddressEvents(events.times - start, events.places)
 
 
 Form = Callable[[Path, str], list[LabelledFile]]

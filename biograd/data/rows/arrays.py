@@ -80,6 +80,11 @@ def tensor(values: Any, where: str) -> Tensor:
     """
     if isinstance(values, Tensor):
         return values.detach()
+    if hasattr(values, "getbands"):  # channels would come last
+        raise DataError(
+            f"{where}: is a picture of PIL: give the Dataset transform=torchvision.transforms."
+            "ToTensor(), or another that returns arrays"
+        )
     try:
         array = np.asarray(values)
     except ValueError as error:

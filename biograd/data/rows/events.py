@@ -137,7 +137,8 @@ class Events:
         whole = self.targets.dim() > 1 and self.most == self.targets.shape[1]
         longest = self.most if whole else int(lengths.max())
         width = math.prod(self.shape)
-        check_memory(4 * len(rows) * longest * width, f"{self.where}: a batch of {len(rows)}")
+        size, where = 4 * len(rows) * longest * width, f"{self.where}: a batch of {len(rows)}"
+        check_memory(size, where, "set binning.end_ms or binning.pool, or make batches smaller")
         dense = torch.zeros(len(rows), longest, width)
         for place, (steps, numbers) in enumerate(rows):
             at = (torch.from_numpy(steps), torch.from_numpy(numbers))

@@ -12,7 +12,7 @@ import torch
 
 from biograd.checking import NoSettings, construct
 from biograd.data.choosing import SPLITS
-from biograd.data.digests import of_files
+from biograd.data.digests import combined, hash_of, of_files
 from biograd.data.files.csv_files import ENDINGS as CSV
 from biograd.data.files.csv_files import numbers, read_csv
 from biograd.data.files.own_paths import paths_of
@@ -170,7 +170,7 @@ def _pictures(
             request.timed,
             workers=request.recipe.workers,
             targets=torch.tensor(labels),
-            digest=of_files(paths),
+            digest=combined(of_files(paths), hash_of(labels)),
             where=str(top),
         )
     return Parts(found, classes=classes)

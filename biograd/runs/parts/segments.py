@@ -110,7 +110,7 @@ class Sources:
         item, shape = file.dataset(name, kinds_of(name)), self._shape(name)
         if name.endswith("/trial_ptr"):
             pointers(file, name.rpartition("/")[0])
-        elif item.shape[1:] != shape:
+        elif not item.ndim or item.shape[1:] != shape:
             raise file.damaged(name, f"it has the shape {item.shape}, its rows have {shape}")
         elif not name.startswith("spikes/") and len(item) != rows.get(counted_by(name)):
             raise file.damaged(name, f"it has {len(item)} rows, not those of its table")

@@ -6,11 +6,12 @@ from any step; everything else that is needed for that is in ``Trainer.checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,86 +25,25 @@ from biograd.errors import BiogradError, CapabilityError
 from biograd.randomness import generator
 from biograd.ranks import parallel
 from biograd.recipes import TrainingRecipe
+from biograd.recipes.schedules import factor
 from biograd.substrate.finiteness import check_parameters
 from biograd.substrate.kept import way_out
-from biograd.tasks import added, flat, folded, summed
+from biograd.tasks import added, summed
+from biograd.training.evaluation import placed
+from biograd.training.optimisers import make_optimiser
+from biograd.training.selection import Selection
+from biograd.training.step_record import StepFigures, StepRecord
 
-
-@dataclasses.dataclass(frozen=True)
-class StepRecord:
-    """What one step found: clean loss and metrics of its batch.
-
-    Attributes:
-        step: number of steps done, 1 after the first.
-        metrics: of the task, by name.
-        totals: what the metrics of several steps together follow from.
-        informative: share of the noisy copies whose loss differs from the clean one.
-        last: whether the step ends its epoch, or the training.
-        spent: of the budget, in its own unit (steps, forward passes or seconds).
-        stop: number of the signal that asked some rank to stop, 0 if none did.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    metrics: Mapping[str, float]
-    informative: float
-    learning_rate: float
-    last: bool
-    spent: float
-    stop: int = 0
-    totals: tasks.Totals = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class StepFigures:
-    """What one step found on one rank, or on all together."""
-
-    loss: float
-    totals: tasks.Totals
-    informative: float
-    seconds: float
-    stop: int = 0
-
-    def together(self, own: parallel.Share, copies: int, asked: Sequence[int]) -> StepFigures:
-        """Return the figures of the whole batch; the time is that of the slowest rank.
-
-        Args:
-            own: what this rank has computed.
-            copies: number of noisy copies that it has run.
-            asked: signals that asked it to stop.
-        """
-        if ranks.size() == 1:
-            return self
-        noisy = own.weight * copies
-        means = [own.weight * self.loss, noisy * self.informative, noisy]
-        last = [self.seconds, float(asked[0] if asked else 0)]
-        columns = list(zip(*ranks.table([*means, *last, *flat(self.totals)]), strict=True))
-        loss, informed, noisy = (math.fsum(column) for column in columns[:3])
-        seconds, stop = max(columns[3]), int(max(columns[4]))
-        totals = folded([math.fsum(column) for column in columns[5:]], self.totals)
-        informative = informed / noisy if noisy else 1.0
-        return StepFigures(loss, totals, informative, seconds, stop)
-
-
-def make_optimiser(recipe: TrainingRecipe, parameters: Iterator[nn.Parameter]) -> Any:
-    """Return the recipe's optimiser (Adam: betas 0.9, 0.999)."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(
-            trained,
-            recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-    kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
-    return kind(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
+BEST = "best."
+"""Prefix of what a checkpoint keeps of the best epoch."""
+KEPT = ("network.", "engine.decorrelation.")
+"""What of a checkpoint decides the outputs."""
 
 
 def _shadow(parameter: nn.Parameter) -> nn.Parameter:
-    """Return a parameter of the same shape and type with a gradient, neither of which is stored."""
-    shadow = nn.Parameter(parameter.detach().to("meta"))
-    shadow.grad = torch.empty_like(shadow)
+    """Return a parameter of zeros of the same shape and type, with a gradient of zeros."""
+    shadow = nn.Parameter(torch.zeros_like(parameter, device="cpu"))
+    shadow.grad = torch.zeros_like(shadow)
     return shadow
 
 
@@ -121,6 +61,8 @@ class Trainer:
         passes: forward passes of these steps, examples times copies; backward ones do not count.
         seconds: what these steps took, without evaluation and files.
         asked: numbers of the signals that asked this process to stop; all ranks hear of them.
+        selection: what the validation rows have said so far.
+        stopped: why the training ends before its budget is spent; "": it does not.
 
     Raises:
         CapabilityError, RecipeError: see ``Engine.prepare`` and ``Engine.check_ranks``.
@@ -132,7 +74,14 @@ class Trainer:
         self.per_epoch = max(1, len(source) // recipe.batch_size)
         self.drop_last = len(source) >= recipe.batch_size
         self.asked: list[int] = []
+        self.selection, self.stopped = Selection(), ""
+        self._best: dict[str, Tensor] = {}
         if ranks.size() > 1:
+            if recipe.accumulate > 1:
+                raise CapabilityError(
+                    f"training.accumulate = {recipe.accumulate}: {ranks.size()} processes divide "
+                    "every batch already: leave it out"
+                )
             engine.check_ranks()
             network = engine.network  # the user's own may have been drawn anew on each rank
             ranks.copy_first([*network.parameters(), *network.buffers()])
@@ -180,12 +129,40 @@ class Trainer:
         Raises:
             BiogradError: the loss is not finite.
         """
-        while self.spent < self.budget:
+        while not self.ended:
             epoch, done = divmod(self.step, self.per_epoch)
             for batch in self._order(epoch, done):
-                yield self._train(batch.inputs, batch.targets, batch.index, epoch)
-                if self.spent >= self.budget:
+                yield self._train(batch, epoch)
+                if self.ended:
                     break
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no step to do: the budget is spent, or the training was stopped."""
+        return self.spent >= self.budget or bool(self.stopped)
+
+    def judge(self, value: float) -> None:
+        """Take the figure of the epoch that has just ended, on the validation rows."""
+        recipe, epoch = self.recipe, -(-self.step // self.per_epoch)
+        better = self.engine.task.better
+        self.selection = self.selection.after(value, better, self.step, epoch, recipe.wait)
+        if recipe.keep == "best" and self.selection.step == self.step:
+            found = self._own_tensors()
+            self._best = {k: v.detach().clone() for k, v in found.items() if k.startswith(KEPT)}
+        self._end_idle()
+
+    def _end_idle(self) -> None:
+        """Stop where nothing better was found for too long."""
+        limit, found = self.recipe.stop_after, self.selection
+        if limit is not None and found.idle >= limit:
+            self.stopped = f"nothing better than epoch {found.epoch} in {found.idle} epochs"
+
+    def take_best(self) -> None:
+        """Give the network the weights of the best epoch, if the recipe asks for them."""
+        if self._best:
+            self.engine.network.load_state_dict(part(self._best, "network."))
+            if (decorrelate := self.engine.decorrelate) is not None:
+                decorrelate.load_state_dict(part(self._best, "engine.decorrelation."))
 
     def _order(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, which follow from seed and epoch alone."""
@@ -193,26 +170,21 @@ class Trainer:
         order = generator(self.seed, "order", epoch)
         return batches(self.source, size, order, self.drop_last, skip=skip, key=key)
 
-    def _train(self, inputs: Tensor, targets: Tensor, index: Tensor, epoch: int) -> StepRecord:
+    def _train(self, batch: Batch, epoch: int) -> StepRecord:
         started, before = time.perf_counter(), self.spent
-        rate = self._schedule()
+        rate = self._set_rate()
         self.engine.network.train()
-        own = parallel.share(len(targets), self.engine.estimator.divides)
+        own = parallel.share(len(batch.targets), self.engine.estimator.divides)
         with parallel.sharing(own):
-            given = placed(self.engine.network, inputs[own.rows], targets[own.rows])
-            result = self.engine(*given, index[own.rows])
-            loss = float(result.loss)
-            result.backward()
+            found, copies = self._credited(batch, own.rows)
             parallel.average_gradients(self.engine.parameters())
+            norm = self._clip()
             self.optimiser.step()
             self.optimiser.zero_grad()
             self.engine.update(pace=rate / self.recipe.learning_rate)
         self.step += 1
-        self.passes += result.passes * len(targets)
-        task = self.engine.task
-        totals = summed(task.metrics(result.outputs, given[1]))
-        found = StepFigures(loss, totals, result.informative, time.perf_counter() - started)
-        found = found.together(own, len(result.losses) - 1, self.asked)
+        found = dataclasses.replace(found, seconds=time.perf_counter() - started)
+        found = found.together(own, copies, self.asked)
         self.seconds += found.seconds
         last = self.step % self.per_epoch == 0 or self.spent >= self.budget
         if last:  # the last update is followed by no pass that would tell
@@ -223,14 +195,66 @@ class Trainer:
             self.step,
             epoch,
             found.loss,
-            task.figures(found.totals),
+            self.engine.task.figures(found.totals),
             found.informative,
             rate,
             last,
             self.spent - before,
             found.stop,
             found.totals,
+            norm,
         )
+
+    def _credited(self, batch: Batch, rows: slice) -> tuple[StepFigures, int]:
+        """Leave the gradients of a batch with the parameters; return what was found, and copies.
+
+        A batch that is run in parts has the gradient ``sum over parts of (b_p / B) g_p``.
+        """
+        inputs, targets, index = batch.inputs[rows], batch.targets[rows], batch.index[rows]
+        total, parts = len(targets), min(self.recipe.accumulate, len(targets))
+        if parts == 1:
+            return self._part(inputs, targets, index, None, len(batch.targets))
+        found, copies, together = StepFigures(0.0, {}, 0.0, 0.0), 0, tasks.Totals()
+        columns = (one.tensor_split(parts) for one in (inputs, targets, index))
+        for x, y, rows_of in zip(*columns, strict=True):
+            weight, self.engine.step = len(y) / total, self.step  # all parts are of one step
+            one, copies = self._part(x, y, rows_of, weight, len(y))
+            together = added(together, one.totals)
+            found = StepFigures(
+                found.loss + weight * one.loss,
+                together,
+                found.informative + weight * one.informative,
+                0.0,
+            )
+        return found, copies
+
+    def _part(
+        self, inputs: Tensor, targets: Tensor, index: Tensor, weight: float | None, count: int
+    ) -> tuple[StepFigures, int]:
+        """Run the engine on some rows, whose gradient counts by ``weight`` (None: it is all)."""
+        given = placed(self.engine.network, inputs, targets)
+        with self._precision(given[0].device.type):
+            result = self.engine(*given, index)
+        loss = float(result.loss)
+        if weight is None:
+            result.backward()
+        else:
+            (weight * result.surrogate).backward()
+        self.passes += result.passes * count
+        totals = summed(self.engine.task.metrics(result.outputs, given[1]))
+        return StepFigures(loss, totals, result.informative, 0.0), len(result.losses) - 1
+
+    def _precision(self, device: str) -> contextlib.AbstractContextManager[object]:
+        if self.recipe.precision == "full":
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.bfloat16)
+
+    def _clip(self) -> float | None:
+        """Shorten all gradients together to the norm that is asked for; return what it was."""
+        if self.recipe.clip is None:
+            return None
+        trained = [one for one in self.engine.parameters() if one.grad is not None]
+        return float(torch.nn.utils.clip_grad_norm_(trained, self.recipe.clip))
 
     def _check_agreement(self) -> None:
         """Make sure that all ranks have drawn the same random numbers and learned the same.
@@ -256,18 +280,23 @@ class Trainer:
                 "the network takes a batch as a whole: train in one process"
             )
 
-    def _schedule(self) -> float:
-        rate = self.recipe.learning_rate
-        if self.recipe.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * self.spent / self.budget))
+    def _set_rate(self) -> float:
+        recipe = self.recipe
+        rate = recipe.learning_rate * factor(recipe, self.spent, self.budget)
+        if recipe.schedule == "plateau":
+            rate *= recipe.decay**self.selection.lowered
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         return rate
 
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Return the state of the network and of the engine, flat."""
+        tensors = {f"network.{k}": v for k, v in self.engine.network.state_dict().items()}
+        return tensors | {f"engine.{k}": v for k, v in self.engine.state().items()}
+
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything that decides the next step: flat tensors and a JSON-able rest."""
-        tensors = {f"network.{k}": v for k, v in self.engine.network.state_dict().items()}
-        tensors |= {f"engine.{k}": v for k, v in self.engine.state().items()}
+        tensors = self._own_tensors() | {BEST + k: v for k, v in self._best.items()}
         kept = self.optimiser.state_dict()
         options: dict[str, dict[str, Any]] = {str(number): {} for number in kept["state"]}
         for number, state in kept["state"].items():
@@ -283,17 +312,16 @@ class Trainer:
             "training_seconds": self.seconds,
             "param_groups": kept["param_groups"],
             "options": options,
+            **({"selection": dataclasses.asdict(self.selection)} if self.selection.epoch else {}),
         }
         return {name: value.detach().clone() for name, value in tensors.items()}, meta
 
     def optimiser_state(self) -> dict[str, dict[str, Any]]:
-        """Return what the optimiser keeps of each parameter once it has moved it, without values.
+        """Return what the optimiser keeps of each parameter once it has moved it: names, shapes.
 
-        Numbers are text, as in ``checkpoint``; tensors have shapes and types, but no memory.
+        Numbers are text, as in ``checkpoint``.
         """
-        twin = make_optimiser(
-            self.recipe, iter(map(_shadow, self.optimiser.param_groups[0]["params"]))
-        )
+        twin = make_optimiser(self.recipe, map(_shadow, self.optimiser.param_groups[0]["params"]))
         twin.step()
         return {str(number): state for number, state in twin.state_dict()["state"].items()}
 
@@ -312,40 +340,6 @@ class Trainer:
         self.step = int(meta["step"])
         self.passes = int(meta.get("passes", 0))  # not counted by the first run files
         self.seconds = float(meta.get("training_seconds", 0.0))
-
-
-def placed(network: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets on the network's device, the inputs in its floating-point type."""
-    first = next(network.parameters())
-    dtype = first.dtype if inputs.is_floating_point() else None
-    return inputs.to(first.device, dtype), targets.to(first.device)
-
-
-@torch.no_grad()
-def evaluate(engine: Engine, split: Source, batch_size: int = 256) -> dict[str, float]:
-    """Return the task's metrics and the mean ``loss`` of a split, in evaluation mode.
-
-    Ranks divide the batches; all of them must ask.
-    """
-    network, task = engine.network, engine.task
-    training = network.training
-    network.eval()
-    form = getattr(engine.substrate, "outputs", None)
-    totals: tasks.Totals = {}
-    for batch in batches(split, batch_size, None, drop_last=False):
-        with parallel.sharing(parallel.share(len(batch.targets))) as own:
-            rows = own.rows if own.weight else slice(0, 1)  # every rank must know the metrics
-            inputs, targets = placed(network, batch.inputs[rows], batch.targets[rows])
-            outputs = network(inputs) if form is None else form(network(inputs))
-            losses = task.losses(outputs, targets)
-            found = summed(
-                {"loss": (losses, torch.ones_like(losses)), **task.metrics(outputs, targets)}
-            )
-            if not own.weight:
-                found = folded([0.0] * len(flat(found)), found)
-            totals = added(totals, found)
-    network.train(training)
-    sums = [sum(column) for column in zip(*ranks.table(flat(totals)), strict=True)]
-    totals = folded(sums, totals)
-    (loss,), (count,) = totals.pop("loss")
-    return {**task.figures(totals), "loss": loss / count}
+        self.selection = Selection.of(meta.get("selection", {}))
+        self._best = part(tensors, BEST)
+        self._end_idle()
