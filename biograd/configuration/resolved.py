@@ -129,7 +129,6 @@ class Configuration:
         Raises:
             RecipeError, DataError: see ``data.load``.
         """
-        timed = self.encoded_in_time
         return load_data(
             self.data,
             name=self.dataset,
@@ -137,7 +136,7 @@ class Configuration:
             offline=self.offline,
             seed=self.seed,
             own=own,
-            timed=timed,
+            timed=self.encoded_in_time,
             dt_ms=self.recipe.encoding.dt_ms,
         )
 
