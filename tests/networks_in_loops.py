@@ -89,7 +89,7 @@ class Convolutional(Loop):
 
     def __init__(self, course: bool = True) -> None:
         super().__init__(course)
-        self.pool = nn.AvgPool2d(2)
+        self.pool: nn.Module = nn.MaxPool2d(2)
 
     def layer(self) -> nn.Module:
         return nn.Conv2d(1, 2, 3, padding=1)
@@ -106,7 +106,11 @@ class Convolutional(Loop):
 
 
 class PooledSpikes(Convolutional):
-    """The same with the pooling behind the neurons."""
+    """The same with the pooling, a mean, behind the neurons."""
+
+    def __init__(self, course: bool = True) -> None:
+        super().__init__(course)
+        self.pool = nn.AvgPool2d(2)
 
     def begin(self, inputs: Tensor) -> list[Any]:
         return [inputs.new_zeros(len(inputs), 2, SIDE, SIDE), inputs.new_zeros(len(inputs), UNITS)]
@@ -251,9 +255,10 @@ def drawn(name: str) -> Loop:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = LOOPS[name]().double()
+    grid = isinstance(network, Convolutional)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter *= 2.0
+            parameter *= 6.0 if grid and parameter.dim() > 1 else 2.0
     return network
 
 

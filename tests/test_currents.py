@@ -141,8 +141,20 @@ def test_rules_without_noise_keep_their_sites(rule: Callable[[], Estimator]) -> 
     assert len(layers(prepared(Recurrent(), rule()))) == 3
 
 
-def test_layers_that_answer_in_different_steps_are_not_joined() -> None:
-    assert len(layers(prepared(Recurrent(late=True), RULES["weak"]()))) == 3
+@pytest.mark.parametrize("order", ["feed first", "back first"])
+def test_a_layer_that_begins_in_the_second_step_shares_the_current(order: str) -> None:
+    """Every coordinate's own difference is the gradient, so that each step has its own credit."""
+    engine = prepared(
+        Recurrent(order, late=True),
+        biograd.WeakGradient(2 * STEPS * UNITS + 1, 1e-3, method="central_difference"),
+    )
+    assert layers(engine) == JOINT
+    inputs, targets = data()
+    engine(inputs, targets).backward()
+    found = hidden(engine.network)
+    engine.network.zero_grad()
+    functional.cross_entropy(engine.detach()(inputs), targets).backward()
+    assert torch.allclose(found, hidden(engine.network), atol=1e-5)
 
 
 def gradients(network: nn.Module, rule: Estimator, draws: int, **given: object) -> Tensor:

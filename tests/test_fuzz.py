@@ -12,7 +12,7 @@ import pytest
 from fuzz import TARGETS, target
 from fuzz.harness import Target, campaign, judged, run, snapshot
 
-SHARE = {"data": 30, "nir": 10, "recipes": 20, "recordings": 40, "runs": 6}
+SHARE = {"data": 30, "nir": 10, "recipes": 20, "recordings": 15, "runs": 6}
 """Mutants of the default suite, by target."""
 
 

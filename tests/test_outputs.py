@@ -145,6 +145,28 @@ def test_a_wrong_declaration_is_no_guess_either() -> None:
     attached(drawn("dense"), make("backprop")).prepare(inputs, targets)
 
 
+def test_a_sum_over_the_wrong_axis_is_refused() -> None:
+    with pytest.raises(CapabilityError, match="do not follow the order of the examples"):
+        biograd.attach(
+            tutorial(), make("backprop"), outputs=biograd.Outputs(part=0, over_time="sum")
+        ).prepare(*batch(STEPS))
+
+
+class TakesStepsFirst(Loop):
+    """A loop over the first axis."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("rows", [ROWS, STEPS])
+def test_a_module_that_takes_the_steps_first_is_refused(rows: int) -> None:
+    with pytest.raises(CapabilityError, match="do not follow the order of the examples"):
+        biograd.attach(
+            TakesStepsFirst().double(), make("backprop"), loss=losses.ce_rate_loss()
+        ).prepare(*batch(rows))
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [
@@ -261,6 +283,55 @@ def test_sltt_layer_by_layer_is_that_of_the_loop() -> None:
         found = trained(attached(network, make(rule)), inputs, steps, 1)
         expected = trained(attached(Looped(), make(rule)), inputs, steps, 1)
         check_equal({f"layers.{name}": value for name, value in found.items()}, expected)
+
+
+class Flat(nn.Module):
+    """A convolution on examples and steps in one axis, as multi-step layers are written.
+
+    Args:
+        stepwise: by ``Steps`` in place of the one axis.
+    """
+
+    def __init__(self, stepwise: bool = False) -> None:
+        super().__init__()
+        self.convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2))
+        self.neurons = biograd.Steps(
+            snntorch.Leaky(beta=decay(0.9), spike_grad=fire, threshold=0.1), reset="reset_mem"
+        )
+        self.readout, self.stepwise = nn.Linear(2, OUTPUTS), stepwise
+        if stepwise:
+            self.convolution = biograd.Steps(self.convolution)  # type: ignore[assignment]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        images = inputs.unflatten(2, (1, 4, 4))
+        if self.stepwise:
+            current = self.convolution(images)
+        else:
+            current = self.convolution(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        found: Tensor = self.readout(self.neurons(current).flatten(2).mean(1))
+        return found
+
+
+@pytest.mark.parametrize("rule", ["weak", "direct_feedback", "forward_gradient_activity"])
+def test_rows_of_examples_and_steps_are_refused_with_a_way(rule: str) -> None:
+    torch.manual_seed(1)
+    inputs, targets = batch()
+    flat, stepwise = Flat().double(), Flat(stepwise=True).double()
+    weights = {f"convolution.module.{k.removeprefix('convolution.')}" if "conv" in k else k: v
+               for k, v in flat.state_dict().items()}  # fmt: skip
+    stepwise.load_state_dict(weights)
+    assert torch.allclose(flat(inputs), stepwise(inputs))
+    biograd.attach(flat, make("backprop")).prepare(inputs, targets)
+    with pytest.raises(CapabilityError, match=r"receives 30 rows for 5 examples.*biograd\.Steps"):
+        biograd.attach(flat, make(rule)).prepare(inputs, targets)
+    found = trained(biograd.attach(stepwise, make(rule)), inputs, targets)
+    assert found["convolution.module.0.weight"].any()
+
+
+def test_a_layers_own_current_is_no_activity() -> None:
+    site = biograd.Site("first", ("first",), (False,), activity="first")
+    with pytest.raises(CapabilityError, match="not what its layer 'first' returns"):
+        attached(drawn("dense"), make("direct_feedback"), sites=[site])
 
 
 def test_training_takes_a_module_that_returns_more_than_its_outputs(tmp_path: Any) -> None:

@@ -247,6 +247,7 @@ def test_other_files_or_labels_are_packed_anew(tmp_path: Path, cache: Path) -> N
     assert len(digests) == 3 and len(list(cache.rglob("*.h5"))) == 3
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_that_looks_complete(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "data"
     for split in ("Train", "Test"):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from biograd.checking import Count, Range, validate
 from biograd.errors import RecipeError
 from biograd.substrate.network import SynapticLayer
 
-Grid = tuple[int, ...]
+Grid = tuple[Count, ...]
 CONVOLUTIONS = {2: functional.conv1d, 3: functional.conv2d, 4: functional.conv3d}
 
 
@@ -33,12 +34,13 @@ class Convolution(SynapticLayer):
     def __init__(
         self,
         shape: Grid,
-        channels: int,
-        kernel: int = 3,
-        stride: int = 1,
+        channels: Count,
+        kernel: Count = 3,
+        stride: Count = 1,
         bias: bool = True,
-        padding: Literal["same", "valid"] | int = "same",
+        padding: Literal["same", "valid"] | Annotated[int, Range(0)] = "same",
     ) -> None:
+        validate(Convolution, locals())
         super().__init__()
         self.shape, self.stride, self.padding = shape, stride, margin(padding, kernel)
         self.target_shape = grid(shape, channels, kernel, stride, padding)
@@ -80,13 +82,14 @@ class Pooling(nn.Module):
     def __init__(
         self,
         shape: Grid,
-        kernel: int = 2,
-        stride: int | None = None,
+        kernel: Count = 2,
+        stride: Count | None = None,
         kind: Literal["average", "max", "sum"] = "average",
     ) -> None:
+        validate(Pooling, locals())
         super().__init__()
         self.shape, self.kernel, self.stride, self.kind = shape, kernel, stride or kernel, kind
-        self.target_shape = grid(shape, shape[0], kernel, self.stride, "valid")
+        self.target_shape = grid(shape, sum(shape[:1]), kernel, self.stride, "valid")
         self.keeps_spikes = kind == "max"
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,14 @@ from biograd.circuit import sparse
 from biograd.circuit.grids import Convolution, grid
 from biograd.errors import RecipeError
 from biograd.randomness import generator
-from biograd.recipes import ProjectionRecipe
+from biograd.recipes import Count, ProjectionRecipe, Range, validate
 from biograd.substrate.network import SynapticLayer
 
 Sign = Literal["both", "excitatory", "inhibitory"]
+
+
+Share = Annotated[float, Range(0, 1, above=True)]
+"""Share of the connections that exist."""
 
 
 class Masked(SynapticLayer):
@@ -35,8 +39,11 @@ class Masked(SynapticLayer):
     mask: Tensor
 
     def __init__(
-        self, mask: Tensor, bias: bool = True, sign: Sign = "both", density: float | None = None
+        self, mask: Tensor, bias: bool = True, sign: Sign = "both", density: Share | None = None
     ) -> None:
+        validate(Masked, locals())
+        if mask.dim() != 2 or not mask.numel() or not bool(((mask == 0) | (mask == 1)).all()):
+            raise RecipeError(f"Masked: mask {list(mask.shape)}: must be [outputs, inputs] of 0, 1")
         super().__init__()
         self.sign, self.density = sign, density
         self.register_buffer("mask", mask.bool())
@@ -99,12 +106,13 @@ class Sparse(SynapticLayer):
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
-        connections: float | Tensor,
+        inputs: Count,
+        outputs: Count,
+        connections: Share | Tensor,
         bias: bool = True,
         sign: Sign = "both",
     ) -> None:
+        validate(Sparse, locals())
         super().__init__()
         self.shape, self.sign = (outputs, inputs), sign
         self.density = None if isinstance(connections, Tensor) else connections
@@ -183,7 +191,8 @@ class OneToOne(SynapticLayer):
         sign: of the weights that act.
     """
 
-    def __init__(self, units: int, bias: bool = False, sign: Sign = "both") -> None:
+    def __init__(self, units: Count, bias: bool = False, sign: Sign = "both") -> None:
+        validate(OneToOne, locals())
         super().__init__()
         self.sign = sign
         self.weight = nn.Parameter(torch.ones(units, 1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.errors import RecipeError, nearest
-from biograd.recipes import NetworkRecipe
+from biograd.recipes import Count, NetworkRecipe, Positive, validate
 from biograd.tasks.leaky_sum import leaky_sum
 
 KINDS = ("membrane", "rate", "filtered_rate", "first_spike", "potential")
@@ -41,10 +41,11 @@ class Readout(nn.Module):
     def __init__(
         self,
         kind: str = "membrane",
-        steps: int = 1,
-        dt_ms: float = 1.0,
-        time_constant_ms: float = 20.0,
+        steps: Count = 1,
+        dt_ms: Positive = 1.0,
+        time_constant_ms: Positive = 20.0,
     ) -> None:
+        validate(Readout, locals())
         super().__init__()
         if kind not in KINDS:
             raise RecipeError(f"Readout: kind = {kind!r}: {nearest(kind, KINDS)}")
@@ -109,7 +110,8 @@ class LeakyReadout(nn.Module):
         time_constant_ms: ``tau``.
     """
 
-    def __init__(self, dt_ms: float = 1.0, time_constant_ms: float = 20.0) -> None:
+    def __init__(self, dt_ms: Positive = 1.0, time_constant_ms: Positive = 20.0) -> None:
+        validate(LeakyReadout, locals())
         super().__init__()
         self.dt_ms, self.time_constant_ms = dt_ms, time_constant_ms
         self.decay = math.exp(-dt_ms / time_constant_ms)

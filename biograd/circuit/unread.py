@@ -67,16 +67,20 @@ def check_changed(recipe: ModelRecipe) -> None:
     Raises:
         RecipeError: with the key.
     """
-    plain = ModelRecipe()
     for key, reason in unread(recipe).items():
-        table, _, name = key.partition(".")
-        if table in ("populations", "projections") and name:
-            part = at(recipe, key.rpartition(".")[0])
-            default = default_of(type(part), key.rpartition(".")[2])
-        else:
-            default = at(plain, key) if not name or hasattr(getattr(plain, table), name) else None
-        if at(recipe, key) != default:
+        if at(recipe, key) != _left_out(recipe, key):
             raise RecipeError(f"{key}: has no effect {reason}")
+
+
+def _left_out(recipe: ModelRecipe, key: str) -> Any:
+    """Return the value that a key has, or a whole table, where nobody gives it."""
+    table, _, name = key.rpartition(".")
+    if "." in table:  # populations and projections: a plain recipe has none
+        return default_of(type(at(recipe, table)), name)
+    plain = ModelRecipe()
+    if table and not hasattr(getattr(plain, table), name):  # of another kind of neuron
+        return None
+    return at(plain, key)
 
 
 def default_of(kind: type[Any], name: str) -> Any:

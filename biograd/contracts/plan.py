@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from biograd.checking import Count
+from biograd.checking import Checked, Count
 from biograd.contracts.precision import computing
+from biograd.errors import RecipeError
 from biograd.tasks.task import vectors
 
 Capability = Literal[
@@ -39,12 +40,21 @@ cell; a cell is a group of units with a loss of its own (a patch, a group of cha
 
 
 def module_key(name: str) -> str:
-    """Return a site's or layer's name as one that a module can have."""
+    """Return a site's or layer's name as one that a module can have.
+
+    >>> module_key("blocks.0.synapse"), key_name(module_key("blocks.0.synapse"))
+    ('blocks/0/synapse', 'blocks.0.synapse')
+    """
     return name.replace(".", "/")
 
 
+def key_name(key: str) -> str:
+    """Return the name of the site or layer that ``module_key`` made a key of."""
+    return key.replace("/", ".")
+
+
 @dataclasses.dataclass(frozen=True)
-class Site:
+class Site(Checked):
     """Where noise enters and credit is delivered: the input current of one population.
 
     Several synaptic layers may feed one current (feed-forward and recurrent weights); they share
@@ -75,6 +85,19 @@ class Site:
     block: str | None = None
     inner: tuple[str, ...] | None = None
     population: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            RecipeError: wrong types, no layer, or not one ``time`` for each.
+        """
+        super().__post_init__()
+        if not self.modules or len(self.time) != len(self.modules):
+            raise RecipeError(
+                f"Site: {self.name}: {len(self.modules)} modules, {len(self.time)} values of time: "
+                "give at least one layer, and True or False for each"
+            )
 
     @property
     def neurons(self) -> str | None:

@@ -16,6 +16,9 @@ from biograd.contracts.precision import widened
 class Visits:
     """The outputs of one layer in the clean copy, in the order in which it was called.
 
+    A layer that is called in fewer steps than its site has is called in the last ones: a recurrent
+    layer may begin in the second step.
+
     Attributes:
         outputs: each ``[B, *U]``, or ``[B, time, *U]`` with ``time`` one of 1 (the same current
             in every step), ``K`` (the mean current of each bin) or the number of steps.
@@ -33,7 +36,9 @@ class Visits:
     def binned(self, steps: int, time_bin: int | None) -> Tensor:
         """Return the mean output in each bin, ``[B, K, *U]``."""
         lengths = bin_lengths(steps, time_bin)
-        values = self.outputs[0] if self.time else torch.stack(self.outputs, 1)
+        values = (
+            self.outputs[0] if self.time else torch.stack(self._silent(steps) + self.outputs, 1)
+        )
         if values.shape[1] == 1:
             return values.expand(-1, len(lengths), *values.shape[2:])
         if values.shape[1] == len(lengths):
@@ -42,9 +47,17 @@ class Visits:
             return values.mean(1, keepdim=True)
         return torch.stack([part.mean(1) for part in _split(values, lengths)], 1)
 
+    def _late(self, steps: int) -> int:
+        """Return the number of steps before the first in which the layer is called."""
+        return max(steps - len(self.outputs), 0)
+
+    def _silent(self, steps: int) -> list[Tensor]:
+        """Return the zero outputs of the steps in which the layer is not called."""
+        return [torch.zeros_like(self.outputs[0])] * self._late(steps)
+
     def trial_mean(self, steps: int) -> Tensor:
         """Return the mean output of the whole trial, ``[B, *U]``."""
-        once = not self.time and len(self.outputs) == 1
+        once = not self.time and len(self.outputs) == 1 == steps
         return self.outputs[0] if once else self.binned(steps, None)[:, 0]
 
     def deliver(self, gradient: Tensor, steps: int, time_bin: int | None) -> Credit:
@@ -65,7 +78,7 @@ class Visits:
                 share = gradient / count.view(1, -1, *[1] * (gradient.dim() - 2))
                 yield values, share.repeat_interleave(count, dim=1)
             return
-        for visit, values in enumerate(self.outputs):
+        for visit, values in enumerate(self.outputs, self._late(steps)):
             index = min(visit // lengths[0], len(lengths) - 1)
             yield values, gradient[:, index] / lengths[index]
 

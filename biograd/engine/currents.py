@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from biograd.contracts import Objective, Plan, SiteShape, SiteTrace, Trace
 from biograd.engine.accounted import Accounted
@@ -21,6 +23,8 @@ from biograd.substrate.network import Network
 
 Losses = Callable[[Plan], Tensor]
 """A plan with one noisy copy to its losses ``[2, B]``."""
+TIES = (_BatchNorm, _DropoutNd)
+"""Modules by which, in training, an example's outputs depend on its place in the batch."""
 ROUNDING = 1e-3
 """Share of the effect of noise that rounding may make or leave."""
 
@@ -44,15 +48,23 @@ def shared(names: Sequence[str], trace: Trace, losses: Losses) -> list[list[str]
         losses: what a plan finds.
     """
     groups: list[list[str]] = []
-    for shape, alike in _by_shape(names, trace).items():
-        noise = _noise(trace, alike[0], shape)
-        changes = {name: _change(losses, {name: noise}, shape) for name in alike}
+    for units, alike in _by_units(names, trace):
+        steps = {name: trace.sites[name].shape.steps for name in alike}
+        longest = SiteShape(units, max(steps.values()))
+        noise = _noise(trace, max(alike, key=steps.__getitem__), longest)
+        noise[:, :, : longest.steps - min(steps.values())] = 0  # where some are not called yet
+        own = {name: noise[:, :, longest.steps - steps[name] :] for name in alike}
+        changes = {name: _change(losses, {name: own[name]}, longest) for name in alike}
         for name, change in changes.items():
             group = next((g for g in groups if _equal(changes.get(g[0]), change)), None)
             if group is None:
                 groups.append([name])
-            elif _zero(_change(losses, {group[0]: noise, name: -noise}, shape), change):
+                continue
+            both = {group[0]: own[group[0]], name: -own[name]}
+            if _zero(_change(losses, both, longest), change):
                 group.append(name)
+    for group in groups:  # noise enters at a layer that is called in every step
+        group.sort(key=lambda name: -trace.sites[name].shape.steps)
     return [group for group in groups if len(group) > 1]
 
 
@@ -97,12 +109,16 @@ def _reached(values: Sequence[Tensor], site: SiteTrace) -> bool:
     return any(gradient is not None for gradient in found)
 
 
-def _by_shape(names: Sequence[str], trace: Trace) -> dict[SiteShape, list[str]]:
-    """Return the sites of each shape that occurs twice or more."""
-    found: dict[SiteShape, list[str]] = {}
+def _by_units(names: Sequence[str], trace: Trace) -> list[tuple[tuple[int, ...], list[str]]]:
+    """Return the sites of units of each shape that occurs twice or more.
+
+    One that is called once is not compared with one that is called in every step.
+    """
+    found: dict[tuple[tuple[int, ...], bool], list[str]] = {}
     for name in names:
-        found.setdefault(trace.sites[name].shape, []).append(name)
-    return {shape: alike for shape, alike in found.items() if len(alike) > 1}
+        shape = trace.sites[name].shape
+        found.setdefault((shape.units, shape.steps > 1), []).append(name)
+    return [(units, alike) for (units, _), alike in found.items() if len(alike) > 1]
 
 
 def _noise(trace: Trace, name: str, shape: SiteShape) -> Tensor:
@@ -145,28 +161,55 @@ class Structured(Accounted):
     def _check_rows(
         self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
     ) -> None:
-        """Refuse outputs of as many steps as examples whose examples lie behind the steps.
+        """Refuse rows that are no examples: of a layer, or of outputs with the steps first.
 
         Raises:
-            CapabilityError: other examples in a row change the outputs of a step.
+            CapabilityError: a layer whose credit the rule delivers has other rows; or there are as
+                many steps as examples, and the examples' order changes that of the second axis.
         """
-        outputs = trace.outputs
-        if outputs.dim() < 3 or outputs.shape[0] != outputs.shape[1]:
+        self._check_layers_rows(trace, len(encoded))
+        outputs, formed = trace.outputs, getattr(self.substrate, "outputs", None) is not None
+        if len(encoded) < 2 or not (formed or (outputs.dim() > 2 and looped(trace))):
             return
         drawn = stream.get_state()
         turned = self._tried(Plan(graph=False), encoded.roll(1, 0), targets.roll(1, 0), stream)
         stream.set_state(drawn)
+        again = self._tried(Plan(graph=False), encoded, targets, stream)
+        stream.set_state(drawn)
         size = 1e-5 * float(outputs.abs().max())
-        by_row, by_step = (
-            torch.allclose(turned.outputs, outputs.roll(1, axis), rtol=1e-4, atol=size)
-            for axis in (0, 1)
-        )
-        if by_step and not by_row:
+
+        def alike(expected: Tensor) -> bool:
+            return torch.allclose(turned.outputs, expected, rtol=1e-4, atol=size)
+
+        if alike(outputs.roll(1, 0)):
+            return
+        name = f"{type(self.network).__name__} returned outputs {list(outputs.shape)}"
+        if outputs.dim() > 2 and alike(outputs.roll(1, 1)):
             raise CapabilityError(
-                f"{type(self.network).__name__} returned outputs {list(outputs.shape)} whose "
-                "second axis are the examples: outputs=biograd.Outputs(time_first=...) must say "
-                "whether its first axis are the steps"
+                f"{name} whose second axis are the examples: outputs=biograd.Outputs("
+                "time_first=...) must say whether its first axis are the steps"
             )
+        fixed = torch.allclose(again.outputs, outputs, rtol=1e-4, atol=size)
+        if fixed and not any(m.training for m in self.network.modules() if isinstance(m, TIES)):
+            raise CapabilityError(
+                f"{name} that do not follow the order of the examples: their first axis are none, "
+                "or an example acts on another; a module that takes the steps first, [T, B, ...], "
+                "needs one around it that gives it inputs.transpose(0, 1)"
+            )
+
+    def _check_layers_rows(self, trace: Trace, rows: int) -> None:
+        """Refuse a layer that receives examples and steps in one axis."""
+        needs = self.estimator.needs & {"perturb_site", "jvp_site"}
+        if not needs and not self.estimator.blockwise and self.local is None:
+            return
+        for name, site in trace.sites.items():
+            found = {len(output) for visits in site.visits for output in visits.outputs}
+            if found != {rows}:
+                raise CapabilityError(
+                    f"site {name!r}: its layer receives {max(found)} rows for {rows} examples, and "
+                    f"noise and credit of {type(self.estimator).__name__} are an example's own: "
+                    "apply what takes one step to every step, biograd.Steps(...), on [B, T, ...]"
+                )
 
     def _has_steps(
         self, trace: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator
@@ -183,6 +226,8 @@ class Structured(Accounted):
         if self.keeps:
             self._before.restore()
         seen = self.substrate.run(Plan(), encoded, targets, Objective(first), stream)
+        if not seen.loss.requires_grad:
+            return False
         calls = seen.sites[name].visits[0].outputs
         found = torch.autograd.grad(seen.loss, calls, allow_unused=True)
         acting = [gradient is not None and bool(gradient.any()) for gradient in found]

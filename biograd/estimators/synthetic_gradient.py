@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace, Transport
-from biograd.contracts.plan import module_key
+from biograd.contracts.plan import key_name, module_key
 from biograd.errors import CapabilityError, nearest
 from biograd.estimators.estimator import Estimator, arriving
 from biograd.estimators.synthesisers import (
@@ -179,7 +179,7 @@ class SyntheticGradient(Estimator):
         """
         made = self.state_synthesisers if state else self.synthesisers
         if module_key(site) not in made:
-            known = [key.replace("/", ".") for key in made]
+            known = [key_name(key) for key in made]
             raise CapabilityError(f"no synthesiser at {site!r}: {nearest(site, known)}")
         found = made[module_key(site)]
         assert isinstance(found, Synthesiser)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Round, SiteTrace, Trace, bin_lengths, bins
-from biograd.contracts.plan import module_key
+from biograd.contracts.plan import key_name, module_key
 from biograd.contracts.precision import widened
 from biograd.errors import CapabilityError
 from biograd.estimators.loss_regression import isotropic, orthonormal
@@ -225,7 +225,7 @@ class LocalGuess(Tangents):
     def losses(self, trace: Trace) -> Iterator[Tensor]:
         """Yield the readouts' losses; they do not reach the network."""
         for name, readout in self.readouts.items():
-            place = name.replace("/", ".")
+            place = key_name(name)
             inputs = _features(trace.sites[place], place).detach()
             yield _loss(readout, inputs, trace).mean()
 

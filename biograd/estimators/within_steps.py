@@ -36,7 +36,8 @@ def by_step(trace: Trace, round: Round, window: int) -> Iterator[tuple[str, Tens
         window: number of steps.
 
     Raises:
-        CapabilityError: a block's steps cannot be told, or nothing takes its output.
+        CapabilityError: a block's steps cannot be told, nothing takes its output, or it does not
+            depend on the current of its own step.
     """
     above = [(trace.loss, torch.ones_like(trace.loss))]
     for name in reversed(round.blocks):
@@ -49,6 +50,12 @@ def by_step(trace: Trace, round: Round, window: int) -> Iterator[tuple[str, Tens
         tensors = [tensor for tensor, _ in above]
         arrived = arriving(tensors, [m.to(t.dtype) for t, m in above], site.slot)
         pairs = list(_passed(site, name, arrived, window))
+        if not round.step and arrived.any() and not any(bool(one.any()) for _, one in pairs):
+            raise CapabilityError(
+                f"site {name}: what its block returns in a step does not depend on its current in "
+                "that step (as snnTorch's Alpha), so that there is no credit within steps: take "
+                "biograd.EligibilityPropagation"
+            )
         above += pairs
         yield name, arrived, pairs
 
@@ -64,17 +71,40 @@ def _passed(
         if len(starts) == 1 and len(ends) > 1:  # one call for all steps
             yield starts[0], _sliced(starts[0], ends, credits, window, name)
             continue
+        if len(ends) == 1:
+            yield from _ended(starts, ends[0], credits[0], name)
+            continue
         late = len(ends) - len(starts)  # a recurrent layer may not be called in the first step
-        if len(ends) > 1 and late not in (0, 1):
+        if late < 0:
             raise CapabilityError(
                 f"site {name}: its layer is called {len(starts)} times and its activity reached "
                 f"{len(ends)} times, so that credit cannot be divided by step"
             )
         for first in range(0, len(ends), window):
             last = min(first + window, len(ends))
-            own = starts[max(first - late, 0) : last - late] if len(ends) > 1 else starts[-1:]
+            own = (
+                starts[max(first - late, 0) : max(last - late, 0)] if len(ends) > 1 else starts[-1:]
+            )
             found = _pulled(ends[first:last], own, credits[first:last])
             yield from zip(own, found, strict=True)
+
+
+def _ended(
+    starts: Sequence[Tensor], end: Tensor, credit: Tensor, name: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the current of the last step, of a block whose output is that of the last step alone.
+
+    Raises:
+        CapabilityError: earlier steps act on it, too.
+    """
+    found = _pulled([end], starts, [credit])
+    if any(bool(earlier.any()) for earlier in found[:-1]):
+        raise CapabilityError(
+            f"site {name}: what stands for its activity holds several steps at once, so that "
+            "credit cannot be divided by step: name the module of its neurons, "
+            "sites=[biograd.Site(..., activity=...)]"
+        )
+    yield from zip(starts[-1:], found[-1:], strict=True)
 
 
 def _sliced(

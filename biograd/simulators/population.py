@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from biograd.checking import Count, Positive, validate
 from biograd.contracts.credit_paths import State, differentiated, join, needed, with_way
-from biograd.errors import BiogradError, CapabilityError
+from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.neurons import Leaky, leaky_scan
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
 from biograd.neurons.scan import (
@@ -63,13 +64,16 @@ class Population(SteppedPopulation):
     def __init__(
         self,
         neuron: Neuron,
-        units: int,
-        steps: int,
-        dt_ms: float,
+        units: Count,
+        steps: Count,
+        dt_ms: Positive,
         simulator: Simulator = "torch",
         where: str = "neuron",
         stream: str = "",
     ) -> None:
+        validate(Population, locals())
+        if not isinstance(neuron, Neuron):  # a table would be taken for one
+            raise RecipeError(f"Population: neuron = {neuron!r}: must be a neuron")
         super().__init__(steps)
         check_trainable(neuron, where)
         self.neuron, self.units, self.dt_ms = neuron, units, dt_ms

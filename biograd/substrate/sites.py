@@ -42,6 +42,11 @@ def find_sites(module: nn.Module, sites: Sites | None) -> tuple[Site, ...]:
         for name in filter(None, (*site.modules, site.activity, site.current, site.population)):
             if name not in known:
                 raise CapabilityError(f"no layer {name!r}: {nearest(name, filter(None, known))}")
+        if site.activity is not None and site.activity in site.modules:
+            raise CapabilityError(
+                f"sites: the activity of {site.name!r} is not what its layer {site.activity!r} "
+                "returns, which is its current: name the module behind it, or none"
+            )
     for names in ([site.name for site in found], [n for site in found for n in site.modules]):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
