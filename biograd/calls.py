@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,24 @@ from torch import nn
 from biograd import experiment
 from biograd.callbacks import Callback, Log, Watchers
 from biograd.checking import Table
+from biograd.configuration import OwnParts
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.engine import Engine, Outside
-from biograd.errors import CapabilityError
 from biograd.runs.reader import Run, open_run
-from biograd.substrate.kept import Reset, ResetBefore
+from biograd.substrate.kept import Reset
 from biograd.substrate.return_values import Outputs
+
+Model = str | nn.Module | Callable[..., nn.Module]
+"""A module, its class or a function that makes it, or text that names code."""
 
 
 def train(
-    model: str | nn.Module = "spiking",
+    model: Model = "spiking",
     data: Any = "digits",
     *,
+    arguments: Mapping[str, Any] | None = None,
     task: str | Mapping[str, Any] | None = None,
-    loss: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
     estimator: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -46,18 +50,24 @@ def train(
     metrics: Sequence[str] | Mapping[str, Any] = (),
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
+    allow_code: bool = False,
 ) -> Run:
     """Train a network and return its run.
 
     Args:
-        model: a shipped name, a path to a TOML file, or a module of yours.
+        model: a shipped name, a path to a TOML file, or a module of yours, its class or a function
+            that makes it, or text that names these, ``net.py:Net`` or ``package.module:Net``.  A
+            class is called under the run's seed; a module is trained from its own weights on.
         data: a shipped name, a path (TOML, ``.npz``, HDF5, a folder), ``package.module:function``,
             or data of yours: ``(inputs, targets)``, a mapping of arrays, a torch Dataset or
             DataLoader, a function of seed and epoch, or any of these by split.
+        arguments: of the class or function.
         task: what the targets ask for, a name or a table with ``name`` and settings; by default
             what they tell themselves.
-        loss: of a task of classes, "cross_entropy" or "squared_error"; a function of your own
-            goes to ``attach``.
+        loss: one of the task's own by name, as "cross_entropy" or "squared_error" of classes, one
+            of ``torch.nn.functional`` by name, as "smooth_l1_loss", or a function of outputs and
+            targets that returns one value an example, as an object or as text,
+            ``loss.py:function``.  Targets and metrics stay those of the task.
         estimator: how it learns; the recipe's own by default.
         path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
         settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
@@ -69,7 +79,7 @@ def train(
         decorrelate: a rule of decorrelation, or the recipe's table of it.
         local: a local loss, or the recipe's table of it.
         reset: puts a module of yours that keeps a state from pass to pass back before every one
-            (see ``attach``).
+            (see ``attach``): the name of a method, a function, or text that names one.
         outputs: what of the return value of a module of yours its outputs are (see ``attach``).
         metrics: beside the task's own, of every evaluation: names (``training.metrics``), or by a
             name of yours each a name, a function of outputs and targets that gives one number a
@@ -78,12 +88,15 @@ def train(
         callbacks: are called at the start, steps, epochs and the end.
         log: a function of a stream, the step and figures, called for every row of the streams
             "train_step" and "epoch".
+        allow_code: let a recipe's file name the code of a module (``module.source``).
 
     Raises:
         BiogradError: as ``biograd train`` would report it.
     """
     parts = {
-        "loss": None if loss is None else {"training": {"loss": loss}},
+        "arguments": None if arguments is None else {"module": {"arguments": dict(arguments)}},
+        "sites": None if sites is None else {"module": {"sites": sites}},
+        "outputs": None if outputs is None else {"module": {"outputs": asdict(outputs)}},
         "decorrelate": _table("decorrelation", "rule", decorrelate),
         "local": _table("local", "loss", local),
     }
@@ -103,41 +116,12 @@ def train(
         offline=offline,
         control=control,
         laid={name: table for name, table in parts.items() if table is not None},
-        sites=sites,
+        loss=loss,
+        reset=reset,
+        allow_code=allow_code,
     )
     watchers = Watchers.of(callbacks, log, metrics)
-    with _put_back(model, reset), _formed(model, outputs):
-        return open_run(Path(experiment.execute(request, watchers=watchers)["run"]))
-
-
-@contextmanager
-def _put_back(network: object, reset: Reset | None) -> Iterator[None]:
-    """Reset a module before every pass."""
-    if reset is None:
-        yield
-        return
-    if not isinstance(network, nn.Module):
-        raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
-    handle = network.register_forward_pre_hook(ResetBefore(network, reset))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _formed(network: object, form: Outputs | None) -> Iterator[None]:
-    """Let a module return its outputs alone."""
-    if form is None:
-        yield
-        return
-    if not isinstance(network, nn.Module):
-        raise CapabilityError("outputs: only for a module of yours: recipes' return nothing else")
-    handle = network.register_forward_hook(lambda _module, _inputs, value: form(value))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return open_run(Path(experiment.execute(request, watchers=watchers)["run"]))
 
 
 def _table(table: str, key: str, given: str | Mapping[str, Any] | None) -> Table | None:
@@ -150,8 +134,9 @@ def _table(table: str, key: str, given: str | Mapping[str, Any] | None) -> Table
 def resume(
     path: str | Path,
     epochs: int | None = None,
-    network: nn.Module | None = None,
+    network: Model | None = None,
     data: Any = None,
+    loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
     metrics: Sequence[str] | Mapping[str, Any] = (),
@@ -161,17 +146,20 @@ def resume(
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
     Args:
-        network: your own module, if the run trained one; its weights are replaced.
+        network: your own module, its class or text that names it, if the run trained one; its
+            weights are replaced.
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
-        reset, outputs, metrics, callbacks, log: as in ``train``.
+        loss, reset, outputs: your own, if the run has any; what a name says it finds itself.
+        metrics, callbacks, log: as in ``train``.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
+        RecipeError: the code that is given is another than the run's.
     """
+    parts = OwnParts.of(network, data, loss, reset, outputs)
     watchers = Watchers.of(callbacks, log, metrics)
-    with _put_back(network, reset), _formed(network, outputs):
-        done = experiment.proceed(Path(path), epochs, network=network, own=data, watchers=watchers)
+    done = experiment.proceed(Path(path), epochs, parts=parts, watchers=watchers)
     return open_run(Path(done["run"]))
 
 
@@ -185,47 +173,51 @@ def load(path: str | Path) -> Run:
 
 
 def trained(
-    run: Run, network: nn.Module | None = None, data: Any = None
+    run: Run,
+    network: Model | None = None,
+    data: Any = None,
+    loss: str | Callable[..., Any] | None = None,
+    reset: Reset | None = None,
+    outputs: Outputs | None = None,
 ) -> tuple[nn.Module, Engine]:
     """Return the network of a run as it was at the last checkpoint, and its engine.
 
     Args:
-        network: your own module, if the run trained one; its weights are replaced.
-        data: your own data, if the run learned from any that are in no file.
+        network, data, loss, reset, outputs: as in ``resume``.
     """
-    found = experiment.restored(run, network, data, "trained")
+    parts = OwnParts.of(network, data, loss, reset, outputs)
+    found = experiment.restored(run, parts, "trained")
     return found.network, found.engine
 
 
 def diagnose(
     run: Run,
-    network: nn.Module | None = None,
+    network: Model | None = None,
     *,
     data: Any = None,
     step: int | None = None,
     examples: int = 64,
     draws: int = 16,
     reference: Reference = "auto",
+    loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
 ) -> Diagnosis:
     """Return how good the gradient estimate of a run is, and what keeps it from learning.
 
     Args:
-        network: your own module, if the run trained one; its weights are replaced.
-        data: your own data, if the run learned from any that are in no file.
+        network, data, loss, reset, outputs: as in ``resume``.
         step: of a checkpoint; 0: before the training; None: the last one.
         examples: of the training data, the groups of the task in turn.
         draws: how often the gradient is estimated.
         reference: see ``diagnosis.probe``.
-        reset, outputs: as in ``train``.
 
     Raises:
         RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
     """
-    with _put_back(network, reset), _formed(network, outputs):
-        found = experiment.restored(run, network, data, "diagnose", step)
-        try:
-            return found.diagnose(examples, draws=draws, reference=reference)
-        finally:
-            found.engine.detach()
+    parts = OwnParts.of(network, data, loss, reset, outputs)
+    found = experiment.restored(run, parts, "diagnose", step)
+    try:
+        return found.diagnose(examples, draws=draws, reference=reference)
+    finally:
+        found.engine.detach()

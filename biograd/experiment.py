@@ -11,17 +11,23 @@ file alone.
 from __future__ import annotations
 
 import json
-from copy import deepcopy
+import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from biograd import data, ranks, recipes
+from biograd import data, ranks, recipes, user_code
 from biograd.callbacks import NONE, Watchers
-from biograd.configuration import Configuration, TrainingRequest, check_device, configure
+from biograd.configuration import (
+    Configuration,
+    OwnParts,
+    TrainingRequest,
+    check_device,
+    configure,
+    matching,
+)
 from biograd.errors import DataError, RecipeError, fitting
 from biograd.progress import Progress
+from biograd.recipes import EncodingRecipe
 from biograd.recording import (
     Experiment,
     Interrupted,
@@ -48,6 +54,8 @@ __all__ = [
     "restored",
 ]
 
+log = logging.getLogger(__name__)
+
 STEP = (
     "a step of the training is too large",
     "training.batch_size, the copies of the rule, or the network",
@@ -69,7 +77,7 @@ def execute(
         Interrupted: the run was asked to stop; it can be resumed.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together(), fitting(*STEP):
+    with ranks.together(), user_code.named("the module"), fitting(*STEP):
         summary = _execute(request, _shown(progress), watchers)
         ranks.after_first()
     return summary
@@ -83,13 +91,11 @@ def _shown(progress: Progress | None) -> Progress:
 def _execute(request: TrainingRequest, progress: Progress, watchers: Watchers) -> dict[str, Any]:
     configuration = configure(request)
     path = request.out or _default_path(configuration)
-    network = request.model if isinstance(request.model, nn.Module) else None
     return begin(
         configuration,
         path,
         progress,
-        network,
-        own=request.own,
+        request.parts(),
         force=request.force,
         repeatable=request.repeatable,
         watchers=watchers,
@@ -100,9 +106,8 @@ def begin(
     configuration: Configuration,
     path: Path,
     progress: Progress,
-    network: nn.Module | None = None,
+    parts: OwnParts | None = None,
     *,
-    own: Any = None,
     force: bool = False,
     like: Run | None = None,
     repeatable: bool = False,
@@ -111,8 +116,7 @@ def begin(
     """Return a run that is ready for its first step, its file begun.
 
     Args:
-        network: the user's own module, if the run trains one.
-        own: the user's own data, if they are not in a file.
+        parts: what is the user's own.
         force: replace an existing run.
         repeatable: refuse data that do not repeat.
         like: a run that learned from the same data; None: whatever they are.
@@ -121,11 +125,12 @@ def begin(
         RecipeError: the run file exists.
         DataError: the data cannot be had, or are others.
     """
+    parts = parts or OwnParts()
     ranks.own_device(configuration.device)
     if not ranks.rank():
         RunWriter.check(path, force=force)
     known = (like.attribute("dataset_sha256"), like.path) if like else ("", "")
-    dataset = _load(configuration, own, *known)
+    dataset = _load(configuration, parts.data, *known)
     if repeatable and not dataset.digest:
         raise DataError(f"{configuration.dataset}: the data do not repeat: nothing can be compared")
     if configuration.control and not dataset.task.differentiable:
@@ -133,11 +138,12 @@ def begin(
             f"--control: the control trains the readout by the gradient of the loss, and "
             f"{type(dataset.task).__name__} has none: leave it out"
         )
+    check_step(configuration, dataset)
     configuration = configuration.settled(dataset)
     for note in dataset.notes:
         progress.note(note)
-    pristine = deepcopy(network) if configuration.control else None
-    experiment = Experiment(configuration, dataset, network, metrics=watchers.metrics)
+    pristine = parts.another() if configuration.control else None
+    experiment = Experiment(configuration, dataset, parts, metrics=watchers.metrics)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
     if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
@@ -156,11 +162,26 @@ def begin(
             probe=probe,
             layers=layers,
             credit=experiment.account.as_dict(),
+            code=parts.texts,
             force=force,
         )
     recording = Recording(experiment, writer, probe, progress, watchers)
     recording.pristine = pristine
     return recording
+
+
+def check_step(configuration: Configuration, dataset: data.Dataset) -> None:
+    """Refuse a length of steps that nobody would read, of a module on data without time.
+
+    Raises:
+        RecipeError: it is given.
+    """
+    dt_ms = configuration.recipe.encoding.dt_ms
+    if configuration.module and not dataset.train.timed and dt_ms != EncodingRecipe.dt_ms:
+        raise RecipeError(
+            f"encoding.dt_ms = {dt_ms:g}: has no effect on a module of yours: the data have no "
+            "time axis"
+        )
 
 
 def _load(
@@ -197,22 +218,20 @@ def proceed(
     path: Path,
     epochs: int | None = None,
     progress: Progress | None = None,
-    network: nn.Module | None = None,
-    own: Any = None,
+    parts: OwnParts | None = None,
     watchers: Watchers = NONE,
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
     Args:
-        network: the user's own module, if the run trained one; its weights are replaced.
-        own: the user's own data, if no file can bring them back.
+        parts: the user's own, as far as the run needs them; a module's weights are replaced.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together(), fitting(*STEP):
-        summary = go_on(path, epochs, _shown(progress), network, own, watchers).run()
+    with ranks.together(), user_code.named("the module"), fitting(*STEP):
+        summary = go_on(path, epochs, _shown(progress), parts or OwnParts(), watchers).run()
         ranks.after_first()
     return summary
 
@@ -228,8 +247,7 @@ def go_on(
     path: Path,
     epochs: int | None,
     progress: Progress,
-    network: nn.Module | None = None,
-    own: Any = None,
+    parts: OwnParts,
     watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
@@ -240,12 +258,15 @@ def go_on(
         if configuration.recipe.training.schedule != "constant":
             progress.note("the learning rate now follows the schedule of the longer run")
         configuration = configuration.longer(epochs, step)
-    need_module(configuration, network, path)
-    need_data(configuration, own, path)
-    configuration = configuration.given(own)
+    if changed := matching(configuration, parts, path):
+        raise RecipeError(
+            f"{path}: the run was trained by other code: {'; '.join(changed)}: give back that of "
+            "then (`biograd inspect --source` prints it), or train anew"
+        )
+    configuration = configuration.given(parts.data)
     ranks.own_device(configuration.device)
-    dataset = _load(configuration, own, digest, path)
-    experiment = Experiment(configuration, dataset, network, metrics=watchers.metrics)
+    dataset = _load(configuration, parts.data, digest, path)
+    experiment = Experiment(configuration, dataset, parts, metrics=watchers.metrics)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
         experiment.engine.detach()
@@ -258,6 +279,7 @@ def go_on(
             experiment, writer, description.make_probe(dataset), progress, watchers
         )
         recording.restore(*checkpoint, path)
+        recording.pristine = parts if parts.repeats or not configuration.module else None
     except BaseException:
         experiment.engine.detach()
         raise
@@ -309,49 +331,20 @@ def asked(given: Any) -> dict[str, Any]:
     return {"own": given}
 
 
-def need_data(configuration: Configuration, own: Any, path: object, call: str = "resume") -> None:
-    """Refuse to go on without the user's own data where no file can bring them back.
-
-    Args:
-        call: the function of ``biograd`` that takes them.
-    """
-    if configuration.data.source in data.ASKED and own is None:
-        raise RecipeError(
-            f"{path}: the run learned from data of yours ({configuration.dataset}), which no file "
-            f"brings back: give them to biograd.{call}(path, data=...), or name the function that "
-            "returns them, --dataset package.module:function"
-        )
-
-
-def need_module(
-    configuration: Configuration, network: nn.Module | None, path: object, call: str = "resume"
-) -> None:
-    """Refuse to go on without the user's own module where the run trained one.
-
-    Args:
-        call: the function of ``biograd`` that takes it.
-    """
-    if configuration.module and network is None:
-        raise RecipeError(
-            f"{path}: the run trained a module of yours ({configuration.model}), which no recipe "
-            f"can build: give it to biograd.{call}(path, network=...)"
-        )
-
-
-def restored(
-    run: Run, network: nn.Module | None, own: Any, call: str, step: int | None = None
-) -> Experiment:
+def restored(run: Run, parts: OwnParts, call: str, step: int | None = None) -> Experiment:
     """Return the experiment of a run at a checkpoint, if ``step`` is None with the run's weights.
 
     These are those of the last checkpoint, or the best (``training.keep``).
     """
     configuration = Configuration.of(run.config, run.path)
-    need_module(configuration, network, run.path, call)
-    need_data(configuration, own, run.path, call)
-    configuration = configuration.given(own)
+    for change in matching(configuration, parts, run.path, call):
+        log.warning("%s: the run was trained by other code: %s", run.path, change)
+    configuration = configuration.given(parts.data)
     state = None if step == 0 else run.checkpoint(step)  # the beginning follows from the seed
     known = run.attribute("dataset_sha256")
-    experiment = Experiment(configuration, _load(configuration, own, known, run.path), network)
+    with user_code.named("the module"):
+        dataset = _load(configuration, parts.data, known, run.path)
+        experiment = Experiment(configuration, dataset, parts)
     if state is not None:
         restore(experiment, *state, run.path)
     if step is None:

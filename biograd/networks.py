@@ -90,6 +90,11 @@ def build(
 def _assemble(recipe: ModelRecipe, shape: tuple[int, ...], outputs: int, timed: bool) -> Network:
     network = recipe.network
     static = not in_time(network)
+    if recipe.module.source:
+        raise RecipeError(
+            f"{recipe.module.source}: is a module of yours: make it and attach a rule, or train it "
+            "by biograd.train"
+        )
     _check(recipe)
     if static and timed:
         raise RecipeError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import biograd
-from biograd.errors import CapabilityError
+from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import ESTIMATORS, make
 
 X = 2 * torch.rand(8, 6, generator=torch.Generator().manual_seed(0))
@@ -273,9 +273,9 @@ def test_training_resets_or_refuses(tmp_path: Path) -> None:
     biograd.train(made, data, path=tmp_path / "b.h5", reset="reset_state", **options)
     assert not made._forward_pre_hooks
     again = network(Attribute)
-    with pytest.raises(CapabilityError, match=r"1\.kept"):
-        biograd.resume(tmp_path / "b.h5", 2, again, data)
-    run = biograd.resume(tmp_path / "b.h5", 2, again, data, reset="reset_state")
+    with pytest.raises(RecipeError, match="the run's reset is 'reset_state'"):
+        biograd.resume(tmp_path / "b.h5", 2, again, data, reset=lambda made: None)
+    run = biograd.resume(tmp_path / "b.h5", 2, again, data)  # the file knows its name
     whole = network(Attribute)
     options["epochs"] = 2
     biograd.train(whole, data, path=tmp_path / "d.h5", reset="reset_state", **options)

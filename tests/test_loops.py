@@ -120,6 +120,8 @@ def learns(name: str, rule: str, course: bool) -> bool:
     reason = refused(rule, course)
     if rule == "gain" and name == "convolution":
         reason = "do not match one to one"
+    if rule in ("ottt", "sltt") and name == "two exponentials":
+        reason = "does not depend on its current in that step"
     if reason:
         with pytest.raises(CapabilityError, match=reason):
             engine(inputs, targets, torch.arange(len(inputs)))
@@ -320,6 +322,11 @@ def test_measured_slopes_stand_in_for_surrogates_of_other_libraries() -> None:
         assert torch.cosine_similarity(found[name].flatten(), value.flatten(), 0) > 0.99, name
     own = gradients_of(network, mean_loss(network(inputs), targets))
     assert not torch.allclose(own["first.weight"], found["first.weight"], rtol=0.05)
+
+
+@pytest.mark.parametrize("rule", ["ottt", "sltt"])
+def test_neurons_that_answer_a_step_later_have_no_credit_within_steps(rule: str) -> None:
+    assert not learns("two exponentials", rule, course=True)
 
 
 class Summed(Loop):

@@ -15,6 +15,7 @@ from torch import Tensor
 from biograd.configuration import TrainingRequest, configure
 from biograd.errors import RunFileError
 from biograd.experiment import Experiment
+from biograd.recipes.learning import OPTIMISERS
 from biograd.recording.restoring import restore
 
 SMALL = [
@@ -41,6 +42,8 @@ KINDS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "local": ("ann", "backprop", ["local.loss=predsim"]),
 }
+OTHERS = sorted({*OPTIMISERS} - {"adam", "adamw", "sgd"})
+KINDS |= {name: ("ann", "backprop", [f"training.optimiser={name}"]) for name in OTHERS}
 WAYS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "lost": lambda value: None,
     "shape": lambda value: value.reshape(-1, 1),
@@ -88,6 +91,20 @@ def test_any_tensor_that_does_not_fit_is_refused(kind: str) -> None:
             assert name.removeprefix("network.") in said or "store" in name, said
         with pytest.raises(RunFileError, match="does not fit"):
             restore(fresh, {**tensors, f"{name}.x": value}, meta, "run.h5")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_from_before_the_first_step_is_taken(kind: str) -> None:
+    restore(made(kind), *made(kind).trainer.checkpoint(), "run.h5")
+
+
+def test_what_has_a_root_is_not_negative() -> None:
+    tensors, meta = begun("adam")[0].trainer.checkpoint()
+    for name, value in (("exp_avg_sq", -1.0), ("step", -1.0), ("step", 9.0)):
+        chosen = [k for k in tensors if k.startswith("optimiser.") and k.endswith(name)]
+        damaged = tensors | {k: torch.full_like(tensors[k], value) for k in chosen}
+        with pytest.raises(RunFileError, match="out of range"):
+            restore(made("adam"), damaged, meta, "run.h5")
 
 
 @pytest.mark.parametrize("kind", KINDS)

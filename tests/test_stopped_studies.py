@@ -18,7 +18,7 @@ from work_for_tests import gone, wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORDS = [
-    *("--models", "ann", "--estimators", "backprop,weak", "--seeds", "2", "--epochs", "300"),
+    *("--models", "ann", "--estimators", "backprop,weak", "--seeds", "2", "--epochs", "100"),
     *("--set", "dataset.training_examples=96", "--set", "dataset.test_examples=20"),
     *("--no-control", "--workers", "2"),
 ]
@@ -71,7 +71,7 @@ def stop(process: subprocess.Popen[str], number: signal.Signals, group: bool) ->
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
     process = begin(folder)
-    assert process.communicate(timeout=600) and process.returncode == 0
+    assert process.communicate(timeout=1500) and process.returncode == 0
     return accuracies(folder)
 
 
@@ -88,10 +88,11 @@ def test_what_is_finished_stays_and_the_rest_goes_on(
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*.h5")}
     parts = {path: len((path / "commits.jsonl").read_text()) for path in folder.glob("*.parts")}
     assert 1 <= len(finished) < 4 and parts
-    for path in parts:
-        assert '"interrupted"' in (path / "status.json").read_text()
+    for path in parts:  # one may have done its last step, and was not packed yet
+        status = (path / "status.json").read_text()
+        assert '"interrupted"' in status or '"completed"' in status
     process = begin(folder, "--workers", "2")
-    _, said = process.communicate(timeout=600)
+    _, said = process.communicate(timeout=1500)
     assert process.returncode == 0, said
     assert (
         finished.items()

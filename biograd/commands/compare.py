@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from biograd import recipes
-from biograd.commands.options import Answer, command
+from biograd.commands.options import Answer, command, loss_option, model_args_option, reset_option
 from biograd.commands.run import conduct, place, placing_options
 from biograd.errors import RecipeError
-from biograd.recipes.dataset_recipe import is_function
+from biograd.user_code import is_named, whole
 
 if TYPE_CHECKING:
     from biograd.studies import Place
+
+OPTIONS = {"datasets": "dataset", "model_args": "model-arg", "settings": "set"}
+"""Options whose values have another name here."""
 
 
 def _names(
@@ -45,8 +48,12 @@ def _seeds(
 
 @command("compare")
 @click.option(
-    "--models", callback=_names, metavar="NAMES", help="Shipped models or TOML files: ann,spiking."
+    "--models",
+    callback=_names,
+    metavar="NAMES",
+    help="Shipped models, TOML files, or modules of your own: ann,net.py:Net.",
 )
+@model_args_option
 @click.option(
     "--estimators",
     callback=_names,
@@ -71,9 +78,11 @@ def _seeds(
     callback=_names,
     metavar="NAMES",
     help="Shipped datasets, TOML files, or your own: FILE.npz, FILE.h5, folders, "
-    "package.module:function.  [default: digits]",
+    "FILE.py:FUNCTION, package.module:function.  [default: digits]",
 )
 @click.option("--task", metavar="NAME", help="What the targets ask for.  [default: what they tell]")
+@loss_option
+@reset_option
 @click.option(
     "--seeds",
     callback=_seeds,
@@ -161,19 +170,20 @@ def compare(
 
     places = {
         key: choices.pop(key)
-        for key in ("workers", "engine", "address", "job", "data_dir", "offline")
+        for key in ("workers", "engine", "address", "job", "data_dir", "offline", "allow_code")
     }
-    places["own"] = {name: name for name in choices["datasets"] if is_function(name)}
     if resume is not None:
-        if len(places["own"]) == len(choices["datasets"]):  # code must be typed anew
-            choices["datasets"] = ()
+        code = [name for key in ("models", "datasets") for name in choices[key]]
+        if all(map(is_named, code)):  # it must be typed anew
+            places["typed"] = frozenset(map(whole, code))
+            choices["models"] = choices["datasets"] = ()
         given = sorted(
             k for k, v in choices.items() if not (v is None or v is False or v == ())
         ) + ["out"] * bool(out)
         if given:
             raise RecipeError(
                 f"--resume: {resume} says what is compared: leave "
-                f"--{given[0].replace('datasets', 'dataset').replace('_', '-')} away"
+                f"--{OPTIONS.get(given[0], given[0]).replace('_', '-')} away"
             )
         folder = resume
         table, path = studies.read(studies.resumed(folder))
@@ -187,6 +197,7 @@ def compare(
         )
         folder = out or Path("studies") / _name(table)
         path = folder / studies.SAVED
+        places["typed"] = comparing.typed(table)
     where = place(folder, **places)
     if print_sbatch:
         return _script(table, path, where)
@@ -211,5 +222,6 @@ def _script(table: dict[str, Any], path: Path, where: Place) -> Answer:
     count = len(settings.lines()) * len(settings.seeds)
     keep(settings.table(), where.folder)
     command = ["biograd", "run", str(path), "--out", str(where.folder)]
+    command += ["--allow-code"] * (bool(where.allow_code) or any(map(is_named, where.typed)))
     text = placement.sbatch(command, count, where.placement)
     return Answer({"script": text, "trainings": count, "folder": str(where.folder)}, text.rstrip())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from biograd.commands.options import Answer, Words, command
+from biograd.commands.options import Answer, Words, command, own_parts_options
 from biograd.errors import RecipeError
 
 ENDINGS = {"nir": ".nir", "sonata": ".sonata.h5"}
@@ -38,8 +38,16 @@ ENDINGS = {"nir": ".nir", "sonata": ".sonata.h5"}
     "which is exact, or as a node that resets to zero, which more simulators can read.  "
     "[default: loop]",
 )
+@own_parts_options
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
-def export(run: Path, kind: str, out: Path | None, subtract: str | None, force: bool) -> Answer:
+def export(
+    run: Path,
+    kind: str,
+    out: Path | None,
+    subtract: str | None,
+    force: bool,
+    **own: str | None,
+) -> Answer:
     """Export a run for other tools.
 
     RUN is a run file.  A part of a network that the format cannot express is refused by name.
@@ -48,13 +56,21 @@ def export(run: Path, kind: str, out: Path | None, subtract: str | None, force: 
 
     if subtract is not None and kind != "nir":
         raise RecipeError("--subtract: only with --format nir")
+    given = {
+        "network" if k == "model" else "data" if k == "dataset" else k: v
+        for k, v in own.items()
+        if v is not None
+    }
+    if given and kind != "nir":
+        name = next(name for name, value in own.items() if value is not None)
+        raise RecipeError(f"--{name}: only with --format nir: spikes are in the file")
     with open_run(run) as opened:
         target = out or run.with_suffix(ENDINGS[kind])
         if kind == "nir":
             from biograd.interchange import export_nir
 
             how = "node" if subtract == "node" else "loop"
-            written = export_nir(opened, target, subtract=how, force=force)  # type: ignore[arg-type]
+            written = export_nir(opened, target, subtract=how, force=force, own=given)  # type: ignore[arg-type]
         else:
             from biograd.runs.sonata import export_sonata
 

@@ -10,6 +10,7 @@ import click
 
 from biograd.commands.columns import columns, costs, size
 from biograd.commands.options import Answer, command
+from biograd.errors import RecipeError
 from biograd.metrics import DEFAULT, written
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ POSITION = ("step", "epoch", "wall_time")
 
 @command("inspect")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-def inspect(run: Path) -> Answer:
+@click.option(
+    "--source", is_flag=True, help="Print the code of the user's own that the run was made with."
+)
+def inspect(run: Path, source: bool) -> Answer:
     """Show what a run file holds.
 
     RUN is a run file, also of a run that still goes on or was killed, or a set.h5 of a study.
@@ -44,9 +48,13 @@ def inspect(run: Path) -> Answer:
     from biograd.studies.results.set_file import is_set
 
     if is_set(run):
+        if source:
+            raise RecipeError(f"{run}: a set has no code: give one of its runs")
         return _inspect_set(run)
 
     with open_run(run) as opened:
+        if source:
+            return _source(opened)
         entries = opened.tree()
         record = {
             "run": opened.path,
@@ -56,6 +64,7 @@ def inspect(run: Path) -> Answer:
             "config": opened.config,
             "summary": opened.summary,
             "credit": opened.credit,
+            "code": opened.code,
             "checkpoints": opened.checkpoints,
             "constants": [learned._asdict() for learned in constants(opened, entries)],
             "last": {stream: last(opened, stream) for stream in opened.streams},
@@ -71,6 +80,16 @@ def inspect(run: Path) -> Answer:
             ],
         }
     return Answer(record, _drawing(record, entries))
+
+
+def _source(run: Run) -> Answer:
+    """Show the text of the user's code, each file under its name if there are several."""
+    files = {name: text for part in run.code.values() for name, text in part.items()}
+    if not files:
+        raise RecipeError(f"{run.path}: holds no code of the user's")
+    several = len(files) > 1
+    texts = [f"# {name}\n{text}" if several else text for name, text in files.items()]
+    return Answer({"run": run.path, "code": run.code}, "\n".join(texts).removesuffix("\n"))
 
 
 def _inspect_set(path: Path) -> Answer:
@@ -149,11 +168,22 @@ def _header(record: dict[str, Any]) -> list[tuple[str, str]]:
     attributes = record["attributes"]
     rows = [("run", str(record["run"])), ("status", record["status"])]
     rows += [(label, str(attributes[key])) for key, label in HEADER.items() if key in attributes]
+    rows += _code(record["config"].get("code"))
     steps, none = record["checkpoints"], "none: damage to the file would not be seen"
     rows.append(("digest", "right" if record["sealed"] else none))
     kept = f"{len(steps)}, the last at step {steps[-1]}" if steps else "none"
     ended = costs(record["summary"]) if record["summary"] else []
     return [*rows, *[(label, text) for label, text in ended if text], ("checkpoints", kept)]
+
+
+def _code(known: Any) -> Iterator[tuple[str, str]]:
+    """Yield name and digest of the user's code, as far as a file of anybody's has them."""
+    for part, code in known.items() if isinstance(known, Mapping) else ():
+        if isinstance(code, Mapping):
+            digest = str(code.get("sha256", ""))
+            version = f", {code['package']} {code.get('version')}" if code.get("package") else ""
+            name = f"{code.get('place')}:{code.get('name')}{version}"
+            yield f"{part} code", f"{name}, SHA-256 {digest}" if digest else name
 
 
 def _metrics(last: dict[str, dict[str, Any]]) -> Iterable[str]:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from biograd import user_code
 from biograd.commands.columns import width
 from biograd.commands.display import ProgressDisplay
-from biograd.commands.options import Answer, command, quiet_option
+from biograd.commands.options import (
+    Answer,
+    allow_code_option,
+    command,
+    loss_option,
+    model_args_option,
+    quiet_option,
+    reset_option,
+)
+from biograd.errors import RecipeError
 
 if TYPE_CHECKING:
-    from biograd.diagnosis.compatibility import Compatibility
+    from biograd.diagnosis.compatibility import Compatibility, Rows
+    from biograd.engine import Engine
 
 LABELS = {
     "dense": ("dense", ""),
@@ -40,6 +51,7 @@ LABELS = {
     "weight norm": ("norm", "weight normalisation"),
     "compiled": ("comp", "compiled"),
     "autocast": ("cast", "autocast to bfloat16"),
+    "yours": ("yours", ""),
     "no derivative": ("opq", "a population whose equations cannot be differentiated"),
 }
 """Networks by their name over a column, and what the legend says of it."""
@@ -58,22 +70,46 @@ REFERS = ("refused", "broken")
     metavar="NAME",
     help="Only this estimator; repeatable.  [default: all]",
 )
+@click.option(
+    "--model",
+    metavar="FILE.py:NAME",
+    help="Only a module of your own, on data of --dataset; or a recipe.",
+)
+@model_args_option
+@click.option("--dataset", metavar="NAME|FILE|FUNCTION", help="Of --model.  [default: digits]")
+@click.option("--task", metavar="NAME", help="Of --model.  [default: what the targets tell]")
+@loss_option
+@reset_option
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Of --model; repeatable."
+)
+@allow_code_option
 @quiet_option
-def matrix(rules: tuple[str, ...], quiet: bool) -> Answer:
+def matrix(rules: tuple[str, ...], model: str | None, quiet: bool, **choices: Any) -> Answer:
     """Try every rule on every kind of network, on torch, snnTorch, Brian2, and on users' modules.
 
     Every cell is run: the rule is attached to a tiny network and works if each hidden layer then
     has a gradient that is finite and not zero.  The notes are what a user would read instead.
-    Exit code 3 if a cell fails in another way than by a clear refusal.
+    With --model the rules are tried on that alone, on rows of its data.  Exit code 3 if a cell
+    fails in another way than by a clear refusal.
     """
     from biograd.diagnosis import compatibility as module
     from biograd.estimators import ESTIMATORS
 
     module.check(rules)
+    given = [name for name, value in choices.items() if value]
+    if model is None and given:
+        option = {"model_args": "model-arg", "assignments": "set"}.get(given[0], given[0])
+        raise RecipeError(f"--{option.replace('_', '-')}: only with --model")
     with ProgressDisplay(quiet) as progress:
-        count = len(rules or ESTIMATORS) * len(module.columns())
-        progress.begin(count, "every rule on every kind of network")
-        cells = module.fill(rules, lambda cell: progress.step({}))
+        if model is not None:
+            begin = _beginning(model, **choices)
+            progress.begin(len(rules or ESTIMATORS), f"every rule on {model}")
+            cells = module.fill_own(rules, begin, lambda cell: progress.step({}))
+        else:
+            count = len(rules or ESTIMATORS) * len(module.columns())
+            progress.begin(count, "every rule on every kind of network")
+            cells = module.fill(rules, lambda cell: progress.step({}))
     broken = [cell for cell in cells if cell.status == "broken"]
     failure = ""
     if broken:
@@ -84,6 +120,31 @@ def matrix(rules: tuple[str, ...], quiet: bool) -> Answer:
         )
     record = {"cells": [dataclasses.asdict(cell) for cell in cells]}
     return Answer(record, text(cells), failure)
+
+
+def _beginning(
+    model: str, *, model_args: tuple[str, ...], dataset: str | None, **choices: Any
+) -> Callable[[str], tuple[Engine, Rows]]:
+    """Return what attaches a rule to the module, made anew, with rows of its data."""
+    from biograd import experiment
+
+    arguments = tuple(f"module.arguments.{text}" for text in model_args)
+    common = (*choices.pop("assignments"), *arguments)
+    asked = experiment.asked(dataset or "digits")
+    request = experiment.TrainingRequest(model, **asked, **choices, common=common, epochs=1)
+    data = experiment.configure(request).read(request.parts().data)
+
+    def begin(rule: str) -> tuple[Engine, Rows]:
+        configuration = experiment.configure(dataclasses.replace(request, estimator=rule))
+        with user_code.named("the module"):
+            made = experiment.Experiment(configuration, data, request.parts())
+        rows = data.shown(data.train, ROWS)
+        return made.engine, (*placed(made.network, rows.inputs, rows.targets), rows.index)
+
+    from biograd.diagnosis.compatibility import ROWS
+    from biograd.training import placed
+
+    return begin
 
 
 def text(cells: Sequence[Compatibility]) -> str:
@@ -98,9 +159,10 @@ def text(cells: Sequence[Compatibility]) -> str:
     marks = {(c.rule, c.substrate, c.network): _mark(c, notes) for c in cells}
     rules = list(dict.fromkeys(cell.rule for cell in cells))
     table = [line for shown in groups if shown for line in (*_table(rules, shown, marks), "")]
-    legend = ", ".join(f"{short} {long}" for short, long in LABELS.values() if long)
+    seen = [LABELS[name] for name in LABELS if any(cell.network == name for cell in cells)]
+    legend = "".join(f", {short} {long}" for short, long in seen if long)
     words = (
-        f"{WORKS} works, {NOWHERE} no such network, 1 see note 1; RULE is the row's class; {legend}"
+        f"{WORKS} works, {NOWHERE} no such network, 1 see note 1; RULE is the row's class{legend}"
     )
     below = [_wrap(f"{number:2}  ", note) for number, note in enumerate(notes, 1)]
     return "\n".join([*table, _wrap("", words), *below, *_missing(cells, built)])

@@ -98,8 +98,50 @@ own_data_option = click.option(
     "--dataset",
     metavar="FILE|FUNCTION",
     help="Data of your own, if the run learned from any that no file brings back: "
-    "package.module:function; or where their file is now.",
+    "FILE.py:FUNCTION or package.module:function; or where their file is now.",
 )
+allow_code_option = click.option(
+    "--allow-code", is_flag=True, help="Run code that the file of a recipe or a study names."
+)
+model_args_option = click.option(
+    "--model-arg",
+    "model_args",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument of your class or function, as in width=64; repeatable.",
+)
+loss_option = click.option(
+    "--loss",
+    metavar="NAME|FUNCTION",
+    help="In place of the task's: its own by name (squared_error, huber, ...), torch's (l1_loss, "
+    "...), or FILE.py:FUNCTION.",
+)
+reset_option = click.option(
+    "--reset",
+    metavar="METHOD|FUNCTION",
+    help="What puts a module that keeps a state back before every pass: a method of its layers, as "
+    "reset_mem, or FILE.py:FUNCTION.",
+)
+
+
+def own_parts_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for what a run file does not bring back: data, module, loss, reset."""
+    options = [
+        click.option(
+            "--model",
+            metavar="FILE.py:NAME",
+            help="Your module's code, if the run trained one: a run file imports nothing by "
+            "itself.",
+        ),
+        own_data_option,
+        click.option("--loss", metavar="FILE.py:FUNCTION", help="Likewise your loss."),
+        click.option("--reset", metavar="FILE.py:FUNCTION", help="Likewise your reset."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -118,7 +118,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 def page(text: str, err: bool = False) -> None:
     """Print lines on stdout, or on stderr."""
-    _write(visible(text, "\n"), sys.stderr if err else sys.stdout)
+    _write(visible(text, "\n\t"), sys.stderr if err else sys.stdout)
 
 
 def _write(text: str, stream: TextIO) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from biograd.commands.options import Answer, Words, command, own_data_option
+from biograd.commands.options import Answer, Words, command, own_parts_options
 
 REFERENCES = ("auto", "backpropagation", "finite_difference")
 
@@ -45,8 +45,8 @@ REFERENCES = ("auto", "backpropagation", "finite_difference")
     help="What the estimate is compared with; auto: finite differences where spikes have no "
     "derivative.",
 )
-@own_data_option
-def probe(run: Path, dataset: str | None, **choices: Any) -> Answer:
+@own_parts_options
+def probe(run: Path, model: str | None, dataset: str | None, **choices: Any) -> Answer:
     """Say how good a run's gradient estimate is, and why it does not learn.
 
     RUN is a run file.  For every layer: the cosine of the estimate to the gradient, of one draw
@@ -59,6 +59,6 @@ def probe(run: Path, dataset: str | None, **choices: Any) -> Answer:
     from biograd.runs.reader import open_run
 
     with open_run(run) as opened:
-        found = diagnose(opened, data=dataset, **choices)
+        found = diagnose(opened, model, data=dataset, **choices)
         record = {"run": opened.path, **found.as_dict()}
     return Answer(record, str(found))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from biograd.commands.display import ProgressDisplay
-from biograd.commands.options import Answer, command, own_data_option, quiet_option
+from biograd.commands.options import Answer, command, own_parts_options, quiet_option
 from biograd.commands.train import summary
 
 
@@ -19,16 +19,18 @@ from biograd.commands.train import summary
     metavar="N",
     help="Train to epoch N.  [default: as many as the run was started with]",
 )
-@own_data_option
+@own_parts_options
 @quiet_option
-def resume(run: Path, epochs: int | None, dataset: str | None, quiet: bool) -> Answer:
+def resume(run: Path, epochs: int | None, quiet: bool, **own: str | None) -> Answer:
     """Go on with a run that was interrupted, or train it for longer.
 
     RUN is a run file.  An interrupted run ends bit by bit as without the interruption (on the CPU).
     With more --epochs the learning rate's schedule is that of the longer run from there on.
     """
     from biograd import experiment
+    from biograd.configuration import OwnParts
 
     with ProgressDisplay(quiet) as progress:
-        record = experiment.proceed(run, epochs, progress, own=dataset)
+        parts = OwnParts.of(own["model"], own["dataset"], own["loss"], own["reset"])
+        record = experiment.proceed(run, epochs, progress, parts)
     return Answer(record, summary(record))

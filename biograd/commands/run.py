@@ -10,9 +10,17 @@ import click
 
 from biograd import disk
 from biograd.commands.board import Board
-from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+from biograd.commands.options import (
+    Answer,
+    Words,
+    allow_code_option,
+    command,
+    data_dir_option,
+    quiet_option,
+)
 from biograd.errors import RecipeError, word
 from biograd.placement import ENGINES
+from biograd.user_code import is_named
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,6 +58,7 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="A setting of SLURM's jobs, as in partition=gpu, gres=gpu:1, time=60 (minutes), "
             "setup='module load cuda' or cluster=local; repeatable.",
         ),
+        allow_code_option,
         data_dir_option,
         click.option(
             "--offline", is_flag=True, help="Do not download; use what is in the data folder."
@@ -110,7 +119,8 @@ def place(
     data_dir: Path | None,
     offline: bool,
     task: int | None = None,
-    own: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+    typed: frozenset[str] = frozenset(),
 ) -> Place:
     """Return where a study runs, from the options of the console."""
     from biograd.placement import Placement
@@ -120,7 +130,7 @@ def place(
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
     placement = Placement(engine, workers, address, job, folder)
-    return Place(folder, data_dir, offline, placement, task, own or {})
+    return Place(folder, data_dir, offline, placement, task, typed=typed, allow_code=allow_code)
 
 
 def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Answer:
@@ -134,7 +144,9 @@ def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Ans
             report = studies.run(table, path, where, progress)
         except (KeyboardInterrupt, SystemExit):
             if (where.folder / studies.SAVED).exists():
-                progress.note(f"go on with: biograd compare --resume {word(where.folder)}")
+                known = where.allow_code or any(map(is_named, where.typed))
+                code = " --allow-code" if known else ""
+                progress.note(f"go on with: biograd compare --resume {word(where.folder)}{code}")
             raise
     name = where.folder.name if path.name == studies.SAVED else path.stem
     record = {"study": name, "folder": str(where.folder), **report.record()}

@@ -11,7 +11,17 @@ import click
 from biograd import recipes
 from biograd.commands.columns import columns, costs, large, percent
 from biograd.commands.display import ProgressDisplay
-from biograd.commands.options import Answer, Words, command, data_dir_option, quiet_option
+from biograd.commands.options import (
+    Answer,
+    Words,
+    allow_code_option,
+    command,
+    data_dir_option,
+    loss_option,
+    model_args_option,
+    quiet_option,
+    reset_option,
+)
 from biograd.errors import word
 from biograd.metrics import headline, words, written
 
@@ -19,24 +29,28 @@ from biograd.metrics import headline, words, written
 @command("train", together=True)
 @click.option(
     "--model",
-    metavar="NAME|FILE",
+    metavar="NAME|FILE|CODE",
     default="spiking",
     show_default=True,
-    help="A shipped model, or a TOML file.",
+    help="A shipped model, a TOML file, or a module of your own: FILE.py:NAME or "
+    "package.module:NAME of its class, or of a function that returns it.",
 )
+@model_args_option
 @click.option(
     "--dataset",
     metavar="NAME|FILE|FUNCTION",
     default="digits",
     show_default=True,
     help="A shipped dataset, a TOML file, or your own: FILE.npz, FILE.h5, a folder, "
-    "package.module:function.",
+    "FILE.py:FUNCTION, package.module:function.",
 )
 @click.option(
     "--task",
     metavar="NAME",
     help="What the targets ask for: classes, regression, ...  [default: what they tell]",
 )
+@loss_option
+@reset_option
 @click.option("--estimator", metavar="NAME", help="How gradients are estimated.  [default: model]")
 @click.option(
     "--epochs",
@@ -79,11 +93,12 @@ from biograd.metrics import headline, words, written
     help="Override a key of the model, as in training.learning_rate=0.01, or of the dataset, as "
     "in dataset.validation=0.1; repeatable.",
 )
+@allow_code_option
 @data_dir_option
 @click.option("--offline", is_flag=True, help="Do not download; use what is in the data folder.")
 @click.option("--control", is_flag=True, help="Also train with frozen hidden layers, to compare.")
 @quiet_option
-def train(*, quiet: bool, **choices: Any) -> Answer:
+def train(*, quiet: bool, model_args: tuple[str, ...], **choices: Any) -> Answer:
     """Train a network and write a run file.
 
     The names that --model, --dataset and --estimator take are shown by `biograd list`.  Ctrl-C
@@ -92,12 +107,16 @@ def train(*, quiet: bool, **choices: Any) -> Answer:
     `torchrun --nproc-per-node N -m biograd train ...` trains by N processes, which divide every
     batch.
     """
-    recipes.read(choices["model"], "models")  # a misspelt name should not wait for torch
+    recipes.model_table(choices["model"])  # a misspelt name should not wait for torch
     recipes.dataset_table(choices["dataset"])
     from biograd import experiment
 
     with ProgressDisplay(quiet) as progress:
         asked = experiment.asked(choices.pop("dataset"))
+        laid = {text: f"module.arguments.{text}" for text in model_args}
+        choices["laid"] = {
+            f"--model-arg {text}": recipes.override({}, [key]) for text, key in laid.items()
+        }
         record = experiment.execute(experiment.TrainingRequest(**asked, **choices), progress)
     return Answer(record, summary(record))
 
@@ -112,7 +131,8 @@ def summary(record: Mapping[str, Any]) -> str:
     hints = [(f"biograd inspect {run}", "see what it holds")]
     if "epochs" in record.get("budget", {"epochs": 0}):
         more = 2 * max(int(record.get("epochs") or 0), 1)
-        hints.append((f"biograd resume {run} --epochs {more}", "train on"))
+        asks = f" {record['asks']}" if record.get("asks") else ""
+        hints.append((f"biograd resume {run} --epochs {more}{asks}", "train on"))
     return f"{columns(rows)}\n\n{columns(hints)}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from biograd.recipes import ModelRecipe, construct
 
 Status = Literal["works", "refused", "no network", "broken"]
 SUBSTRATES = ("torch", "snntorch", "brian2")
-USER = "user"
+USER, OWN = "user", "yours"
 """Stands for a substrate where a user brings the network along (``user_networks``)."""
 SPIKING: dict[str, Any] = {
     "network": {"kind": "spiking", "gain": 2.0},
@@ -154,6 +155,32 @@ def fill(
     return sorted(cells, key=lambda cell: wanted.index(cell.rule))
 
 
+Rows = tuple[Tensor, Tensor, Tensor]
+"""Inputs, targets and numbers of rows."""
+
+
+def fill_own(
+    rules: Sequence[str],
+    begin: Callable[[str], tuple[Engine, Rows]],
+    watch: Callable[[Compatibility], None] = lambda cell: None,
+) -> list[Compatibility]:
+    """Try every rule, or those that are named, on a network of the user's.
+
+    Args:
+        begin: makes the network anew and attaches a rule; with it come the rows to learn from.
+
+    Raises:
+        RecipeError: no such rule.
+    """
+    check(rules)
+    cells = []
+    for rule in rules or ESTIMATORS:
+        cell = _tried(rule, functools.partial(begin, rule))
+        cells.append(dataclasses.replace(cell, substrate=USER, network=OWN))
+        watch(cells[-1])
+    return cells
+
+
 def check(rules: Sequence[str]) -> None:
     """Refuse a rule that there is not.
 
@@ -187,11 +214,21 @@ def _fill_column(rules: Sequence[str], substrate: str, network: str) -> Iterator
 
 def try_out(rule: str, network: nn.Module, recipe: ModelRecipe) -> Compatibility:
     """Attach a rule to a network and train it until every hidden layer has had credit."""
-    try:
+
+    def begin() -> tuple[Engine, Rows]:
         local = None if recipe.local.loss == "off" else LocalLosses(recipe.local.loss)
-        engine = attach(network, make(rule), local=local, outside=recipe.training.outside)
+        outside = recipe.training.outside
+        return attach(network, make(rule), local=local, outside=outside), batch()
+
+    return _tried(rule, begin)
+
+
+def _tried(rule: str, begin: Callable[[], tuple[Engine, Rows]]) -> Compatibility:
+    """Begin and train until every hidden layer has had credit."""
+    try:
+        engine, rows = begin()
         try:
-            steps, gradients = _train(engine)
+            steps, gradients = _train(engine, rows)
         finally:
             engine.detach()
     except RecipeError as error:
@@ -215,16 +252,16 @@ def tiny(substrate: str, network: str) -> ModelRecipe:
     return construct(ModelRecipe, table, network)
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def batch() -> Rows:
     """Return inputs, targets and row numbers that every cell learns from."""
     stream = generator(0, "matrix")
     inputs = torch.rand(ROWS, *SHAPE, generator=stream, dtype=torch.float64)
     return inputs, torch.arange(ROWS) % CLASSES, torch.arange(ROWS)
 
 
-def _train(engine: Engine) -> tuple[int, dict[str, float]]:
+def _train(engine: Engine, rows: Rows) -> tuple[int, dict[str, float]]:
     """Train until every layer that should learn does, return the steps and the last gradients."""
-    inputs, targets, index = batch()
+    inputs, targets, index = rows
     inputs = inputs.to(next(engine.network.parameters()).dtype)
     engine.prepare(inputs, targets)
     optimiser = torch.optim.Adam(engine.parameters(), 1e-2)

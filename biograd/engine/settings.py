@@ -10,6 +10,7 @@ from typing import Any
 from biograd.circuit import unread as of_network
 from biograd.contracts import Site
 from biograd.decorrelation import Decorrelation
+from biograd.encoding import ENCODINGS
 from biograd.errors import CapabilityError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.local import LocalLosses
@@ -23,17 +24,37 @@ def unread(recipe: ModelRecipe, module: bool = False) -> dict[str, str]:
     """Return the keys of a recipe that nothing reads, dotted; of a whole table its name alone.
 
     Args:
-        module: whether the network is a module of the user's.
+        module: whether the network is a module of the user's that no recipe names.
 
     >>> unread(ModelRecipe())["training.momentum"]
     "with training.optimiser = 'adam'"
     """
-    found = dict.fromkeys(TABLES, "on a module of yours") if module else of_network.unread(recipe)
+    found = _of_module(recipe) if module or recipe.module.source else _of_network(recipe)
     found |= _of_training(recipe.training)
     decorrelation, local = recipe.decorrelation, recipe.local
     found |= _switched("decorrelation", decorrelation, "rule", Decorrelation.unread)
     found |= _switched("local", local, "loss", LocalLosses.unread)
-    return found | _of_rule(recipe, module)
+    return found | _of_rule(recipe, module or bool(recipe.module.source))
+
+
+def _of_network(recipe: ModelRecipe) -> dict[str, str]:
+    return of_network.unread(recipe) | {
+        "module": "on a network of biograd: it is for modules of your own"
+    }
+
+
+def _of_module(recipe: ModelRecipe) -> dict[str, str]:
+    """Return the keys that a module does not read: of the encoding all but the steps of time."""
+    found = dict.fromkeys(TABLES, "on a module of yours")
+    kind = ENCODINGS.get(recipe.encoding.kind)
+    why = "on a module of yours, which gets the data as they are"
+    if kind is not None and not kind.timed:
+        found["encoding.kind"] = f"{why}: only 'given', which says that they have a time axis, has"
+    return found | {
+        f"encoding.{field.name}": why
+        for field in dataclasses.fields(recipe.encoding)
+        if field.name not in ("kind", "dt_ms")
+    }
 
 
 def _of_training(training: TrainingRecipe) -> dict[str, str]:

@@ -36,7 +36,8 @@ def by_step(trace: Trace, round: Round, window: int) -> Iterator[tuple[str, Tens
         window: number of steps.
 
     Raises:
-        CapabilityError: a block's steps cannot be told, or nothing takes its output.
+        CapabilityError: a block's steps cannot be told, nothing takes its output, or it does not
+            depend on the current of its own step.
     """
     above = [(trace.loss, torch.ones_like(trace.loss))]
     for name in reversed(round.blocks):
@@ -49,6 +50,12 @@ def by_step(trace: Trace, round: Round, window: int) -> Iterator[tuple[str, Tens
         tensors = [tensor for tensor, _ in above]
         arrived = arriving(tensors, [m.to(t.dtype) for t, m in above], site.slot)
         pairs = list(_passed(site, name, arrived, window))
+        if not round.step and arrived.any() and not any(bool(one.any()) for _, one in pairs):
+            raise CapabilityError(
+                f"site {name}: what its block returns in a step does not depend on its current in "
+                "that step (as snnTorch's Alpha), so that there is no credit within steps: take "
+                "biograd.EligibilityPropagation"
+            )
         above += pairs
         yield name, arrived, pairs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ READS = ("mean", "sum", "last", "steps")
 RESETS = {"value": False, "subtract": True}
 
 
-def to_nir(network: nn.Module | Run, subtract: Subtract = "loop") -> Any:
+def to_nir(
+    network: nn.Module | Run, subtract: Subtract = "loop", own: Mapping[str, Any] | None = None
+) -> Any:
     """Return a network, or the network of a run as it was at its end, as a ``nir.NIRGraph``.
+
+    ``own`` is what ``biograd.trained`` takes beside the run: network, data, loss, reset.
 
     See ``export_nir``.
     """
@@ -42,7 +47,7 @@ def to_nir(network: nn.Module | Run, subtract: Subtract = "loop") -> Any:
         return graph(network, subtract)
     from biograd.calls import trained
 
-    made, engine = trained(network)
+    made, engine = trained(network, **(own or {}))
     try:
         return graph(made, subtract)
     finally:
@@ -55,6 +60,7 @@ def export_nir(
     *,
     subtract: Subtract = "loop",
     force: bool = False,
+    own: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a spiking network or a circuit as a NIR file.
 
@@ -75,6 +81,7 @@ def export_nir(
             resets to 0, which is the same in continuous time, where a potential never passes its
             threshold, and not in steps; its metadata say ``reset = "subtract"``.
         force: replace the file.
+        own: of a run, what ``biograd.trained`` takes beside it: network, data, loss, reset.
 
     Raises:
         CapabilityError: NIR has no node for a part; the message names it.
@@ -84,7 +91,7 @@ def export_nir(
     """
     target = Path(path)
     disk.check_target(target, force)
-    made = to_nir(network, subtract)
+    made = to_nir(network, subtract, own)
     with disk.writing(target, "export again"), steady(target) as stream:
         library().write(stream, made)
     return target

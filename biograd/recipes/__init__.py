@@ -34,6 +34,12 @@ from biograd.recipes.dataset_recipe import (
 )
 from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
+from biograd.recipes.module_recipe import (
+    ModuleRecipe,
+    check_consent,
+    is_module,
+    model_table,
+)
 from biograd.recipes.toml import (
     Laid,
     blamed,
@@ -81,6 +87,10 @@ __all__ = [
     "DecorrelationRecipe",
     "LocalRecipe",
     "TrainingRecipe",
+    "ModuleRecipe",
+    "check_consent",
+    "is_module",
+    "model_table",
     "ModelRecipe",
     "load_model",
     "DataFile",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from biograd.checking import Checked, Count, NotNegative, Range, Table, construct
 from biograd.errors import RecipeError
 from biograd.recipes.toml import merge, names, override, read
+from biograd.user_code import NAMED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,8 @@ class DatasetRecipe(Checked):
             raise ValueError("path and paths: give one of them")
 
 
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""How a function is named: ``package.module:function``."""
+FUNCTION = NAMED
+"""How a function is named: ``package.module:function`` or ``FILE.py:function``."""
 ENDINGS = {
     ".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5",
     ".nwb": "nwb", ".csv": "csv", ".tsv": "csv",
@@ -114,6 +114,8 @@ def of_path(text: str) -> tuple[str, Table]:
         return whole.stem, {"source": source or "folder", "path": str(whole)}
     if FUNCTION.fullmatch(text):
         return title(text), {"source": "python", "path": text}
+    if text.endswith(".py"):
+        raise RecipeError(f"{text}: say which function: {text}:FUNCTION")
     try:
         read(text, "datasets")
     except RecipeError as error:

@@ -91,8 +91,10 @@ class TrainingRecipe(RateRecipe):
     """Metrics beside the task's own, of every evaluation: names in ``METRICS``."""
     precision: Literal["full", "bfloat16"] = "full"
     """``bfloat16``: forward passes under ``torch.autocast``; parameters stay as they are."""
-    loss: Literal["cross_entropy", "squared_error"] | None = None
-    """Of a task of classes; without one, the task's own."""
+    loss: str | None = None
+    """In place of the task's own: one of its losses by name ("cross_entropy" or "squared_error" of
+    classes, "huber" of a regression), or one of ``torch.nn.functional`` ("l1_loss"); a function of
+    one's own is given by ``--loss``, which then stands here by name."""
     outside: Literal["refuse", "freeze", "exact"] = "refuse"
     """What becomes of parameters that the rule does not credit (``attach``)."""
     probe: Annotated[int, Range(0)] = 0

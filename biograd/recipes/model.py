@@ -19,7 +19,8 @@ from biograd.recipes.architecture import (
 )
 from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
-from biograd.recipes.toml import leaves, merge, override, read, without
+from biograd.recipes.module_recipe import ModuleRecipe, model_table
+from biograd.recipes.toml import leaves, merge, override, without
 
 MOVED = {"readout", "readout_time_constant_ms", "method"}
 """Keys of ``[neuron]`` in recipes and run files of earlier versions."""
@@ -31,6 +32,7 @@ class ModelRecipe(Checked):
 
     description: str = ""
     estimator: str = "backprop"
+    module: ModuleRecipe = dataclasses.field(default_factory=ModuleRecipe)
     network: NetworkRecipe = dataclasses.field(default_factory=NetworkRecipe)
     mixer: MixerRecipe = dataclasses.field(default_factory=MixerRecipe)
     neuron: NeuronRecipe = dataclasses.field(default_factory=Leaky)
@@ -72,7 +74,7 @@ def load_model(
     unread: Unread | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> ModelRecipe:
-    """Return the model recipe ``name`` (shipped name or path to a TOML file).
+    """Return the model recipe ``name`` (shipped name, path to a TOML file, or name of code).
 
     Later wins: the file, its ``[dataset.<dataset>]`` table, ``over``, then ``assignments``.  Where
     these ask for another ``neuron.kind``, keys of the file that it does not have go, and so do
@@ -85,7 +87,7 @@ def load_model(
     Raises:
         RecipeError: with the file, the key and the nearest valid word, or why it has no effect.
     """
-    table, path = read(name, "models")
+    table, path, _title = model_table(name)
     _check_budget(table, path)
     for_dataset = convert(Table, table.pop("dataset", {}), path, "dataset")
     for known, changes in for_dataset.items():  # all are checked, whichever is used
@@ -139,7 +141,7 @@ def _of_kind(table: Table, given: Table) -> Table:
     return {**table, "neuron": {key: value for key, value in own.items() if key in known}}
 
 
-def _check_budget(table: Table, path: Path) -> None:
+def _check_budget(table: Table, path: object) -> None:
     """Refuse a file that gives epochs and, in the same place, what takes the place of epochs."""
     training = table.get("training")
     given = training if isinstance(training, dict) else {}

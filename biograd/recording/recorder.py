@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from biograd import ranks
 from biograd.callbacks import NONE, Stop, Watchers
+from biograd.configuration import OwnParts
 from biograd.errors import word
 from biograd.progress import Progress
 from biograd.recipes import TrainingRecipe
@@ -67,7 +67,7 @@ class Recording:
         self.experiment, self.writer, self.progress = experiment, writer, progress
         self.callbacks = () if ranks.rank() else watchers.callbacks
         self.probe = probe
-        self.pristine: nn.Module | None = None
+        self.pristine: OwnParts | None = None
         self._stopped_by = "validation"
         self.restored = False
         self._firing: dict[str, float] = {}
@@ -158,7 +158,8 @@ class Recording:
 
     @property
     def _go_on(self) -> str:
-        return ranks.command(f"resume {word(self.writer.path)}")
+        asks = self.experiment.configuration.asks
+        return ranks.command(f"resume {word(self.writer.path)}{asks}")
 
     def _place(self) -> str:
         """Return where a rank was lost, and how to go on."""
@@ -325,7 +326,7 @@ class Recording:
         evaluated = experiment.dataset.evaluated_on
         unseen = experiment.dataset.open_test() if evaluated == "validation" else None
         control = None
-        if configuration.control and (self.pristine or not configuration.module):
+        if configuration.control and self.pristine is not None:
             rate = configuration.recipe.training.learning_rate
             self.progress.note(
                 f"training the control: frozen hidden layers, at the rule's own learning rate, "
@@ -338,6 +339,7 @@ class Recording:
             "model": configuration.model,
             "dataset": configuration.dataset,
             "estimator": configuration.estimator,
+            **({"asks": configuration.asks.strip()} if configuration.asks else {}),
             "decorrelation": configuration.recipe.decorrelation.rule,
             "seed": configuration.seed,
             "epochs": trainer.epochs,

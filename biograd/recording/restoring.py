@@ -16,6 +16,8 @@ from biograd.training.trainer import BEST, KEPT, Trainer
 
 NUMBERS = (int, float)
 OPTIMISER, SNAPSHOT = "optimiser.", "snapshot."
+NOT_NEGATIVE = ("step", "sum", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta")
+"""What optimisers count, or take the root of."""
 
 
 def restore(
@@ -54,13 +56,10 @@ def _expected(
     kept = trainer.optimiser_state()
     begun = {name.split(".")[1] for name in tensors if name.startswith(OPTIMISER)}
     for number in begun | options.keys():
-        state = kept.get(number, {})
-        own |= {f"{OPTIMISER}{number}.{n}": v for n, v in state.items() if isinstance(v, Tensor)}
-        given, mine = (
-            options.get(number, {}),
-            {n for n in state if not isinstance(state[n], Tensor)},
-        )
-        if given.keys() != mine:
+        mine, given = kept.get(number, {}), options.get(number, {})
+        like = {name: value for name, value in mine.items() if isinstance(value, Tensor)}
+        own |= {f"{OPTIMISER}{number}.{name}": value for name, value in like.items()}
+        if given.keys() != mine.keys() - like.keys():
             raise ValueError(f"options of {OPTIMISER}{number} are {sorted(given)}")
     return own
 
@@ -85,9 +84,7 @@ def _check_values(tensors: Mapping[str, Tensor], step: int) -> None:
             raise ValueError(f"{name} is not finite")
         if name.startswith(OPTIMISER):
             last = name.rpartition(".")[2]
-            if (last == "step" and not 1 <= value <= step) or (
-                last.endswith("_sq") and (value < 0).any()
-            ):
+            if (last == "step" and value > step) or (last in NOT_NEGATIVE and (value < 0).any()):
                 raise ValueError(f"{name} is out of range")
         elif name.startswith("engine.scale.") and value <= 0:
             raise ValueError(f"{name} is not positive")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd import data, decorrelation, estimators, local, networks, tasks
-from biograd.configuration import Configuration
+from biograd.configuration import Configuration, OwnParts
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
 from biograd.engine import Account, Engine
@@ -28,10 +28,11 @@ class Experiment:
         self,
         configuration: Configuration,
         dataset: data.Dataset,
-        network: nn.Module | None = None,
+        parts: OwnParts | None = None,
         estimator: str | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
+        parts = parts or OwnParts()
         self.configuration, self.dataset = configuration, dataset
         recipe = configuration.recipe
         name = estimator or configuration.estimator
@@ -40,8 +41,9 @@ class Experiment:
             if name == configuration.estimator
             else (recipe.estimators.get(name, {}))
         )
+        own = parts.network(recipe.module.arguments, configuration.seed)
         built = networks.build(
-            network if network is not None else recipe,
+            recipe if own is None else own,
             dataset.shape,
             dataset.task.outputs,
             configuration.seed,
@@ -56,11 +58,16 @@ class Experiment:
             decorrelation.make(recipe.decorrelation, configuration.model),
             local.make(recipe.local, configuration.model),
             task=tasks.learned(
-                dataset.task, recipe.training.loss, configuration.data.task.get("loss")
+                dataset.task,
+                recipe.training.loss,
+                configuration.data.task.get("loss"),
+                parts.loss,
             ),
             seed=configuration.seed,
             outside=recipe.training.outside,
             sites=configuration.sites,
+            reset=parts.reset or recipe.module.reset or None,
+            outputs=parts.outputs or configuration.outputs,
         )
         try:
             asked = {name: name for name in recipe.training.metrics} | dict(metrics or {})
@@ -161,14 +168,14 @@ def _full_rate(trainer: Trainer) -> Iterator[torch.optim.Optimizer]:
 
 
 def frozen_hidden(
-    configuration: Configuration, dataset: data.Dataset, network: nn.Module | None = None
+    configuration: Configuration, dataset: data.Dataset, parts: OwnParts | None = None
 ) -> float:
     """Return the headline metric of the control: the same run, with only the readout trained.
 
     Args:
-        network: a copy of the user's own module from before the training.
+        parts: the user's own, a module as it was before the training.
     """
-    experiment = Experiment(configuration, dataset, network, "frozen_hidden")
+    experiment = Experiment(configuration, dataset, parts, "frozen_hidden")
     trainer = experiment.trainer
     for record in trainer.steps():
         if record.last and trainer.recipe.chooses:

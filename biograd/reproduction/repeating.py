@@ -5,29 +5,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from biograd import user_code
 from biograd.callbacks import NONE, StopAt, Watchers
-from biograd.configuration import Configuration
+from biograd.calls import Model
+from biograd.configuration import Configuration, OwnParts, matching
 from biograd.errors import RecipeError
-from biograd.experiment import begin, go_on, need_data, need_module
+from biograd.experiment import begin, go_on
 from biograd.progress import Progress
 from biograd.recording import Interrupted
 from biograd.reproduction.side_by_side import compared
-from biograd.reproduction.verdict import Reproduction
+from biograd.reproduction.verdict import Change, Reproduction
 from biograd.runs.reader import Run, open_run
 from biograd.runs.storage import RunPaths
+from biograd.substrate.kept import Reset
 
 
 def reproduce(
     path: str | Path,
-    network: nn.Module | None = None,
+    network: Model | None = None,
     *,
     data: Any = None,
+    loss: str | Callable[..., Any] | None = None,
+    reset: Reset | None = None,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     offline: bool | None = None,
@@ -42,9 +47,10 @@ def reproduce(
     Args:
         path: of a run file, or of its parts.
         network: your own module as it was before the training, if the run trained one; it is
-            trained.
+            trained.  Of one that a class made, the class, or text that names it.
         data: your own data, if the run learned from any that are in no file; or where its files
             are now.
+        loss, reset: your own, if the run has any.
         out: where to keep the repeated run; None: it is deleted.
         data_dir: of the data; None: as the run had it.
         offline: do not download; None: as the run had it.
@@ -59,8 +65,9 @@ def reproduce(
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(open_run(path))
         configuration = _configuration(run, data_dir, offline)
-        need_module(configuration, network, run.path, "reproduce")
-        need_data(configuration, data, run.path, "reproduce")
+        parts = OwnParts.of(network, data, loss, reset)
+        changed = matching(configuration, parts, run.path, "reproduce")
+        configuration = dataclasses.replace(configuration, code=parts.known)
         if not run.attribute("dataset_sha256"):
             raise RecipeError(f"{run.path}: its data do not repeat, nor does the run")
         configuration = configuration.given(data)
@@ -73,7 +80,8 @@ def reproduce(
             if target.exists() or RunPaths.of(out).parts.exists():
                 raise RecipeError(f"{target}: exists; give another --out")
         try:
-            _repeat(run, configuration, target, step, shown, network, data)
+            with user_code.named("the module"):
+                _repeat(run, configuration, target, step, shown, parts)
         except Interrupted as error:
             if out is not None:
                 raise
@@ -82,7 +90,10 @@ def reproduce(
         with open_run(target) as repeated:
             found = compared(run, repeated, step, configuration.device)
         return dataclasses.replace(
-            found, repeated=None if out is None else target, notes=_notes(run, configuration, step)
+            found,
+            repeated=None if out is None else target,
+            notes=_notes(run, configuration, step),
+            changes=(*found.changes, *(Change("code", *_sides(one)) for one in changed)),
         )
 
 
@@ -116,8 +127,7 @@ def _repeat(
     target: Path,
     step: int,
     progress: Progress,
-    network: nn.Module | None,
-    own: Any,
+    parts: OwnParts,
 ) -> None:
     """Train as the run did, with every budget that it had, up to ``step``."""
     last = None if run.status == "completed" else step
@@ -134,9 +144,15 @@ def _repeat(
         ),
     )
     ends = [*(stage.steps for stage in stages), last]
-    begin(first, target, progress, network, own=own, like=run, watchers=watchers).run(ends[0])
+    begin(first, target, progress, parts, like=run, watchers=watchers).run(ends[0])
     for epochs, end in zip(budgets[1:], ends[1:], strict=True):
-        go_on(target, epochs, progress, network, own, watchers).run(end)
+        go_on(target, epochs, progress, parts, watchers).run(end)
+
+
+def _sides(change: str) -> tuple[str, str]:
+    """Return what the code was, and what it is now."""
+    then, _, now = change.partition(", now ")
+    return then, now
 
 
 def _notes(run: Run, configuration: Configuration, step: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from biograd import disk
 from biograd.errors import RecipeError, RunFileError, brief
 from biograd.runs.checked import CheckedFile, open_file
-from biograd.runs.json_text import parse, parse_object, read_object
+from biograd.runs.json_text import are_texts, parse, parse_object, read_object
 from biograd.runs.layout import (
     COMMIT_COLUMNS,
     FORMAT,
@@ -38,12 +38,11 @@ from biograd.runs.storage import RunPaths
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 """Names of checkpoints: a step, and the segment if another of that step was there."""
 DIGESTS = ("file", "sha256", "checkpoint_sha256")
-TEXTS = ("config", "environment", "hyperparameters", "summary", "credit")
-MARKS = ("magic", "version")
-"""Attributes of the file, not of the run."""
+TEXTS = ("config", "environment", "hyperparameters", "summary", "credit", "code")
+LATER = ("credit", "code")  # early files lack them
+MARKS = ("magic", "version")  # attributes of the file, not of the run
 OPTIONAL = ("input", "source_row")
-GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")
-"""Groups that every finished file has."""
+GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")  # all have them
 PARTS = {
     "parts_id": str,
     "attributes": dict,
@@ -133,6 +132,7 @@ class Contents:
     hyperparameters: dict[str, Any]
     summary: dict[str, Any]
     credit: dict[str, Any]
+    code: dict[str, Any]
     layers: dict[str, LayerInfo]
     probe: Probe | None
     history: list[list[int]]
@@ -225,7 +225,7 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
         RunFileError: a part is missing, or of another type.
     """
     found: dict[str, Any] = {}
-    values = {"credit": {}, **values}  # which early files lack
+    values = {**{name: {} for name in LATER}, **values}
     for name, kind in PARTS.items():
         if not isinstance(values.get(name), kind):
             raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
@@ -233,11 +233,11 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
     if not all(isinstance(found["environment"].get(name) or {}, dict) for name in TABLES):
         raise RunFileError(f"{where}: is damaged (environment holds others than its tables)")
     found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
-    if not all(
-        isinstance(one, dict) and isinstance(one.get("credit"), str)
-        for one in found["credit"].values()
-    ):
+    owed = [isinstance(one, dict) and one.get("credit") for one in found["credit"].values()]
+    if not all(isinstance(one, str) for one in owed):
         raise RunFileError(f"{where}: is damaged (credit is not that of parameters)")
+    if not are_texts(found["code"]):
+        raise RunFileError(f"{where}: is damaged (code is not that of files)")
     if not all(_integers(row, 4) for row in found["history"]):
         raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
     return found
@@ -333,7 +333,7 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
         "parts_id": attributes.get("parts_id"),
         "layers": {name: _layer(file, f"layers/{name}") for name in file.members("layers")},
         "history": file.array("progress/commits", "iu", 2).tolist(),
-        **{name: file.object(name) for name in TEXTS if name != "credit" or file.holds(name)},
+        **{name: file.object(name) for name in TEXTS if name not in LATER or file.holds(name)},
     }
     for name in GROUPS:
         if not file.holds(name):

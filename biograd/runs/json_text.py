@@ -43,6 +43,12 @@ def parse_object(text: bytes | str, where: object) -> dict[str, Any]:
     return value
 
 
+def are_texts(table: dict[str, Any]) -> bool:
+    """Return whether a table holds tables of texts alone."""
+    files = [one.values() if isinstance(one, dict) else [None] for one in table.values()]
+    return all(isinstance(text, str) for texts in files for text in texts)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object that a file holds.
 

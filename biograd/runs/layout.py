@@ -6,7 +6,7 @@ Finished file ``run.h5``::
                           parts_id biograd_version ... and whatever the run says about itself
                           (of a module of the user's: network, its text; neurons, encoding, JSON)
     /config /environment /hyperparameters /summary     JSON text, one scalar each
-    /credit               JSON text: parameter to its shape, and by whose credit it learns
+    /credit /code         JSON text: parameter to shape and creditor; the user's code, never run
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
     /probe/               index i8 (row of the split) | label i4 | split | input f4, the stimuli
                           source_row i8 (row of what the source gave: of the file of the split,
@@ -25,7 +25,7 @@ Finished file ``run.h5``::
 
 While a run goes on, its data lie in the folder ``run.h5.parts``::
 
-    header.json           what attributes, /config, /environment, /credit and /layers will hold
+    header.json           what attributes, /config, /environment, /credit, /code, /layers will hold
     probe.h5              /probe
     segments/000012.h5    the rows since the commit before: the same names as in the finished file
     commits.jsonl         one line a commit: the segment and checkpoint it completes, their digests

@@ -163,6 +163,11 @@ class Run:
         return self._contents.credit
 
     @property
+    def code(self) -> dict[str, dict[str, str]]:
+        """The text of the user's own code, by ``model``, ``loss``, ``reset`` and file."""
+        return self._contents.code
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What came out in the end; empty until then."""
         return self._contents.summary

@@ -58,6 +58,7 @@ class RunWriter(Logger):
         probe: the stimuli of all snapshots; None if there are none.
         layers: what is recorded, by module path.
         credit: shape and creditor of each parameter by its name (``engine.Account``).
+        code: text of the user's own files, by part and by file.
         force: replace an existing run.
         commit_bytes: commit without being asked when so many bytes wait.
 
@@ -76,6 +77,7 @@ class RunWriter(Logger):
         probe: Probe | None,
         layers: Mapping[str, LayerInfo],
         credit: Mapping[str, Any] | None = None,
+        code: Mapping[str, Any] | None = None,
         force: bool = False,
         commit_bytes: int = COMMIT_BYTES,
     ) -> None:
@@ -89,6 +91,7 @@ class RunWriter(Logger):
             layers=layers,
             probe=probe,
             credit=credit,
+            code=code,
         )
         self._start(place, begin(place, head, probe, force), commit_bytes)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biograd import disk, recipes
+from biograd import disk, recipes, user_code
 from biograd.errors import RecipeError, nearest
 from biograd.placement import Placement
 from biograd.progress import Progress
@@ -57,6 +57,9 @@ class Place:
         placement: who runs the trainings, and how many at a time.
         task: the number of the only training that is to be done; None: all of them.
         own: data that are in no file, by the name that the study has for them; never written.
+        models: classes, functions and modules that are objects, likewise.
+        typed: names of code that were typed in this very command or call.
+        allow_code: whether code that the study alone names may run.
         digests: of own data that were looked at.
     """
 
@@ -66,6 +69,9 @@ class Place:
     placement: Placement = dataclasses.field(default_factory=Placement)
     task: int | None = None
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    typed: frozenset[str] = frozenset()
+    allow_code: bool = False
     digests: dict[Any, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def data(self, name: str) -> Any:
@@ -74,13 +80,44 @@ class Place:
         Raises:
             RecipeError: they are not here.
         """
-        known = name.startswith(recipes.OWN) or recipes.FUNCTION.fullmatch(name)
-        if known and name not in self.own:
+        if name in self.own:
+            return self.own[name]
+        if recipes.FUNCTION.fullmatch(name) and not name.startswith(recipes.OWN):
+            return self.code(name)
+        if name.startswith(recipes.OWN):
             raise RecipeError(
                 f"study: {recipes.title(name)}: data of yours, which no file brings back: give "
-                "them to biograd.compare(data=...), or --dataset package.module:function"
+                "them to biograd.compare(data=...)"
             )
-        return self.own.get(name)
+        return None
+
+    def model(self, name: str) -> Any:
+        """Return the model that a study calls ``name``: its name, or an object of the user's.
+
+        Raises:
+            RecipeError: it is not here, or is code that nobody typed.
+        """
+        if name in self.models:
+            return self.models[name]
+        if name.startswith(recipes.OWN):
+            raise RecipeError(
+                f"study: {recipes.title(name)}: a model of yours, which no file brings back: give "
+                "it to biograd.compare([...])"
+            )
+        return self.code(name) if user_code.is_named(name) else name
+
+    def code(self, name: str) -> str:
+        """Return the name of code that may run.
+
+        Raises:
+            RecipeError: a study alone names it, and may not.
+        """
+        if name not in self.typed and not self.allow_code:
+            raise RecipeError(
+                f"study: {name}: a file does not run code by itself: look at it, and give "
+                "--allow-code"
+            )
+        return name
 
 
 @dataclasses.dataclass(frozen=True)

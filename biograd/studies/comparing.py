@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from biograd import recipes, studies
 from biograd.data.sources.own_data import named
@@ -13,10 +16,13 @@ from biograd.placement import Placement
 from biograd.progress import Progress
 from biograd.recipes import Table
 from biograd.recipes.dataset_recipe import ENDINGS, is_function
+from biograd.recipes.module_recipe import check_plain
+from biograd.recipes.toml import at, leaves
 from biograd.studies import Place, Report, search
 from biograd.studies.grid import CONTROL
 from biograd.studies.results import set_file
 from biograd.studies.results.set_file import RunSet
+from biograd.user_code import is_named, of_object, whole
 
 
 def study(
@@ -34,6 +40,9 @@ def study(
     control: bool = True,
     settings: Sequence[str] = (),
     task: str | None = None,
+    loss: str | None = None,
+    reset: str | None = None,
+    model_args: Sequence[str] = (),
     title: str | None = None,
     tune: Sequence[str] = (),
     trials: int | None = None,
@@ -42,6 +51,8 @@ def study(
 
     Args:
         cells: ``MODEL:ESTIMATOR`` or ``MODEL:ESTIMATOR:DECORRELATION``, in place of a grid.
+        loss, reset: names, or those of code.
+        model_args: ``NAME=VALUE``, arguments of the user's modules.
 
     Raises:
         RecipeError: no models, cells beside a grid, two budgets, or trials without a range.
@@ -76,8 +87,13 @@ def study(
         "seeds": [int(seed) for seed in seeds],
         "set": [f"training.{key}={value}" for key, value in given.items()]
         + ([] if task is None else [f"dataset.task.name={task}"])
+        + ([] if loss is None or is_named(loss) else [f"training.loss={loss}"])
+        + ([] if reset is None or is_named(reset) else [f"module.reset={reset}"])
+        + [f"module.arguments.{text}" for text in model_args]
         + list(settings),
     }
+    code = {"loss": loss, "reset": reset}
+    table |= {key: whole(name) for key, name in code.items() if name and is_named(name)}
     if cells:
         table["cells"] = _listed(cells, datasets, control)
     else:
@@ -102,6 +118,8 @@ def _several(names: Sequence[str]) -> Sequence[str]:
 
 def _whole(name: str) -> str:
     """Return a recipe's name; that of a file in full, so that the study runs from anywhere."""
+    if is_named(name):
+        return whole(name)
     path = Path(name).expanduser()
     file = path.suffix in (".toml", *ENDINGS) and path.is_file()
     return str(path.resolve()) if file or (path.is_dir() and path.name != name) else name
@@ -114,11 +132,11 @@ def _listed(cells: Sequence[str], datasets: Sequence[str], control: bool) -> Tab
     data = {"dataset": datasets[0]} if datasets else {}
     table: Table = {}
     for text in cells:
-        parts = [part.strip() for part in text.split(":")]
+        parts = _divided(text)
         if len(parts) not in (2, 3) or not all(parts):
             raise RecipeError(f"--cells {text!r}: write MODEL:ESTIMATOR, as in spiking:weak")
         rule = [f"decorrelation.rule={parts[2]}"] if len(parts) == 3 else []
-        name = " · ".join([Path(parts[0]).stem, *parts[1:]])
+        name = " · ".join([recipes.title(parts[0]), *parts[1:]])
         if name in table:
             raise RecipeError(f"--cells {text!r}: is given twice")
         table[name] = {"model": _whole(parts[0]), "estimator": parts[1], "set": rule, **data}
@@ -127,13 +145,21 @@ def _listed(cells: Sequence[str], datasets: Sequence[str], control: bool) -> Tab
         listed = {cell["model"] for cell in table.values() if cell["estimator"] == CONTROL}
         for model in models:
             if model not in listed:
-                name = f"{Path(model).stem} · frozen hidden"
+                name = f"{recipes.title(model)} · frozen hidden"
                 table[name] = {"model": model, "estimator": CONTROL, **data}
     return table
 
 
+def _divided(text: str) -> list[str]:
+    """Return model, estimator and more of a cell; code has a colon of its own."""
+    parts = [part.strip() for part in text.split(":")]
+    first = parts[0]
+    code = first.endswith(".py") or ("." in first and Path(first).suffix != ".toml")
+    return [":".join(parts[:2]), *parts[2:]] if code else parts
+
+
 def compare(
-    models: Sequence[str] = (),
+    models: Sequence[Any] = (),
     estimators: Sequence[str] = (),
     *,
     folder: str | Path,
@@ -142,6 +168,9 @@ def compare(
     datasets: Sequence[str] = (),
     data: Any = None,
     task: str | None = None,
+    loss: str | None = None,
+    reset: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     seeds: int | Sequence[int] = 3,
     epochs: int | None = None,
     baseline: str | None = None,
@@ -152,13 +181,15 @@ def compare(
     workers: int = 1,
     data_dir: str | Path | None = None,
     offline: bool = False,
+    allow_code: bool = False,
 ) -> RunSet:
     """Train every model with every rule and every seed, and return the runs as a set.
 
     What is in the folder already is not trained again.
 
     Args:
-        models: shipped names or TOML files.
+        models: shipped names, TOML files, text that names code, ``net.py:Net``, classes or
+            functions that make a module, or modules, from whose weights then every seed begins.
         estimators: names; empty: each model's own.
         folder: for the runs and the results.
         cells: ``MODEL:ESTIMATOR`` or ``MODEL:ESTIMATOR:DECORRELATION``, in place of a grid.
@@ -166,6 +197,8 @@ def compare(
         datasets: shipped names, TOML files, or files and folders of data; empty: digits.
         data: your own data in place of ``datasets``, as ``biograd.train`` takes them.
         task: what the targets ask for; None: what they tell.
+        loss, reset: of ``biograd.train``, names or text that names code.
+        arguments: of the classes or functions.
         seeds: their number, or the seeds themselves.
         baseline: name of the cell to which the others are compared; None: the first.
         control: also train every model with frozen hidden layers.
@@ -173,7 +206,8 @@ def compare(
         tune: ranges, ``KEY=LOW..HIGH``, ``KEY=LOW..HIGH:log`` or ``KEY=A|B``: settings of every
             cell are chosen there on a held-out part of the training data.
         trials: of the search in every cell.
-        workers: trainings at a time; 1: in this process.
+        workers: trainings at a time; 1: in this process.  Others find a class by its file and name.
+        allow_code: let recipes' files name the code of modules.
 
     Raises:
         RecipeError: the comparison is not valid.
@@ -186,8 +220,9 @@ def compare(
         if datasets:
             raise RecipeError("datasets, data: give one of them")
         datasets = tuple(own)
+    names, objects = _objects(models, workers)
     table = study(
-        models,
+        names,
         estimators,
         cells=cells,
         decorrelate=decorrelate,
@@ -198,20 +233,84 @@ def compare(
         control=control,
         settings=settings,
         task=task,
+        loss=loss,
+        reset=reset,
         tune=tune,
         trials=trials,
     )
+    table["set"] += _assigned(arguments or {})
     where = Place(
         place,
         None if data_dir is None else Path(data_dir),
         offline,
         Placement(workers=workers, folder=place),
         own=own,
+        models=objects,
+        typed=typed(table),
+        allow_code=allow_code,
     )
     report = studies.run(table, place / studies.SAVED, where, Progress())
     if report.failures:
         raise BiogradError(failed(report, place))
     return set_file.load_set(place)
+
+
+def _assigned(arguments: Mapping[str, Any]) -> list[str]:
+    """Return arguments of a class as ``KEY=VALUE``.
+
+    Raises:
+        RecipeError: a value that no file can hold.
+    """
+    check_plain(arguments, "arguments")
+    flat = {key: at(arguments, key) for key in leaves(arguments)}
+    return [
+        f"module.arguments.{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in flat.items()
+    ]
+
+
+def typed(table: Table) -> frozenset[str]:
+    """Return the names of code in a comparison whose models, data and the like were typed."""
+    grid = table.get("grid", {})
+    cells = table.get("cells", {}).values()
+    names = [*grid.get("models", ()), *grid.get("datasets", ())]
+    names += [cell[key] for cell in cells for key in ("model", "dataset") if key in cell]
+    return frozenset({*names, table.get("loss", ""), table.get("reset", "")})
+
+
+def _objects(models: Any, workers: int) -> tuple[list[str], dict[str, Any]]:
+    """Return what a study calls models that may be objects, and those by their names.
+
+    Raises:
+        RecipeError: two of one name, or one that other processes cannot find by file and name.
+    """
+    given = [models] if isinstance(models, str | nn.Module | type) or callable(models) else models
+    names, objects = list[str](), dict[str, Any]()
+    for one in given:
+        if isinstance(one, str | Path):
+            names.append(str(one))
+            continue
+        short = getattr(one, "__name__", type(one).__name__)
+        name = f"{recipes.OWN}{short}" if workers == 1 else _by_file(one, short)
+        if name in objects:
+            raise RecipeError(f"models: two are called {short}: give one of them another name")
+        names.append(name)
+        if workers == 1:
+            objects[name] = one
+    return names, objects
+
+
+def _by_file(one: Any, short: str) -> str:
+    """Return the name by which another process finds a class or a function."""
+    found = of_object(one)
+    text = f"{found.path}:{found.code.name}"
+    if isinstance(one, nn.Module) or found.path is None or not is_named(text):
+        kind = "a module" if isinstance(one, nn.Module) else "in no file by a name of its own"
+        raise RecipeError(
+            f"models: {short} is {kind}, and other processes find a class by its file and name: "
+            "give workers=1, or a class or a function of a file"
+        )
+    return text
 
 
 def failed(report: Report, folder: Path) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
-from biograd.configuration import TrainingRequest, without_effect
+from biograd import recipes
+from biograd.configuration import Configuration, TrainingRequest, without_effect
 from biograd.errors import RecipeError
 from biograd.recipes import Range, Table
-from biograd.studies import grid
+from biograd.studies import Place, grid
 from biograd.studies.grid import Cell, Grid
 from biograd.studies.search import Search
+from biograd.user_code import is_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Trainings:
     dataset: str = "digits"
     estimator: str | None = None
     set: tuple[str, ...] = ()
+    loss: str = ""
+    """A function of the user's, ``FILE.py:NAME``, for every training; others by a key."""
+    reset: str = ""
+    """Likewise, for every module of theirs."""
     seeds: tuple[Annotated[int, Range(0)], ...] = (0, 1, 2)
     baseline: str | None = None
     """The cell to which the others are compared; by default the first."""
@@ -42,6 +50,10 @@ class Trainings:
         """
         cells = self.expanded()
         grid.check(cells, self.baseline)
+        for key, text in (("loss", self.loss), ("reset", self.reset)):
+            if text and not is_named(text):
+                where = {"loss": "training.loss", "reset": "module.reset"}[key]
+                raise RecipeError(f"study: {key} = {text!r}: is no code: give it as {where}")
         stems = [stem(cell.name) for cell in cells]
         for own, cell in zip(stems, cells, strict=True):
             if stems.count(own) > 1:
@@ -66,6 +78,24 @@ def stem(name: str) -> str:
     return re.sub(r"\W+", "-", name).strip("-") or "cell"
 
 
+def check_consent(settings: Trainings, cells: Sequence[Cell], place: Place) -> None:
+    """Refuse a study that needs code which nobody typed, or data and models that are not here.
+
+    Raises:
+        RecipeError: with the first.
+    """
+    for cell in cells:
+        place.data(cell.dataset)
+        model = place.model(cell.model)
+        if isinstance(model, str):
+            table = recipes.model_table(model)[0].get("module", {})
+            source = table.get("source", "") if isinstance(table, dict) else ""
+            recipes.check_consent(source, model, place.allow_code)
+    for text in (settings.loss, settings.reset):
+        if text:
+            place.code(text)
+
+
 def idle(asked: Mapping[str, TrainingRequest]) -> list[str]:
     """Return in which cells common settings have no effect, a sentence each.
 
@@ -77,3 +107,33 @@ def idle(asked: Mapping[str, TrainingRequest]) -> list[str]:
         f"{text} has no effect in {', '.join(names[place] for place in places)}"
         for text, places in without_effect(asked.values()).items()
     ]
+
+
+def check_same(known: Table, asked: Table, where: Path) -> None:
+    """Refuse what is in a folder and was made with other settings.
+
+    Raises:
+        RecipeError: it was.
+    """
+    # what an older version did not know yet has its default
+    made = Configuration.of(known, where)
+    before = plain(made)
+    if "name" not in asked["data"]["task"]:  # a run notes the task that its targets asked for
+        before["data"]["task"].pop("name", None)
+    now = Configuration.of(asked, where).code
+    for part, code in made.code.items():
+        for change in code.differs(now[part]) if part in now else ():
+            raise RecipeError(
+                f"{where}: was made by other code: {change}: give back that of then, give another "
+                "folder, or delete the file"
+            )
+    if before != asked:
+        raise RecipeError(
+            f"{where}: was made with other settings: give another folder, or delete the file"
+        )
+
+
+def plain(configuration: Configuration) -> Table:
+    """Return a configuration as JSON has it."""
+    found: Table = json.loads(json.dumps(configuration.table()))
+    return found

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from biograd import data, experiment
+from biograd.configuration import OwnParts
 from biograd.diagnosis import Diagnosis, probe
 from biograd.experiment import Configuration, Experiment
 from biograd.networks import build
@@ -61,9 +62,9 @@ def run(settings: GradientQuality, place: Place, progress: Progress) -> Report:
         begin, end = _teach(settings, place, seed, progress)
         for name, cell in cells.items():
             progress.note(f"{name}, seed {seed}")
-            configuration = _configuration(settings, place, seed, cell.estimator, cell.set)
-            dataset = configuration.read()
-            both = [_compare(settings, configuration, dataset, w) for w in (begin, end)]
+            configuration, own = _configuration(settings, place, seed, cell.estimator, cell.set)
+            dataset = configuration.read(own.data)
+            both = [_compare(settings, configuration, dataset, own, w) for w in (begin, end)]
             found[name].append((both[0], both[1]))
     rows = [{"cell": name, **_row(pairs)} for name, pairs in found.items()]
     columns = {
@@ -84,29 +85,30 @@ def run(settings: GradientQuality, place: Place, progress: Progress) -> Report:
 
 def _configuration(
     settings: GradientQuality, place: Place, seed: int, estimator: str, assignments: Sequence[str]
-) -> Configuration:
-    return experiment.configure(
-        experiment.TrainingRequest(
-            model=settings.model,
-            dataset=settings.dataset,
-            estimator=estimator,
-            epochs=settings.epochs,
-            seed=seed,
-            device="cpu",
-            common=settings.set,
-            assignments=tuple(assignments),
-            data_dir=place.data_dir,
-            offline=place.offline,
-        )
+) -> tuple[Configuration, OwnParts]:
+    request = experiment.TrainingRequest(
+        model=place.model(settings.model),
+        dataset=settings.dataset,
+        own=place.data(settings.dataset),
+        allow_code=place.allow_code,
+        estimator=estimator,
+        epochs=settings.epochs,
+        seed=seed,
+        device="cpu",
+        common=settings.set,
+        assignments=tuple(assignments),
+        data_dir=place.data_dir,
+        offline=place.offline,
     )
+    return experiment.configure(request), request.parts()
 
 
 def _teach(
     settings: GradientQuality, place: Place, seed: int, progress: Progress
 ) -> tuple[Weights, Weights]:
     """Return the weights before and after the teacher's training."""
-    configuration = _configuration(settings, place, seed, settings.teacher, ())
-    made = Experiment(configuration, configuration.read())
+    configuration, parts = _configuration(settings, place, seed, settings.teacher, ())
+    made = Experiment(configuration, configuration.read(parts.data), parts)
     begin = {name: value.clone() for name, value in made.network.state_dict().items()}
     progress.begin(made.trainer.total, f"{settings.teacher}, seed {seed}")
     for record in made.trainer.steps():
@@ -120,14 +122,17 @@ def _compare(
     settings: GradientQuality,
     configuration: Configuration,
     dataset: data.Dataset,
+    parts: OwnParts,
     weights: Weights,
 ) -> Diagnosis:
     task = dataset.task
-    network = build(
-        configuration.recipe, dataset.shape, task.outputs, configuration.seed, task.timed
-    )
-    network.load_state_dict(weights)  # first: the noise is scaled by the currents that it finds
-    made = Experiment(configuration, dataset, network)
+    own = parts.network(configuration.recipe.module.arguments, configuration.seed)
+    if own is None:
+        own = build(
+            configuration.recipe, dataset.shape, task.outputs, configuration.seed, task.timed
+        )
+    own.load_state_dict(weights)  # first: the noise is scaled by the currents that it finds
+    made = Experiment(configuration, dataset, dataclasses.replace(parts, model=own))
     batch = dataset.train.take(torch.arange(min(settings.examples, len(dataset.train))))
     inputs, targets = placed(made.network, batch.inputs, batch.targets)
     made.network.train()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from biograd import recipes
@@ -87,24 +87,39 @@ def expand(grid: Grid, model: str, dataset: str, estimator: str | None) -> list[
         twice = {level for level in levels if levels.count(level) > 1}
         if twice:
             raise RecipeError(f"grid: {name} {sorted(map(str, twice))[0]!r} is named twice")
+    shown = {"model": titles(axes["model"]), "dataset": titles(axes["dataset"])}
     varied = [name for name, levels in axes.items() if len(levels) > 1]
     cells = []
     for levels in itertools.product(*axes.values()):
         level = dict(zip(axes, levels, strict=True))
-        cells.append(_cell(level, varied))
+        cells.append(_cell(level, varied, shown))
     if grid.control and CONTROL not in axes["estimator"]:
-        shown = [name for name in axes if name in varied or name == "estimator"]
+        named = [name for name in axes if name in varied or name == "estimator"]
         others = {**axes, "estimator": (CONTROL,)}
         for levels in itertools.product(*others.values()):
-            cells.append(_cell(dict(zip(axes, levels, strict=True)), shown))
+            cells.append(_cell(dict(zip(axes, levels, strict=True)), named, shown))
     return cells
 
 
-def _cell(level: Mapping[str, str | None], varied: list[str]) -> Cell:
+def titles(names: Sequence[str | None]) -> dict[str, str]:
+    """Return what models or datasets are called, those of one name with their files before it."""
+    short = {name: recipes.title(name) for name in names if name is not None}
+    several = [title for title in short.values() if [*short.values()].count(title) > 1]
+    return {name: _with_file(name) if title in several else title for name, title in short.items()}
+
+
+def _with_file(name: str) -> str:
+    place, _, last = name.rpartition(":")
+    return f"{Path(place).stem}.{last}" if place.endswith(".py") else name
+
+
+def _cell(
+    level: Mapping[str, str | None], varied: list[str], titles: Mapping[str, Mapping[str, str]]
+) -> Cell:
     model, data = str(level["model"]), str(level["dataset"])
     names = {
-        "dataset": recipes.title(data),
-        "model": Path(model).stem,
+        "dataset": titles["dataset"][data],
+        "model": titles["model"][model],
         "estimator": (level["estimator"] or "").replace(CONTROL, "frozen hidden"),
         "decorrelation": f"decorrelation {level['decorrelation']}",
     }
@@ -115,7 +130,9 @@ def _cell(level: Mapping[str, str | None], varied: list[str]) -> Cell:
         dataset=data,
         estimator=level["estimator"],
         assignments=() if rule is None else (f"decorrelation.rule={rule}",),
-        factors={axis: str(level[axis]) for axis in varied},
+        factors={
+            axis: titles.get(axis, {}).get(str(level[axis]), str(level[axis])) for axis in varied
+        },
     )
 
 
@@ -161,7 +178,8 @@ def check(cells: list[Cell], baseline: str | None) -> None:
     from biograd.estimators import ESTIMATORS
 
     for cell in cells:
-        recipes.read(cell.model, "models")
+        if not cell.model.startswith(recipes.OWN):
+            recipes.model_table(cell.model)
         if not cell.dataset.startswith(recipes.OWN):
             recipes.dataset_table(cell.dataset)
         if cell.estimator is not None:

@@ -115,21 +115,22 @@ def _trained(
     progress: Progress,
 ) -> tuple[float, dict[str, MeasuredBlock]]:
     """Return the test accuracy in per cent and what each block holds."""
-    configuration = experiment.configure(
-        experiment.TrainingRequest(
-            model=settings.model,
-            dataset=settings.dataset,
-            estimator=cell.estimator,
-            seed=seed,
-            device="cpu",
-            common=settings.set,
-            assignments=cell.set,
-            data_dir=place.data_dir,
-            offline=place.offline,
-        )
+    request = experiment.TrainingRequest(
+        model=place.model(settings.model),
+        dataset=settings.dataset,
+        own=place.data(settings.dataset),
+        allow_code=place.allow_code,
+        estimator=cell.estimator,
+        seed=seed,
+        device="cpu",
+        common=settings.set,
+        assignments=cell.set,
+        data_dir=place.data_dir,
+        offline=place.offline,
     )
-    dataset = configuration.read()
-    made = Experiment(configuration, dataset)
+    configuration, parts = experiment.configure(request), request.parts()
+    dataset = configuration.read(parts.data)
+    made = Experiment(configuration, dataset, parts)
     progress.begin(made.trainer.total, f"{cell.estimator}, seed {seed}")
     for record in made.trainer.steps():
         progress.step({"loss": record.loss, **record.metrics})

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from biograd import disk, experiment
-from biograd.configuration import Configuration
+from biograd import disk, experiment, user_code
+from biograd.configuration import Configuration, OwnParts
 from biograd.data import Dataset
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
 from biograd.experiment import Experiment, TrainingRequest
@@ -272,10 +272,12 @@ def _judged(
         assignments=(*request.assignments, held_out),
     )
     configuration = experiment.configure(trial)
-    task = trial_data(configuration, trial.own).task
+    parts = trial.parts().another()
+    task = trial_data(configuration, parts.data).task
     metric = task.headline, task.better
     try:
-        value = validate(configuration, trial.own)
+        with user_code.named(configuration.model):
+            value = validate(configuration, parts)
     except RecipeError:
         raise
     except BiogradError:  # the loss is not finite
@@ -283,14 +285,18 @@ def _judged(
     return metric, value if task.better == "higher" else -value
 
 
-def validate(configuration: Configuration, own: Any = None) -> float:
+def validate(configuration: Configuration, parts: OwnParts | None = None) -> float:
     """Train without a run file and return the headline metric on the held-out part.
+
+    Args:
+        parts: the user's own.
 
     Raises:
         BiogradError: nothing is held out: the metric would be that of the test split.
     """
-    dataset = trial_data(configuration, own)
-    trained = Experiment(configuration, dataset)
+    parts = parts or OwnParts()
+    dataset = trial_data(configuration, parts.data)
+    trained = Experiment(configuration, dataset, parts)
     try:
         for _record in trained.trainer.steps():
             pass

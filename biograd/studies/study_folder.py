@@ -83,5 +83,7 @@ def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
             for cell in settings.expanded()
         },
         "set": list(settings.set),
+        "loss": settings.loss,
+        "reset": settings.reset,
         "tune": ranges,
     }

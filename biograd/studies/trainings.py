@@ -11,13 +11,16 @@ goes on where it stopped, whoever places its processes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from biograd import disk, experiment, placement
+from torch import nn
+
+from biograd import disk, experiment, placement, recipes
 from biograd.data import ASKED
 from biograd.errors import BiogradError, RecipeError
 from biograd.metrics import figure
@@ -27,7 +30,7 @@ from biograd.recipes import Table
 from biograd.runs.reader import open_run
 from biograd.runs.storage import RunPaths, holds_run
 from biograd.studies import Place, Report, Row, search, study_folder
-from biograd.studies.design import Trainings, idle, stem
+from biograd.studies.design import Trainings, check_consent, check_same, idle, plain, stem
 from biograd.studies.grid import Cell
 from biograd.studies.results import comparison, outputs
 from biograd.studies.results.comparison import Comparison, Summary
@@ -79,10 +82,16 @@ class Training:
 
     def request(self) -> experiment.TrainingRequest:
         """Return what is asked of it."""
+        place, settings = self.place, self.settings
+        model = place.model(self.cell.model)
+        own = not isinstance(model, str) or recipes.is_module(model)
         return experiment.TrainingRequest(
-            model=self.cell.model,
+            model=copy.deepcopy(model) if isinstance(model, nn.Module) else model,
             dataset=self.cell.dataset,
-            own=self.place.data(self.cell.dataset),
+            own=place.data(self.cell.dataset),
+            loss=place.code(settings.loss) if settings.loss else None,
+            reset=place.code(settings.reset) if settings.reset and own else None,
+            allow_code=place.allow_code,
             repeatable=True,
             estimator=self.cell.estimator,
             seed=self.seed,
@@ -101,19 +110,19 @@ class Training:
         """
         request = self.request()
         configuration = experiment.configure(request)
-        asked, known = _plain(configuration), self._read()
+        asked, known = plain(configuration), self._read()
         if known is not None:
             if not self.path.exists():
                 raise RecipeError(
                     f"{self.path}: is gone, its summary is there: delete {self.note.name} to train "
                     "it again"
                 )
-            _same(known["configuration"], asked, self.note)
+            check_same(known["configuration"], asked, self.note)
             if configuration.data.source in OWN:
                 self._same_data(configuration, request.own)
         elif self._begun():
             with open_run(self.path) as run:
-                _same(run.config, asked, self.path)
+                check_same(run.config, asked, self.path)
         return asked
 
     def _same_data(self, configuration: experiment.Configuration, own: Any) -> None:
@@ -156,8 +165,8 @@ class Training:
         if known is not None:
             return known
         if self._begun():
-            own = self.place.data(self.cell.dataset)
-            found = experiment.proceed(self.path, progress=progress, own=own)
+            parts = self.request().parts().another()
+            found = experiment.proceed(self.path, progress=progress, parts=parts)
         else:
             found = experiment.execute(self.request(), progress)
         if shared:
@@ -179,23 +188,6 @@ class Training:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(f"{self.note}: is damaged: delete it") from error
-
-
-def _same(known: Table, asked: Table, where: Path) -> None:
-    # what an older version did not know yet has its default
-    before = _plain(experiment.Configuration.of(known, where))
-    if "name" not in asked["data"]["task"]:  # a run notes the task that its targets asked for
-        before["data"]["task"].pop("name", None)
-    if before != asked:
-        raise RecipeError(
-            f"{where}: was made with other settings: give another folder, or delete the file"
-        )
-
-
-def _plain(configuration: experiment.Configuration) -> Table:
-    """Return a configuration as JSON has it."""
-    found: Table = json.loads(json.dumps(configuration.table()))
-    return found
 
 
 def train(training: Training) -> None:
@@ -220,6 +212,7 @@ def planned(settings: Trainings, place: Place) -> list[Training]:
     Seeds are outside, so that an interrupted study has all cells of the seeds that it has.
     """
     cells = settings.lines()
+    check_consent(settings, cells, place)
     return [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
 
 

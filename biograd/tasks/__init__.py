@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
 from biograd.tasks.steps_first import StepsFirst, is_steps_first
 from biograd.tasks.task import MISSING, Metrics, Task, Totals, added, flat, folded, summed
+from biograd.tasks.torch_losses import NAMES, of_torch
 from biograd.tasks.weighted import Weighted
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Totals",
     "Weighted",
     "added",
+    "check_loss",
     "flat",
     "folded",
     "infer",
@@ -169,26 +171,71 @@ def suited(
     return make(name, int(given.pop("outputs", 0)), given, where)
 
 
-def learned(task: Task, loss: str | None, own: str | None = None) -> Task:
-    """Return the task with the loss that a model's recipe gives to classes; others have their own.
+def learned(
+    task: Task,
+    loss: str | None,
+    own: str | None = None,
+    function: Callable[..., Any] | None = None,
+) -> Task:
+    """Return the task with the loss that a model's recipe or a call gives; else it has its own.
 
     Args:
-        loss: None: the recipe gives none.
+        loss: one of the task's, or of torch's, by name; None: the recipe gives none.
         own: the loss that the settings of the task name.
+        function: a loss of the user's own, which ``loss`` then only names.
 
     Raises:
-        RecipeError: the recipe asks for another loss than the task has.
+        RecipeError: the task cannot have it, or has been given another.
     """
-    if loss is not None and own is not None and loss != own:
+    if loss is None:
+        return task
+    if own is not None and (loss != own or function is not None):
         raise RecipeError(f"training.loss = {loss!r} beside task.loss = {own!r}: give one of them")
-    if loss is not None and isinstance(task, Classes):
-        return dataclasses.replace(task, loss=loss)  # type: ignore[arg-type]
-    if loss is not None and loss != getattr(task, "loss", ""):
+    if isinstance(task, Weighted):
+        return dataclasses.replace(task, task=learned(task.task, loss, own, function))
+    if function is None and loss in own_losses(type(task)):
+        return dataclasses.replace(task, loss=loss)  # type: ignore[call-arg]
+    known = {*own_losses(type(task)), *NAMES}
+    if loss in LOSSES:
         raise RecipeError(
             f"training.loss = {loss!r} is for classes: {type(task).__name__} has its own: leave it "
-            "out"
+            f"out, or take another ({', '.join(sorted(known))})"
         )
-    return task
+    if isinstance(task, Heads):
+        raise RecipeError(
+            f"training.loss = {loss!r}: heads have a loss each, task.heads.NAME.loss: leave it out"
+        )
+    if isinstance(task, Reward):
+        raise RecipeError(f"training.loss = {loss!r}: a reward is its own loss: leave it out")
+    if getattr(task, "class_weights", ()):
+        raise RecipeError(f"training.loss = {loss!r}: task.class_weights has no effect beside it")
+    if function is None and loss not in NAMES:
+        raise RecipeError(f"training.loss = {loss!r}: {nearest(loss, known)}")
+    return OwnLoss(loss=_taken_as(function) if function else of_torch(loss, task), task=task)
+
+
+def _taken_as(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a user's loss; one that takes the steps first is given them so."""
+    return StepsFirst(function) if is_steps_first(function) else function
+
+
+def own_losses(task: type[Task]) -> tuple[str, ...]:
+    """Return the losses that a task has by name."""
+    if not any(field.name == "loss" for field in dataclasses.fields(task)):
+        return ()
+    return get_args(get_type_hints(task)["loss"]) if task is not OwnLoss else ()
+
+
+def check_loss(loss: str) -> None:
+    """Refuse a name that is no loss of any task, nor of torch.
+
+    Raises:
+        RecipeError: with the nearest one.
+    """
+    known = {name for task in TASKS.own.values() for name in own_losses(task)} | {*NAMES}
+    others = {name for name in TASKS if name not in TASKS.own}
+    if loss not in known and not others:
+        raise RecipeError(f"training.loss = {loss!r}: {nearest(loss, known)}")
 
 
 def of_loss(loss: str | Callable[..., Any]) -> Task:
@@ -198,7 +245,7 @@ def of_loss(loss: str | Callable[..., Any]) -> Task:
         CapabilityError: no such loss.
     """
     if not isinstance(loss, str):
-        return OwnLoss(loss=StepsFirst(loss) if is_steps_first(loss) else loss)
+        return OwnLoss(loss=_taken_as(loss))
     if loss not in LOSSES:
         raise CapabilityError(f"no loss {loss!r}: {nearest(loss, LOSSES)}")
     return Classes(0, loss=loss)  # type: ignore[arg-type]

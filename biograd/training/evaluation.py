@@ -46,12 +46,13 @@ def evaluate(
         one.held.reset()
     training = network.training
     network.eval()
+    form = getattr(engine.substrate, "outputs", None)
     totals: tasks.Totals = {}
     for batch in batches(split, batch_size, None, drop_last=False):
         with parallel.sharing(parallel.share(len(batch.targets))) as own:
             rows = own.rows if own.weight else slice(0, 1)  # every rank must know the metrics
             inputs, targets = placed(network, batch.inputs[rows], batch.targets[rows])
-            outputs = network(inputs)
+            outputs = network(inputs) if form is None else form(network(inputs))
             losses = task.losses(outputs, targets)
             found = summed(
                 {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from biograd import user_code
 from biograd.data.choosing import SPLITS
 from biograd.data.recordings import nwb
 from biograd.data.request import Parts, Request
@@ -82,16 +81,11 @@ def function(request: Request) -> Parts:
         RecipeError: there is no such function.
     """
     text = str(request.given)
-    module, _, name = text.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"--dataset {text}: {error}") from error
-    finally:
-        sys.path.remove(here)
-    return _parts(found if is_stream(found) or not callable(found) else found(), request, text)
+    said = f"--dataset {text}"
+    found = user_code.load(text, "--dataset").thing
+    if is_stream(found) or not callable(found):
+        return _parts(found, request, text)
+    return _parts(user_code.called(found, {}, said), request, text)
 
 
 def _parts(given: Any, request: Request, where: str) -> Parts:

@@ -32,6 +32,7 @@ def header(
     probe: Probe | None,
     hyperparameters: Mapping[str, Any] | None = None,
     credit: Mapping[str, Any] | None = None,
+    code: Mapping[str, Any] | None = None,
     history: list[list[int]] | None = None,
 ) -> dict[str, Any]:
     """Return what ``header.json`` holds.
@@ -49,6 +50,7 @@ def header(
         "hyperparameters": dict(hyperparameters or {}),
         "summary": {},
         "credit": dict(credit or {}),
+        "code": dict(code or {}),
         "layers": {name: layer.as_json() for name, layer in layers.items()},
         "gap_ms": None if probe is None else float(probe.gap_ms),
         "history": history or [],

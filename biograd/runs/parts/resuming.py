@@ -132,6 +132,7 @@ def _continued(contents: Contents, segment: int) -> dict[str, Any]:
         probe=contents.probe,
         hyperparameters=contents.hyperparameters,
         credit=contents.credit,
+        code=contents.code,
         history=[row for row in contents.history if row[0] < segment],
     )
 

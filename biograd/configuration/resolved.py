@@ -3,55 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from biograd import decorrelation, estimators, local, recipes
-from biograd.checking import convert
+from biograd import decorrelation, estimators, local, recipes, tasks, user_code
+from biograd.configuration.own_parts import OwnParts
+from biograd.configuration.training_request import TrainingRequest
 from biograd.data import Dataset
 from biograd.data import load as load_data
 from biograd.data.sources.own_data import named
 from biograd.encoding import ENCODINGS
 from biograd.engine.settings import unread
-from biograd.errors import RecipeError, RunFileError
+from biograd.errors import CapabilityError, RecipeError, RunFileError, word
 from biograd.recipes import DatasetRecipe, ModelRecipe
 from biograd.recipes.model import check_read, covered
 from biograd.recipes.toml import merged, without
+from biograd.substrate.return_values import Outputs
 from biograd.training.optimisers import check_optimiser
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingRequest:
-    """What the user asked for; None means the recipe's value."""
-
-    model: str | nn.Module = "spiking"
-    dataset: str = "digits"
-    estimator: str | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    out: Path | None = None
-    force: bool = False
-    assignments: tuple[str, ...] = ()
-    common: tuple[str, ...] = ()
-    """Assignments before the others, of several runs: here they need not have an effect."""
-    data_dir: Path | None = None
-    offline: bool = False
-    control: bool = False
-    own: Any = None
-    """Own data in place of ``dataset``: arrays, Datasets, or typed text that names code."""
-    task: str | Mapping[str, Any] | None = None
-    repeatable: bool = False
-    """Refuse data that do not repeat."""
-    laid: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """Tables laid over the recipe, by the arguments that they came in."""
-    sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None
-    """Layers of a module of the user's that are sites."""
+from biograd.user_code import UserCode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +57,8 @@ class Configuration:
     control: bool = False
     module: bool = False
     """The network is a module of the user's, which no recipe can build again."""
-    sites: Mapping[str, tuple[str, ...]] | None = None
-    """Layers of that module that are sites; None: all with weights."""
+    code: Mapping[str, UserCode] = dataclasses.field(default_factory=dict)
+    """What the user's ``model``, ``loss`` and ``reset`` came from, those that are code."""
     stages: tuple[Stage, ...] = ()
     """What came before ``biograd resume --epochs`` gave the run the budget that it has now."""
 
@@ -96,10 +69,37 @@ class Configuration:
             training, task = table["recipe"]["training"], table["data"]["task"]
             if training["loss"] == "cross_entropy" and task["name"] != "classes":
                 training = {**training, "loss": None}
-                return {**table, "recipe": {**table["recipe"], "training": training}}
+                table = {**table, "recipe": {**table["recipe"], "training": training}}
         except (KeyError, TypeError):  # not there, or refused by its own name
             pass
-        return table
+        if "sites" not in table or not isinstance(table.get("recipe"), Mapping):
+            return table
+        rest, recipe = {k: v for k, v in table.items() if k != "sites"}, table["recipe"]
+        if table["sites"] is not None:  # they stood beside the recipe
+            recipe = {**recipe, "module": {**recipe.get("module", {}), "sites": table["sites"]}}
+        return {**rest, "recipe": recipe}
+
+    @property
+    def sites(self) -> Mapping[str, tuple[str, ...]] | None:
+        """The layers of every site of a module of the user's; None: all with weights."""
+        given = self.recipe.module.sites
+        if given is None or isinstance(given, Mapping):
+            return given
+        return {name: (name,) for name in given}
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """What of a module's return value its outputs are; None: all of it."""
+        given = self.recipe.module.outputs
+        return None if given is None else Outputs(given.part, given.time_first, given.over_time)
+
+    @property
+    def asks(self) -> str:
+        """The options that bring the user's own code back, as they are typed."""
+        named = {part: code for part, code in self.code.items() if user_code.is_named(str(code))}
+        method = self.recipe.module.reset
+        reset = f" --reset {word(method)}" if method and not method.startswith("reset") else ""
+        return "".join(f" --{part} {word(str(code))}" for part, code in named.items()) + reset
 
     def longer(self, epochs: int, step: int) -> Configuration:
         """Return the configuration of the run trained to ``epochs``, from ``step`` on."""
@@ -129,8 +129,6 @@ class Configuration:
         Raises:
             RecipeError, DataError: see ``data.load``.
         """
-        encoding = self.recipe.encoding
-        kind = ENCODINGS.find(encoding.kind, f"{self.model}: encoding.kind")
         return load_data(
             self.data,
             name=self.dataset,
@@ -138,9 +136,14 @@ class Configuration:
             offline=self.offline,
             seed=self.seed,
             own=own,
-            timed=kind.timed,
-            dt_ms=encoding.dt_ms,
+            timed=self.encoded_in_time,
+            dt_ms=self.recipe.encoding.dt_ms,
         )
+
+    @property
+    def encoded_in_time(self) -> bool:
+        """Whether the encoding says that the data have a time axis."""
+        return ENCODINGS.find(self.recipe.encoding.kind, f"{self.model}: encoding.kind").timed
 
     def offered(self) -> Configuration:
         """Return the configuration of a run file, whose own addresses are not fetched.
@@ -166,7 +169,8 @@ class Configuration:
     def table(self) -> dict[str, Any]:
         """Return the configuration as a table that ``of`` reads, less keys that nothing reads."""
         found, idle = dataclasses.asdict(self), list(unread(self.recipe, module=self.module))
-        if self.module and not self.data.timed:  # by its steps events are binned
+        timed = self.data.timed or self.encoded_in_time
+        if self.module and not timed:  # by its steps events are binned
             idle.append("encoding")
         return found | {"recipe": without(found["recipe"], idle)}
 
@@ -198,20 +202,17 @@ def configure(request: TrainingRequest) -> Configuration:
     to_model = [a for a in request.assignments if not a.startswith("dataset.")]
     common = [a for a in request.common if not a.startswith("dataset.")]
     name, dataset = _dataset(request, to_data)
-    if isinstance(request.model, nn.Module):
-        model, where = type(request.model).__name__, list[object]()
-    else:
-        model = Path(request.model).stem
-        where = [recipes.read(request.model, "models")[1], request.model]
-    own = [*_options(request), *recipes.settings(to_model)]
+    parts = request.parts()
+    model, where = _title(request, parts)
+    own = [*_options(request, parts), *recipes.settings(to_model)]
     laid = [*recipes.settings(common), *own]
-    recipes.blamed(lambda over: _recipe(request.model, name, over), laid, where)
-    recipe = _recipe(request.model, name, merged(laid), merged(own))
+    recipes.blamed(lambda over: _recipe(request, name, over), laid, where)
+    recipe = _recipe(request, name, merged(laid), merged(own))
     _check_budget(request, [*common, *to_model], recipe)
     _check_rules(to_model, recipe.estimator)
     return Configuration(
         model=model,
-        recipe=recipe,
+        recipe=_settled(recipe, parts),
         dataset=name,
         data=dataset,
         estimator=recipe.estimator,
@@ -221,53 +222,94 @@ def configure(request: TrainingRequest) -> Configuration:
         data_dir=None if request.data_dir is None else str(request.data_dir.resolve()),
         offline=request.offline,
         control=request.control,
-        module=isinstance(request.model, nn.Module),
-        sites=_sites(request),
+        module=parts.model is not None,
+        code=parts.known,
     )
 
 
-def _sites(request: TrainingRequest) -> dict[str, tuple[str, ...]] | None:
-    """Return the layers of every site, as a file can hold them."""
-    given = request.sites
-    if given is None:
-        return None
-    if not isinstance(request.model, nn.Module):
-        raise RecipeError("sites: have no effect on a network of biograd, which has its own")
-    named = given if isinstance(given, Mapping) else {name: (name,) for name in given}
-    return convert(Mapping[str, tuple[str, ...]], named, "train", "sites")
+def _title(request: TrainingRequest, parts: OwnParts) -> tuple[str, list[object]]:
+    """Return what a model is called, and what messages about its file begin with."""
+    if isinstance(request.model, str):
+        _table, path, title = recipes.model_table(request.model)
+        return title, [path, request.model]
+    if isinstance(request.model, nn.Module):
+        return type(request.model).__name__, []
+    name = parts.code["model"].code.name.rpartition(".")[2]
+    return name if name.isidentifier() else "module", []
 
 
-def _options(request: TrainingRequest) -> recipes.Laid:
+def _settled(recipe: ModelRecipe, parts: OwnParts) -> ModelRecipe:
+    """Return the recipe as a run file has it: code by its name, without its folder."""
+    if "model" not in parts.code or not recipe.module.source:
+        return recipe
+    module = dataclasses.replace(recipe.module, source=str(parts.code["model"].code))
+    return dataclasses.replace(recipe, module=module)
+
+
+def _options(request: TrainingRequest, parts: OwnParts) -> recipes.Laid:
     """Return what a request asks for in place of the recipe's, less its assignments."""
+    loss = str(parts.code["loss"].code) if "loss" in parts.code else request.loss
+    reset = request.reset if isinstance(parts.reset, str) else None
     asked: dict[str, tuple[object, recipes.Table]] = {
         "--estimator": (request.estimator, {"estimator": request.estimator}),
         "--epochs": (request.epochs, {"training": {"epochs": request.epochs}}),
         "--batch-size": (request.batch_size, {"training": {"batch_size": request.batch_size}}),
+        "--loss": (loss, {"training": {"loss": loss}}),
+        "--reset": (reset, {"module": {"reset": reset}}),
     }
     found = [(name, table) for name, (value, table) in asked.items() if value is not None]
     return [*found, *((name, dict(table)) for name, table in request.laid.items())]
 
 
 def _recipe(
-    model: str | nn.Module, dataset: str, over: dict[str, Any], given: recipes.Table | None = None
+    request: TrainingRequest, dataset: str, over: dict[str, Any], given: recipes.Table | None = None
 ) -> ModelRecipe:
     """Return the recipe of a model, all that it names looked up.
 
     Args:
         given: what must have an effect of what is laid over the file.
     """
-    if isinstance(model, nn.Module):
-        recipe = recipes.construct(ModelRecipe, over, type(model).__name__)
-        check_read(given or {}, unread(recipe, module=True), "--set")
+    model = request.model
+    if not isinstance(model, str):
+        model = getattr(model, "__name__", type(model).__name__)
+        recipe = recipes.construct(ModelRecipe, over, model)
+        check_read(given or {}, _of_object(recipe, request), "--set")
     else:
         recipe = recipes.load_model(model, dataset, over, unread=unread, given=given)
     for other, table in {recipe.estimator: {}, **recipe.estimators}.items():
         estimators.make(other, table, model)
     decorrelation.make(recipe.decorrelation, model)
     local.make(recipe.local, model)
+    _check_parts(recipe, request)
     if recipe.training.optimiser_settings:
         check_optimiser(recipe.training)
     return recipe
+
+
+def _of_object(recipe: ModelRecipe, request: TrainingRequest) -> dict[str, str]:
+    """Return the keys that nothing reads where the module, or what makes it, is an object."""
+    found = unread(recipe, module=True) | {"module.source": "beside a module that is given"}
+    made = {"module.arguments": "on a module that is made already"}
+    return found | (made if isinstance(request.model, nn.Module) else {})
+
+
+def _check_parts(recipe: ModelRecipe, request: TrainingRequest) -> None:
+    """Refuse code that a recipe's keys name, a loss that nobody has, and an idle reset."""
+    loss, reset = recipe.training.loss, recipe.module.reset
+    for key, name in (("training.loss", loss), ("module.reset", reset)):
+        option = key.partition(".")[2]
+        if name and user_code.is_named(name) and getattr(request, option) is None:
+            raise RecipeError(f"{key} = {name!r}: code is given by --{option}, not by a key")
+    if loss is not None and not user_code.is_named(loss) and not callable(request.loss):
+        tasks.check_loss(loss)
+    if isinstance(request.model, str) and recipe.module.source != request.code:
+        raise RecipeError(f"module.source = {recipe.module.source!r}: code is given by --model")
+    if isinstance(request.model, str) and not request.code and "sites" in request.laid:
+        raise RecipeError("sites: have no effect on a network of biograd, which has its own")
+    if isinstance(request.model, str) and not request.code and "outputs" in request.laid:
+        raise CapabilityError("outputs: only for a module of yours: recipes' return nothing else")
+    if request.reset is not None and isinstance(request.model, str) and not request.code:
+        raise CapabilityError("reset: only for a module of yours: recipes' networks keep no state")
 
 
 def _dataset(request: TrainingRequest, assignments: list[str]) -> tuple[str, DatasetRecipe]:
@@ -332,8 +374,8 @@ def without_effect(requests: Iterable[TrainingRequest]) -> dict[str, list[int]]:
 
 
 def _without_effect(request: TrainingRequest) -> list[str]:
-    recipe = configure(request).recipe
-    idle = unread(recipe, module=isinstance(request.model, nn.Module))
+    configuration = configure(request)
+    recipe, idle = configuration.recipe, unread(configuration.recipe, configuration.module)
     found = []
     for text in request.common:
         key = text.partition("=")[0].strip()

@@ -1,0 +1,157 @@
+"""What a user brings to a call and no file brings back: module, data, loss, reset."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from biograd import user_code
+from biograd.errors import CapabilityError, RecipeError
+from biograd.randomness import derive_seed
+from biograd.substrate.kept import Reset
+from biograd.substrate.return_values import Outputs
+from biograd.user_code import Located, UserCode
+
+OPTIONS = {"model": "--model", "loss": "--loss", "reset": "--reset"}
+"""Parts that code can be, and what names them on the console."""
+_made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that came of a call: the same may not come twice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnParts:
+    """Objects of the user's, and where those come from that code made.
+
+    Attributes:
+        model: a module, or the class or function that makes one; None: a recipe does.
+        data: whatever a data set can be; text names a file or a function.
+        loss: function of outputs and targets.
+        reset: takes the network, or is the name of a method.
+        outputs: what of the module's return value its outputs are.
+        code: what is known of those that are code, by ``model``, ``loss``, ``reset``.
+    """
+
+    model: nn.Module | Callable[..., Any] | None = None
+    data: Any = None
+    loss: Callable[..., Any] | None = None
+    reset: Reset | None = None
+    outputs: Outputs | None = None
+    code: Mapping[str, Located] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: Any = None,
+        data: Any = None,
+        loss: Any = None,
+        reset: Any = None,
+        outputs: Outputs | None = None,
+    ) -> OwnParts:
+        """Return the parts of a call, code that text names loaded.
+
+        Raises:
+            RecipeError: it is not there, fails, or is no module, class or function.
+        """
+        things, code = dict[str, Any](), dict[str, Located]()
+        for part, given in {"model": model, "loss": loss, "reset": reset}.items():
+            given = str(given) if isinstance(given, Path) else given
+            if user_code.is_named(given):
+                wanted = nn.Module if part == "model" else None
+                loaded = user_code.load(given, OPTIONS[part], wanted)
+                things[part], code[part] = loaded.thing, loaded
+            elif isinstance(given, str) or given is None:  # of a recipe, or a method's
+                things[part] = given if part == "reset" else None
+            else:
+                things[part] = given
+                if part != "model" or not isinstance(given, nn.Module):
+                    code[part] = user_code.of_object(given)
+            if part in code:
+                _check(part, things[part], OPTIONS[part], str(code[part].code))
+        return cls(things["model"], data, things["loss"], things["reset"], outputs, code)
+
+    @property
+    def known(self) -> dict[str, UserCode]:
+        """What a run file says of the code."""
+        return {part: located.code for part, located in self.code.items()}
+
+    @property
+    def texts(self) -> dict[str, dict[str, str]]:
+        """The text of the files of the code, by part and file."""
+        return {part: dict(located.texts) for part, located in self.code.items()}
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the module can be made anew as it was."""
+        return self.model is not None and not isinstance(self.model, nn.Module)
+
+    def network(self, arguments: Mapping[str, Any], seed: int) -> nn.Module | None:
+        """Return the module, made with arguments under a seed; one that was given as it is."""
+        if self.model is None or isinstance(self.model, nn.Module):
+            return self.model
+        said = f"--model {self.code['model'].code}"
+        with seeded(seed):
+            found = user_code.called(self.model, copy.deepcopy(dict(arguments)), said)
+        if not isinstance(found, nn.Module):
+            raise RecipeError(f"{said}: returns {type(found).__name__}, not a torch.nn.Module")
+        if found in _made:
+            raise RecipeError(
+                f"{said}: returns the same module twice: make a new one in every call"
+            )
+        _made.add(found)
+        return found
+
+    def another(self) -> OwnParts:
+        """Return the parts with a copy of a module that was given, so that it can be trained."""
+        if not isinstance(self.model, nn.Module):
+            return self
+        return dataclasses.replace(self, model=copy.deepcopy(self.model))
+
+
+def _check(part: str, thing: Any, option: str, name: str) -> None:
+    """Refuse what cannot be the part.
+
+    Raises:
+        RecipeError: with what it is.
+    """
+    if part == "model" and isinstance(thing, nn.Module):
+        raise RecipeError(
+            f"{option} {name}: is a module that is made already: name its class, or a function "
+            "that returns a new one"
+        )
+    wrong_class = part == "model" and isinstance(thing, type) and not issubclass(thing, nn.Module)
+    if wrong_class or not callable(thing):
+        due = {
+            "model": "a torch.nn.Module, or a function that returns one",
+            "loss": "a function of outputs and targets",
+            "reset": "a function of the network",
+        }
+        kind = f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
+        raise RecipeError(f"{option} {name}: is {kind}, not {due[part]}")
+    if part == "loss" and isinstance(thing, type):
+        raise CapabilityError(f"{option} {name}: is a class: name a function, or what it makes")
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's random numbers; put them back afterwards."""
+    kept = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
+    derived = derive_seed(seed, "module")
+    torch.default_generator.manual_seed(derived)
+    numpy.random.seed(derived % 2**32)
+    random.seed(derived)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        numpy.random.set_state(kept[1])
+        random.setstate(kept[2])
