@@ -197,7 +197,9 @@ def test_neurons_of_a_users_own_are_divided_or_refused_by_name_before_the_first_
         if "window = 2: has no effect" in told:
             assert "'" not in word  # none of biograd's neurons is there
         elif "rows for 9 examples" in told:
-            assert "rows" in name
+            assert "rows" in name or name == "steps in front"
+        elif "divided by step" in told:
+            assert "name the module of its neurons" in told
         elif rule != "windows" or "no site has a population" not in told:
             assert "back-propagation under another name" in told and word in told
         assert "\n" not in told
