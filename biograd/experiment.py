@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from biograd.configuration import (
     configure,
     matching,
 )
-from biograd.errors import DataError, RecipeError, fitting
+from biograd.errors import DataError, RecipeError, RunFileError, fitting
 from biograd.progress import Progress
 from biograd.recipes import EncodingRecipe
 from biograd.recording import (
@@ -39,6 +40,7 @@ from biograd.recording import (
 )
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
 from biograd.runs.environment import environment
+from biograd.runs.layout import Probe
 from biograd.runs.reader import Run, open_run
 from biograd.runs.writer import RunWriter
 
@@ -239,7 +241,7 @@ def proceed(
 def _known(path: Path) -> bytes:
     """Return what must be known of a run to go on with it, as JSON."""
     with open_run(path) as run:
-        known = [run.config, run.attribute("dataset_sha256"), run.last_step]
+        known = [run.config, run.attribute("dataset_sha256"), run.last_step, list(run.layers)]
     return json.dumps(known).encode()
 
 
@@ -251,7 +253,7 @@ def go_on(
     watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
-    table, digest, step = json.loads(ranks.from_first(lambda: _known(path)))
+    table, digest, step, layers = json.loads(ranks.from_first(lambda: _known(path)))
     configuration = Configuration.of(table, path)
     if epochs is not None:
         _check_epochs(configuration, epochs, path)
@@ -274,10 +276,9 @@ def go_on(
             f"{path}: --epochs {epochs}: the run is in epoch {done} already; give at least as many"
         )
     try:
-        writer, checkpoint = _taken_over(path, configuration, experiment)
-        recording = Recording(
-            experiment, writer, description.make_probe(dataset), progress, watchers
-        )
+        probe = description.make_probe(dataset)
+        writer, checkpoint = _taken_over(path, configuration, experiment, probe, layers)
+        recording = Recording(experiment, writer, probe, progress, watchers)
         recording.restore(*checkpoint, path)
         recording.pristine = parts if parts.repeats or not configuration.module else None
     except BaseException:
@@ -297,7 +298,11 @@ def _check_epochs(configuration: Configuration, epochs: int, path: Path) -> None
 
 
 def _taken_over(
-    path: Path, configuration: Configuration, experiment: Experiment
+    path: Path,
+    configuration: Configuration,
+    experiment: Experiment,
+    probe: Probe,
+    layers: Sequence[str],
 ) -> tuple[RunWriter | NullWriter, Checkpoint]:
     """Return a run's writer and its last checkpoint, which rank 0 reads for all.
 
@@ -307,6 +312,10 @@ def _taken_over(
     def tried(checkpoint: Checkpoint) -> None:
         restore(experiment, *checkpoint, path)
         epoch_sums(checkpoint[1], configuration.recipe.training.batch_size, path)
+        if lacking := sorted(description.layers(experiment, probe).keys() - set(layers)):
+            raise RunFileError(
+                f"{path}: has no layer {lacking[0]}, which its network has: it is damaged"
+            )
 
     if ranks.size() == 1:
         return RunWriter.resume(path, config=configuration.table(), tried=tried)

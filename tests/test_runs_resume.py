@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
+from fuzz.run_files import SEAL
 from runs_synthetic import assert_same, check_rows, checkpoint, contents, write_step, writer
 
+import biograd
 from biograd.errors import RunFileError
 from biograd.runs.reader import open_run
 from biograd.runs.writer import RunWriter
@@ -158,3 +161,15 @@ def _spoil(path: Path, how: str) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def test_a_file_without_a_layer_of_its_network_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    settings = ["dataset.training_examples=32", "dataset.test_examples=8"]
+    biograd.train("ann", "digits", epochs=1, path=path, settings=settings).close()
+    with h5py.File(path, "r+") as file:
+        del file["layers/blocks.0.activity"]
+    path.write_bytes(SEAL.sub(b"", path.read_bytes()))
+    with pytest.raises(RunFileError, match=r"has no layer blocks\.0\.activity"):
+        biograd.resume(path, epochs=2)
+    assert [one.name for one in tmp_path.iterdir()] == ["run.h5"]
