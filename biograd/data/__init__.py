@@ -1,7 +1,8 @@
 """Data: from a recipe, or what the user gives, to sources and a task; from a source to batches.
 
-To add a source: write ``read(request) -> Parts`` in a file of its own, and name it in ``SOURCES``,
-or in the entry points ``biograd.sources`` of another package.
+To add a source: write ``read(request) -> Parts`` in a file of its own, ``with_settings`` if it has
+keys of its own, and name it in ``SOURCES``, or in the entry points ``biograd.sources`` of another
+package.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from biograd.data.recordings import (
     sonata_trials,
     speech_commands,
 )
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.data.rows.events import Events
 from biograd.data.rows.items import Items
@@ -67,6 +68,7 @@ __all__ = [
     "load",
     "original",
     "rows_of",
+    "with_settings",
 ]
 
 SOURCES: Registry[Callable[[Request], Parts]] = Registry(
