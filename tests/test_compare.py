@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -500,11 +501,26 @@ def test_no_table_of_an_earlier_study_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "contrasts.csv").exists()
 
 
-def test_held_out_data_are_not_called_test(tmp_path: Path) -> None:
+def test_a_comparison_shows_the_rows_that_nothing_was_chosen_by(tmp_path: Path) -> None:
     found = conduct(tmp_path, {**TABLE, "set": [*TABLE["set"], "dataset.validation=0.2"]})
+    assert found.columns["test"] == "test accuracy %"
+    with biograd.load(next(tmp_path.glob("backprop*.h5"))) as run:
+        unseen = 100 * run.summary["test"]["accuracy"]
+        assert unseen != 100 * run.summary["test_accuracy"]
+    assert found.rows[0]["test"] == pytest.approx(unseen)
+
+
+def test_held_out_data_are_not_called_test(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = {
+        f"{name}_{split}": values
+        for split in ("train", "validation")
+        for name, values in (("x", draw.normal(size=(40, 4))), ("y", np.arange(40) % 2))
+    }
+    np.savez(tmp_path / "mine.npz", **rows)
+    grid = {**TABLE["grid"], "datasets": [str(tmp_path / "mine.npz")]}
+    found = conduct(tmp_path / "held", {**TABLE, "grid": grid})
     assert found.columns["test"] == "validation accuracy %"
-    zero = conduct(tmp_path / "zero", {**TABLE, "set": [*TABLE["set"], "dataset.validation=0"]})
-    assert zero.columns["test"] == "test accuracy %"
 
 
 def test_every_data_set_has_its_own_baseline() -> None:

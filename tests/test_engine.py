@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "outputs": (
         lambda: nn.Sequential(nn.Linear(6, 6), nn.GRU(6, 3)).double(),
         {"estimator": make("backprop")},
-        "one tensor",
+        "say which part the outputs are",
     ),
     "random": (
         lambda: drawn(

@@ -799,12 +799,13 @@ def test_a_comparison_goes_on_only_with_its_own_data(small: Path) -> None:
 def test_killed_and_resumed_is_the_same(small: Path) -> None:
     """A run that is cut in the middle of an epoch ends in the same bits."""
     from biograd import experiment
+    from biograd.configuration.own_parts import OwnParts
     from biograd.progress import Progress
 
     data = rows_of(pairs())
     whole = biograd.train("ann", data, path="whole.h5", settings=["training.epochs=2"])
     config = experiment.Configuration.of(whole.config, "whole.h5")
-    experiment.begin(config, Path("cut.h5"), Progress(), own=data).run(until=3)
+    experiment.begin(config, Path("cut.h5"), Progress(), OwnParts(data=data)).run(until=3)
     resumed = biograd.resume("cut.h5", data=data)
     for name, tensor in whole.checkpoint()[0].items():
         assert torch.equal(tensor, resumed.checkpoint()[0][name])

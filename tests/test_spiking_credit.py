@@ -791,7 +791,7 @@ def test_without_time_and_spikes_there_is_nothing_to_cut(name: str) -> None:
 
 def test_windows_of_a_loop_of_ones_own_cannot_be_cut() -> None:
     engine = attach(build("recurrent_cell"), make("backprop", {"window": 2}))
-    with pytest.raises(CapabilityError, match="runs through time by itself"):
+    with pytest.raises(CapabilityError, match="no neurons of biograd's run over time"):
         engine(*batch())
 
 

@@ -88,7 +88,7 @@ OTHER: dict[str, Any] = {
     "training.probe": None, "training.batch_size": 3, "training.optimiser": "'sgd'",
     "training.learning_rate": 0.03, "training.momentum": 0.2, "training.weight_decay": 0.1,
     "training.schedule": "'cosine'", "training.warm_up": 0.5, "training.decay": 0.5,
-    "training.milestones": "[0.01]", "training.clip": 0.001, "training.accumulate": None,
+    "training.milestones": "[0.01]", "training.clip": 1e-7, "training.accumulate": None,
     "training.optimiser_settings": None, "training.wait": None, "training.stop_after": None,
     "training.keep": None, "training.metrics": None, "training.precision": None,
     "training.loss": "'squared_error'",
