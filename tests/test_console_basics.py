@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -26,7 +27,9 @@ from biograd.commands.columns import columns
 from biograd.commands.display import ProgressDisplay, describe
 from biograd.commands.options import Answer
 from biograd.commands.train import summary
-from biograd.errors import BiogradError
+from biograd.data import READS, SOURCES, Parts, Request, with_settings
+from biograd.errors import BiogradError, RecipeError
+from biograd.recipes import DatasetRecipe
 
 MODEL = "[network]\nhidden = [4]\n[training]\nepochs = 1\n"
 DATASET = "source = 'digits'\nshape = [64]\n"
@@ -354,7 +357,40 @@ def test_generated_sources_are_listed_with_their_settings(
     keys = {row["name"]: row["keys"] for row in json.loads(capsys.readouterr().out)["sources"]}
     assert "fidelity" in keys["evidence_accumulation"] and "smoothness" in keys["random_manifolds"]
     assert "train_seed" in keys["yin_yang"] and "rate_hz" in keys["pattern_generation"]
-    assert keys["idx"] == keys["digits"] == []
+    assert keys["idx"] == keys["digits"] == keys["npz"] == []
+
+
+def test_keys_of_a_source_are_those_that_its_settings_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the class is called and wherever it stands."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Odd:
+        loudness: float = 1.0
+
+    @with_settings(Odd)
+    def own(request: Request, settings: Odd) -> Parts:
+        """Return nothing."""
+        raise AssertionError(settings)
+
+    def without(request: Request) -> Parts:
+        """Return nothing."""
+        raise AssertionError(request)
+
+    monkeypatch.setitem(SOURCES.own, "own", own)
+    monkeypatch.setitem(SOURCES.own, "without", without)
+    rows = {row["name"]: row for row in list_command.KINDS["sources"]()}
+    assert rows["own"] == {"name": "own", "keys": ["loudness"], "description": "Return nothing."}
+    assert rows["without"]["keys"] == []
+    with pytest.raises(RecipeError, match=r"unknown key settings\.loud: did you mean 'loudness'"):
+        own(Request(DatasetRecipe("own", settings={"loud": 2.0}), "mine"))
+
+
+def test_every_source_that_reads_settings_lists_them() -> None:
+    declared = {name for name, read in SOURCES.items() if hasattr(read, "Settings")}
+    reads = {name for name, keys in READS.items() if "settings" in keys}
+    assert reads - declared == {"folder"}  # whose keys depend on its files
 
 
 def test_the_list_of_everything(capsys: pytest.CaptureFixture[str]) -> None:

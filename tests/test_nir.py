@@ -42,6 +42,7 @@ from biograd.recipes import EncodingRecipe, ModelRecipe
 from biograd.substrate.network import Network
 
 nir = pytest.importorskip("nir")
+pytestmark = pytest.mark.filterwarnings("ignore:.*learned = :UserWarning")
 STEPS, CLASSES = 20, 3
 Graph = Any
 
@@ -1073,6 +1074,162 @@ def test_every_field_changes_the_nodes_or_is_refused(kind: str, field: str) -> N
     except CapabilityError as error:
         assert field in str(error)
     assert said(kind) == said(kind)
+
+
+# What survives -----------------------------------------------------------------------------------
+
+
+def said_by(made: Graph) -> dict[str, str]:
+    """Return what a graph and its nodes note."""
+    notes = {name: str(sorted(node.metadata.items())) for name, node in made.nodes.items()}
+    return notes | {"graph": str(sorted((k, str(v)) for k, v in made.metadata.items()))}
+
+
+def returned(network: Network) -> Circuit:
+    """Return the network that was written and read, and check that it is written the same."""
+    first = to_nir(network)
+    again = import_nir(first)
+    second = to_nir(again)
+    check_same(first, second, 0)
+    assert said_by(first) == said_by(second)
+    return again
+
+
+WRITTEN = [
+    (kind, field.name)
+    for kind, neuron in NEURONS.items()
+    if vars(neuron).get("nir") is not Neuron.nir
+    for field in dataclasses.fields(neuron)
+    if field.name != "kind"
+]
+SEVERAL = {name: (CHANGED[name], CHANGED[name] / 2) * 3 for name in (
+    "time_constant_ms", "synaptic_time_constant_ms", "resistance", "threshold",
+)}  # fmt: skip
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one", "each"])
+@pytest.mark.parametrize(("kind", "field"), WRITTEN)
+def test_every_field_comes_back_or_is_named(kind: str, field: str, each: bool) -> None:
+    if each and field not in SEVERAL:
+        pytest.skip("the same for all neurons")
+    value = SEVERAL[field] if each else CHANGED[field]
+    fields = {"kind": kind, "resistance": 8.0, field: value}
+    network = built(network={"hidden": [6, 6]}, neuron=fields)
+    if field == "refractory_ms":
+        with pytest.raises(CapabilityError, match=field):
+            to_nir(network)
+    elif field == "trainable":
+        with pytest.warns(UserWarning, match=r"learned = 'time_constant_ms \[0\.5, 2\]'.*fixed"):
+            again = returned(trained_a_little(network))
+        assert len(set(neurons(again)[0].time_constant_ms)) == 6
+    else:
+        again = returned(network)
+        assert neurons(again) == neurons(network)
+        assert getattr(neurons(again)[0], field) == value != getattr(NEURONS[kind](), field)
+
+
+def test_what_is_not_noted_is_not_there() -> None:
+    """The check sees it: without its note, or with another, a network is written otherwise."""
+    first = to_nir(built())
+    for key, value in (("slope", 3.0), ("surrogate", "gaussian"), ("learned", "tau [1, 2]")):
+        other = copy.deepcopy(first)
+        other.nodes["blocks_0"].metadata[key] = value
+        assert said_by(to_nir(import_nir(other))) != said_by(first), key
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "without a bias": {"bias": False},
+    "delay": {"delay_ms": 3.0},
+    "masked": {"kind": "masked", "density": 0.5},
+    "sparse": {"kind": "sparse", "density": 0.5},
+    "sparse without a bias": {"kind": "sparse", "density": 0.5, "bias": False},
+    "one to one": {"kind": "one_to_one"},
+    "one to one without a bias": {"kind": "one_to_one", "bias": False},
+    "convolution": {"kind": "convolution", "channels": 1, "kernel": 3, "stride": 1},
+    "convolution, stride": {"kind": "convolution", "channels": 4, "kernel": 3, "stride": 2},
+    "convolution, valid": {
+        "kind": "convolution", "channels": 4, "kernel": 3, "stride": 1, "padding": "valid",
+    },
+    "convolution without a bias": {
+        "kind": "convolution", "channels": 1, "stride": 1, "bias": False,
+    },
+    "sum of windows": {"pooling": 2, "pool": "sum"},
+    "mean of windows": {"pooling": 2},
+}  # fmt: skip
+SIGNED = {
+    f"{name}, {sign}": {**WAYS[name], "sign": sign}
+    for name in ("dense", "masked", "sparse", "one to one", "one to one without a bias")
+    for sign in ("excitatory", "inhibitory")
+}
+COMES_AS = {"Sparse": {"Masked"}, "OneToOne": {"OneToOne", "Masked"}}
+
+
+@pytest.mark.parametrize("way", WAYS | SIGNED)
+def test_every_projection_comes_back(way: str) -> None:
+    """The same weights between the same units, of the same sign, that learn at the same places."""
+    network = circuit(
+        {"a": {"units": 16}, "b": {"units": 16}},
+        {
+            "into": to("input", "a", kind="convolution", channels=1, stride=1),
+            "a_b": to("a", "b", **(WAYS | SIGNED)[way]),
+        },
+        (1, 4, 4),
+        network={"substrate": "torch"},
+        neuron={"resistance": 20.0},
+    )
+    again = returned(network)
+    one, two = (next(p for p in n.graph.projections if p.path.endswith("a_b"))
+                for n in (network, again))  # fmt: skip
+    kind = type(one.layer).__name__
+    assert type(two.layer).__name__ in COMES_AS.get(kind, {kind})
+    assert (one.lag, one.source, one.target, str(one.before)) == (
+        two.lag, two.source, two.target, str(two.before),
+    )  # fmt: skip
+    assert getattr(one.layer, "sign", "both") == getattr(two.layer, "sign", "both")
+    assert (one.layer.bias is None) == (two.layer.bias is None)
+    inputs = 3 * data(network)
+    assert torch.equal(network(inputs), again(inputs)) and network(inputs).std() > 0
+
+
+@pytest.mark.parametrize("kind", ["membrane", "rate", "filtered_rate", "potential", "counts"])
+@pytest.mark.parametrize("timed", [False, True])
+def test_every_readout_comes_back(kind: str, timed: bool) -> None:
+    keys: dict[str, Any] = {"readout": kind}
+    if kind in ("membrane", "filtered_rate"):
+        keys["readout_time_constant_ms"] = 7.0
+    keys["hidden"] = [7, CLASSES] if kind == "counts" else [7, 6]
+    neuron = {"kind": "integrator"} if kind == "potential" else {}
+    if timed and kind in ("rate", "potential"):
+        with pytest.raises(RecipeError, match="one value of a trial"):
+            built(timed=timed, network=keys, neuron=neuron)
+        return
+    network = built(timed=timed, network=keys, neuron=neuron)
+    again = returned(network)
+    inputs = 3 * data(network)
+    assert torch.equal(network(inputs), again(inputs)) and network(inputs).std() > 0
+    parts = [getattr(n, "behind" if timed else "filtered", None) for n in (network, again)]
+    assert str(parts[0]) == str(parts[1])
+
+
+@pytest.mark.parametrize("kind", ["membrane", "filtered_rate"])
+def test_a_readout_of_graded_neurons_comes_back(kind: str) -> None:
+    """Its integrator is no population, though what it reads does not spike."""
+    network = built(network={"readout": kind}, neuron={"kind": "integrator"})
+    again = returned(network)
+    assert len(again.graph.blocks) == 2 and str(again.filtered) == str(network.filtered)
+    inputs = data(network)
+    assert torch.equal(network(inputs), again(inputs)) and network(inputs).std() > 0
+    foreign = to_nir(network)
+    del foreign.metadata["order"]
+    if kind == "membrane":  # of a graph that notes no order, one more population
+        assert len(import_nir(foreign).graph.blocks) == 3
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+def test_normalisations_are_refused_by_name(kind: str) -> None:
+    with pytest.raises(CapabilityError, match=r"blocks\.0: NIR has no node for a \w*Normalisation"):
+        to_nir(built(network={"normalisation": kind}))
 
 
 def test_no_neuron_inherits_a_form() -> None:

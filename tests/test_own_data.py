@@ -26,7 +26,7 @@ from biograd.data import digests
 from biograd.data.choosing import divided
 from biograd.data.sources import hdf5
 from biograd.errors import BiogradError, DataError, RecipeError
-from biograd.recipes import DatasetRecipe, construct, load_dataset
+from biograd.recipes import DatasetRecipe, ModelRecipe, construct, load_dataset
 from biograd.tasks import MISSING
 from biograd.testing import check_source
 
@@ -380,6 +380,95 @@ def test_trials_of_different_lengths_are_padded_in_time() -> None:
     assert batch.lengths is not None and batch.inputs.shape[1:] == (int(batch.lengths.max()), 3)
     assert torch.equal(batch.inputs.sum((1, 2)), 3.0 * batch.lengths)
     check_source(found.train)
+
+
+class Examples(IterableDataset[Any]):
+    """Examples that come one after the other."""
+
+    def __init__(self, examples: list[Any]) -> None:
+        self.examples = examples
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def ragged(count: int, ends: Any = None, course: bool = False) -> list[Any]:
+    """Return trials of 5 steps, those by ``ends`` shorter, of ones."""
+    lengths = [5 if ends is None else ends(n) for n in range(count)]
+    return [
+        (torch.ones(k, 3), torch.full((k, 1), 0.5) if course else n % 2)
+        for n, k in enumerate(lengths)
+    ]
+
+
+SHORT: dict[str, Any] = {
+    "arrays": lambda ends: {
+        "x": np.ones((300, 5, 3), np.float32), "y": np.arange(300) % 2,
+        "lengths": np.array([5 if ends is None else ends(n) for n in range(300)]),
+    },
+    "dataset": lambda ends: rows_of(ragged(300, ends)),
+    "splits": lambda ends: {"train": rows_of(ragged(300, ends)), "test": rows_of(ragged(9))},
+    "stream": lambda ends: Examples(ragged(300, ends)),
+    "stream beside rows": lambda ends: {
+        "train": Examples(ragged(300, ends)), "validation": rows_of(ragged(9)),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_ends_that_a_readout_passes_are_said(kind: str) -> None:
+    """One value of a trial is read of all its steps, whatever its length."""
+    for ends, said in ((lambda n: 3 + n % 3, True), (None, False)):
+        found = load(SHORT[kind](ends), timed=True)
+        assert any("the readout takes all steps" in note for note in found.notes) is said
+
+
+def test_ends_that_come_late_are_said_when_they_come() -> None:
+    late = ragged(600, lambda n: 5 if n < 400 else 3)
+    found = load(Examples(late), timed=True)
+    assert not any("lengths" in note for note in found.notes)
+    with pytest.warns(UserWarning, match="the readout takes all steps") as said:
+        list(found.train.batches(50, (0, 0), 0))  # type: ignore[attr-defined]
+    assert len(said) == 1
+    timed = load(Examples(ragged(600, lambda n: 5 if n < 400 else 3, course=True)), timed=True)
+    list(timed.train.batches(50, (0, 0), 0))  # type: ignore[attr-defined]
+    assert timed.task.timed and not any("lengths" in note for note in timed.notes)
+
+
+def test_a_padded_trial_is_one_without_input_to_the_end() -> None:
+    """What is said is what happens: the same outputs as of the short trial, whatever stands by."""
+    table = {
+        "network": {"kind": "spiking", "hidden": [6]},
+        "encoding": {"kind": "given", "duration_ms": 9.0},
+    }
+    network = biograd.build(construct(ModelRecipe, table, "test"), (3,), 2)
+    short = 20 * torch.rand(2, 5, 3)
+    padded = torch.cat([short, torch.zeros(2, 4, 3)], 1)
+    assert torch.equal(network(short), network(padded)) and network(short).any()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_lengths_of_examples_are_obeyed(stream: bool) -> None:
+    """What lies behind them is no input, and no target."""
+    rows = [(torch.full((5, 3), 2.0), torch.full((5, 1), 0.5), 3) for _ in range(300)]
+    found = load(Examples(rows) if stream else rows_of(rows), timed=True)
+    for source in (found.train, found.validation):
+        assert source is not None
+        batch = source.take(torch.arange(4))
+        assert batch.inputs[:, :3].eq(2).all() and not batch.inputs[:, 3:].any()
+        assert batch.targets[:, 3:].isnan().all() and not batch.targets[:, :3].isnan().any()
+
+
+@pytest.mark.parametrize("wrong", [0, 6, 2.5])
+def test_lengths_of_examples_that_are_none_are_refused(wrong: float) -> None:
+    rows = [(torch.ones(5, 3), n % 2, wrong) for n in range(30)]
+    with pytest.raises(DataError, match="lengths must be whole numbers from 1 to 5"):
+        load(rows_of(rows), timed=True)
+    with pytest.raises(DataError, match="lengths of data without a time axis"):
+        load(rows_of([(torch.ones(5), 1, 3)] * 30))
 
 
 def test_weights_reach_the_loss() -> None:

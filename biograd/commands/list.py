@@ -82,7 +82,7 @@ def _encodings() -> list[Row]:
 def _sources() -> list[Row]:
     from biograd.data import SOURCES
 
-    return _parts(SOURCES, _settings)
+    return _parts(SOURCES, lambda read: getattr(read, "Settings", None))
 
 
 def _formats() -> list[Row]:
@@ -92,17 +92,6 @@ def _formats() -> list[Row]:
         {"name": name, "endings": list(part.endings), "description": _summary(part.read)}
         for name, part in FORMATS.items()
     ]
-
-
-def _settings(read: Any) -> Any:
-    """Return the settings of a source: the class of its module whose name ends with the word."""
-    named = [
-        one
-        for one in vars(inspect.getmodule(read)).values()
-        if inspect.isclass(one) and one.__qualname__.endswith("Settings")
-    ]
-    own = [one for one in named if one.__module__ == read.__module__]
-    return next(iter([*own, *named]), None)
 
 
 def _parts(

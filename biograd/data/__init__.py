@@ -1,13 +1,14 @@
 """Data: from a recipe, or what the user gives, to sources and a task; from a source to batches.
 
-To add a source: write ``read(request) -> Parts`` in a file of its own, and name it in ``SOURCES``,
-or in the entry points ``biograd.sources`` of another package.
+To add a source: write ``read(request) -> Parts`` in a file of its own, ``with_settings`` if it has
+keys of its own, and name it in ``SOURCES``, or in the entry points ``biograd.sources`` of another
+package.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from biograd.data.recordings import (
     sonata_trials,
     speech_commands,
 )
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.data.rows.events import Events
 from biograd.data.rows.items import Items
@@ -43,7 +44,7 @@ from biograd.data.sources import (
     random_manifolds,
     yin_yang,
 )
-from biograd.data.tasked import set_task, tasked
+from biograd.data.tasked import set_task, shorter, tasked
 from biograd.errors import DataError, RecipeError, fitting
 from biograd.randomness import generator
 from biograd.recipes import DatasetRecipe
@@ -67,6 +68,7 @@ __all__ = [
     "load",
     "original",
     "rows_of",
+    "with_settings",
 ]
 
 SOURCES: Registry[Callable[[Request], Parts]] = Registry(
@@ -237,7 +239,9 @@ def load(
     }
     summed = recipe.binning.get("pool")  # the recipe's shape is that of the sensor
     shape = sources["train"].shape if summed else recipe.shape or sources["train"].shape
-    notes = (*parts.notes, *taken, *([] if task.timed else _shorter(parts, name)))
+    seen = {k: one for k, one in sources.items() if k != "test" or isinstance(one, Arrays)}
+    said = [note for k, one in seen.items() for note in shorter(one, task, f"{name}: {k} split")]
+    notes = (*parts.notes, *taken, *said)
     if recipe.split != DatasetRecipe.split and (recipe.validation or list(sources) != ["train"]):
         why = "validation" if recipe.validation else "splits of its own"
         raise RecipeError(f"dataset {name}: split: has no effect beside {why}: take it out")
@@ -284,17 +288,6 @@ def _strata(source: Source, task: Any) -> torch.Tensor:
     """Return a group number a row, 0 where the task knows none."""
     known = None if source.targets is None else task.strata(source.targets)
     return torch.zeros(len(source), dtype=torch.int64) if known is None else known
-
-
-def _shorter(parts: Parts, name: str) -> Iterator[str]:
-    """Yield a line where trials end at lengths of their own and the task has one value of each."""
-    for split, source in parts.sources.items():
-        lengths = getattr(source, "lengths", None)
-        if isinstance(lengths, torch.Tensor) and bool((lengths < lengths.max()).any()):
-            yield (
-                f"{name}: {split} split: lengths: inputs are 0 behind them, and the readout takes "
-                "all steps of a trial, those too: give targets in every step if it shall not"
-            )
 
 
 def _hold_out(

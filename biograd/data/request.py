@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -120,3 +121,25 @@ class Request:
                 raise RecipeError(
                     f"dataset {self.name}: {key}: source {source!r} reads no files; use 'idx'"
                 )
+
+
+def with_settings(
+    kind: type[Settings],
+) -> Callable[[Callable[[Request, Settings], Parts]], Callable[[Request], Parts]]:
+    """Make a source of a function of request and settings: a recipe's ``[settings]`` as ``kind``.
+
+    The source carries ``kind`` as ``Settings``, so that its keys can be listed.
+
+    Raises:
+        RecipeError: see ``Request.settings``; from the source, when it reads.
+    """
+
+    def made(read: Callable[[Request, Settings], Parts]) -> Callable[[Request], Parts]:
+        @wraps(read)
+        def source(request: Request) -> Parts:
+            return read(request, request.settings(kind))
+
+        vars(source)["Settings"] = kind
+        return source
+
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,11 +14,17 @@ from torch import Tensor
 from biograd.data.dataset import finite
 from biograd.data.request import Parts
 from biograd.data.rows.arrays import Arrays, missing
+from biograd.data.rows.events import Events
 from biograd.data.rows.stream import FIRST
 from biograd.data.source import FIXED, Batch, Key, Source, many, streams
 from biograd.errors import RecipeError
 from biograd.recipes import DatasetRecipe
 from biograd.tasks import MISSING, TASKS, Task, Weighted, infer, make
+
+SHORTER = (
+    "lengths: inputs are 0 behind them, and the readout takes all steps of a trial, those too: "
+    "give targets in every step if it shall not"
+)
 
 
 def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str, tuple[str, ...]]:
@@ -70,10 +77,35 @@ def tasked(source: Source, task: Task, where: str, steps: int = 0) -> Source:
         steps: to which trials with a target in every step are padded; 0: not at all.
     """
     if isinstance(source, Arrays):
-        targets = packed(task, source.targets, source.weight, where)
+        targets = source.targets
+        if source.lengths is not None and task.timed:
+            targets = missing(targets, source.inputs, source.lengths)
+        targets = packed(task, targets, source.weight, where)
         inputs, targets = lasting(source.inputs, targets, steps)
         return Arrays(inputs, targets, source.timed, source.lengths, origin=source.origin)
     return (TaskedStream if streams(source) else Tasked)(source, task, where, steps)
+
+
+def shorter(source: Source, task: Task, where: str) -> tuple[str, ...]:
+    """Return what is to be said of trials with an end of their own where the task has one value.
+
+    Of rows that are not in memory the first are looked at; of what comes later, it is said when it
+    comes.  Events are left out: they say themselves when they end.
+    """
+    if task.timed or not source.timed:
+        return ()
+    if isinstance(source, Arrays):
+        ends = source.lengths is not None and bool((source.lengths < source.steps).any())
+        return (f"{where}: {SHORTER}",) if ends else ()
+    if not isinstance(source, Tasked) or isinstance(source.source, Events):
+        return ()
+    source.told = _ends(source.source.take(torch.arange(min(len(source), FIRST))))
+    return (f"{where}: {SHORTER}",) if source.told else ()
+
+
+def _ends(batch: Batch) -> bool:
+    """Return whether trials end before the longest."""
+    return batch.lengths is not None and bool((batch.lengths < batch.inputs.shape[1]).any())
 
 
 def lasting(inputs: Tensor, targets: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -105,6 +137,7 @@ class Tasked:
     def __init__(self, source: Source, task: Task, where: str, steps: int = 0) -> None:
         self.source, self.task, self.where, self.least = source, task, where, steps
         self.shape, self.timed = source.shape, source.timed
+        self.told = isinstance(source, Events)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -138,6 +171,9 @@ class Tasked:
         targets = batch.targets
         if batch.lengths is not None and self.task.timed:
             targets = missing(targets, batch.inputs, batch.lengths)
+        elif not self.told and _ends(batch):
+            self.told = True
+            warnings.warn(f"{self.where}: {SHORTER}", stacklevel=2)
         targets = packed(self.task, targets, batch.weight, self.where)
         if self.source.targets is None:
             self.task.check(targets, self.where)

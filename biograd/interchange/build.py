@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from biograd.circuit.projections import Masked, OneToOne
 from biograd.circuit.readouts import LeakyReadout, Readout
 from biograd.encoding import Encoding
 from biograd.encoding import build as build_encoding
-from biograd.errors import CapabilityError, RecipeError
+from biograd.errors import CapabilityError, RecipeError, brief
 from biograd.interchange.nir_neuron import SAME, Array, milliseconds, neuron_of, settled
 from biograd.interchange.nodes import SIGNS
 from biograd.interchange.parse import Parser
@@ -77,6 +78,7 @@ class _Builder:
         self.simulator: Simulator = choices.substrate or "torch"
         self.places = {INPUT: -1} | {path: n for n, path in enumerate(parsed.populations)}
         self.weights: dict[str, Array] = {}
+        self.learned: dict[str, str] = {}
         self.types: set[Any] = set()
 
     def circuit(self) -> Circuit:
@@ -96,9 +98,20 @@ class _Builder:
         network = network.to(torch.float32 if small else torch.float64)
         shapes = {path: found.shape for path, found in parsed.populations.items()}
         network.__dict__["origin"] = Origin(
-            parsed.names, {INPUT: parsed.shape, **shapes}, self.weights, resistance
+            parsed.names, {INPUT: parsed.shape, **shapes}, self.weights, resistance, self.learned
         )
         return network
+
+    def _note_learned(self, path: str, main: str, said: Any) -> None:
+        """Keep, and say, what every neuron had learned: NIR has its values, not that it learns."""
+        if not isinstance(said, str):
+            return
+        self.learned[path] = said
+        warnings.warn(
+            f"{self.where}: node {main!r}: learned = {brief(said)!r}: the constants keep their "
+            "values and are fixed in this network",
+            stacklevel=2,
+        )
 
     def _back(self, one: Connection) -> bool:
         return self.places[one.source] >= self.places[one.target]
@@ -113,6 +126,7 @@ class _Builder:
         weight = np.asarray(found.cell.weight)
         if type(neuron) is not type(found.cell) and np.any(weight != 1):
             self.weights[path] = weight
+        self._note_learned(path, found.main, notes.get("learned"))
         encoding, simulator = self.encoding, self.simulator
         name = path.removeprefix("cells.")
         cells = Population(

@@ -112,7 +112,8 @@ def import_nir(
     Nodes whose equations are those of ``Leaky`` or ``LeakyIntegrator`` become these, others a
     ``NirNeuron`` (``biograd.interchange.nir_neuron``), with constants of each neuron's own.  NIR is
     continuous in time; in a step everything is solved exactly for what is constant in it.  What the
-    file of ``export_nir`` notes need not be given.
+    file of ``export_nir`` notes need not be given.  Constants that were learned are fixed, which a
+    warning says by node; sparse connections, and one-to-one ones with a bias, come as ``Masked``.
 
     Args:
         source: path of the file, or a ``nir.NIRGraph``.

@@ -127,6 +127,7 @@ class _Writer:
     def population(self, one: Block) -> None:
         """Write a population."""
         path, (cell, notes) = one.path, cell_of(one)
+        notes |= {"learned": said} if (said := self.origin.learned.get(path)) else {}
         shape, cell = self.shapes[path], self._weighted_input(path, cell)
         cell = cell.each(lambda v: np.broadcast_to(v, (math.prod(shape),)).reshape(shape) * 1.0)
         if np.any(cell.given().get("synaptic_time_constant_ms", np.ones(1)) <= 0):

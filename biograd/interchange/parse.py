@@ -256,8 +256,17 @@ class Parser:
         here = self._sole(weights)
         for _ in self.nodes:
             here = self._sole(here) if self.kind(here) == "Flatten" else here
-        spikes = any(here == one.exit and one.cell.spiking for one in populations)
-        return one.main if spikes and not {"mask", "sign"} & self.noted(weights).keys() else ""
+        graded = one.main not in self._noted_order([one.main])  # biograd's order lacks its readout
+        read = any(here == each.exit and (each.cell.spiking or graded) for each in populations)
+        return one.main if read and not {"mask", "sign"} & self.noted(weights).keys() else ""
+
+    def _noted_order(self, otherwise: list[str]) -> list[str]:
+        """Return the nodes that the graph notes as the order of a step; ``otherwise``: none are."""
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            noted = json.loads(self.notes.get("order", ""))
+            if isinstance(noted, list):
+                return noted
+        return otherwise
 
     def _from(self, place: str) -> Iterator[list[str]]:
         """Yield the nodes on each way from a place to a population or the output, which ends it."""
@@ -336,13 +345,11 @@ class Parser:
         That which the graph notes; else that of the shortest way from the input, what depends on
         nothing that is still to come before what does.
         """
-        paths, noted = [one.path for one in self.entries.values()], self.notes.get("order")
-        if isinstance(noted, str):
-            exits = {one.exit: one.path for one in self.entries.values()}
-            with contextlib.suppress(ValueError, TypeError):
-                order = [exits.get(name, "") for name in json.loads(noted)]
-                if sorted(order) == sorted(paths):
-                    return order
+        paths = [one.path for one in self.entries.values()]
+        exits = {one.exit: one.path for one in self.entries.values()}
+        order = [exits.get(name, "") for name in self._noted_order([]) if isinstance(name, str)]
+        if sorted(order) == sorted(paths):
+            return order
         distance, fresh = {INPUT: 0}, [INPUT]
         while fresh:
             here = fresh.pop(0)

@@ -30,12 +30,14 @@ class Origin:
         weights: of the populations whose resistance holds the factor on their input, too.
         resistance: of the readout's leaky integrator; None: the one that makes its mean biograd's
             readout.
+        learned: what was noted of the constants that every neuron had learned, by population.
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     resistance: float | None = None
+    learned: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def origin_of(network: Any) -> Origin:

@@ -17,7 +17,7 @@ from biograd.data.files.fetch import lying, user_folders
 from biograd.data.formats import FORMATS
 from biograd.data.recordings.labelled import LabelledFile, absent, by_class, children
 from biograd.data.recordings.packed import read_packed
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.errors import DataError
 
 DIGITS = tuple("0123456789")
@@ -64,7 +64,8 @@ LAYOUTS = {
 }
 
 
-def read(request: Request) -> Parts:
+@with_settings(NoSettings)
+def read(request: Request, _settings: NoSettings) -> Parts:
     """Return the events of N-MNIST, N-Cars, ST-MNIST or CIFAR10-DVS, ``[B, T, 2, rows, columns]``.
 
     N-MNIST and N-Cars have published splits.  The first hundred recordings of each class of
@@ -77,7 +78,6 @@ def read(request: Request) -> Parts:
     (2018); H. H. See et al., arXiv:2005.04319 (2020); H. Li et al., Frontiers in Neuroscience
     11:309 (2017).
     """
-    request.settings(NoSettings)
     layout = LAYOUTS[request.recipe.source]
     examples = list[LabelledFile]()
     endings = FORMATS[layout.kind].endings

@@ -14,7 +14,7 @@ from biograd.data.files.fetch import lying, user_folders
 from biograd.data.formats import FORMATS, AddressEvents
 from biograd.data.recordings.labelled import LabelledFile, children, inside
 from biograd.data.recordings.packed import read_packed
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.errors import DataError
 
 SHAPE, CLASSES = (2, 128, 128), 11
@@ -34,7 +34,8 @@ class GestureSettings(Checked):
     other: bool = True
 
 
-def read(request: Request) -> Parts:
+@with_settings(GestureSettings)
+def read(request: Request, settings: GestureSettings) -> Parts:
     """Return the events of DVS128 Gesture, ``[B, T, 2, 128, 128]``; groups are the people.
 
     The published files (AEDAT 3.1, a table of labels beside each, lists of the splits) are cut at
@@ -47,7 +48,6 @@ def read(request: Request) -> Parts:
 
     Source: A. Amir et al., CVPR (2017).
     """
-    settings = request.settings(GestureSettings)
     root, form, kind = _found(request)
     examples = [each for split in LISTS for each in form(root, split)]
     kept = [each for each in examples if settings.other or each.label < CLASSES - 1]

@@ -9,7 +9,7 @@ import h5py
 
 from biograd.checking import NoSettings
 from biograd.data.files.archives import located
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows import tables
 from biograd.data.sources.hdf5 import read_file
 from biograd.errors import RecipeError
@@ -17,7 +17,8 @@ from biograd.errors import RecipeError
 SPEAKER = "extra/speaker"
 
 
-def read(request: Request) -> Parts:
+@with_settings(NoSettings)
+def read(request: Request, _settings: NoSettings) -> Parts:
     """Return events ``[B, T, units]`` of a file for each split; groups are the speakers.
 
     ``spikes/times`` are seconds, often float16: they become float64 before they are scaled, since
@@ -30,7 +31,6 @@ def read(request: Request) -> Parts:
     Source: B. Cramer et al., IEEE Transactions on Neural Networks and Learning Systems 33:2744
     (2022).
     """
-    request.settings(NoSettings)
     recipe, found = request.recipe, dict[str, Parts]()
     if not {"train"} <= set(recipe.files) <= {"train", "validation", "test"}:
         keys = ", ".join(recipe.files)

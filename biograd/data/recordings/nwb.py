@@ -16,7 +16,7 @@ from biograd.data.files.unpacking import check_dataset, check_heap
 from biograd.data.formats import AddressEvents
 from biograd.data.recordings.packed import read_packed
 from biograd.data.recordings.sessions import TrialTable, courses, pieces
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows import tables
 from biograd.errors import DataError, RecipeError, brief
 
@@ -47,7 +47,8 @@ class NwbSettings(Checked):
     held_out: bool = True
 
 
-def read(request: Request) -> Parts:
+@with_settings(NwbSettings)
+def read(request: Request, settings: NwbSettings) -> Parts:
     """Return the spikes of units around an event of each trial, ``[B, T, units]``.
 
     Targets are classes ``[B]``, or a course ``[B, T, k]`` in the unit of the file, NaN where it has
@@ -59,7 +60,6 @@ def read(request: Request) -> Parts:
 
     Source: O. Rübel et al., eLife 11:e78362 (2022).
     """
-    settings = request.settings(NwbSettings)
     if not settings.target or not settings.before_ms + settings.after_ms:
         raise RecipeError(
             f"dataset {request.name}: settings: give target, a column of the trials or a course, "

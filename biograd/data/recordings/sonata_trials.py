@@ -12,7 +12,7 @@ from biograd.data.formats import AddressEvents
 from biograd.data.formats.sonata_spikes import populations
 from biograd.data.recordings.packed import read_packed
 from biograd.data.recordings.sessions import TrialTable, pieces
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows import tables
 from biograd.errors import DataError, RecipeError, nearest
 
@@ -35,7 +35,8 @@ class SonataSettings(Checked):
     group: str = ""
 
 
-def read(request: Request) -> Parts:
+@with_settings(SonataSettings)
+def read(request: Request, settings: SonataSettings) -> Parts:
     """Return the spikes of a SONATA file in each trial, ``[B, T, nodes]``, with its class.
 
     Raises:
@@ -44,7 +45,6 @@ def read(request: Request) -> Parts:
 
     Source: K. Dai et al., PLoS Computational Biology 16:e1007696 (2020).
     """
-    settings = request.settings(SonataSettings)
     name = Path(settings.trials)
     if name.name != settings.trials or name.suffix.lower() not in ENDINGS:
         raise RecipeError(

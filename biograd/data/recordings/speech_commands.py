@@ -8,7 +8,7 @@ from pathlib import Path
 from biograd.data.files.archives import located
 from biograd.data.recordings.labelled import LabelledFile, children, inside
 from biograd.data.recordings.sounds import SoundSettings, group_of, read_sounds
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.errors import DataError
 
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
@@ -16,7 +16,8 @@ SPOKEN = "_nohash_"
 """In the names of recordings of one word; those of noise have it not."""
 
 
-def read(request: Request) -> Parts:
+@with_settings(SoundSettings)
+def read(request: Request, settings: SoundSettings) -> Parts:
     """Return Speech Commands as spikes or levels of frequency bands; groups are the speakers.
 
     Classes are the folders in the order of their names, 35 of version 0.02; ``_background_noise_``
@@ -27,7 +28,7 @@ def read(request: Request) -> Parts:
 
     Source: P. Warden, arXiv:1804.03209 (2018).
     """
-    settings = dataclasses.replace(request.settings(SoundSettings), group_part=0)
+    settings = dataclasses.replace(settings, group_part=0)
     (there,) = located(request).values()
     root = there.parent
     listed = {name: split for split, file in LISTS.items() for name in _lines(root / file)}

@@ -121,6 +121,22 @@ def as_targets(values: Any, where: str) -> Tensor:
     return found if found.is_floating_point() or found.dtype == torch.bool else found.long()
 
 
+def whole_lengths(lengths: Tensor, inputs: Tensor, timed: bool, where: str) -> Tensor:
+    """Return the lengths of trials as whole numbers, int64 ``[B]``.
+
+    Raises:
+        DataError: inputs have no time axis, or a length is no number of their steps.
+    """
+    if not timed:
+        raise DataError(f"{where}: lengths of data without a time axis: set timed = true")
+    if tuple(lengths.shape) != (len(inputs),):
+        raise DataError(f"{where}: lengths are {list(lengths.shape)}, must be [{len(inputs)}]")
+    known = (lengths >= 1) & (lengths <= inputs.shape[1]) & (lengths % 1 == 0)
+    if not bool(known.all()):
+        raise DataError(f"{where}: lengths must be whole numbers from 1 to {inputs.shape[1]}")
+    return lengths.long()
+
+
 def ended(inputs: Tensor, lengths: Tensor) -> Tensor:
     """Return inputs ``[B, T, ...]`` with zeros behind the end of each trial."""
     going = torch.arange(inputs.shape[1]) < lengths[:, None]

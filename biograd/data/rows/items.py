@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from biograd.data.digests import combined, sha256_of
-from biograd.data.rows.arrays import as_inputs, as_targets, tensor
+from biograd.data.rows.arrays import as_inputs, as_targets, ended, tensor, whole_lengths
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError, nearest
 from biograd.randomness import derive_seed
@@ -78,7 +78,20 @@ def collated(examples: Sequence[Any], timed: bool, where: str) -> dict[str, Tens
     for name in ("lengths", "weight"):
         if all(name in part for part in parts):
             found[name] = torch.stack([tensor(part[name], where) for part in parts])
-    return found
+    return within(found, timed, where)
+
+
+def within(found: dict[str, Any], timed: bool, where: str) -> dict[str, Any]:
+    """Return a batch by name whose inputs are 0 behind the ends of its trials, if it has lengths.
+
+    Raises:
+        DataError: lengths without a time axis, or that are none.
+    """
+    if found.get("lengths") is None:
+        return found
+    inputs = as_inputs(found["x"], where)
+    lengths = whole_lengths(tensor(found["lengths"], f"{where}: lengths"), inputs, timed, where)
+    return {**found, "x": ended(inputs, lengths), "lengths": lengths}
 
 
 @contextmanager
@@ -211,7 +224,8 @@ class Items:
     def _collate(self, examples: list[Any]) -> dict[str, Any]:
         if self.collate is None:
             return collated(examples, self.timed, self.where)
-        return named(self.collate(examples), f"{self.where}: collate_fn")
+        found = named(self.collate(examples), f"{self.where}: collate_fn")
+        return within(found, self.timed, self.where)
 
     def _batch(self, found: Mapping[str, Any], index: Tensor) -> Batch:
         x, y = as_inputs(found["x"], self.where), as_targets(found["y"], self.where)

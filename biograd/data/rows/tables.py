@@ -28,7 +28,16 @@ from torch import Tensor
 
 from biograd.data.choosing import SPLITS
 from biograd.data.request import Parts, Request
-from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, ended, missing, tensor, without
+from biograd.data.rows.arrays import (
+    Arrays,
+    as_inputs,
+    as_targets,
+    ended,
+    missing,
+    tensor,
+    whole_lengths,
+    without,
+)
 from biograd.data.rows.events import TO_MS, Events, Flat, of_request
 from biograd.data.rows.lazy_rows import LazyRows
 from biograd.data.source import Source, original, rows_of
@@ -263,11 +272,7 @@ class _Reader:
             raise DataError(f"{where}: x is {list(inputs.shape)}: with time it is [N, T, channels]")
         lengths = self._row("lengths", columns, rows, where)
         if lengths is not None:
-            if not timed:
-                raise DataError(f"{where}: lengths of data without a time axis: set timed = true")
-            lengths = lengths.long()
-            if int(lengths.min()) < 1 or int(lengths.max()) > inputs.shape[1]:
-                raise DataError(f"{where}: lengths must be from 1 to {inputs.shape[1]}")
+            lengths = whole_lengths(lengths, inputs, timed, where)
             inputs, targets = ended(inputs, lengths), missing(targets, inputs, lengths)
         if "mask" in columns:
             mask = tensor(columns["mask"][:], f"{where}: mask")

@@ -9,7 +9,7 @@ import torch
 
 from biograd.checking import NoSettings
 from biograd.data.files.archives import located
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.errors import DataError
 
@@ -22,7 +22,8 @@ FILES = {
 }
 
 
-def read(request: Request) -> Parts:
+@with_settings(NoSettings)
+def read(request: Request, _settings: NoSettings) -> Parts:
     """Return the splits of CIFAR-10, inputs ``[N, 3, 32, 32]`` from 0 to 1, as published.
 
     Raises:
@@ -30,7 +31,6 @@ def read(request: Request) -> Parts:
 
     Source: A. Krizhevsky, Learning multiple layers of features from tiny images (2009).
     """
-    request.settings(NoSettings)
     (there,) = located(request).values()
     root = there.parent if there.is_file() else there
     return Parts({split: _split(root, names) for split, names in FILES.items()}, classes=CLASSES)

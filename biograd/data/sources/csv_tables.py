@@ -12,7 +12,7 @@ from biograd.checking import Checked
 from biograd.data.digests import of_files
 from biograd.data.files.csv_files import numbers, read_csv
 from biograd.data.files.own_paths import paths_of
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows import tables
 from biograd.errors import DataError, RecipeError, nearest
 
@@ -38,7 +38,8 @@ class TableSettings(Checked):
     ignore: tuple[str, ...] = ()
 
 
-def read(request: Request) -> Parts:
+@with_settings(TableSettings)
+def read(request: Request, settings: TableSettings) -> Parts:
     """Return the sources of a table, or of one for each split.
 
     Inputs ``[N, columns]``; with ``trial`` ``[N, T, columns]``, shorter trials ended.  Targets are
@@ -49,7 +50,6 @@ def read(request: Request) -> Parts:
         RecipeError: ``target`` is missing.
         DataError: no such column, or a value that is no number, with its row.
     """
-    settings = request.settings(TableSettings)
     if not settings.target:
         raise RecipeError(
             f"dataset {request.name}: settings.target: name the column of what is asked for"

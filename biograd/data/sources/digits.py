@@ -6,14 +6,15 @@ import torch
 
 from biograd.checking import NoSettings
 from biograd.data.choosing import stratified
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
 
 TEST_ROWS = 360
 
 
-def read(request: Request) -> Parts:
+@with_settings(NoSettings)
+def read(request: Request, _settings: NoSettings) -> Parts:
     """Return 1,437 training and 360 test digits, inputs ``[N, 1, 8, 8]`` from 0 to 1.
 
     Why one fixed split: the data have no official one, and a split that followed the run's seed
@@ -23,7 +24,6 @@ def read(request: Request) -> Parts:
     """
     from sklearn.datasets import load_digits
 
-    request.settings(NoSettings)
     request.without_files()
     bundled = load_digits()
     inputs = torch.from_numpy(bundled.images).float().div_(16).unsqueeze(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked, Count, Fraction, NotNegative, Positive, Range
-from biograd.data.request import Parts, Request, Rows
+from biograd.data.request import Parts, Request, Rows, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.errors import RecipeError
 from biograd.randomness import generator
@@ -51,7 +51,8 @@ class EvidenceSettings(Checked):
             raise ValueError(f"cues = {self.cues}: must be odd, so that one side has more")
 
 
-def read(request: Request) -> Parts:
+@with_settings(EvidenceSettings)
+def read(request: Request, settings: EvidenceSettings) -> Parts:
     """Return trials of spikes, 0 or 1, ``[N, T, units]``; targets ``[N, T]``: 0 left, 1 right.
 
     The answer is the side of most cues, asked for during the recall and not known before.  Groups
@@ -63,7 +64,6 @@ def read(request: Request) -> Parts:
     Source: G. Bellec et al., Nature Communications 11:3625 (2020), whose trials take 2250 ms: 7
     cues of 100 ms 50 ms apart, a delay of 1050 ms and a recall of 150 ms.
     """
-    settings = request.settings(EvidenceSettings)
     request.without_files()
     if request.units() % 4:
         raise RecipeError(f"dataset {request.name}: shape = [{request.units()}]: must be 4 groups")

@@ -15,7 +15,7 @@ from torch import Tensor
 from biograd.checking import NoSettings
 from biograd.data.files.fetch import fetch_by_key
 from biograd.data.files.unpacking import check_size
-from biograd.data.request import Parts, Request
+from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.errors import DataError, RecipeError, nearest
 
@@ -26,7 +26,8 @@ MOST_AXES, DENSEST = 8, 64
 """Axes, and bytes to one of a packed file: images have less than ten."""
 
 
-def read(request: Request) -> Parts:
+@with_settings(NoSettings)
+def read(request: Request, _settings: NoSettings) -> Parts:
     """Return the splits of four IDX files, inputs from 0 to 1.
 
     Images of one channel gain the axis that the recipe's shape has: ``[N, 28, 28]`` becomes
@@ -39,7 +40,6 @@ def read(request: Request) -> Parts:
     Source: Y. LeCun et al., Proceedings of the IEEE 86:2278 (1998), for MNIST;
     H. Xiao, K. Rasul and R. Vollgraf, arXiv:1708.07747 (2017), for Fashion-MNIST.
     """
-    request.settings(NoSettings)
     _check_keys(request)
     paths = fetch_by_key(request.recipe, request.name, request.data_dir, request.offline)
     shape = request.recipe.shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked, Positive, Range
-from biograd.data.request import Parts, Request, Rows
+from biograd.data.request import Parts, Request, Rows, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.randomness import generator
 
@@ -36,7 +36,8 @@ class PatternSettings(Checked):
     seed: Annotated[int, Range(0)] = 0
 
 
-def read(request: Request) -> Parts:
+@with_settings(PatternSettings)
+def read(request: Request, settings: PatternSettings) -> Parts:
     """Return the trial, inputs 0 or 1 ``[N, T, units]`` and targets ``[N, T, 1]`` up to 1 in size.
 
     ``y(t) = sum_k a_k sin(2 pi f_k t + phi_k)``, ``a_k`` uniform from 0.5 to 2, less ``y(0)``, over
@@ -47,7 +48,6 @@ def read(request: Request) -> Parts:
 
     Source: G. Bellec et al., Nature Communications 11:3625 (2020).
     """
-    settings = request.settings(PatternSettings)
     request.without_files()
     steps = request.steps("duration_ms", settings.duration_ms)
     stream = generator(settings.seed, NAME, "spikes")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked
-from biograd.data.request import MOST_ROWS, Parts, Request, Rows
+from biograd.data.request import MOST_ROWS, Parts, Request, Rows, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.errors import RecipeError
 from biograd.randomness import generator
@@ -40,7 +40,8 @@ class ManifoldSettings(Checked):
     seed: Annotated[int, Range(0)] | None = None
 
 
-def read(request: Request) -> Parts:
+@with_settings(ManifoldSettings)
+def read(request: Request, settings: ManifoldSettings) -> Parts:
     """Return splits with inputs ``[N, units]`` from 0 to 1; each class is one manifold.
 
     Every unit is standardised within its class to reach from 0 to 1 over the training rows, so
@@ -52,7 +53,6 @@ def read(request: Request) -> Parts:
 
     Source: F. Zenke and T. P. Vogels, Neural Computation 33:899 (2021).
     """
-    settings = request.settings(ManifoldSettings)
     request.without_files()
     units, classes = request.units(), request.recipe.classes or CLASSES
     if classes * (settings.train_rows + settings.test_rows) > MOST_ROWS:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from biograd.checking import Checked
-from biograd.data.request import Parts, Request, Rows
+from biograd.data.request import Parts, Request, Rows, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.recipes import Range
 
@@ -33,12 +33,12 @@ class YinYangSettings(Checked):
     test_seed: Seed = 40
 
 
-def read(request: Request) -> Parts:
+@with_settings(YinYangSettings)
+def read(request: Request, settings: YinYangSettings) -> Parts:
     """Return splits with inputs ``[N, 4]``: ``x, y, 1 - x, 1 - y``, each from 0 to 1.
 
     Source: L. Kriener, J. Göltz and M. A. Petrovici, The Yin-Yang dataset, NICE (2022).
     """
-    settings = request.settings(YinYangSettings)
     request.without_files()
     train = sample(settings.train_rows, settings.train_seed)
     test = sample(settings.test_rows, settings.test_seed)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from biograd.data import Batch, Parts, Request
+from biograd.data import Batch, Parts, Request, with_settings
 from biograd.data.source import FIXED, Key
 from biograd.randomness import generator
 from biograd.recipes import Count, NotNegative, Positive
@@ -51,9 +51,9 @@ class TunedCells:
         return self.settings.noise * torch.randn(self.settings.cells, generator=stream)
 
 
-def read(request: Request) -> Parts:
+@with_settings(Settings)
+def read(request: Request, settings: Settings) -> Parts:
     """Return two splits with inputs ``[N, cells]`` and angles ``[N]``."""
-    settings = request.settings(Settings)
     request.without_files()
     splits = ("train", "test")
     return Parts({split: TunedCells(settings, request.seed, split) for split in splits})
