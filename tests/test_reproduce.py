@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from fuzz.run_files import SEAL
 from torch import nn
 
 import biograd
@@ -426,3 +427,14 @@ def test_the_console_says_it_in_text_and_json(trained: Path, capsys: Any) -> Non
     assert record["verdict"] == "bits" and record["differences"] == record["changes"] == []
     assert record["compared"]["spikes"] == spikes and record["repeated"] is None
     assert "epoch 2/2" in printed.err
+
+
+def test_spikes_without_their_trials_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    settings = ["dataset.training_examples=32", "dataset.test_examples=8", "encoding.duration_ms=4"]
+    biograd.train("spiking", "digits", epochs=1, path=path, settings=settings).close()
+    with h5py.File(path, "r+") as file:
+        file.move("trials", "elsewhere")
+    path.write_bytes(SEAL.sub(b"", path.read_bytes()))
+    with pytest.raises(RunFileError, match="has layers that spike, but no /trials"):
+        biograd.reproduce(path)

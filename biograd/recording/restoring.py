@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +36,8 @@ def restore(
         )
         _groups(trainer.optimiser.state_dict()["param_groups"], meta["param_groups"])
         _check_tensors(_expected(trainer, tensors, meta["options"]), tensors)
-        _check_values(tensors, meta["step"])
+        learned = {n for n, p in experiment.network.named_parameters() if p.requires_grad}
+        _check_values(tensors, meta["step"], learned)
         trainer.restore(tensors, meta)
 
 
@@ -75,11 +76,15 @@ def _check_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
         _alike(name, mine[:0] if grows else mine, other[:0] if grows else other)
 
 
-def _check_values(tensors: Mapping[str, Tensor], step: int) -> None:
-    """Check what else would fail, or go wrong, in the steps that follow."""
+def _check_values(tensors: Mapping[str, Tensor], step: int, learned: Set[str]) -> None:
+    """Check what else would fail, or go wrong, in the steps that follow.
+
+    Args:
+        learned: names of the network's parameters; its other tensors may hold anything.
+    """
     for name, value in tensors.items():
-        if name.startswith("network."):
-            continue  # of the parameters the training says so itself
+        if name.startswith("network.") and name.removeprefix("network.") not in learned:
+            continue
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name} is not finite")
         if name.startswith(OPTIMISER):

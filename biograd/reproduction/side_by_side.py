@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
+from biograd.errors import RunFileError
 from biograd.metrics import headline, is_share
 from biograd.reproduction.verdict import RATE, SPIKING, Change, Difference, Kind, Reproduction
 from biograd.runs.environment import environment
@@ -84,7 +85,11 @@ def _snapshots(run: Run, count: int) -> Iterator[Part]:
 
 def _spikes(run: Run, count: int) -> Iterator[Part]:
     spiking = [name for name, layer in run.layers.items() if layer.kind == "spiking"]
-    trials = int((run.trials["snapshot"] < count).sum()) if spiking else 0
+    if not spiking:
+        return
+    if "snapshot" not in run.trials:
+        raise RunFileError(f"{run.path}: has layers that spike, but no /trials: it is damaged")
+    trials = int((run.trials["snapshot"] < count).sum())
     for layer in spiking:
         spikes = run.spikes(layer)
         stop = int(spikes.trial_ptr[trials])
