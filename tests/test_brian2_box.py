@@ -107,6 +107,7 @@ def test_the_mean_of_a_variable_can_come_out() -> None:
 
 
 def test_copies_of_an_example_share_brian2_s_random_numbers() -> None:
+    torch.manual_seed(0)  # weights with which something spikes
     layers = nn.Linear(6, 5), box(noise=0.5, output=("first", "spikes")), nn.Linear(5, 3)
     engine = attach(nn.Sequential(*layers).double(), make("weak", {"copies": 3}), sites=["0", "2"])
     inputs, targets = batch(4)

@@ -18,6 +18,7 @@ import pytest
 from runs_synthetic import checkpoint, probe, write_step, writer
 
 from biograd.errors import BiogradError, RunFileError
+from biograd.runs.checked import open_file
 from biograd.runs.parts.seal import write_seal
 from biograd.runs.reader import Run, open_run
 from biograd.runs.writer import RunWriter
@@ -360,3 +361,13 @@ def test_rows_of_another_shape_are_refused_before_anything_is_written(
         everything(run), run.params, run.learning, run.trials, run.spikes("1.lif")
         run.statistics("0.linear")
     assert state(tmp_path) == before
+
+
+def test_an_attribute_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    with h5py.File(path, "w") as file:
+        h5py.h5a.create(
+            file.id, b"\xff\xfe", h5py.h5t.NATIVE_INT8, h5py.h5s.create(h5py.h5s.SCALAR)
+        )
+    with pytest.raises(RunFileError, match="its name is no text"), open_file(path) as file:
+        file.attributes("")

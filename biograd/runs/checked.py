@@ -255,12 +255,14 @@ class CheckedFile:
         return parse_object(self.text(name), f"{self.path}: /{name}")
 
 
-def _attribute(node: Any, key: str) -> Any:
+def _attribute(node: Any, key: object) -> Any:
     """Return the value of one attribute.
 
     Raises:
         ValueError: it is not text, a number, a truth value or an array of these.
     """
+    if not isinstance(key, str):  # as h5py gives what is no UTF-8
+        raise ValueError(f"attribute {key!r}: its name is no text")
     key.encode()
     kept = node.attrs.get_id(key)
     if kept.get_storage_size() > SLACK or int(np.prod(kept.shape, dtype=object)) > SLACK:
