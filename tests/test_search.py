@@ -15,8 +15,10 @@ from biograd.configuration import TrainingRequest, configure
 from biograd.errors import BiogradError, RecipeError
 from biograd.progress import Progress
 from biograd.recipes import construct
+from biograd.recording import Experiment
 from biograd.studies import Place, search
 from biograd.studies.search import Parameter, Search, parse
+from biograd.training import evaluate
 
 RANGES = {
     "training.learning_rate": {"low": 1e-4, "high": 0.1, "log": True},
@@ -220,3 +222,22 @@ def test_a_missing_optuna_is_named(
     table.write_text(json.dumps(study()))
     assert main(["run", str(table), "--out", str(tmp_path), "-w", "1", "-q"]) == 5
     assert "biograd[sweep]" in capsys.readouterr().err
+
+
+def test_a_trial_ends_early_and_keeps_the_best_as_a_run_does() -> None:
+    asked = ("training.epochs=12", "training.learning_rate=0.05", "dataset.validation=0.3",
+             "dataset.training_examples=200", "training.batch_size=20")  # fmt: skip
+    chosen = (*asked, "training.keep=best")
+    plain, best = (
+        search.validate(configure(TrainingRequest("ann", estimator="backprop", assignments=one)))
+        for one in (asked, chosen)
+    )
+    configuration = configure(TrainingRequest("ann", estimator="backprop", assignments=asked))
+    made = Experiment(configuration, search.trial_data(configuration))
+    seen = [
+        evaluate(made.engine, made.dataset.evaluated)["accuracy"]
+        for record in made.trainer.steps()
+        if record.last
+    ]
+    assert (plain, best) == (seen[-1], max(seen))
+    assert plain < best

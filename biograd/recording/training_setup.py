@@ -18,7 +18,7 @@ from biograd.errors import RecipeError
 from biograd.recipes import TrainingRecipe
 from biograd.recording.observation import Observed, observe
 from biograd.tasks.further_metrics import chosen
-from biograd.training import Trainer, evaluate, placed
+from biograd.training import StepRecord, Trainer, evaluate, placed
 
 
 class Experiment:
@@ -86,6 +86,16 @@ class Experiment:
     def evaluate(self, split: data.Source) -> dict[str, float]:
         """Return all metrics and the loss of a split."""
         return evaluate(self.engine, split, metrics=self.metrics)
+
+    def records(self) -> Iterator[StepRecord]:
+        """Train without a run file, choosing by the validation rows as a run does."""
+        trainer = self.trainer
+        for record in trainer.steps():
+            if record.last and trainer.recipe.chooses:
+                judged = evaluate(self.engine, self.dataset.evaluated)
+                trainer.judge(judged[self.engine.task.headline])
+            yield record
+        trainer.take_best()
 
     def observe(self, inputs: Tensor) -> dict[str, Observed]:
         """Return the activity that goes into the run file, by layer."""
@@ -176,12 +186,8 @@ def frozen_hidden(
         parts: the user's own, a module as it was before the training.
     """
     experiment = Experiment(configuration, dataset, parts, "frozen_hidden")
-    trainer = experiment.trainer
-    for record in trainer.steps():
-        if record.last and trainer.recipe.chooses:
-            judged = evaluate(experiment.engine, dataset.evaluated)
-            trainer.judge(judged[experiment.engine.task.headline])
-    trainer.take_best()
+    for _record in experiment.records():
+        pass
     found = evaluate(experiment.engine, dataset.open_test() or dataset.evaluated)
     experiment.engine.detach()
     return found[experiment.engine.task.headline]

@@ -111,7 +111,7 @@ def _teach(
     made = Experiment(configuration, configuration.read(parts.data), parts)
     begin = {name: value.clone() for name, value in made.network.state_dict().items()}
     progress.begin(made.trainer.total, f"{settings.teacher}, seed {seed}")
-    for record in made.trainer.steps():
+    for record in made.records():
         progress.step({"loss": record.loss, **record.metrics})
     end = {name: value.clone() for name, value in made.network.state_dict().items()}
     made.engine.detach()

@@ -132,7 +132,7 @@ def _trained(
     dataset = configuration.read(parts.data)
     made = Experiment(configuration, dataset, parts)
     progress.begin(made.trainer.total, f"{cell.estimator}, seed {seed}")
-    for record in made.trainer.steps():
+    for record in made.records():
         progress.step({"loss": record.loss, **record.metrics})
     accuracy = 100 * evaluate(made.engine, dataset.evaluated)["accuracy"]
     layers = _measure(settings, made, dataset.train)

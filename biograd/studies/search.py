@@ -298,7 +298,7 @@ def validate(configuration: Configuration, parts: OwnParts | None = None) -> flo
     dataset = trial_data(configuration, parts.data)
     trained = Experiment(configuration, dataset, parts)
     try:
-        for _record in trained.trainer.steps():
+        for _record in trained.records():
             pass
         found = evaluate(trained.engine, dataset.evaluated)
     finally:
