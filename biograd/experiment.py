@@ -160,7 +160,8 @@ def begin(
             path,
             config=configuration.table(),
             environment=environment(configuration.device),
-            attributes=description.attributes(experiment, {one.kind for one in layers.values()}),
+            attributes=description.attributes(experiment, {one.kind for one in layers.values()})
+            | ({"metrics": ", ".join(watchers.metrics)} if watchers.metrics else {}),
             probe=probe,
             layers=layers,
             credit=experiment.account.as_dict(),
@@ -242,6 +243,7 @@ def _known(path: Path) -> bytes:
     """Return what must be known of a run to go on with it, as JSON."""
     with open_run(path) as run:
         known = [run.config, run.attribute("dataset_sha256"), run.last_step, list(run.layers)]
+        known.append(str(run.attributes.get("metrics", "")))
     return json.dumps(known).encode()
 
 
@@ -253,8 +255,13 @@ def go_on(
     watchers: Watchers = NONE,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
-    table, digest, step, layers = json.loads(ranks.from_first(lambda: _known(path)))
+    table, digest, step, layers, metrics = json.loads(ranks.from_first(lambda: _known(path)))
     configuration = Configuration.of(table, path)
+    if metrics and metrics != ", ".join(watchers.metrics):
+        raise RecipeError(
+            f"{path}: the run reports metrics of yours ({metrics}): give them again, "
+            "biograd.resume(path, metrics=...)"
+        )
     if epochs is not None:
         _check_epochs(configuration, epochs, path)
         if configuration.recipe.training.schedule != "constant":

@@ -166,3 +166,8 @@ def test_metrics_stand_in_the_run(tmp_path: Path) -> None:
     assert run.summary["test_macro_f1"] == pytest.approx(
         float(run.scalars("epoch")["test_macro_f1"][-1])
     )
+    with pytest.raises(RecipeError, match=r"reports metrics of yours \(rows\): give them again"):
+        biograd.resume(tmp_path / "run.h5", epochs=3, network=network(), data=data)
+    again = {"epochs": 3, "network": network(), "data": data, "metrics": {"rows": Counting()}}
+    longer = biograd.resume(tmp_path / "run.h5", **again)
+    assert list(longer.scalars("epoch")["test_rows"]) == [50, 50, 50]
