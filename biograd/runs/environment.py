@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from biograd.devices import VISIBLE
+
 PACKAGES = ("biograd", "torch", "numpy", "brian2", "snntorch", "h5py")
 SECRET = {"SLURM_JWT"}
 BRIAN2 = (
@@ -54,6 +56,7 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
         "slurm": _slurm(),
         "git": git_state(folder),
         "device": device_name(device),
+        "visible_devices": os.environ.get(VISIBLE),
         "cpu": cpu_name(),
         "threads": _threads(),
         "brian2": preferences(),

@@ -201,6 +201,10 @@ def run(table: Table, path: Path, place: Place, watcher: Progress) -> Report:
             "--task away"
         )
     module, settings = settle(table, path)
+    if table.get("kind", "training") != "training" and placed.device not in ("auto", "cpu"):
+        raise RecipeError(
+            f"--device {placed.device}: a study of kind {table['kind']!r} is done on the CPU"
+        )
     report: Report = module.run(settings, place, watcher)
     if place.task is None:
         with disk.writing(place.folder, "run the study again"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from biograd import recipes, studies
+from biograd import devices, recipes, studies
 from biograd.data.sources.own_data import named
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
@@ -182,6 +182,7 @@ def compare(
     data_dir: str | Path | None = None,
     offline: bool = False,
     allow_code: bool = False,
+    device: str = "auto",
 ) -> RunSet:
     """Train every model with every rule and every seed, and return the runs as a set.
 
@@ -208,6 +209,8 @@ def compare(
         trials: of the search in every cell.
         workers: trainings at a time; 1: in this process.  Others find a class by its file and name.
         allow_code: let recipes' files name the code of modules.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA if there is one; several workers
+            divide the CUDA devices that are visible, unless one is named.
 
     Raises:
         RecipeError: the comparison is not valid.
@@ -243,7 +246,7 @@ def compare(
         place,
         None if data_dir is None else Path(data_dir),
         offline,
-        Placement(workers=workers, folder=place),
+        Placement(workers=workers, folder=place, device=devices.named(device)),
         own=own,
         models=objects,
         typed=typed(table),

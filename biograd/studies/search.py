@@ -209,6 +209,13 @@ def _asked(search: Search, request: TrainingRequest) -> str:
     return json.dumps({"configuration": table, "search": ranges}, sort_keys=True)
 
 
+def _anywhere(asked: str) -> dict[str, Any]:
+    """Return what was asked, less the device, for trials may be done anywhere."""
+    found: dict[str, Any] = json.loads(asked)
+    found["configuration"].pop("device", None)
+    return found
+
+
 def _open(journal: Path, asked: str) -> Any:
     optuna = _optuna()
     backend = optuna.storages.journal
@@ -224,7 +231,7 @@ def _open(journal: Path, asked: str) -> Any:
         known = study.user_attrs.get("asked")
         if known is None:
             study.set_user_attr("asked", asked)
-    if known not in (None, asked):
+    if known is not None and _anywhere(known) != _anywhere(asked):
         raise RecipeError(
             f"{journal}: was made with other settings: give another folder, or delete the file"
         )
