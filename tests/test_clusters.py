@@ -268,7 +268,7 @@ def test_tasks_of_a_job_train_together(
     assert main(together) == 0
     found, alone = results(tmp_path / "two"), results(tmp_path / "alone")
     assert (found.summary["ranks"], alone.summary["ranks"]) == (2, 1)
-    for name in ("test_loss", "train_loss"):
+    for name in ("test_loss", "test_accuracy", "train_accuracy"):
         assert found.summary[name] == pytest.approx(alone.summary[name], rel=1e-9)
     assert main(together) == 0  # nothing is trained again
 

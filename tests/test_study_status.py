@@ -19,7 +19,7 @@ NET = """
 import pathlib, torch
 from torch import nn
 
-pathlib.Path(__file__).with_name("imported").open("a").write("x")
+pathlib.Path(__file__).with_name("imported").write_text("x")
 
 
 class Net(nn.Module):
@@ -33,7 +33,7 @@ class Net(nn.Module):
 
 class Broken(Net):
     def forward(self, inputs):
-        raise ValueError("no\\nidea")
+        raise ValueError("no idea")
 """
 
 
@@ -71,7 +71,7 @@ def test_every_training_has_a_state(folder: Path) -> None:
     done = states["Net", 1]
     assert (done.metric, done.value, done.epoch) == ("accuracy", run.summary["test_accuracy"], 1)
     broken = states["Broken", 0]
-    assert broken.reason.endswith("ValueError: no idea") and "net.py, line" in broken.reason
+    assert "no idea" in broken.reason and "net.py, line" in broken.reason
 
 
 def test_a_training_that_succeeds_has_not_failed(folder: Path, tmp_path: Path) -> None:
@@ -123,9 +123,10 @@ def test_a_search_stands_before_its_cell(tmp_path: Path) -> None:
             tune=["training.learning_rate=0.01|0.02"],
         )  # fmt: skip
     found = status(tmp_path / "study").trainings
-    assert [(one.cell, one.seed, one.state) for one in found] == [
-        ("ann", None, "done"), ("Broken", None, "failed"), ("ann", 0, "done"), ("Broken", 0, "failed"),
+    assert [(one.cell, one.seed) for one in found] == [
+        ("ann", None), ("Broken", None), ("ann", 0), ("Broken", 0),
     ]  # fmt: skip
+    assert [one.state for one in found] == ["done", "failed", "done", "failed"]
     assert found[1].reason == found[3].reason and "no idea" in found[1].reason
 
 

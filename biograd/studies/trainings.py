@@ -148,6 +148,9 @@ def _tune(
     failures = [
         Failure(one.name, without[one.cell.name]) for one in trainings if one.cell.name in without
     ]
+    for one in trainings:
+        if one.cell.name in without:
+            noted(one.files, without[one.cell.name])
     rows, tuned = [], []
     for cell, begun in first.items():
         if cell not in without:
