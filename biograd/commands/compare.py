@@ -18,7 +18,10 @@ from biograd.user_code import is_named, whole
 if TYPE_CHECKING:
     from biograd.studies import Place
 
-PLACES = ("workers", "engine", "address", "job", "data_dir", "offline", "device", "allow_code")
+PLACES = (
+    *("workers", "engine", "address", "job", "data_dir", "offline", "device", "storage"),
+    "allow_code",
+)
 """Options that say where trainings run."""
 OPTIONS = {"datasets": "dataset", "model_args": "model-arg", "settings": "set"}
 """Options whose values have another name here."""

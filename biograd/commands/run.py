@@ -62,6 +62,12 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "setup='module load cuda' (a line each), nodes=2 or tasks_per_node=4 (processes that "
             "train together), cluster=local, or any slurm_NAME of submitit's; repeatable.",
         ),
+        click.option(
+            "--storage",
+            metavar="URL",
+            help="Where the trials of a search are kept, as in sqlite:///search.db; several "
+            "processes may search there together.  [default: the study's folder]",
+        ),
         allow_code_option,
         data_dir_option,
         click.option(
@@ -139,6 +145,7 @@ def place(
     data_dir: Path | None,
     offline: bool,
     device: str = "auto",
+    storage: str | None = None,
     task: int | None = None,
     allow_code: bool = False,
     typed: frozenset[str] = frozenset(),
@@ -146,12 +153,22 @@ def place(
     """Return where a study runs, from the options of the console."""
     from biograd.placement import Placement
     from biograd.studies import Place
+    from biograd.studies.trial_storage import check_storage
 
     disk.check_name(folder)
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
     placement = Placement(engine, workers, address, job, folder, device)
-    return Place(folder, data_dir, offline, placement, task, typed=typed, allow_code=allow_code)
+    return Place(
+        folder,
+        data_dir,
+        offline,
+        placement,
+        task,
+        typed=typed,
+        allow_code=allow_code,
+        storage="" if storage is None else check_storage(storage),
+    )
 
 
 def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Answer:

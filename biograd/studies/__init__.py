@@ -60,6 +60,8 @@ class Place:
         models: classes, functions and modules that are objects, likewise.
         typed: names of code that were typed in this very command or call.
         allow_code: whether code that the study alone names may run.
+        storage: URL of the database for the trials of searches, "": a journal in the folder.  It
+            may hold a password, and is never written.
         digests: of own data that were looked at.
     """
 
@@ -72,6 +74,7 @@ class Place:
     models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     typed: frozenset[str] = frozenset()
     allow_code: bool = False
+    storage: str = ""
     digests: dict[Any, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def data(self, name: str) -> Any:

@@ -22,6 +22,7 @@ from biograd.studies import Place, Report, search
 from biograd.studies.grid import CONTROL
 from biograd.studies.results import set_file
 from biograd.studies.results.set_file import RunSet
+from biograd.studies.trial_storage import check_storage
 from biograd.user_code import is_named, of_object, whole
 
 
@@ -183,6 +184,7 @@ def compare(
     offline: bool = False,
     allow_code: bool = False,
     device: str = "auto",
+    storage: str | None = None,
 ) -> RunSet:
     """Train every model with every rule and every seed, and return the runs as a set.
 
@@ -211,6 +213,8 @@ def compare(
         allow_code: let recipes' files name the code of modules.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA if there is one; several workers
             divide the CUDA devices that are visible, unless one is named.
+        storage: URL of a database for the trials of the searches, as "sqlite:///search.db", in
+            which several processes may search together; None: the folder holds them.
 
     Raises:
         RecipeError: the comparison is not valid.
@@ -251,6 +255,7 @@ def compare(
         models=objects,
         typed=typed(table),
         allow_code=allow_code,
+        storage="" if storage is None else check_storage(storage),
     )
     report = studies.run(table, place / studies.SAVED, where, Progress())
     if report.failures:

@@ -32,7 +32,7 @@ from biograd.studies.search import Search
 def tune(settings: Search, training: Training) -> None:
     """Search for a cell, of which any training is given, and note what was found."""
     files = _searched(training)
-    found = search.run(settings, training.request(), files.journal)
+    found = search.run(settings, training.request(), files.journal, training.place.storage)
     disk.write_json(files.note, dataclasses.asdict(found))
 
 
@@ -57,6 +57,8 @@ def run(settings: Trainings, place: Place, progress: Progress) -> Report:
         RecipeError: the study is not valid, or the folder holds another one.
     """
     trainings = planned(settings, place)
+    if place.storage and settings.tune is None:
+        raise RecipeError("--storage: say over what to search, as in --tune KEY=LOW..HIGH")
     if place.placement.here:
         devices.present(place.placement.device)
     if place.task is not None:
