@@ -292,6 +292,26 @@ def test_events_are_the_same_from_lists_offsets_and_hdf5(tmp_path: Path) -> None
     check_source(sources[0].train)
 
 
+def test_events_too_large_for_memory_are_read_by_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times, units = events()
+    values, offsets = flat(times)
+    table = {"times": values, "units": flat(units)[0], "offsets": offsets, "y": Y}
+    shd = {"spikes/times": times, "spikes/units": units, "labels": Y}
+    for name, columns in (("flat.h5", table), ("ragged.h5", shd)):
+        path = str(written(tmp_path / name, columns, time_unit="ms"))
+        held = load(path)
+        with monkeypatch.context() as patch:
+            patch.setattr("biograd.data.sources.hdf5.IN_MEMORY", 10)
+            lazy = load(path)
+        rows = torch.tensor([5, 0, 9])
+        assert torch.equal(held.train.take(rows).inputs, lazy.train.take(rows).inputs)
+        base = [each.train.source.source for each in (held, lazy)]
+        kinds = [type(getattr(each.times, "values", each.times)).__name__ for each in base]
+        assert kinds == [{"flat.h5": "ndarray", "ragged.h5": "list"}[name], "Column"]
+
+
 def test_binned_events_are_histograms() -> None:
     times, units = events()
     source = data.Events(times, units, torch.from_numpy(Y), 5, dt_ms=2.0)
