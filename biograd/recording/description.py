@@ -65,10 +65,9 @@ def attributes(experiment: Experiment, kinds: set[str]) -> dict[str, Any]:
 
 def geometry(layer: LayerInfo) -> str:
     """Return what rows of a layer depend on, in words."""
-    steps = "" if layer.n_steps is None else f", {layer.n_steps} steps"
-    step = "" if layer.dt_ms is None else f" of {layer.dt_ms:g} ms"
     shape = "x".join(map(str, layer.shape or (layer.n_units,)))
-    return f"{layer.kind}, {shape} units{steps}{step}"
+    time = f", {layer.n_steps} steps of {layer.dt_ms} ms" if layer.kind == "spiking" else ""
+    return f"{layer.kind}, {shape} units{time}"
 
 
 def layers(experiment: Experiment, probe: Probe) -> dict[str, LayerInfo]:
