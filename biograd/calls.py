@@ -14,6 +14,7 @@ from biograd.callbacks import Callback, Log, Watchers
 from biograd.checking import Table
 from biograd.configuration import OwnParts
 from biograd.diagnosis import Diagnosis, Reference
+from biograd.display import ProgressChoice, shown
 from biograd.engine import Engine, Outside
 from biograd.runs.reader import Run, open_run
 from biograd.substrate.kept import Reset
@@ -51,6 +52,7 @@ def train(
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
     allow_code: bool = False,
+    progress: ProgressChoice = None,
 ) -> Run:
     """Train a network and return its run.
 
@@ -90,6 +92,9 @@ def train(
         log: a function of a stream, the step and figures, called for every row of the streams
             "train_step" and "epoch".
         allow_code: let a recipe's file name the code of a module (``module.source``).
+        progress: None: a bar on a terminal, a line in a notebook, nothing in a pipe; True: there a
+            line an epoch; False: nothing; or a function of what happens ("begin", "step", "epoch",
+            "note") and its figures, by name.
 
     Raises:
         BiogradError: as ``biograd train`` would report it.
@@ -122,7 +127,9 @@ def train(
         allow_code=allow_code,
     )
     watchers = Watchers.of(callbacks, log, metrics)
-    return open_run(Path(experiment.execute(request, watchers=watchers)["run"]))
+    with shown(progress) as display:
+        done = experiment.execute(request, display, watchers)
+    return open_run(Path(done["run"]))
 
 
 def _table(table: str, key: str, given: str | Mapping[str, Any] | None) -> Table | None:
@@ -144,6 +151,7 @@ def resume(
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
     device: str | None = None,
+    progress: ProgressChoice = None,
 ) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
@@ -153,7 +161,7 @@ def resume(
         data: your own data, if the run learned from arrays, Datasets or a function; or where its
             files are now.
         loss, reset, outputs: your own, if the run has any; what a name says it finds itself.
-        metrics, callbacks, log: as in ``train``.
+        metrics, callbacks, log, progress: as in ``train``.
         device: another of the run's kind; None: the run's.
 
     Raises:
@@ -162,7 +170,8 @@ def resume(
     """
     parts = OwnParts.of(network, data, loss, reset, outputs)
     watchers = Watchers.of(callbacks, log, metrics)
-    done = experiment.proceed(Path(path), epochs, parts=parts, watchers=watchers, device=device)
+    with shown(progress) as display:
+        done = experiment.proceed(Path(path), epochs, display, parts, watchers, device)
     return open_run(Path(done["run"]))
 
 

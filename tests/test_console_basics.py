@@ -23,11 +23,11 @@ from biograd import __version__, commands, errors
 from biograd.__main__ import main
 from biograd.commands import COMMANDS, console, doctor, manual, options
 from biograd.commands import list as list_command
-from biograd.commands.columns import columns
-from biograd.commands.display import ProgressDisplay, describe
 from biograd.commands.options import Answer
 from biograd.commands.train import summary
 from biograd.data import READS, SOURCES, Parts, Request, with_settings
+from biograd.display.columns import columns
+from biograd.display.progress_display import ProgressDisplay, describe
 from biograd.errors import BiogradError, RecipeError
 from biograd.recipes import DatasetRecipe
 
@@ -588,14 +588,15 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_speed_is_that_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 2.0, 2.0, 6.0, 6.0])
-    monkeypatch.setattr("biograd.commands.display.time.monotonic", lambda: next(clock))
+    now = 0.0
+    monkeypatch.setattr("biograd.display.progress_display.time.monotonic", lambda: now)
     stream = io.StringIO()
     progress = ProgressDisplay(stream=stream)
     progress.begin(8, "title")
     for epoch in (1, 2):
         for _ in range(4):
             progress.step({})
+        now += 2.0 * epoch
         progress.epoch({"epoch": epoch})
     assert stream.getvalue().splitlines() == ["title", "epoch 1  2 steps/s", "epoch 2  1 steps/s"]
 

@@ -11,9 +11,9 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 import biograd
-from biograd.commands.display import describe
 from biograd.commands.train import summary as told
 from biograd.data.rows.arrays import Arrays
+from biograd.display.progress_display import describe
 from biograd.engine import attach
 from biograd.errors import RecipeError
 from biograd.metrics import Shown, figure, headline, is_share, written

@@ -21,9 +21,9 @@ from rich.text import Text
 
 import biograd
 from biograd import disk
-from biograd.commands import printing
-from biograd.commands.columns import columns
 from biograd.commands.options import Answer, show
+from biograd.display import printing
+from biograd.display.columns import columns
 from biograd.errors import RecipeError, visible, word
 from biograd.studies import as_csv
 from biograd.studies.results.page import html, table
@@ -233,7 +233,7 @@ def test_a_closed_stream_is_not_the_next_file(tmp_path: Path) -> None:
     """What others write on stderr must not land in what was opened later."""
     source = (
         "import os; os.close(2)\n"
-        "from biograd.commands.printing import streams\n"
+        "from biograd.display.printing import streams\n"
         "with streams(), open('data', 'w') as file:\n"
         "    os.write(2, b'noise'); file.write('data')\n"
     )

@@ -15,7 +15,7 @@ import click
 from biograd import ranks, signals
 from biograd.commands import console
 from biograd.commands.options import ConsoleSettings
-from biograd.commands.printing import page, say, streams
+from biograd.display.printing import page, say, streams
 from biograd.errors import BiogradError, brief
 
 LONGEST = 4000

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from biograd import recipes
-from biograd.commands.columns import columns
 from biograd.commands.list import datasets
 from biograd.commands.options import (
     CONTEXT,
@@ -17,6 +16,7 @@ from biograd.commands.options import (
     data_dir_option,
     debug_option,
 )
+from biograd.display.columns import columns
 
 dataset_argument = click.argument("dataset", metavar="DATASET")
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Literal
 
 from biograd import __version__
-from biograd.commands.columns import columns, duration
 from biograd.commands.options import Answer, command
+from biograd.display.columns import columns, duration
 
 REQUIRED = {
     "torch": "torch",

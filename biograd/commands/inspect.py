@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd.commands.columns import columns, costs, size
 from biograd.commands.options import Answer, command
+from biograd.display.columns import columns, costs, size
 from biograd.errors import RecipeError
 from biograd.metrics import DEFAULT, written
 

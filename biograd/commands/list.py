@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from biograd import recipes
-from biograd.commands.columns import columns
 from biograd.commands.options import Answer, Words, command
+from biograd.display.columns import columns
 
 Row = dict[str, Any]
 

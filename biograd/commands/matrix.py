@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from biograd import user_code
-from biograd.commands.columns import width
-from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import (
     Answer,
     allow_code_option,
@@ -22,6 +20,8 @@ from biograd.commands.options import (
     quiet_option,
     reset_option,
 )
+from biograd.display.columns import width
+from biograd.display.progress_display import ProgressDisplay
 from biograd.errors import RecipeError
 
 if TYPE_CHECKING:

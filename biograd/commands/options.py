@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from biograd import devices, ranks
-from biograd.commands import printing
+from biograd.display import printing
 from biograd.errors import BiogradError, CheckFailed, nearest
 
 SCHEMA_VERSION = 1

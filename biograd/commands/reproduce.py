@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import (
     Answer,
     command,
@@ -15,6 +14,7 @@ from biograd.commands.options import (
     quiet_option,
     run_device_option,
 )
+from biograd.display.progress_display import ProgressDisplay
 
 
 @command("reproduce")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from biograd import disk, ranks
-from biograd.commands.board import Board
 from biograd.commands.options import (
     Answer,
     Words,
@@ -20,6 +19,7 @@ from biograd.commands.options import (
     quiet_option,
 )
 from biograd.commands.standing import check_alone, standing
+from biograd.display.board import Board
 from biograd.errors import RecipeError, word
 from biograd.placement import ENGINES
 from biograd.user_code import is_named

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from biograd.commands.columns import columns
 from biograd.commands.options import Answer
+from biograd.display.columns import columns
 from biograd.errors import RecipeError
 from biograd.metrics import written
 

@@ -9,8 +9,6 @@ from typing import Any
 import click
 
 from biograd import recipes
-from biograd.commands.columns import columns, costs, large, percent
-from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import (
     Answer,
     allow_code_option,
@@ -22,6 +20,8 @@ from biograd.commands.options import (
     quiet_option,
     reset_option,
 )
+from biograd.display.columns import columns, costs, large, percent
+from biograd.display.progress_display import ProgressDisplay
 from biograd.errors import word
 from biograd.metrics import headline, words, written
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from biograd import user_code
-from biograd.callbacks import NONE, StopAt, Watchers
+from biograd.callbacks import StopAt, Watchers
 from biograd.calls import Model
 from biograd.configuration import Configuration, OwnParts, matching, on_some_device
+from biograd.display import ProgressChoice, shown
 from biograd.errors import RecipeError
 from biograd.experiment import begin, go_on
 from biograd.progress import Progress
@@ -22,6 +23,7 @@ from biograd.reproduction.verdict import Change, Reproduction
 from biograd.runs.reader import Run, open_run
 from biograd.runs.storage import RunPaths
 from biograd.substrate.kept import Reset
+from biograd.substrate.return_values import Outputs
 
 
 def reproduce(
@@ -31,11 +33,13 @@ def reproduce(
     data: Any = None,
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
+    outputs: Outputs | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     offline: bool | None = None,
     device: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressChoice = None,
 ) -> Reproduction:
     """Repeat a run from its file alone and compare what comes out with what is in the file.
 
@@ -49,23 +53,26 @@ def reproduce(
             trained.  Of one that a class made, the class, or text that names it.
         data: your own data, if the run learned from any that are in no file; or where its files
             are now.
-        loss, reset: your own, if the run has any.
+        loss, reset, outputs: your own, if the run has any.
+        metrics: as in ``biograd.train``; without those of yours that the run reports, their columns
+            count as differences.
         out: where to keep the repeated run; None: it is deleted.
         data_dir: of the data; None: as the run had it.
         offline: do not download; None: as the run had it.
         device: None: that of the run, or the CPU where there is none such.
-        progress: shows how it goes on.
+        progress: as in ``biograd.train``.
 
     Raises:
         RunFileError: there is no such run, it cannot be read, or has no commit.
         RecipeError: the run's budget is a time; or its own module is missing.
         DataError: the data cannot be had, or are others.
     """
-    shown = progress or Progress()
     with contextlib.ExitStack() as stack:
+        display = stack.enter_context(shown(progress))
         run = stack.enter_context(open_run(path))
         configuration = _configuration(run, data_dir, offline, device)
-        parts = OwnParts.of(network, data, loss, reset)
+        parts = OwnParts.of(network, data, loss, reset, outputs)
+        own = Watchers.of((), None, metrics)
         changed = matching(configuration, parts, run.path, "reproduce")
         configuration = dataclasses.replace(configuration, code=parts.known)
         if not run.attribute("dataset_sha256"):
@@ -81,7 +88,7 @@ def reproduce(
                 raise RecipeError(f"{target}: exists; give another --out")
         try:
             with user_code.named("the module"):
-                _repeat(run, configuration, target, step, shown, parts)
+                _repeat(run, configuration, target, step, display, parts, own)
         except Interrupted as error:
             if out is not None:
                 raise
@@ -128,11 +135,13 @@ def _repeat(
     step: int,
     progress: Progress,
     parts: OwnParts,
+    own: Watchers,
 ) -> None:
     """Train as the run did, with every budget that it had, up to ``step``."""
     last = None if run.status == "completed" else step
     stopped = run.summary.get("stopped_by") == "callback"
-    watchers = Watchers((StopAt(step, str(run.summary["stopped"])),)) if stopped else NONE
+    ends = (StopAt(step, str(run.summary["stopped"])),) if stopped else ()
+    watchers = dataclasses.replace(own, callbacks=ends)
     stages = configuration.stages
     training = configuration.recipe.training
     budgets = [*(stage.epochs for stage in stages), training.epochs]
@@ -143,9 +152,9 @@ def _repeat(
             configuration.recipe, training=dataclasses.replace(training, epochs=budgets[0])
         ),
     )
-    ends = [*(stage.steps for stage in stages), last]
-    begin(first, target, progress, parts, like=run, watchers=watchers).run(ends[0])
-    for epochs, end in zip(budgets[1:], ends[1:], strict=True):
+    steps = [*(stage.steps for stage in stages), last]
+    begin(first, target, progress, parts, like=run, watchers=watchers).run(steps[0])
+    for epochs, end in zip(budgets[1:], steps[1:], strict=True):
         go_on(target, epochs, progress, parts, watchers).run(end)
 
 

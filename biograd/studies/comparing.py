@@ -11,9 +11,9 @@ from torch import nn
 
 from biograd import devices, recipes, studies
 from biograd.data.sources.own_data import named
+from biograd.display import ProgressChoice, shown
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
-from biograd.progress import Progress
 from biograd.recipes import Table
 from biograd.recipes.dataset_recipe import ENDINGS, is_function
 from biograd.recipes.module_recipe import check_plain
@@ -185,6 +185,7 @@ def compare(
     allow_code: bool = False,
     device: str = "auto",
     storage: str | None = None,
+    progress: ProgressChoice = None,
 ) -> RunSet:
     """Train every model with every rule and every seed, and return the runs as a set.
 
@@ -215,6 +216,8 @@ def compare(
             divide the CUDA devices that are visible, unless one is named.
         storage: URL of a database for the trials of the searches, as "sqlite:///search.db", in
             which several processes may search together; None: the folder holds them.
+        progress: as in ``train``; a function also hears of every "training" that is started, done
+            or failed.
 
     Raises:
         RecipeError: the comparison is not valid.
@@ -257,7 +260,8 @@ def compare(
         allow_code=allow_code,
         storage="" if storage is None else check_storage(storage),
     )
-    report = studies.run(table, place / studies.SAVED, where, Progress())
+    with shown(progress, several=True) as display:
+        report = studies.run(table, place / studies.SAVED, where, display)
     if report.failures:
         raise BiogradError(failed(report, place))
     return set_file.load_set(place)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from biograd.commands.columns import duration
-from biograd.commands.display import ProgressDisplay
-from biograd.commands.printing import terminal
+from biograd.display.columns import duration
+from biograd.display.printing import terminal
+from biograd.display.progress_display import ProgressDisplay
 from biograd.errors import visible
 from biograd.metrics import Shown, figure, headline, words, written
 from biograd.progress import Key

@@ -1,6 +1,8 @@
-"""What a person sees while a network trains: a bar on a terminal, else one line for each epoch.
+"""What a person sees while a network trains: a bar on a terminal, else plain lines.
 
-Everything goes to stderr, so that stdout holds the result alone.  NO_COLOR is honoured.
+In a notebook the bar is a line that is written anew in its place; in a pipe, or a file, there is a
+line for each epoch, but no more than a person would read.  Everything goes to stderr, so that
+stdout holds the result alone.  NO_COLOR is honoured.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from biograd.commands.columns import duration, percent
-from biograd.commands.printing import say, terminal
+from biograd.display.columns import duration, percent
+from biograd.display.notebooks import NotebookLine, in_notebook
+from biograd.display.printing import say, terminal
 from biograd.errors import visible
 from biograd.metrics import headline, words, written
 from biograd.progress import Progress
@@ -51,6 +54,10 @@ OTHERS: Fields = {
     "seconds": ("", duration),
 }
 REDRAW_SECONDS = 0.1
+FIRST_LINES, LINE_SECONDS = 20, 2.0
+"""Away from a terminal: so many epochs have a line each, later ones that are so far apart."""
+SILENT_SECONDS = 60.0
+"""Away from a terminal a step has a line if nothing was said for so long."""
 
 
 class ProgressDisplay(Progress):
@@ -65,7 +72,10 @@ class ProgressDisplay(Progress):
         self.quiet = quiet
         self.stream = stream or sys.stderr
         self._bar: Bar | None = None
+        self._in_place: NotebookLine | None = None
         self._drawn = 0.0
+        self._said, self._lines = time.monotonic(), 0
+        self._done, self._total = 0.0, 0
         self._steps = 0
         self._since = time.monotonic()
 
@@ -79,7 +89,11 @@ class ProgressDisplay(Progress):
         if self.quiet:
             return
         self._print(title)
-        if self.stream.isatty():
+        self._done, self._total, self._lines = 0.0, total_steps, 0
+        self._said = time.monotonic()
+        if in_notebook():
+            self._in_place = NotebookLine()
+        elif self.stream.isatty():
             self._bar = _bar(self.stream)
             self._bar.add_task(title, total=total_steps, facts="")
             self._bar.start()
@@ -91,7 +105,10 @@ class ProgressDisplay(Progress):
         """
         self._steps += 1
         spent = record.get("spent", 1)
+        self._done += spent
         if self._bar is None:
+            if not self.quiet:
+                self._plain_step(record)
             return
         task = self._bar.task_ids[-1]
         now = time.monotonic()
@@ -105,11 +122,35 @@ class ProgressDisplay(Progress):
         """Report an epoch: ``epoch`` and ``epochs`` count from 1, the rest as in a step."""
         if self.quiet:
             return
+        if not self._wanted(record):
+            self._restart()
+            return
         total = str(record.get("epochs", ""))
         number = str(record.get("epoch", "")).rjust(len(total))
         facts = describe(self._timed(record))
         self._print(f"epoch {number}{'/' if total else ''}{total}  {facts}")
         self._restart()
+
+    def _plain_step(self, record: Record) -> None:
+        """Say how far it went, in place in a notebook, or where nothing was said for long."""
+        now = time.monotonic()
+        since = now - (self._said if self._in_place is None else self._drawn)
+        if since < (SILENT_SECONDS if self._in_place is None else 2 * REDRAW_SECONDS):
+            return
+        text = f"{self._done:g}/{self._total}  {describe(self._timed(record))}"
+        if self._in_place is None:
+            self._print(text)
+        else:
+            self._drawn = now
+            self._in_place.write(visible(text))
+
+    def _wanted(self, record: Record) -> bool:
+        """Return whether an epoch has a line: away from a terminal not every one of thousands."""
+        self._lines += 1
+        last = record.get("epoch") is not None and record.get("epoch") == record.get("epochs")
+        if self._bar is not None or last or self._lines <= FIRST_LINES:
+            return True
+        return time.monotonic() - self._said >= LINE_SECONDS
 
     def note(self, text: str) -> None:
         """Say something worth knowing in one line."""
@@ -121,6 +162,7 @@ class ProgressDisplay(Progress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        self._in_place = None
 
     def _restart(self) -> None:
         self._steps, self._since = 0, time.monotonic()
@@ -131,6 +173,7 @@ class ProgressDisplay(Progress):
         return {"steps_per_second": self._steps / elapsed, **record} if elapsed > 0 else record
 
     def _print(self, text: str) -> None:
+        self._said = time.monotonic()
         if self._bar is not None:
             self._bar.console.print(visible(text), markup=False, soft_wrap=True)
         else:

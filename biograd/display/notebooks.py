@@ -1,0 +1,32 @@
+"""A line in a notebook that is written anew in its place, without widgets."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+
+def in_notebook() -> bool:
+    """Return whether this process is a notebook's kernel; IPython is not imported to learn it."""
+    ipython = sys.modules.get("IPython")
+    with contextlib.suppress(Exception):
+        return getattr(ipython.get_ipython(), "kernel", None) is not None  # type: ignore[union-attr]
+    return False
+
+
+class NotebookLine:
+    """One line under a cell of a notebook."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def write(self, text: str) -> None:
+        """Show a text in place of the one before."""
+        from IPython.display import display
+
+        shown = {"text/plain": text}
+        if self._handle is None:
+            self._handle = display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
