@@ -17,6 +17,7 @@ from biograd.checking import Count, NotNegative, construct
 from biograd.errors import CapabilityError, DataError, RecipeError, nearest
 from biograd.registry import Registry
 from biograd.tasks.classes import LOSSES, Classes, check_no_vectors
+from biograd.tasks.firing import Firing
 from biograd.tasks.heads import Head, Heads
 from biograd.tasks.multi_label import MultiLabel
 from biograd.tasks.own_loss import OwnLoss
@@ -33,6 +34,7 @@ __all__ = [
     "MISSING",
     "TASKS",
     "Classes",
+    "Firing",
     "Head",
     "Heads",
     "Metrics",
@@ -67,6 +69,7 @@ TASKS: Registry[type[Task]] = Registry(
         "time_series": TimeSeries,
         "spike_train": SpikeTrain,
         "rates": Rates,
+        "firing": Firing,
         "reward": Reward,
         "heads": Heads,
     },
