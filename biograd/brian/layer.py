@@ -20,9 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biograd.brian.described import described
-from biograd.brian.drives import admitted, check_shapes, in_units
 from biograd.brian.neuron_model import Details, NeuronModel
-from biograd.brian.simulation import Simulation, Simulations, array, arrays, in_time
+from biograd.brian.simulation import (
+    Simulation,
+    Simulations,
+    admitted,
+    array,
+    arrays,
+    check_shapes,
+    in_time,
+    in_units,
+)
 from biograd.contracts.credit_paths import (
     State,
     differentiated,
