@@ -205,12 +205,14 @@ class Brian2Layer(SteppedPopulation):
             # constants alone: rules that perturb them need no derivative, others leave them be
             return without_derivative(found, self.forward_only, both[0][0].values())
         record = self._record(currents, constants)
-        found = [(admitted(self.model, drives, record), window) for drives, window in needed(both)]
+        drives = [(admitted(self.model, into, record), window) for into, window in needed(both)]
         courses = [
-            join([self._replayed(output, record, *way, constants) for way in found])
+            join(
+                [self._replayed(output, record, into, window, constants) for into, window in drives]
+            )
             for output in self.model.outputs
         ]
-        return courses[0] if len(courses) == 1 else torch.cat(courses, -1)
+        return torch.cat(courses, -1) if len(courses) > 1 else courses[0]
 
     def _replayed(
         self,
@@ -221,8 +223,7 @@ class Brian2Layer(SteppedPopulation):
         constants: Mapping[str, Tensor],
     ) -> Tensor:
         scale = self.scale if self.model.spiking else 1.0
-        options = {"window": window, "scale": scale, "output": output}
-        return replay(self.step, record, drives, constants, self.derivative, **options)
+        return replay(self.step, record, drives, constants, self.derivative, window, scale, output)
 
     def derivative(self, distance: Tensor) -> Tensor:
         """Return the surrogate derivative of a spike by its scaled distance to the threshold."""
@@ -236,7 +237,7 @@ class Brian2Layer(SteppedPopulation):
         kind = "float32" if small else "float64"
         train, kept = self._run(currents, constants, keep, kind=kind)
         courses = [torch.from_numpy(kept.get(name, train)).transpose(0, 1) for name in outputs]
-        return courses[0] if len(courses) == 1 else torch.cat(courses, -1)
+        return torch.cat(courses, -1) if len(courses) > 1 else courses[0]
 
     def _record(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Record:
         step, refractory = self.step, "not_refractory" in self.model.sample.variables
@@ -344,13 +345,11 @@ class Brian2Layer(SteppedPopulation):
             seen = [with_way(value, way) for value, way in zip(seen, found, strict=True)]
             spikes = with_way(spikes, fired)
         known = {"spikes": spikes, **dict(zip(names, seen, strict=True))}
-        parts = [
-            known[output]
-            if output in known
-            else torch.from_numpy(now.values[output]).to(total, copy=True)
-            for output in self.model.outputs
-        ]
-        passed = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        for name in self.model.outputs:
+            if name not in known:
+                known[name] = torch.from_numpy(now.values[name]).to(total, copy=True)
+        parts = [known[name] for name in self.model.outputs]
+        passed = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         if derivative and self.forward_only:
             passed = without_derivative(passed, self.forward_only, (*totals.values(), *state))
         return (*seen, spikes), passed
@@ -397,7 +396,5 @@ class Brian2Layer(SteppedPopulation):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but what a trial holds."""
-        state = dict(self.__dict__)
-        for name in ("_now", "_constants", "_drawn", "_before", "shared"):
-            state.pop(name, None)
-        return state
+        held = ("_now", "_constants", "_drawn", "_before", "shared")
+        return {name: value for name, value in self.__dict__.items() if name not in held}

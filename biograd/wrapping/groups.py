@@ -181,7 +181,7 @@ def _numbered(
             text = re.sub(rf"\b{name}\b", NUMBERED[name], text)
         return text
 
-    changed = {key: put(getattr(recipe, key)) for key in keys}
+    changed: dict[str, Any] = {key: put(getattr(recipe, key)) for key in keys}
     for name in used:
         changed["equations"] += f"\n{NUMBERED[name]} : integer (constant)"
     values = {"i": np.arange(len(group)), "N": np.full(len(group), len(group))}

@@ -76,12 +76,12 @@ class Wiring:
         made.origins = Origins({f"projections.{path}": way for path, way in weights.items()})
         for one in wiring:
             layer = made.get_submodule(f"projections.{one.path}")
+            weight = made.get_parameter(f"projections.{one.path}.weight").data
             if one.path in weights:
                 scale = self.cells[one.target].model.scales[one.port]
-                values = torch.from_numpy(weights[one.path].weights) / scale
-                layer.weight.data.copy_(values)
+                weight.copy_(torch.from_numpy(weights[one.path].weights) / scale)
             elif isinstance(layer, OneToOne):
-                layer.weight.data.fill_(1.0)
+                weight.fill_(1.0)
         return made
 
     def _block(self, name: str) -> Block:
@@ -123,7 +123,7 @@ class Wiring:
 
     def _heard(self) -> tuple[Heard, ...]:
         """Return what is read, in the order in which the user named it."""
-        found = []
+        found: list[Heard] = []
         for group, variable in self.ends.outputs:
             cells = self.cells[group]
             outputs = cells.model.outputs

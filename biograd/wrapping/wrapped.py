@@ -79,7 +79,7 @@ class WrappedCircuit(Circuit):
 
         By ``"group.variable"``; variables in SI units.
         """
-        found = {}
+        found: dict[str, Tensor] = {}
         for path, passed in self.activity(inputs).items():
             name = path.removeprefix("cells.")
             outputs = self.layer(name).model.outputs
