@@ -4,9 +4,9 @@ The neuron integrates a filtered sound, is reset at every recorded spike and car
 traces of them; ``exp`` of a weighted sum is the expected number of spikes in a step of 1 ms.  Its
 filter, time constants and weights learn by back-propagation from the first 6 s; the next 2 s say
 when to stop; the last 2 s are looked at once: bits a spike (the gain in log likelihood over a
-constant rate), and the coincidence factor (Kistler, Gerstner & van Hemmen 1997) of trains that the fitted
-neuron makes by itself, in Brian2, hearing nothing but the sound.  Beside it Poisson models: of the
-sound, and of sound and past spikes (generalised linear models).
+constant rate), and the coincidence factor (Kistler, Gerstner & van Hemmen 1997) of trains that
+the fitted neuron makes by itself, in Brian2, hearing nothing but the sound.  Beside it Poisson
+models: of the sound, and of sound and past spikes (generalised linear models).
 
     python tests/benchmarks/grasshopper.py --data-dir FOLDER     # 1 and 2: the two recordings
 
