@@ -657,7 +657,7 @@ def test_objects_that_cannot_be_wrapped() -> None:
         ({"stimulus": "direct"}, "group 'a' has 4 neurons, the encoded data 6 units"),
         ({"input": ("a", ["I"])}, r"write \(group, variable\)"),
         ({"encoding": 3}, "wrap: encoding = 3: must be a dict or an EncodingRecipe"),
-        ({"encoding": {"dt": 1.0}}, "wrap: encoding.dt: .*dt_ms"),
+        ({"encoding": {"dt": 1.0}}, "unknown key encoding.dt: did you mean 'dt_ms'"),
         ({"neuron": "lif"}, "wrap: neuron = 'lif': must be a spiking neuron"),
         ({"neuron": Leaky(threshold=2.0)}, r"neuron\.threshold = 2\.0: .* into the groups"),
     ],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from biograd.brian.described import objects, written
 from biograd.brian.import_brian2 import import_brian2, one_line
-from biograd.brian.joint_run import PreparedRun, Rows
+from biograd.brian.joint_run import JointRun, PreparedRun
 from biograd.brian.replicated import Alone, Replicas
 from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError, CapabilityError, RecipeError, brief, nearest
@@ -110,7 +110,7 @@ class Brian2Box(nn.Module):
         clocks = {thing.clock for thing in network.sorted_objects if thing.active}
         self._prepared = PreparedRun(network) if len(clocks) == 1 else None
         self._steps = 0 if self._prepared is None else self._whole(self._prepared.dt_ms)
-        self.alone, self._rows, self._checked = "", dict[int, Rows](), False
+        self.alone, self._rows, self._checked = "", dict[int, JointRun](), False
 
     @property
     def mixes(self) -> str:
@@ -207,7 +207,7 @@ class Brian2Box(nn.Module):
         size = sum(len(one) for one in self._objects.values() if hasattr(one, "__len__"))
         return max(1, LARGEST // max(size, 1))
 
-    def _replicated(self, rows: int) -> Rows:
+    def _replicated(self, rows: int) -> JointRun:
         if self._prepared is None:
             raise Alone("several clocks")
         self.network.restore(STATE)
@@ -215,7 +215,7 @@ class Brian2Box(nn.Module):
         b2 = import_brian2()
         try:
             replicas = Replicas(self.network, rows, self.namespace)
-            made = Rows(replicas, self.source, self.output, trained)
+            made = JointRun(replicas, self.source, self.output, trained)
         except (b2.BrianObjectException, NotImplementedError, TypeError, ValueError) as error:
             raise Alone(f"Brian2: {brief(str(error))}") from error
         while len(self._rows) >= KEPT:

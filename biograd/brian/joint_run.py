@@ -42,7 +42,7 @@ class PreparedRun:
             self._time[0] = self._timestep[0] * self._dt
 
 
-class Rows:
+class JointRun:
     """A network that runs once for all rows.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from biograd.circuit.graph import INPUT, SKIP, Block, Graph, Heard, Projection
+from biograd.circuit.graph import INPUT, SKIP, Block, Graph, Listened, Projection
 from biograd.circuit.stepping import Stepped, Together, added
 from biograd.contracts import Site
 from biograd.encoding import Encoding
@@ -101,14 +101,14 @@ class Circuit(Network):
         encoding: Encoding | None = None,
         filtered: nn.Module | None = None,
         behind: nn.Module | None = None,
-        output: str | Sequence[Heard] = "",
+        output: str | Sequence[Listened] = "",
         simulator: str = "torch",
     ) -> None:
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps if encoding else 1
         self.graph = graph = Graph(parts, timed=encoding is not None)
         if isinstance(output, str):
-            output = (Heard(output or (graph.order[-1] if graph.order else INPUT)),)
+            output = (Listened(output or (graph.order[-1] if graph.order else INPUT)),)
         self.heard, self.output = tuple(output), output[0].path
         self.simulator = simulator
         self.spiking = bool(graph.blocks) and all(one.spiking for one in graph.blocks.values())

@@ -73,7 +73,7 @@ class Projection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class Listened:
     """What of a population's course the readout receives.
 
     Attributes:

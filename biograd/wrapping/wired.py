@@ -13,7 +13,7 @@ from torch import nn
 
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.layer import Brian2Layer
-from biograd.circuit.graph import INPUT, Block, Heard, Projection
+from biograd.circuit.graph import INPUT, Block, Listened, Projection
 from biograd.circuit.projections import Masked, OneToOne
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError, RecipeError, nearest
@@ -121,9 +121,9 @@ class Wiring:
             layer.requires_grad_(False)
         return layer
 
-    def _heard(self) -> tuple[Heard, ...]:
+    def _heard(self) -> tuple[Listened, ...]:
         """Return what is read, in the order in which the user named it."""
-        found: list[Heard] = []
+        found: list[Listened] = []
         for group, variable in self.ends.outputs:
             cells = self.cells[group]
             outputs = cells.model.outputs
@@ -133,7 +133,7 @@ class Wiring:
             name = f"{group}.{variable}"
             if name in {one.name for one in found}:
                 raise RecipeError(f"wrap: output: {name} is there twice")
-            found.append(Heard(f"cells.{group}", name, part, variable == SPIKES))
+            found.append(Listened(f"cells.{group}", name, part, variable == SPIKES))
         return tuple(found)
 
     def _wiring(self) -> tuple[list[Projection], dict[str, Way]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.circuit.circuit import Circuit
-from biograd.circuit.graph import Block, Heard, Projection
+from biograd.circuit.graph import Block, Listened, Projection
 from biograd.circuit.readouts import Counts
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
@@ -22,16 +22,19 @@ class Origins:
     """The synapses from which projections were read, by path; copies of a circuit share them.
 
     Another process does not have them.
+
+    Attributes:
+        lost: whether they stayed in another process.
     """
 
-    def __init__(self, ways: Mapping[str, Way] | None = None) -> None:
-        self.ways = dict(ways or {})
+    def __init__(self, ways: Mapping[str, Way] | None = None, lost: bool = False) -> None:
+        self.ways, self.lost = dict(ways or {}), lost
 
     def __deepcopy__(self, _memo: object) -> Origins:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Origins, ()
+        return Origins, (None, True)
 
 
 class WrappedCircuit(Circuit):
@@ -48,7 +51,7 @@ class WrappedCircuit(Circuit):
         parts: Sequence[Block | Projection],
         reading: tuple[nn.Module, nn.Module | None, nn.Module | None],
         encoding: Encoding,
-        heard: Sequence[Heard],
+        heard: Sequence[Listened],
     ) -> None:
         readout, filtered, behind = reading
         super().__init__(parts, readout, encoding, filtered, behind, heard, "brian2")
@@ -101,7 +104,7 @@ class WrappedCircuit(Circuit):
             CapabilityError: no variable can hold a learned weight; the synapses and the reason.
             RecipeError: no such synapses or variable.
         """
-        if not self.origins.ways and any(one.source != "input" for one in self.graph.projections):
+        if self.origins.lost:
             raise CapabilityError(
                 "write_back: this copy of the circuit came from another process, the network did "
                 "not: load its state_dict into the circuit that wrap gave"
