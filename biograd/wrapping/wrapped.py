@@ -15,7 +15,7 @@ from biograd.circuit.readouts import Counts
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
 from biograd.wrapping.synapses import Way
-from biograd.wrapping.writing import Written, write
+from biograd.wrapping.write_back import Written, write
 
 
 class Origins:
