@@ -17,11 +17,10 @@ from biograd.checking import Count, NotNegative, construct
 from biograd.errors import CapabilityError, DataError, RecipeError, nearest
 from biograd.registry import Registry
 from biograd.tasks.classes import LOSSES, Classes, check_no_vectors
-from biograd.tasks.firing import Firing
 from biograd.tasks.heads import Head, Heads
 from biograd.tasks.multi_label import MultiLabel
 from biograd.tasks.own_loss import OwnLoss
-from biograd.tasks.rates import Rates
+from biograd.tasks.rates import Firing, Rates
 from biograd.tasks.regression import Regression, TimeSeries
 from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
