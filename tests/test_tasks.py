@@ -238,8 +238,8 @@ def test_statistics_of_firing_are_those_of_their_definitions() -> None:
 
 def test_the_loss_of_firing_and_its_gradient() -> None:
     """The mean of the known squares; its derivative by relaxed spikes is that of differences."""
-    task = tasks.Firing(5, bin_ms=7.0)
-    spikes = (0.9 * trains(2, 60, 5) + 0.02).requires_grad_()
+    task = tasks.Firing(3, bin_ms=4.0)
+    spikes = (0.9 * trains(2, 26, 3) + 0.04).requires_grad_()
     goal = torch.tensor([[20.0, 0.7, 0.3], [30.0, math.nan, -0.1]]).double()
     found = task.statistics(spikes.detach())
     scaled = (found - goal) / torch.tensor([10.0, 0.5, 0.1])
@@ -249,7 +249,7 @@ def test_the_loss_of_firing_and_its_gradient() -> None:
     seen = figures(task, spikes.detach(), goal)
     assert seen["cv_rmse"] == pytest.approx(abs(float(found[0, 1] - 0.7)))
     assert seen["mean_rate"] == pytest.approx(float(found[:, 0].mean()))
-    silent = torch.zeros(2, 60, 5).double().requires_grad_()
+    silent = torch.zeros(2, 26, 3).double().requires_grad_()
     task.losses(silent, goal).sum().backward()
     assert torch.isfinite(silent.grad).all() and silent.grad.any()
 
