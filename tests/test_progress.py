@@ -55,24 +55,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-@pytest.fixture
-def errors(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
-
-
 def train(path: Path, **given: Any) -> Any:
     return biograd.train("ann", epochs=2, path=path / "run.h5", **given)
 
 
 def test_a_library_call_says_nothing_in_a_pipe_unless_asked(
-    tmp_path: Path, errors: io.StringIO
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(tmp_path)
-    assert errors.getvalue() == ""
-    biograd.resume(tmp_path / "run.h5", epochs=3, progress=True)
-    said = errors.getvalue()
+    assert capsys.readouterr() == ("", "")
+    run = biograd.resume(tmp_path / "run.h5", epochs=3, progress=True)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    said = printed.err
     assert "\r" not in said and "\x1b" not in said
     epochs = [line for line in said.splitlines() if line.startswith("epoch")]
     assert epochs and epochs[-1].startswith("epoch 3/3  loss ") and run.status == "completed"
@@ -89,14 +84,14 @@ def test_on_a_terminal_it_is_shown_by_default(monkeypatch: pytest.MonkeyPatch) -
         display.begin(3, "title")
 
 
-def test_a_function_hears_of_everything(tmp_path: Path, errors: io.StringIO) -> None:
+def test_a_function_hears_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     heard: list[tuple[str, dict[str, Any]]] = []
     run = train(tmp_path, progress=lambda what, figures: heard.append((what, dict(figures))))
     words = [what for what, _ in heard]
     assert words[0] == "begin" and words.count("step") == run.last_step == heard[0][1]["total"]
     losses = [figures["train_loss"] for what, figures in heard if what == "epoch"]
     assert losses == pytest.approx(run.scalars("epoch")["train_loss"].tolist())
-    assert errors.getvalue() == ""
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_comparison_tells_of_its_trainings(tmp_path: Path) -> None:
@@ -123,7 +118,7 @@ def test_an_error_of_the_function_is_the_users(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [3, "yes", []])
 def test_what_is_no_choice(given: Any, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="progress: .*: give True, False, None, or a function"):
+    with pytest.raises(RecipeError, match=r"progress: .*: give True, False, None, or a function"):
         train(tmp_path, progress=given)
     assert not list(tmp_path.iterdir())
 
