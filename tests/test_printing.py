@@ -131,7 +131,7 @@ def test_nothing_prints_elsewhere() -> None:
         if lines:
             found[path.relative_to(package).as_posix()] = len(lines)
     # a diagnosis draws itself as text, and what went wrong in work is for a log
-    assert found == {"commands/printing.py": 1, "diagnosis/report.py": 1}
+    assert found == {"display/printing.py": 1, "diagnosis/report.py": 1}
 
 
 PRINTS = {"print", "echo", "secho", "print_exc", "print_exception", "Console"}
