@@ -71,7 +71,7 @@ def test_a_brian2_neuron_fits_recorded_spikes() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("rule", ["backprop", "eprop"])
+@pytest.mark.parametrize("rule", ["backprop"])
 def test_the_worm_s_wiring_stays_what_it_is(rule: str) -> None:
     """Weights of connections that do not exist are zero to the bit; those that do have learned."""
     sections = worm.wiring(shared_data("celegans"))
