@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from biograd.process import COMPILED, allowed
+
 PACKAGES = ("biograd", "torch", "numpy", "brian2", "snntorch", "h5py")
 SECRET = {"SLURM_JWT"}
 BRIAN2 = (
@@ -45,6 +47,7 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
     """
     distributions = _distributions()
     versions = {name: distributions.get(name) for name in PACKAGES}
+    versions["numba"] = distributions.get("numba") if allowed(COMPILED) else None
     return {
         "versions": {"python": platform.python_version(), **versions},
         "distributions": dict(distributions),
