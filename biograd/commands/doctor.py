@@ -162,7 +162,7 @@ def _memory() -> Finding:
     if keep_memory():
         text = f"freed memory is kept for the next step ({KEEP_MEMORY}=0: given back)"
         return Finding("machine", "memory", "ok", text)
-    text = f"freed memory is given back: not glibc, {KEEP_MEMORY}=0, or MALLOC_... or LD_PRELOAD is set"
+    text = f"freed memory is given back: not glibc, {KEEP_MEMORY}=0, or MALLOC_... is set"
     return Finding("machine", "memory", "note", text)
 
 
