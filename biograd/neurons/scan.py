@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError
 from biograd.neurons import fused_scan, plain_scan
 from biograd.neurons.coefficients import Coefficients
@@ -199,6 +200,19 @@ class _RecordedScan(torch.autograd.Function):
     def jvp(ctx: Any, _trial: None, _k: None, *tangents: Tensor | None) -> Tensor:
         passed, slopes, _tensors, _states = _RecordedScan._saved(ctx)
         moved, window = tangents[: len(ctx.trial.neuron.ports)], ctx.trial.window
+        with torch.no_grad():
+            found = _RecordedScan._moved(ctx, moved, passed, slopes, window)
+        given = [values for values in moved if values is not None]
+        return without_derivative(found, "a tangent of a whole trial carries none", given)
+
+    @staticmethod
+    def _moved(
+        ctx: Any,
+        moved: Sequence[Tensor | None],
+        passed: Tensor,
+        slopes: Tensor | None,
+        window: int | None,
+    ) -> Tensor:
         if ctx.fused and moved[0] is not None:
             seen = None if slopes is None else (slopes, *ctx.surrogate)
             return fused_scan.tangent(ctx.k, moved[0], passed, seen, window)
