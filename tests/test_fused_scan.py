@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from biograd.neurons import NEURONS, Neuron, fused_scan
 from biograd.neurons.coefficients import coefficients
 from biograd.neurons.neuron import constants_of
-from biograd.process import COMPILED
+from biograd.process.switches import COMPILED
 from biograd.simulators.population import Population
 
 STEPS, UNITS, ROWS = 30, 40, 6

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from biograd import process
+from biograd.process import memory, switches
 
 FAULTS = """
 import resource, torch
-from biograd.process import keep_memory
+from biograd.process.memory import keep_memory
 kept = keep_memory()
 def work(times):
     for _ in range(times):
@@ -26,7 +26,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(**variables: str) -> tuple[str, int]:
     """Return whether memory is kept, and how many pages three more arrays of 48 MB took."""
-    plain = {k: v for k, v in os.environ.items() if not k.startswith((*process.OWN, "BIOGRAD_"))}
+    plain = {k: v for k, v in os.environ.items() if not k.startswith((*memory.OWN, "BIOGRAD_"))}
     done = subprocess.run(
         [sys.executable, "-c", FAULTS],
         capture_output=True,
@@ -38,7 +38,7 @@ def faults(**variables: str) -> tuple[str, int]:
     return kept, int(count)
 
 
-@pytest.mark.skipif(not process.may_keep_memory(), reason="the allocator is chosen by the user")
+@pytest.mark.skipif(not memory.may_keep_memory(), reason="the allocator is chosen by the user")
 def test_freed_arrays_cost_no_pages_the_second_time() -> None:
     kept, few = faults()
     given_back, many = faults(BIOGRAD_KEEP_MEMORY="0")
@@ -55,9 +55,9 @@ def test_what_a_user_has_chosen_stays(variables: dict[str, str]) -> None:
 
 def test_a_variable_of_zero_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, expected in (("0", False), ("1", True), ("", True)):
-        monkeypatch.setenv(process.COMPILED, value)
-        assert process.allowed(process.COMPILED) is expected
-    monkeypatch.delenv(process.COMPILED)
-    assert process.allowed(process.COMPILED)
-    monkeypatch.setenv(process.KEEP_MEMORY, "0")
-    assert not process.may_keep_memory()
+        monkeypatch.setenv(switches.COMPILED, value)
+        assert switches.allowed(switches.COMPILED) is expected
+    monkeypatch.delenv(switches.COMPILED)
+    assert switches.allowed(switches.COMPILED)
+    monkeypatch.setenv(switches.KEEP_MEMORY, "0")
+    assert not memory.may_keep_memory()

@@ -24,7 +24,8 @@ from typing import Literal
 from biograd import __version__
 from biograd.commands.columns import columns, duration
 from biograd.commands.options import Answer, command
-from biograd.process import KEEP_MEMORY, keep_memory
+from biograd.process.memory import keep_memory
+from biograd.process.switches import KEEP_MEMORY
 
 REQUIRED = {
     "torch": "torch",

@@ -31,7 +31,7 @@ from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
-from biograd.process import keep_memory
+from biograd.process.memory import keep_memory
 from biograd.randomness import generator
 from biograd.substrate.kept import Reset, ResetBefore, graph_held
 from biograd.substrate.return_values import Outputs

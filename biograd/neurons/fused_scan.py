@@ -23,7 +23,7 @@ from torch import Tensor
 
 from biograd.neurons.coefficients import Coefficients
 from biograd.neurons.surrogate import arctan, fast_sigmoid
-from biograd.process import COMPILED, allowed
+from biograd.process.switches import COMPILED, allowed
 
 LEAST = 1000
 """Neurons times steps below which importing and calling a compiler does not pay."""

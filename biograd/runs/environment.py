@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from biograd.process import COMPILED, allowed
+from biograd.devices import VISIBLE
+from biograd.process.switches import COMPILED, allowed
 
 PACKAGES = ("biograd", "torch", "numpy", "brian2", "snntorch", "h5py")
 SECRET = {"SLURM_JWT"}
@@ -57,6 +58,7 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
         "slurm": _slurm(),
         "git": git_state(folder),
         "device": device_name(device),
+        "visible_devices": os.environ.get(VISIBLE),
         "cpu": cpu_name(),
         "threads": _threads(),
         "brian2": preferences(),

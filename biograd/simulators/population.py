@@ -22,7 +22,7 @@ from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, st
 from biograd.neurons.scan import Course, Trial, check_end, record, scan, simulate
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.values import bounded, check_trainable, spread
-from biograd.threads import Turn
+from biograd.process.threads import Turn
 
 Simulator = Literal["torch", "snntorch", "brian2"]
 

@@ -1,4 +1,4 @@
-"""What biograd sets in the process that it runs in, and the environment variables that say no.
+"""Memory that was freed is kept by the process for the next step.
 
 The allocator of glibc gives large arrays back to the system as soon as they are freed, and takes
 their pages anew, zeroed, in the next step: at trials of some 26 MB a step waits longer for pages
@@ -12,19 +12,12 @@ import os
 import sys
 from functools import cache
 
-COMPILED = "BIOGRAD_COMPILED"
-"""Set to 0, neurons keep to the operations of torch though numba is installed."""
-KEEP_MEMORY = "BIOGRAD_KEEP_MEMORY"
-"""Set to 0, the allocator stays as it is."""
+from biograd.process.switches import KEEP_MEMORY, allowed
+
 OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Beginnings of variables by which a user has chosen how memory is allocated."""
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h
 PAD_BYTES = 64 << 20
-
-
-def allowed(name: str) -> bool:
-    """Return whether an environment variable does not say no."""
-    return os.environ.get(name, "1") != "0"
 
 
 def may_keep_memory() -> bool:
