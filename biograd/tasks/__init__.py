@@ -20,7 +20,7 @@ from biograd.tasks.classes import LOSSES, Classes, check_no_vectors
 from biograd.tasks.heads import Head, Heads
 from biograd.tasks.multi_label import MultiLabel
 from biograd.tasks.own_loss import OwnLoss
-from biograd.tasks.rates import Rates
+from biograd.tasks.rates import Firing, Rates
 from biograd.tasks.regression import Regression, TimeSeries
 from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
@@ -33,6 +33,7 @@ __all__ = [
     "MISSING",
     "TASKS",
     "Classes",
+    "Firing",
     "Head",
     "Heads",
     "Metrics",
@@ -67,6 +68,7 @@ TASKS: Registry[type[Task]] = Registry(
         "time_series": TimeSeries,
         "spike_train": SpikeTrain,
         "rates": Rates,
+        "firing": Firing,
         "reward": Reward,
         "heads": Heads,
     },
