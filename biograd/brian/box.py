@@ -22,10 +22,10 @@ from biograd.brian.joint_run import JointRun, PreparedRun
 from biograd.brian.replicated import Alone, Replicas
 from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError, CapabilityError, RecipeError, brief, nearest
+from biograd.process.threads import Turn
 from biograd.ranks import parallel
 from biograd.recipes import Positive, validate
 from biograd.substrate.copies import SharedRandomness
-from biograd.threads import Turn
 
 STATE = "biograd_begin"
 LARGEST = 2**22

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from biograd.brian.import_brian2 import one_line
 from biograd.brian.language import TOO_LONG
 from biograd.errors import RecipeError, brief
-from biograd.threads import Turn
+from biograd.process.threads import Turn
 
 PREPARING = Turn()
 """Brian2 checks models and makes code for one thread at a time."""

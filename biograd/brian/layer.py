@@ -43,11 +43,11 @@ from biograd.errors import CapabilityError, RecipeError, brief
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
+from biograd.process.threads import Turn
 from biograd.randomness import generator
 from biograd.ranks import parallel
 from biograd.recipes import Count, PopulationRecipe, Positive, validate
 from biograd.substrate.copies import SharedRandomness
-from biograd.threads import Turn
 from biograd.translation.linearisation import Record
 from biograd.translation.replay import replay
 from biograd.translation.transpile import translate

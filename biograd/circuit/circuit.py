@@ -14,8 +14,8 @@ from biograd.circuit.stepping import Stepped, Together, added
 from biograd.contracts import Site
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
+from biograd.process.threads import Turn
 from biograd.substrate.network import Network
-from biograd.threads import Turn
 
 
 class Transformed(nn.ModuleDict):
