@@ -30,7 +30,7 @@ from biograd.circuit.projections import Masked
 from biograd.estimators import make
 
 GROUPS = ("sensory", "inter", "motor")
-STEPS, GAIN, EXCITATORY = 25, 1.2, 0.6
+STEPS, GAIN, EXCITATORY = 25, 6.0, 0.6
 RATES = {"backprop": 0.003, "eprop": 0.003, "weak": 0.003, "frozen_hidden": 0.01}
 EPOCHS, BATCH = 6, 64
 EQUATIONS = """
@@ -117,6 +117,7 @@ def learn(made: Any, rule: str, seed: int, epochs: int = EPOCHS) -> None:
     """Train by a rule."""
     inputs, targets, *_ = rows()
     engine = biograd.attach(made, make(rule), loss="cross_entropy", seed=seed)
+    engine.prepare(inputs[:BATCH], targets[:BATCH])
     optimiser = torch.optim.Adam(engine.parameters(), RATES[rule])
     stream = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
