@@ -34,6 +34,7 @@ from biograd.data.sources import (
     cifar10,
     csv_tables,
     digits,
+    environment_rows,
     evidence_accumulation,
     hdf5,
     idx,
@@ -45,6 +46,7 @@ from biograd.data.sources import (
     yin_yang,
 )
 from biograd.data.tasked import set_task, shorter, tasked
+from biograd.environments import ENVIRONMENTS
 from biograd.errors import DataError, RecipeError, fitting
 from biograd.randomness import generator
 from biograd.recipes import DatasetRecipe
@@ -98,9 +100,11 @@ SOURCES: Registry[Callable[[Request], Parts]] = Registry(
         "torch": own_data.read,
         "stream": own_data.read,
         "python": own_data.function,
+        "environment": own_data.read,
+        **{name: environment_rows.reader(name) for name in ENVIRONMENTS.own},
     },
 )
-ASKED = ("arrays", "torch", "stream", "python")
+ASKED = ("arrays", "torch", "stream", "python", "environment")
 """Sources that no file can bring back: each call must be given the data anew."""
 
 
@@ -133,6 +137,8 @@ READS: dict[str, tuple[str, ...]] = {
     "arrays": (*TABLE, "workers"),
     "torch": (*TABLE, "workers", "epoch_rows"),
     "stream": ("timed", "workers", "epoch_rows"),
+    "environment": GENERATED,
+    **dict.fromkeys(ENVIRONMENTS.own, GENERATED),
 }
 """Keys of a dataset's recipe that a source reads, beside those that every one does."""
 ALWAYS = (
@@ -281,6 +287,7 @@ def load(
         notes,
         kind,
         covers,
+        parts.environment,
     )
 
 

@@ -88,6 +88,7 @@ class Prepared(Structured):
             varying=self.varying,
             differentiable=self.differentiable and self.leads,
             unrolled=self.unrolled,
+            closed_loop=self.task.closed_loop,
             **self._structure,
         )
 
