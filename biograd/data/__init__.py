@@ -252,6 +252,11 @@ def load(
         why = "validation" if recipe.validation else "splits of its own"
         raise RecipeError(f"dataset {name}: split: has no effect beside {why}: take it out")
     unseen: dict[str, Source] = {}
+    if recipe.validation and parts.environment is not None:
+        raise RecipeError(
+            f"dataset {name}: validation = {recipe.validation}: an environment has no rows to hold "
+            "out: settings.validation_rows are episodes of their own"
+        )
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")
         unseen = {split: one for split, one in sources.items() if split == "test"}

@@ -16,7 +16,7 @@ from biograd.environments.contextual_bandit import ContextualBandit
 from biograd.environments.delayed_reward import DelayedReward
 from biograd.environments.episodes import Episodes
 from biograd.environments.gymnasium_rows import GymnasiumRows
-from biograd.environments.interface import HELD_OUT, SEEDS, Environment
+from biograd.environments.interface import HELD_OUT, RANGES, TESTED, Environment
 from biograd.errors import RecipeError
 from biograd.registry import Registry
 
@@ -25,7 +25,8 @@ NotNegativeCount = Annotated[int, Range(0)]
 __all__ = [
     "ENVIRONMENTS",
     "HELD_OUT",
-    "SEEDS",
+    "RANGES",
+    "TESTED",
     "Bandit",
     "CartPole",
     "ContextualBandit",

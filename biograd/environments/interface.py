@@ -6,11 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-HELD_OUT = 2**23
-"""Seeds of episodes to learn from are below, those of evaluations from here on: an environment
-with conditions that shall not be learned from tells by that."""
-SEEDS = 2**24
-"""Seeds are below; as floating-point inputs of a network they are exact."""
+HELD_OUT, TESTED, SEEDS = 2**23, 2**23 + 2**22, 2**24
+"""Seeds of episodes to learn from are below the first, those to choose by below the second, those
+of tests below the third: an environment that keeps conditions for them tells by that.  As inputs of
+a network in single precision they are exact."""
+RANGES = {"train": (0, HELD_OUT), "validation": (HELD_OUT, TESTED), "test": (TESTED, SEEDS)}
 Step = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]
 """Observations ``[B, *shape]``, rewards, terminated and truncated ``[B]``, and what else."""
 

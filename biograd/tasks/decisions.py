@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -35,7 +36,8 @@ class Decisions(Task):
     Args:
         continuous: whether actions are ``K`` numbers, not one of ``K`` choices.
         choice: "sampled" (by the softmax of the outputs, or normal around them) or "greedy" (the
-            largest; the numbers themselves).
+            largest; the numbers themselves); None: sampled under ``score``, else greedy, so that
+            noise in the network is what explores.
         deviation: standard deviation of sampled numbers.
         discount: ``g``.
         score: differentiate the log-probability of the sampled actions.
@@ -47,7 +49,7 @@ class Decisions(Task):
 
     timed: bool = True
     continuous: bool = False
-    choice: Literal["sampled", "greedy"] = "sampled"
+    choice: Literal["sampled", "greedy"] | None = None
     deviation: Positive = 0.5
     discount: Annotated[float, Range(0.0, 1.0)] = 1.0  # type: ignore[misc]
     score: bool = False
@@ -61,6 +63,8 @@ class Decisions(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.choice is None:
+            object.__setattr__(self, "choice", "sampled" if self.score else "greedy")
         if self.score and self.choice == "greedy":
             raise ValueError("score = true: only sampled actions have a probability: choice")
         if not self.score and self.baseline != "leave_one_out":
@@ -210,6 +214,12 @@ class Decisions(Task):
             "regret": ((noted["regret"] * known).sum(1), known.amax(1)),
             "optimal": (((noted["regret"] <= 0) * known).sum(1), known.sum(1)),
         }
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Return the metrics of every episode, and its condition."""
+        found = self.metrics(outputs, targets)
+        means = {name: top / low for name, (top, low) in found.items() if bool(low.any())}
+        return means | {"condition": targets[:, 0]}
 
     def figures(self, totals: Any) -> dict[str, float]:
         """Return the means over episodes, of what is known: success, regret, best actions."""

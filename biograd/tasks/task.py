@@ -99,6 +99,10 @@ class Task(Checked):
         """Return what ``figures`` needs, by name; ``headline`` is one of the names, or "loss"."""
         return {}
 
+    def each(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Return what a run file keeps of every example that is learned from, each ``[B]``."""
+        return {}
+
     def figures(self, totals: Totals) -> dict[str, float]:
         """Return the metrics from their totals: sum / count, NaN where nothing was counted."""
         return {name: ratio(sum(top), sum(low)) for name, (top, low) in totals.items()}

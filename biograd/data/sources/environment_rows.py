@@ -14,7 +14,7 @@ from biograd.checking import Checked, Range, construct
 from biograd.data.digests import update
 from biograd.data.request import Parts, Request, Rows
 from biograd.data.source import FIXED, Batch, Key
-from biograd.environments import ENVIRONMENTS, HELD_OUT, Environment, taken
+from biograd.environments import ENVIRONMENTS, RANGES, TESTED, Environment, taken
 from biograd.environments.chance import uniform
 from biograd.errors import RecipeError
 from biograd.randomness import derive_seed
@@ -68,8 +68,8 @@ class Seeds:
         """Return episodes; those to learn from are others in every epoch."""
         fresh = key if self.split == "train" else FIXED
         start = derive_seed(self.seed, self.split, *fresh) % 2**40
-        seed = (uniform(index + start, "seed", 0, 1)[:, 0] * HELD_OUT).long()
-        seed = seed + (0 if self.split == "train" else HELD_OUT)
+        low, high = RANGES[self.split]
+        seed = low + (uniform(index + start, "seed", 0, 1)[:, 0] * (high - low)).long()
         condition = getattr(self.environment, "condition", torch.zeros_like)(seed)
         return Batch(seed[:, None].double(), condition.long()[:, None], index)
 
@@ -132,7 +132,7 @@ def known_by(environment: Environment) -> str:
 
 
 def _watched(environment: Environment) -> str:
-    seed = torch.arange(WATCHED) + HELD_OUT
+    seed = torch.arange(WATCHED) + TESTED
     seen, total = environment.reset(seed)[0], hashlib.sha256()
     over = torch.zeros(WATCHED, dtype=torch.bool)
     for time in range(min(environment.horizon, STEPS)):
