@@ -238,8 +238,10 @@ def copy_weights(method: str, losses: Tensor, directions: Tensor, ridge: float) 
     if method == "ridge":
         return _ridge_weights(losses, directions, ridge)
     if method == "antithetic":
-        half = (noisy[0::2] - noisy[1::2]) / (2 * count)
-        return torch.stack((half, -half), 1).flatten(0, 1)
+        # the opposite copy may not serve as a baseline: its losses depend on the same noise
+        pair = (noisy[0::2] + noisy[1::2]).repeat_interleave(2, 0)
+        others = (noisy.sum(0) - pair) / (count - 2) if count > 2 else torch.zeros_like(noisy)
+        return (noisy - others) / count
     if method == "leave_one_out":
         _need(count > 1, "leave_one_out needs at least 3 copies")
         return (noisy - noisy.mean(0)) / (count - 1)

@@ -134,6 +134,7 @@ class Decisions(Task):
 
     def by_step(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-R_t``, ``[B, T]``; under ``score`` with its gradient, which adds nothing."""
+        self.check_outputs(outputs)
         noted = self.noted(outputs)
         losses = -noted["reward"]
         if not self.score:
