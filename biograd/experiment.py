@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,8 @@ def proceed(
 def _known(path: Path) -> bytes:
     """Return what must be known of a run to go on with it, as JSON."""
     with open_run(path) as run:
-        known = [run.config, run.attribute("dataset_sha256"), run.last_step, list(run.layers)]
+        layers = {name: description.geometry(layer) for name, layer in run.layers.items()}
+        known = [run.config, run.attribute("dataset_sha256"), run.last_step, layers]
         known.append(str(run.attributes.get("metrics", "")))
     return json.dumps(known).encode()
 
@@ -309,7 +310,7 @@ def _taken_over(
     configuration: Configuration,
     experiment: Experiment,
     probe: Probe,
-    layers: Sequence[str],
+    layers: Mapping[str, object],
 ) -> tuple[RunWriter | NullWriter, Checkpoint]:
     """Return a run's writer and its last checkpoint, which rank 0 reads for all.
 
@@ -319,10 +320,14 @@ def _taken_over(
     def tried(checkpoint: Checkpoint) -> None:
         restore(experiment, *checkpoint, path)
         epoch_sums(checkpoint[1], configuration.recipe.training.batch_size, path)
-        if lacking := sorted(description.layers(experiment, probe).keys() - set(layers)):
-            raise RunFileError(
-                f"{path}: has no layer {lacking[0]}, which its network has: it is damaged"
-            )
+        for name, layer in sorted(description.layers(experiment, probe).items()):
+            if name not in layers:
+                raise RunFileError(f"{path}: has no layer {name}, which its network has: damaged")
+            if layers[name] != (due := description.geometry(layer)):
+                raise RunFileError(
+                    f"{path}: layer {name} is {layers[name]}, but the run's configuration makes it "
+                    f"{due}: it is damaged"
+                )
 
     if ranks.size() == 1:
         return RunWriter.resume(path, config=configuration.table(), tried=tried)

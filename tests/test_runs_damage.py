@@ -21,6 +21,7 @@ from biograd.errors import BiogradError, RunFileError
 from biograd.runs.checked import open_file
 from biograd.runs.parts.seal import write_seal
 from biograd.runs.reader import Run, open_run
+from biograd.runs.said import COUNTS, FIGURES, WORDS, check_summary
 from biograd.runs.writer import RunWriter
 
 REPLACED = f"run.h5.parts.{'0' * 16}.old"
@@ -371,3 +372,14 @@ def test_an_attribute_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
         )
     with pytest.raises(RunFileError, match="its name is no text"), open_file(path) as file:
         file.attributes("")
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "train_loss", "test_accuracy", *WORDS, *FIGURES])
+@pytest.mark.parametrize("value", [[1], [[[3]]], True, {"a": [1]}])
+def test_a_part_of_a_summary_of_another_type_is_damage(name: str, value: object) -> None:
+    sound = 1 if name in COUNTS else "a word" if name in WORDS else {"a": 1.5}
+    if not name.startswith(("train_", "test_")):
+        check_summary({name: sound, "of a later version": value}, "run.h5")
+    check_summary({name: None}, "run.h5")
+    with pytest.raises(RunFileError, match=rf"run\.h5: is damaged \(summary: {name} is no"):
+        check_summary({name: value}, "run.h5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,5 +172,22 @@ def test_a_file_without_a_layer_of_its_network_is_left_alone(tmp_path: Path) -> 
         del file["layers/blocks.0.activity"]
     path.write_bytes(SEAL.sub(b"", path.read_bytes()))
     with pytest.raises(RunFileError, match=r"has no layer blocks\.0\.activity"):
+        biograd.resume(path, epochs=2)
+    assert [one.name for one in tmp_path.iterdir()] == ["run.h5"]
+
+
+@pytest.mark.parametrize("key", ["duration_ms", "dt_ms"])
+def test_a_file_whose_layers_are_not_those_of_its_network_is_left_alone(
+    tmp_path: Path, key: str
+) -> None:
+    path = tmp_path / "run.h5"
+    settings = ["dataset.training_examples=32", "dataset.test_examples=8", "encoding.duration_ms=4"]
+    biograd.train("spiking", "digits", epochs=1, path=path, settings=settings).close()
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file["config"][()])
+        config["recipe"]["encoding"][key] = 2
+        file["config"][()] = json.dumps(config)
+    path.write_bytes(SEAL.sub(b"", path.read_bytes()))
+    with pytest.raises(RunFileError, match=r"layer blocks\.0\.activity is spiking, 30 units, 4"):
         biograd.resume(path, epochs=2)
     assert [one.name for one in tmp_path.iterdir()] == ["run.h5"]

@@ -238,7 +238,9 @@ def load(
     for each in looked:
         if isinstance(each, Events):
             each.check()
-    steps = max(each.steps for each in looked) if task.timed and looked[0].timed else 0
+    # what is computed from a trial must not depend on the trials beside it in a batch
+    alike = looked[0].timed and (task.timed or isinstance(looked[0], Events))
+    steps = max(each.steps for each in looked) if alike else 0
     sources = {
         split: tasked(each, task, f"{name}: {split} split", steps)
         for split, each in parts.sources.items()

@@ -88,7 +88,7 @@ def tasked(source: Source, task: Task, where: str, steps: int = 0) -> Source:
     """Return a source whose targets are the task's.
 
     Args:
-        steps: to which trials with a target in every step are padded; 0: not at all.
+        steps: to which trials are padded; 0: not at all.
     """
     if isinstance(source, Arrays):
         targets = source.targets

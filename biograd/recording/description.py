@@ -63,6 +63,13 @@ def attributes(experiment: Experiment, kinds: set[str]) -> dict[str, Any]:
     }
 
 
+def geometry(layer: LayerInfo) -> str:
+    """Return what rows of a layer depend on, in words."""
+    shape = "x".join(map(str, layer.shape or (layer.n_units,)))
+    time = f", {layer.n_steps} steps of {layer.dt_ms} ms" if layer.kind == "spiking" else ""
+    return f"{layer.kind}, {shape} units{time}"
+
+
 def layers(experiment: Experiment, probe: Probe) -> dict[str, LayerInfo]:
     """Return what each layer is, by what it does on the first stimuli."""
     dataset = experiment.dataset

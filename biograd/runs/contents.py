@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from biograd import disk
-from biograd.errors import RecipeError, RunFileError, brief
+from biograd.errors import RunFileError
 from biograd.runs.checked import CheckedFile, open_file
-from biograd.runs.json_text import are_texts, parse, parse_object, read_object
+from biograd.runs.json_text import parse, parse_object, read_object
 from biograd.runs.layout import (
     COMMIT_COLUMNS,
     FORMAT,
@@ -26,33 +26,21 @@ from biograd.runs.layout import (
     LayerInfo,
     Probe,
     Raster,
-    checked_layer,
     plain_attributes,
     row_shape,
 )
 from biograd.runs.parts.seal import is_sealed
 from biograd.runs.parts.segments import Segment, Sources
 from biograd.runs.parts.settling import located
+from biograd.runs.said import LATER, TEXTS, described_by, integers
 from biograd.runs.storage import RunPaths
 
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 """Names of checkpoints: a step, and the segment if another of that step was there."""
 DIGESTS = ("file", "sha256", "checkpoint_sha256")
-TEXTS = ("config", "environment", "hyperparameters", "summary", "credit", "code")
-LATER = ("credit", "code")  # early files lack them
 MARKS = ("magic", "version")  # attributes of the file, not of the run
 OPTIONAL = ("input", "source_row")
 GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")  # all have them
-PARTS = {
-    "parts_id": str,
-    "attributes": dict,
-    "layers": dict,
-    "history": list,
-    **dict.fromkeys(TEXTS, dict),
-}
-"""What a run says of itself, and its types."""
-TABLES = ("versions", "distributions", "slurm", "git", "brian2")
-"""Parts of the environment that are tables; those that are not known are missing, or null."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,40 +206,6 @@ def read_parts(place: RunPaths, header: Mapping[str, Any] | None = None) -> Cont
     )
 
 
-def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """Return what a run says of itself, each part of the type that it must have.
-
-    Raises:
-        RunFileError: a part is missing, or of another type.
-    """
-    found: dict[str, Any] = {}
-    values = {**{name: {} for name in LATER}, **values}
-    for name, kind in PARTS.items():
-        if not isinstance(values.get(name), kind):
-            raise RunFileError(f"{where}: is damaged ({name} is not {kind.__name__})")
-        found[name] = values[name]
-    if not all(isinstance(found["environment"].get(name) or {}, dict) for name in TABLES):
-        raise RunFileError(f"{where}: is damaged (environment holds others than its tables)")
-    found["layers"] = {name: layer_of(layer, where) for name, layer in found["layers"].items()}
-    owed = [isinstance(one, dict) and one.get("credit") for one in found["credit"].values()]
-    if not all(isinstance(one, str) for one in owed):
-        raise RunFileError(f"{where}: is damaged (credit is not that of parameters)")
-    if not are_texts(found["code"]):
-        raise RunFileError(f"{where}: is damaged (code is not that of files)")
-    if not all(_integers(row, 4) for row in found["history"]):
-        raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
-    return found
-
-
-def _integers(row: object, length: int) -> bool:
-    """Return whether a value is a list of so many integers of 64 bits."""
-    return (
-        isinstance(row, list)
-        and len(row) == length
-        and all(type(n) is int and -(2**63) <= n < 2**63 for n in row)
-    )
-
-
 def segment_path(place: RunPaths, number: int) -> Path:
     """Return where a segment lies."""
     return place.parts / "segments" / f"{number:06d}.h5"
@@ -364,26 +318,12 @@ def _layer(file: CheckedFile, name: str) -> dict[str, Any]:
     return values
 
 
-def layer_of(values: object, where: object) -> LayerInfo:
-    """Return the layer that a header describes.
-
-    Raises:
-        RunFileError: it is damaged.
-    """
-    try:
-        if not isinstance(values, dict):
-            raise RecipeError(f"{values!r} is not a table")
-        return checked_layer(values)
-    except (RecipeError, TypeError, ValueError) as error:
-        raise RunFileError(f"{where}: a layer is damaged ({brief(str(error))})") from error
-
-
 def _checkpoint(file: CheckedFile, name: str) -> Commit:
     group = f"checkpoints/{name}"
     values = file.attributes(group)
     numbers = values.get("commit")
     row = numbers.tolist() if isinstance(numbers, np.ndarray) else None
-    if not _integers(row, 4):
+    if not integers(row, 4):
         raise file.damaged(group, "commit is not four integers")
     table = {
         **dict(zip(COMMIT_COLUMNS, row or (), strict=True)),

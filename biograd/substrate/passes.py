@@ -235,7 +235,7 @@ class Pass:
 def _of_other_length(name: str, known: int, found: int) -> CapabilityError:
     return CapabilityError(
         f"site {name}: its activity is reached {found} times in a pass, and was {known} times in "
-        "the first: what stands in for it needs trials of one length"
+        "the first: what stands in for it needs trials of one length: pad the inputs"
     )
 
 

@@ -262,7 +262,7 @@ class TorchSubstrate(Arranged):
         if now.plan.time_bin is not None:
             raise CapabilityError(
                 f"site {site.name}: {visits} steps instead of {shape.steps}: noise in time bins "
-                "needs trials of one length"
+                "needs trials of one length: pad the inputs"
             )
         return dataclasses.replace(shape, steps=visits)
 

@@ -197,7 +197,7 @@ def snapshot(folder: Path) -> dict[str, str]:
         if path.is_symlink():
             said = f"link to {os.readlink(path)}"
         elif state.st_size > LARGE:
-            said = f"{state.st_size} bytes, {state.st_blocks} blocks, of {state.st_mtime_ns}"
+            said = f"{state.st_size} bytes, of {state.st_mtime_ns}"
         elif path.is_file():
             said = hashlib.sha256(path.read_bytes()).hexdigest()
         else:

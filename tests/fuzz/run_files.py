@@ -152,7 +152,8 @@ def _huge(stream: Random, file: h5py.File, name: str) -> str:
     elif kind == "rows of a table":
         file.create_dataset(name, (rows, 3, 3), dtype, chunks=(2**10, 3, 3))
     else:
-        file.create_dataset(name, (2**26,), dtype, chunks=(2**26,), compression="gzip")
+        rows = min(2**26, (2**32 - 1) // max(1, dtype.itemsize))  # HDF5 takes no larger chunk
+        file.create_dataset(name, (rows,), dtype, chunks=(rows,), compression="gzip")
     return f"{kind} {rows}"
 
 

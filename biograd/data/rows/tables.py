@@ -304,7 +304,7 @@ class _Reader:
             raise DataError(
                 f"{where}: nothing says whether times are in s, ms or us: set dataset.time_unit"
             )
-        times, channels = columns["times"], columns["units"]
+        times, channels = _held(columns["times"]), _held(columns["units"])
         if "offsets" in columns:
             offsets = np.asarray(columns["offsets"][:]).astype(np.int64)
             times, channels = Flat(times, offsets), Flat(channels, offsets)
@@ -326,6 +326,11 @@ class _Reader:
     @staticmethod
     def _highest(channels: Any) -> int:
         return max(int(max(channels[row], default=0)) for row in range(len(channels)))
+
+
+def _held(column: Column) -> Any:
+    """Return the values of a column in memory, where it can have them there."""
+    return column.held() if hasattr(column, "held") else column
 
 
 def joined(found: Mapping[str, Parts], where: str) -> Parts:

@@ -20,11 +20,12 @@ import numpy as np
 from biograd import disk
 from biograd.errors import OutputError, RunFileError
 from biograd.runs import stored_arrays
-from biograd.runs.contents import GROUPS, TEXTS, Contents, described, read_parts
+from biograd.runs.contents import GROUPS, Contents, described, read_parts
 from biograd.runs.layout import COMMIT_COLUMNS
 from biograd.runs.parts.merge import link_scales, merge
 from biograd.runs.parts.seal import write_seal
 from biograd.runs.parts.settling import settle
+from biograd.runs.said import TEXTS
 from biograd.runs.storage import RunPaths, clear, holds_run, own
 
 log = logging.getLogger(__name__)
