@@ -240,9 +240,7 @@ def test_rewards_that_the_network_does_not_earn_teach_nothing(rule: str) -> None
 
 @pytest.mark.parametrize("baseline", ["none", "running", "leave_one_out"])
 def test_rewards_by_chance_teach_nothing_in_the_mean(baseline: str) -> None:
-    engine = engine_of(
-        biograd.ThreeFactor(copies=2, sigma=0.8, baseline=baseline), PaidByChance()
-    )
+    engine = engine_of(biograd.ThreeFactor(copies=2, sigma=0.8, baseline=baseline), PaidByChance())
     found = torch.stack([gradients(engine, 8)["policy.second.weight"] for _ in range(300)])
     error = found.std(0) / math.sqrt(len(found))
     assert float((found.mean(0) / error).abs().max()) < 4 and float(error.min()) > 0
@@ -315,7 +313,7 @@ def test_back_propagation_follows_the_score_of_its_own_course() -> None:
     """Against the sum over the steps of log-probabilities times what followed, by hand."""
     module, task = drawn(Deciding), Decisions(2, score=True, baseline="none", discount=0.5)
     engine = attach(Episodes(module, Walk(), task), biograd.Backpropagation(), task=task)
-    inputs, targets = seeds(6)
+    inputs, _targets = seeds(6)
     found = gradients(engine, 6)
     outputs = Episodes(module, Walk(), task)(inputs).detach()
     noted = task.noted(outputs)

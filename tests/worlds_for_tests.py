@@ -85,9 +85,7 @@ class Reach:
     """Numbers as actions, within bounds, that should undo what is seen."""
 
     observation_space = space(shape=(2,))
-    action_space = space(
-        shape=(2,), low=np.full(2, -1.0), high=np.full(2, 1.0), dtype=np.float32
-    )
+    action_space = space(shape=(2,), low=np.full(2, -1.0), high=np.full(2, 1.0), dtype=np.float32)
     spec = space(max_episode_steps=4)
 
     def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]:

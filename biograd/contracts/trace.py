@@ -96,7 +96,7 @@ class SiteTrace:
         noise: what was added in the noisy copies, ``[m, B, K, *U]``, or None.
         observed: mean currents of the noisy copies, ``[m, B, K, *U]``, or None.
         observed_activity: the block's output in the noisy copies, ``[m, B, ...]``, or None.
-        received: what each of its layers received in the noisy copies, call by call, ``[m B, ...]``;
+        received: what each of its layers received in the noisy copies, by call, ``[m B, ...]``;
             empty if the plan does not ask for it.
         activity: the block's output in the clean copy, ``[B, ...]``, with the plan's graph; the
             outputs of several calls are stacked, ``[B, time, ...]``.  None for the readout.

@@ -45,7 +45,7 @@ def digits_bandit(slips: Fraction = 0.0) -> ContextualBandit:
     Args:
         slips: probability that a reward is turned.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - its import takes a second
+    from sklearn.datasets import load_digits
 
     images, classes = load_digits(return_X_y=True)
     return ContextualBandit(images / 16, classes, slips=slips)
@@ -63,7 +63,7 @@ def of_gymnasium(name: str = "CartPole-v1", steps: NotNegativeCount = 0) -> Gymn
     """
     validate(of_gymnasium, {"name": name, "steps": steps})
     try:
-        import gymnasium  # noqa: PLC0415 - optional
+        import gymnasium
     except ImportError as error:
         raise RecipeError(
             "settings.name: gymnasium is not installed: pip install 'biograd[environments]'"
@@ -73,7 +73,9 @@ def of_gymnasium(name: str = "CartPole-v1", steps: NotNegativeCount = 0) -> Gymn
         try:
             return gymnasium.make(name, **({"max_episode_steps": steps} if steps else {}))
         except gymnasium.error.Error as error:
-            raise RecipeError(f"settings.name = {name!r}: {' '.join(str(error).split())}") from error
+            raise RecipeError(
+                f"settings.name = {name!r}: {' '.join(str(error).split())}"
+            ) from error
 
     return GymnasiumRows(make(), make, steps, name)
 

@@ -30,7 +30,9 @@ def uniform(seed: Tensor, name: str, step: int, count: int) -> Tensor:
     start = torch.tensor(derive_seed(0, name, step), device=seed.device)
     places = torch.arange(count, device=seed.device)
     state = _mixed(seed)[:, None] ^ start
-    return (_mixed(_mixed(state) + _mixed(places + 1)) >> 11 & (2**53 - 1)).double().add(0.5) / 2**53
+    return (_mixed(_mixed(state) + _mixed(places + 1)) >> 11 & (2**53 - 1)).double().add(
+        0.5
+    ) / 2**53
 
 
 def normal(seed: Tensor, name: str, step: int, count: int) -> Tensor:

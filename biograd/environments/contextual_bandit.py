@@ -44,8 +44,8 @@ class ContextualBandit:
         x, y = torch.as_tensor(np.asarray(inputs)), torch.as_tensor(np.asarray(classes)).long()
         if y.dim() != 1 or len(x) != len(y) or len(x) < 3 or int(y.min()) < 0:
             raise DataError(
-                f"ContextualBandit: inputs {list(x.shape)}, classes {list(y.shape)}: give one class "
-                "from 0 on for each of at least three inputs"
+                f"ContextualBandit: inputs {list(x.shape)}, classes {list(y.shape)}: give one "
+                "class from 0 on for each of at least three inputs"
             )
         self.observation, self.actions = tuple(x.shape[1:]), int(y.max()) + 1
         self.slips = slips

@@ -80,8 +80,8 @@ class Episodes(nn.Module):
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise CapabilityError(
                 f"{type(self.policy).__name__} returned {got} for observations "
-                f"{list(seen.shape)}: {self.name} needs {list(due)}, one number for each action, in "
-                "every step"
+                f"{list(seen.shape)}: {self.name} needs {list(due)}, one number for each action, "
+                "in every step"
             )
         return found, state
 

@@ -211,8 +211,8 @@ def check_by_copy(method: str, round: Round) -> None:
     """
     if method not in BY_COPY:
         raise CapabilityError(
-            f"method = {method!r}: in an environment each copy has inputs of its own, and its noise "
-            f"must be credited by itself: take one of {', '.join(sorted(BY_COPY))}"
+            f"method = {method!r}: in an environment each copy has inputs of its own, and its "
+            f"noise must be credited by itself: take one of {', '.join(sorted(BY_COPY))}"
         )
     if any(round.owners.values()):
         raise CapabilityError("local losses in an environment: leave local out")

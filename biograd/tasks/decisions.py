@@ -25,9 +25,10 @@ SMALLEST = 1e-12
 class Decisions(Task):
     """Actions that earn rewards: the loss of an episode is its discounted return, negative.
 
-    ``L_b = -sum_t g^t R_t``; noise in step ``t`` is credited with ``G_t = sum_k g^k R_(t+k)`` alone.
-    The environment has no derivative.  Under ``score`` the loss has the gradient of the score
-    function, ``-sum_t (G_t - b_t) d log p(a_t)``, so that rules which need a graph learn, too.
+    ``L_b = -sum_t g^t R_t``; noise in step ``t`` is credited with
+    ``G_t = sum_k g^k R_(t+k)`` alone.  The environment has no derivative.  Under ``score`` the loss
+    has the gradient of the score function, ``-sum_t (G_t - b_t) d log p(a_t)``, so that rules which
+    need a graph learn, too; rules of noise learn from the return itself in any case.
 
     The outputs of a step are the actions' log-probabilities but for a constant, or, if actions are
     numbers, their values.  An episode returns ``[B, T, K + actions + 5]``: beside the outputs the
@@ -117,7 +118,7 @@ class Decisions(Task):
         return (outputs.double() - (-draws.clamp_min(SMALLEST).log()).log()).argmax(1)
 
     def log_probability(self, outputs: Tensor, action: Tensor) -> Tensor:
-        """Return ``log p(a)`` but for a constant, ``[B, T]``, of outputs and actions ``[B, T, _]``."""
+        """Return ``log p(a)`` but for a constant, ``[B, T]``, of values ``[B, T, _]``."""
         if self.continuous:
             return -((action - outputs) / self.deviation).square().sum(2) / 2
         return outputs.log_softmax(2).gather(2, action.long()).squeeze(2)
