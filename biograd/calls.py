@@ -69,6 +69,7 @@ def train(
             targets that returns one value an example, as an object or as text,
             ``loss.py:function``.  Targets and metrics stay those of the task.
         estimator: how it learns; the recipe's own by default.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA if there is one.
         path: the run file; ``runs/MODEL-DATASET-ESTIMATOR-seedN.h5`` by default.
         settings: ``KEY=VALUE`` overrides of the recipes, as ``--set``.
         outside: what becomes of parameters that the rule does not credit (``biograd.attach``);
@@ -142,6 +143,7 @@ def resume(
     metrics: Sequence[str] | Mapping[str, Any] = (),
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
+    device: str | None = None,
 ) -> Run:
     """Go on with a run from its last commit, to ``epochs`` in all if given, and return it.
 
@@ -152,6 +154,7 @@ def resume(
             files are now.
         loss, reset, outputs: your own, if the run has any; what a name says it finds itself.
         metrics, callbacks, log: as in ``train``.
+        device: another of the run's kind; None: the run's.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
@@ -159,7 +162,7 @@ def resume(
     """
     parts = OwnParts.of(network, data, loss, reset, outputs)
     watchers = Watchers.of(callbacks, log, metrics)
-    done = experiment.proceed(Path(path), epochs, parts=parts, watchers=watchers)
+    done = experiment.proceed(Path(path), epochs, parts=parts, watchers=watchers, device=device)
     return open_run(Path(done["run"]))
 
 
@@ -179,14 +182,16 @@ def trained(
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
+    device: str | None = None,
 ) -> tuple[nn.Module, Engine]:
     """Return the network of a run as it was at the last checkpoint, and its engine.
 
     Args:
         network, data, loss, reset, outputs: as in ``resume``.
+        device: None: that of the run, or the CPU where there is none such.
     """
     parts = OwnParts.of(network, data, loss, reset, outputs)
-    found = experiment.restored(run, parts, "trained")
+    found = experiment.restored(run, parts, "trained", device=device)
     return found.network, found.engine
 
 
@@ -202,6 +207,7 @@ def diagnose(
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
+    device: str | None = None,
 ) -> Diagnosis:
     """Return how good the gradient estimate of a run is, and what keeps it from learning.
 
@@ -211,12 +217,13 @@ def diagnose(
         examples: of the training data, the groups of the task in turn.
         draws: how often the gradient is estimated.
         reference: see ``diagnosis.probe``.
+        device: None: that of the run, or the CPU where there is none such.
 
     Raises:
         RecipeError: no checkpoint of that step, fewer than two draws, or no such reference.
     """
     parts = OwnParts.of(network, data, loss, reset, outputs)
-    found = experiment.restored(run, parts, "diagnose", step)
+    found = experiment.restored(run, parts, "diagnose", step, device)
     try:
         return found.diagnose(examples, draws=draws, reference=reference)
     finally:

@@ -10,21 +10,23 @@ file alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from biograd import data, ranks, recipes, user_code
+from biograd import data, devices, ranks, recipes, user_code
 from biograd.callbacks import NONE, Watchers
 from biograd.configuration import (
     Configuration,
     OwnParts,
     TrainingRequest,
-    check_device,
+    again_on,
     configure,
     matching,
+    on_some_device,
 )
 from biograd.errors import DataError, RecipeError, RunFileError, fitting
 from biograd.progress import Progress
@@ -79,10 +81,17 @@ def execute(
         Interrupted: the run was asked to stop; it can be resumed.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together(), user_code.named("the module"), fitting(*STEP):
+    with ranks.together(), _failing(request.device):
         summary = _execute(request, _shown(progress), watchers)
         ranks.after_first()
     return summary
+
+
+@contextlib.contextmanager
+def _failing(device: str | None) -> Iterator[None]:
+    """Say in one line what fails in the user's code, for want of memory, or of the device's."""
+    with user_code.named("the module"), fitting(*STEP), devices.in_their_types(device or ""):
+        yield
 
 
 def _shown(progress: Progress | None) -> Progress:
@@ -127,7 +136,7 @@ def begin(
         RecipeError: the run file exists.
         DataError: the data cannot be had, or are others.
     """
-    parts = parts or OwnParts()
+    parts, configuration = parts or OwnParts(), configuration.here()
     ranks.own_device(configuration.device)
     if not ranks.rank():
         RunWriter.check(path, force=force)
@@ -191,7 +200,6 @@ def _load(
     configuration: Configuration, own: Any = None, digest: str = "", path: object = ""
 ) -> data.Dataset:
     """Return the data, which must be those of ``digest``, which the run ``path`` had, if given."""
-    check_device(configuration.device, "the run was on cuda")
     offered = configuration.offered() if path else configuration
     try:
         with ranks.first_of_machine():
@@ -223,18 +231,21 @@ def proceed(
     progress: Progress | None = None,
     parts: OwnParts | None = None,
     watchers: Watchers = NONE,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Go on with a run from its last commit, to ``epochs`` in all if given; return its summary.
 
     Args:
         parts: the user's own, as far as the run needs them; a module's weights are replaced.
+        device: another of the same kind; None: that of the run.
 
     Raises:
         RunFileError: there is no such run, or it cannot be read.
         Lost: another rank has ended; the run can be resumed.
     """
-    with ranks.together(), user_code.named("the module"), fitting(*STEP):
-        summary = go_on(path, epochs, _shown(progress), parts or OwnParts(), watchers).run()
+    with ranks.together(), _failing(device):
+        own = parts or OwnParts()
+        summary = go_on(path, epochs, _shown(progress), own, watchers, device).run()
         ranks.after_first()
     return summary
 
@@ -254,6 +265,7 @@ def go_on(
     progress: Progress,
     parts: OwnParts,
     watchers: Watchers = NONE,
+    device: str | None = None,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
     table, digest, step, layers, metrics = json.loads(ranks.from_first(lambda: _known(path)))
@@ -273,7 +285,7 @@ def go_on(
             f"{path}: the run was trained by other code: {'; '.join(changed)}: give back that of "
             "then (`biograd inspect --source` prints it), or train anew"
         )
-    configuration = configuration.given(parts.data)
+    configuration = again_on(device, configuration.given(parts.data), path)
     ranks.own_device(configuration.device)
     dataset = _load(configuration, parts.data, digest, path)
     experiment = Experiment(configuration, dataset, parts, metrics=watchers.metrics)
@@ -352,22 +364,29 @@ def asked(given: Any) -> dict[str, Any]:
     return {"own": given}
 
 
-def restored(run: Run, parts: OwnParts, call: str, step: int | None = None) -> Experiment:
+def restored(
+    run: Run, parts: OwnParts, call: str, step: int | None = None, device: str | None = None
+) -> Experiment:
     """Return the experiment of a run at a checkpoint, if ``step`` is None with the run's weights.
 
     These are those of the last checkpoint, or the best (``training.keep``).
+
+    Args:
+        device: None: that of the run, or the CPU where there is none such.
     """
     configuration = Configuration.of(run.config, run.path)
     for change in matching(configuration, parts, run.path, call):
         log.warning("%s: the run was trained by other code: %s", run.path, change)
-    configuration = configuration.given(parts.data)
+    before = configuration.device
+    configuration = on_some_device(device, configuration.given(parts.data), run.path)
     state = None if step == 0 else run.checkpoint(step)  # the beginning follows from the seed
     known = run.attribute("dataset_sha256")
     with user_code.named("the module"):
         dataset = _load(configuration, parts.data, known, run.path)
         experiment = Experiment(configuration, dataset, parts)
     if state is not None:
-        restore(experiment, *state, run.path)
+        moved = devices.kind(before) != devices.kind(configuration.device)
+        restore(experiment, *state, run.path, moved=moved)
     if step is None:
         experiment.trainer.take_best()
     return experiment

@@ -18,7 +18,9 @@ from biograd.contracts import Plan, Round, Trace
 from biograd.engine import Engine
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import Circuit, Network
-from biograd.neurons import NEURONS, Leaky, leaky_scan
+from biograd.neurons import NEURONS, Leaky
+from biograd.neurons import scan as scans
+from biograd.neurons.coefficients import coefficients
 from biograd.neurons.neuron import constants_of
 from biograd.neurons.surrogate import Derivative
 from biograd.randomness import generator
@@ -201,16 +203,18 @@ def scan(
     dt_ms: float = 1.0,
 ) -> Tensor:
     """Return the spikes of a leaky population without synapses, fused over time."""
-    c = constants_of(neuron, dt_ms, {})
-    return leaky_scan.leaky_scan(neuron, c, current, steps, window, derivative)
+    k = coefficients(neuron, constants_of(neuron, dt_ms, {}))
+    assert k is not None
+    trial = scans.Trial(neuron, dt_ms, steps, {}, window=window, derivative=derivative)
+    return scans.scan(trial, k, {"I": current})
 
 
 def record(neuron: Leaky, current: Tensor, steps: int, dt_ms: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return spikes and potentials of a leaky population without synapses."""
-    c = constants_of(neuron, dt_ms, {})
-    spikes, potentials = leaky_scan.record(neuron, c, current, steps, potentials=True)
-    assert potentials is not None
-    return spikes, potentials
+    k = coefficients(neuron, constants_of(neuron, dt_ms, {}))
+    assert k is not None
+    spikes, _, states = scans.record(neuron, k, {"I": current}, steps, "states")
+    return spikes, states[neuron.variables.index("v")]
 
 
 def integrate_and_fire(neuron: Leaky, dt_ms: float) -> tuple[PopulationRecipe, dict[str, float]]:

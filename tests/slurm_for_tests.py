@@ -84,9 +84,21 @@ def control(script: str, jobs: list[str], limit: int) -> None:
         time.sleep(0.02)
 
 
+def _asked(script: str, flag: str) -> int:
+    """Return a number that a script asks for; 0: it does not."""
+    found = re.search(rf"#SBATCH --{flag}=(\d+)", Path(script).read_text())
+    return int(found[1]) if found else 0
+
+
 def start(script: str, job: str) -> subprocess.Popen[bytes]:
     main, _, task = job.partition("_")
-    variables = {"SLURM_JOB_ID": main, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    nodes, each = (_asked(script, flag) or 1 for flag in ("nodes", "ntasks-per-node"))
+    variables = {"SLURM_JOB_ID": str(1000 * int(main) + int(task)) if task else main}
+    variables |= {"SLURM_JOB_NUM_NODES": str(nodes), "SLURM_NNODES": str(nodes)}
+    variables |= {"SLURM_NTASKS": str(nodes * each), "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    variables |= {"SLURM_JOB_NODELIST": "localhost", "SLURM_CPUS_ON_NODE": "2"}
+    if cpus := _asked(script, "cpus-per-task"):
+        variables["SLURM_CPUS_PER_TASK"] = str(cpus)
     if task:
         variables |= {"SLURM_ARRAY_JOB_ID": main, "SLURM_ARRAY_TASK_ID": task}
     process = subprocess.Popen(
@@ -102,9 +114,27 @@ def start(script: str, job: str) -> subprocess.Popen[bytes]:
 
 
 def srun(*arguments: str) -> None:
-    """Run a command with its output in the files that are named."""
-    given = list(arguments)
-    values = {"%A": os.environ.get("SLURM_ARRAY_JOB_ID", ""), "%t": "0"}
+    """Run a command once for every task, with its output in the files that are named."""
+    count = int(os.environ["SLURM_NTASKS"])
+    each = count // int(os.environ["SLURM_NNODES"])
+    tasks = []
+    for task in range(count):
+        variables = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % each)}
+        variables["SLURM_NODEID"] = str(task // each)
+        os.environ |= variables
+        if count == 1:
+            run_task(list(arguments))
+        tasks.append(os.fork())
+        if not tasks[-1]:
+            run_task(list(arguments))
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the tasks hear it themselves
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(task, 0)[1]) for task in tasks) != 0)
+
+
+def run_task(given: list[str]) -> None:
+    values = {"%A": os.environ.get("SLURM_ARRAY_JOB_ID", "")}
+    values["%t"] = os.environ["SLURM_PROCID"]
     values |= {"%a": os.environ.get("SLURM_ARRAY_TASK_ID", ""), "%j": os.environ["SLURM_JOB_ID"]}
     while given[0].startswith("--"):
         option = given.pop(0)
@@ -131,9 +161,12 @@ def scancel(*jobs: str) -> None:
         send(job, signal.SIGTERM)
 
 
-def scontrol(_requeue: str, job: str) -> None:
-    """Queue a job again."""
-    note(job, "requeue", "yes")
+def scontrol(request: str, *given: str) -> None:
+    """Queue a job again, or write the names of nodes, a line each."""
+    if request == "requeue":
+        note(given[0], "requeue", "yes")
+    else:
+        print(os.environ["SLURM_JOB_NODELIST"])
 
 
 def send(job: str, number: signal.Signals) -> None:

@@ -74,7 +74,7 @@ def drive(rows: int = 8) -> Tensor:
 
 
 def test_it_is_the_leaky_neuron_that_torch_integrates() -> None:
-    """Spikes and surrogate gradient of ``neurons.leaky_scan``, whose reset is held constant too."""
+    """Spikes and surrogate gradient of ``neurons.scan``, whose reset is held constant too."""
     current = drive().unsqueeze(1).requires_grad_()
     weights = torch.randn(8, STEPS, 5, generator=torch.Generator().manual_seed(2)).double()
     expected = scan(Leaky(resistance=8.0, reset="zero"), current, STEPS)

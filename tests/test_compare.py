@@ -280,12 +280,24 @@ def test_the_set_file_opens_every_run(done: Path, tmp_path: Path) -> None:
         )
         assert table["test_accuracy"][place] == accuracy
         assert found.configuration["grid"]["estimators"] == ["backprop", "weak"]
+        printed = repr(found).splitlines()
+        results = found.tables["results"]
+        assert len(printed) == 5 and f"{results['test'][1]:.2f}" in printed[3]
+        assert "weak" in printed[3] and "difference" in printed[1] and "nan" not in repr(found)
     with h5py.File(done / "set.h5") as file:  # as another program reads it
         epochs = file["runs/weak/seed0/scalars/epoch/test_accuracy"][...]
         assert len(epochs) == 1
         assert math.isnan(file["tables/results/p"][0])  # the baseline has none
     with pytest.raises(RunFileError, match="no run of 'week'"):
         found.open("week", 0)
+
+
+def test_a_set_prints_whatever_its_tables_hold() -> None:
+    named = {"cell": np.array(["a\x1b[31m", "b"], dtype=object), "test": np.array([np.nan])}
+    for tables in ({}, {"results": {}}, {"results": named}, {"results": {"test": named["cell"]}}):
+        printed = repr(set_file.RunSet(Path("set.h5"), {}, {}, tables))
+        assert printed.startswith("RunSet of 0 runs") and "\x1b" not in printed
+    assert len(repr(set_file.RunSet(Path("set.h5"), {}, {}, {"results": named})).splitlines()) == 3
 
 
 def test_files_that_are_no_set(done: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 from biograd.brian.import_brian2 import import_brian2
 from biograd.brian.layer import Brian2Layer
 from biograd.neurons import Leaky
-from biograd.neurons.leaky_scan import record
+from biograd.neurons.coefficients import coefficients
+from biograd.neurons.scan import record
 from biograd.randomness import generator
 from biograd.recipes import PopulationRecipe
 
@@ -112,7 +113,10 @@ def by_snntorch(row: Row, drive: Tensor) -> Tensor:
 
 def by_torch(row: Row, drive: Tensor) -> Tensor:
     c = SimpleNamespace(alpha=0.0, beta=row.beta, gain=row.input_scale, threshold=1.0)
-    return record(Leaky(reset=row.torch_reset), c, drive, STEPS)[0]
+    neuron = Leaky(reset=row.torch_reset)
+    k = coefficients(neuron, c)
+    assert k is not None
+    return record(neuron, k, {"I": drive}, STEPS)[0]
 
 
 def differences(first: Tensor, second: Tensor) -> int:

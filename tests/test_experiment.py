@@ -314,7 +314,7 @@ def test_bad_input_is_one_line_with_its_exit_code(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_without_a_device_is_refused() -> None:
     with pytest.raises(RecipeError, match="no CUDA device is available here; use --device cpu"):
-        experiment.configure(TrainingRequest(device="cuda"))
+        experiment.configure(TrainingRequest(device="cuda")).here()
 
 
 def poisoned(monkeypatch: Any, spoil: Any) -> None:

@@ -35,8 +35,8 @@ from biograd.interchange import export_nir, import_nir, to_nir
 from biograd.interchange.nir_neuron import NirNeuron, milliseconds
 from biograd.interchange.weighing import Origin, weighing
 from biograd.neurons import NEURONS, Leaky, LeakyIntegrator, Neuron
+from biograd.neurons.coefficients import coefficients
 from biograd.neurons.neuron import step
-from biograd.neurons.scan import coefficients
 from biograd.randomness import generator
 from biograd.recipes import EncodingRecipe, ModelRecipe
 from biograd.substrate.network import Network

@@ -15,8 +15,9 @@ import pytest
 import work_for_tests as work
 from work_for_tests import gone, wait_until
 
+from biograd import devices
 from biograd.__main__ import main
-from biograd.placement import jobs, processes
+from biograd.placement import allotment, jobs, processes
 from biograd.placement.processes import Event, Failure, Work
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by signals")
@@ -35,7 +36,7 @@ def ran(work: list[Work], workers: int = 2, **options: Any) -> tuple[list[Failur
 def test_what_is_tried_again_and_what_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "cores", lambda: 7)
+    monkeypatch.setattr(allotment, "cores", lambda: 7)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     functions = (
         work.write,
@@ -129,17 +130,17 @@ def test_devices_are_those_that_are_visible(
     value: str, found: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert processes.cuda_devices() == found
+    assert devices.visible() == found
 
 
 def test_threads_are_no_more_than_the_user_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "cores", lambda: 8)
+    monkeypatch.setattr(allotment, "cores", lambda: 8)
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "64")
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    assert jobs.threads(2) == dict(zip(names, ("2", "4", "4"), strict=True))
-    assert jobs.threads(20)["MKL_NUM_THREADS"] == "1"
+    assert allotment.threads(2) == dict(zip(names, ("2", "4", "4"), strict=True))
+    assert allotment.threads(20)["MKL_NUM_THREADS"] == "1"
 
 
 # The end of the parent ------------------------------------------------------------------------

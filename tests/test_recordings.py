@@ -167,6 +167,23 @@ def test_heidelberg_digits() -> None:
         check_source(source)
 
 
+def test_a_file_of_the_layout_is_trained_on_from_the_console(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    asked = (
+        f"train --model spiking_recurrent --dataset shd --data-dir {HERE / 'shd'} --offline "
+        f"--epochs 1 --quiet --out {path} --set encoding.kind=given --set encoding.dt_ms=50 "
+        "--set encoding.duration_ms=1400 --set dataset.binning.pool=[10] --set network.hidden=[8]"
+    )
+    done = CliRunner().invoke(console, asked.split())
+    assert done.exit_code == 0, done.output
+    with biograd.load(path) as run:
+        assert run.config["data"]["source"] == "heidelberg"
+        assert run.layers["blocks.0.activity"].n_steps == 28 and len(run.scalars("train_step")) > 0
+    other = asked.replace(str(HERE / "shd"), str(tmp_path))
+    refused = CliRunner().invoke(console, [*other.split(), "--force"])
+    assert isinstance(refused.exception, DataError) and "shd_train.h5" in str(refused.exception)
+
+
 def test_speakers_are_held_out_together() -> None:
     loaded = load("shd", HERE / "shd", validation=0.4)
     speakers = [sample["speaker"] for sample in EXPECTED["shd/shd_train.h5"]["samples"]]

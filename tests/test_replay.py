@@ -8,12 +8,12 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from networks_for_tests import scan
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -21,7 +21,6 @@ from torch.autograd import forward_ad
 from biograd.brian.import_brian2 import import_brian2
 from biograd.errors import CapabilityError
 from biograd.neurons.leaky import Leaky
-from biograd.neurons.leaky_scan import leaky_scan
 from biograd.neurons.surrogate import SURROGATES, spike
 from biograd.translation.expressions import ExpressionGraph
 from biograd.translation.linearisation import Record
@@ -483,12 +482,11 @@ def test_gradient_is_the_adjoint_written_by_hand(name: str, window: int | None) 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
 def test_leaky_neurons_have_the_gradient_of_the_fused_scan(reset: str, window: int | None) -> None:
     beta = math.exp(-0.1)
-    constants = SimpleNamespace(alpha=0.0, beta=beta, gain=1 - beta, threshold=1.0)
-    neuron = Leaky(reset=reset)  # type: ignore[arg-type]
     text = "v = 0" if reset == "zero" else f"v -= {1 / beta!r}"
     model = dataclasses.replace(MODELS["leaky, exact"], reset=text)
     current = drive(model, 4, 100, 10).requires_grad_()
-    out = leaky_scan(neuron, constants, current, 100, window, surrogate)
+    neuron = Leaky(reset=reset)  # type: ignore[arg-type]
+    out = scan(neuron, current, 100, window, surrogate)
     (expected,) = torch.autograd.grad(out, current, cotangent(out))
     record = simulate(model, current.detach())
     again = replay(model.step, record, {"I": current}, {}, surrogate, window)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import biograd
 from biograd import data, studies
 from biograd.__main__ import main
 from biograd.configuration import TrainingRequest, configure
@@ -16,7 +23,7 @@ from biograd.errors import BiogradError, RecipeError
 from biograd.progress import Progress
 from biograd.recipes import construct
 from biograd.recording import Experiment
-from biograd.studies import Place, search
+from biograd.studies import Place, search, trial_storage
 from biograd.studies.search import Parameter, Search, parse
 from biograd.training import evaluate
 
@@ -241,3 +248,163 @@ def test_a_trial_ends_early_and_keeps_the_best_as_a_run_does() -> None:
     ]
     assert (plain, best) == (seen[-1], max(seen))
     assert plain < best
+
+
+# A storage by URL -------------------------------------------------------------------------------
+
+
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the complete trials of a database, in their order."""
+    import optuna
+
+    found = []
+    for name in optuna.get_all_study_names(url(path)):
+        study = optuna.load_study(study_name=name, storage=url(path))
+        found += [{**t.params, "value": t.value} for t in study.trials if t.value is not None]
+    return found
+
+
+def test_a_database_holds_the_same_trials_as_a_journal(tmp_path: Path) -> None:
+    journal = search.run(settings(3), REQUEST, tmp_path / "s.journal")
+    stored = search.run(settings(3), REQUEST, tmp_path / "no.journal", url(tmp_path / "s.db"))
+    assert stored == journal and rows_of(tmp_path / "s.db") == trials_of(tmp_path / "s.journal")
+    assert not (tmp_path / "no.journal").exists()
+
+
+def test_a_database_goes_on_and_mixes_no_searches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole.db", tmp_path / "cut.db"
+    search.run(settings(3), REQUEST, tmp_path / "a", url(whole))
+    validate, calls = search.validate, []
+
+    def dying(configuration: Any, own: Any = None) -> float:
+        calls.append(configuration)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(configuration)
+
+    monkeypatch.setattr(search, "validate", dying)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(settings(3), REQUEST, tmp_path / "a", url(cut))
+    # as if the process were gone, which cannot be killed in a test of itself
+    monkeypatch.setattr(trial_storage, "_lost", lambda by: bool(by))
+    search.run(settings(3), REQUEST, tmp_path / "a", url(cut))
+    assert len(calls) == 4 and rows_of(cut) == rows_of(whole)
+    other = TrainingRequest("ann", "digits", "weak", assignments=("training.epochs=1",))
+    search.run(settings(1), other, tmp_path / "a", url(cut))
+    assert len(calls) == 5 and len(rows_of(cut)) == 4
+
+
+def test_two_share_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side, they do as many trials together as were asked for, and agree."""
+    turn, tried = threading.Barrier(2), list[str]()
+
+    def judged(given: Search, request: Any, assignments: list[str]) -> Any:
+        if len(tried) < 2:
+            turn.wait(60)  # both have begun
+        tried.append(threading.current_thread().name)
+        return ("accuracy", "higher"), float(assignments[0].partition("=")[2])
+
+    monkeypatch.setattr(search, "_judged", judged)
+    found: list[Any] = []
+
+    def work() -> None:
+        found.append(search.run(settings(6), REQUEST, tmp_path / "x", url(tmp_path / "s.db")))
+
+    started = [threading.Thread(target=work) for _ in range(2)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join(60)
+    assert len(found) == 2 and found[0] == found[1]
+    trials = rows_of(tmp_path / "s.db")
+    assert len(trials) == len(tried) == 6 and len(set(tried)) == 2
+    assert len({trial["training.learning_rate"] for trial in trials}) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_share_a_search(tmp_path: Path) -> None:
+    """Started at once, they do as many trials together as were asked for, and agree."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[3])\n"
+        "from pathlib import Path; import test_search as t; from biograd.studies import search\n"
+        "print(search.run(t.settings(6), t.REQUEST, Path('x'), sys.argv[1]))"
+    )
+    words = [sys.executable, "-c", code, url(tmp_path / "s.db"), "", str(Path(__file__).parent)]
+    known = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    started = [
+        subprocess.Popen(words, env=known, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=500)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert said[0] == said[1] and "Chosen(" in said[0]
+    trials = rows_of(tmp_path / "s.db")
+    assert len(trials) == 6 and len({trial["training.learning_rate"] for trial in trials}) == 6
+
+
+def test_a_trial_of_a_dead_process_is_lost() -> None:
+    here, gone = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    now = time.time()
+    for by, lost in (
+        ({"host": here, "process": os.getpid(), "time": now}, False),
+        ({"host": here, "process": gone.pid, "time": now}, True),
+        ({"host": "elsewhere", "process": gone.pid, "time": now}, False),
+        ({"host": "elsewhere", "process": gone.pid, "time": now - 1000}, True),
+        ({}, False),  # it has just begun
+    ):
+        assert trial_storage._lost(by) is lost
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("search.db", "--storage search.db: is no URL of a database"),
+        ("sqlite://", "--storage sqlite://: names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("nosuch://a", "is no URL of a database"),
+        ("postgresql://me:secret@host:x/db", "--storage postgresql://…@host:x/db: is no URL"),
+    ],
+)
+def test_what_is_no_storage(given: str, words: str, tmp_path: Path) -> None:
+    tune = ["training.learning_rate=0.01|0.02"]
+    with pytest.raises(RecipeError) as caught:
+        biograd.compare(["ann"], folder=tmp_path / "a", tune=tune, storage=given)
+    assert words in str(caught.value) and "secret" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_storage_without_a_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--storage: say over what to search"):
+        biograd.compare(["ann"], folder=tmp_path / "a", storage=url(tmp_path / "s.db"))
+
+
+def test_a_storage_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BiogradError, match=r"--storage sqlite:///.*unable to open database"):
+        search.run(settings(1), REQUEST, tmp_path / "a", url(tmp_path / "none" / "s.db"))
+
+
+def test_a_relative_file_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert trial_storage.check_storage("sqlite:///s.db") == url(tmp_path / "s.db")
+
+
+def test_a_comparison_searches_in_a_storage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--models", "ann", "--estimators", "backprop", "--seeds", "1"]
+    words += ["--no-control", "--epochs", "1", "--tune", "training.learning_rate=0.01|0.02"]
+    words += ["--trials", "1", "--storage", url(tmp_path / "s.db"), "-o", str(tmp_path / "a")]
+    assert main([*words, "--workers", "1", "--quiet"]) == 0
+    assert len(rows_of(tmp_path / "s.db")) == 1
+    for path in (tmp_path / "a").rglob("*.json"):
+        assert "sqlite" not in path.read_text()  # it might hold a password
+    assert not list((tmp_path / "a").glob("*.journal"))

@@ -46,6 +46,11 @@ CASES = {
     "poisson": (tasks.SpikeTrain(K, loss="poisson"), drawn(B, T, K), TRAINS),
     "rates": (tasks.Rates(K), drawn(B, K).abs(), 8 * drawn(B, K, seed=3).abs()),
     "rates timed": (tasks.Rates(K, timed=True), drawn(B, T, K).abs(), drawn(B, K).abs()),
+    "firing": (
+        tasks.Firing(K, bin_ms=2.0),
+        drawn(B, T, K).sigmoid(),
+        torch.tensor([8.0, 1.0, 0.1]).double().repeat(B, 1),
+    ),
     "reward": (tasks.Reward(K), drawn(B, K), CLASSES),
     "reward probability": (tasks.Reward(K, reward="probability"), drawn(B, K), CLASSES),
     "own": (tasks.of_loss(lambda o, t: (o - t).abs().sum(1)), drawn(B, K), drawn(B, K, seed=4)),
@@ -181,6 +186,92 @@ def test_rates_are_in_hertz() -> None:
     counts, wanted = torch.tensor([[4.0], [6.0]]), torch.tensor([[10.0], [10.0]])
     assert task.losses(counts, wanted).tolist() == pytest.approx([0.04, 0.04])
     assert figures(task, counts, wanted)["rmse_hz"] == pytest.approx(2.0)
+
+
+def trains(rows: int, steps: int, units: int) -> torch.Tensor:
+    stream = torch.Generator().manual_seed(5)
+    common = torch.rand(rows, steps, 1, generator=stream, dtype=torch.float64) < 0.03
+    own = torch.rand(rows, steps, units, generator=stream, dtype=torch.float64) < 0.05
+    return (common | own).double()
+
+
+def irregular(spikes: np.ndarray) -> float:
+    """By the times of the spikes, unit after unit."""
+    found = []
+    for unit in spikes.T:
+        intervals = np.diff(np.flatnonzero(unit))
+        if len(intervals) >= 2:
+            found.append(intervals.std() / intervals.mean())
+    return float(np.mean(found)) if found else math.nan
+
+
+def together(spikes: np.ndarray, width: int) -> float:
+    """By NumPy's matrix of correlations."""
+    bins = len(spikes) // width
+    counts = spikes[: bins * width].reshape(bins, width, -1).sum(1)
+    counts = counts[:, counts.std(0) > 0]
+    if counts.shape[1] < 2:
+        return math.nan
+    matrix = np.corrcoef(counts.T)
+    return float(matrix[np.triu_indices(len(matrix), 1)].mean())
+
+
+def test_statistics_of_firing_are_those_of_their_definitions() -> None:
+    """Against intervals of spike times and a matrix of correlations, of two populations."""
+    spikes = trains(4, 413, 9)
+    spikes[1, :, :5] = 0  # silent
+    spikes[2, :, 5:] = 0
+    spikes[2, 7, 5:] = 1  # a spike each, at once
+    task = tasks.Firing(9, populations=(5, 4), dt_ms=0.5, bin_ms=5.0)
+    found = task.statistics(spikes).view(4, 2, 3).numpy()
+    for row in range(4):
+        for place, part in enumerate((slice(0, 5), slice(5, 9))):
+            own = spikes[row, :, part].numpy()
+            expected = (own.mean() / 0.0005, irregular(own), together(own, 10))
+            assert found[row, place] == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert math.isnan(found[1, 0, 1]) and math.isnan(found[2, 1, 1])
+    regular = torch.zeros(1, 100, 2).double()
+    regular[:, ::10] = 1
+    whole = tasks.Firing(2, bin_ms=5.0).statistics(regular)
+    assert whole[0].tolist() == pytest.approx([100.0, 0.0, 1.0])
+
+
+def test_the_loss_of_firing_and_its_gradient() -> None:
+    """The mean of the known squares; its derivative by relaxed spikes is that of differences."""
+    task = tasks.Firing(3, bin_ms=4.0)
+    spikes = (0.9 * trains(2, 26, 3) + 0.04).requires_grad_()
+    goal = torch.tensor([[20.0, 0.7, 0.3], [30.0, math.nan, -0.1]]).double()
+    found = task.statistics(spikes.detach())
+    scaled = (found - goal) / torch.tensor([10.0, 0.5, 0.1])
+    expected = [float(scaled[0].square().mean()), float(scaled[1, [0, 2]].square().mean())]
+    assert task.losses(spikes, goal).tolist() == pytest.approx(expected)
+    assert torch.autograd.gradcheck(lambda s: task.losses(s, goal), (spikes,))
+    seen = figures(task, spikes.detach(), goal)
+    assert seen["cv_rmse"] == pytest.approx(abs(float(found[0, 1] - 0.7)))
+    assert seen["mean_rate"] == pytest.approx(float(found[:, 0].mean()))
+    silent = torch.zeros(2, 26, 3).double().requires_grad_()
+    task.losses(silent, goal).sum().backward()
+    assert torch.isfinite(silent.grad).all() and silent.grad.any()
+
+
+def test_firing_that_cannot_be() -> None:
+    for options, words in (
+        ({"populations": (2, 2)}, "the outputs are 5 units"),
+        ({"timed": False}, "need their times"),
+        ({"bin_ms": 0.5}, "bin_ms = 0.5"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            tasks.Firing(5, **options)
+    task = tasks.Firing(5)
+    good = torch.tensor([[5.0, 1.0, 0.1]])
+    task.check(good, "here")
+    for place, value in ((0, -1.0), (1, -0.1), (2, 1.5)):
+        wrong = good.clone()
+        wrong[0, place] = value
+        with pytest.raises(DataError, match="here, row 0"):
+            task.check(wrong, "here")
+    with pytest.raises(DataError, match=r"here: targets are \[1, 2\]"):
+        task.check(good[:, :2], "here")
 
 
 def test_a_weight_of_two_is_a_row_twice_and_of_zero_no_row() -> None:

@@ -646,9 +646,18 @@ def test_objects_that_cannot_be_wrapped() -> None:
         ({"inputs": (2, 0)}, r"wrap: inputs = 0: must be >= 1"),
         ({"inputs": "6"}, "wrap: inputs = '6': must be"),
         ({"seed": "a"}, "wrap: seed = 'a': must be a whole number"),
-        ({"output": ["a"]}, r"wrap: output = \['a'\]: must be text"),
+        ({"output": 3}, r"wrap: output = 3: write a group, \(group, variable\), or a list"),
+        ({"output": []}, r"wrap: output = \[\]: write a group"),
+        ({"output": ["a", "a"]}, r"one is there twice"),
+        ({"output": ["a", ("a", "spikes")], "classes": None}, r"a\.spikes is there twice"),
+        ({"output": ("a", "y")}, "output = 'y': no such variable"),
+        ({"input": [("a", "I"), ("a", "I")]}, "one is there twice"),
+        ({"readout": "mean"}, "wrap: readout = 'mean': .*known: .*course"),
+        ({"stimulus": "sparse"}, "wrap: stimulus = 'sparse'"),
+        ({"stimulus": "direct"}, "group 'a' has 4 neurons, the encoded data 6 units"),
         ({"input": ("a", ["I"])}, r"write \(group, variable\)"),
-        ({"encoding": {"dt_ms": 1.0}}, "wrap: encoding = .*: must be an EncodingRecipe"),
+        ({"encoding": 3}, "wrap: encoding = 3: must be a dict or an EncodingRecipe"),
+        ({"encoding": {"dt": 1.0}}, "unknown key encoding.dt: did you mean 'dt_ms'"),
         ({"neuron": "lif"}, "wrap: neuron = 'lif': must be a spiking neuron"),
         ({"neuron": Leaky(threshold=2.0)}, r"neuron\.threshold = 2\.0: .* into the groups"),
     ],
@@ -678,7 +687,7 @@ def test_what_does_nothing_in_a_group_stays() -> None:
     [
         ({"events": {"other": "v > 2"}}, "event 'other': only spikes can be wrapped"),
         ({"equations": EQUATIONS.replace("- v)", "- v + k)")}, "'k' is in no namespace: give wrap"),
-        ({"equations": EQUATIONS.replace("- v)", "- v + i)")}, "uses 'i', by which copies"),
+        ({"equations": f"{EQUATIONS}\nnumber_in_group : 1\ny = i : 1"}, "'number_in_gr.*: rename"),
         ({"reset": "v = rand()"}, r"draws rand\(\), by which copies would differ"),
         ({"equations": EQUATIONS + " (linked)"}, "x is linked to another group"),
         ({"name": "input"}, "a group cannot be called 'input'"),
@@ -734,12 +743,9 @@ def test_statements_in_between_that_cannot_be_wrapped() -> None:
         ({"model": "w : 1\ndp/dt = -p/ms : 1 (event-driven)"}, "p changes in time"),
         ({"model": "w : 1\ndp/dt = -p/ms : 1 (clock-driven)"}, "p changes in time"),
         ({"model": "w : 1\nx_post = w*g_pre : 1 (summed)"}, "summed variables cannot be wrapped"),
-        ({"delay": 1.3}, "a delay of 1.3 ms is no number of steps of 1 ms"),
     ],
 )
 def test_synapses_that_cannot_be_wrapped(options: dict[str, Any], words: str) -> None:
-    if "delay" in options:
-        options = {"delay": options["delay"] * import_brian2().ms}
     refused(words, *joined(**options))
 
 

@@ -27,6 +27,10 @@ def write(path: Path) -> None:
     path.write_text(os.environ["OMP_NUM_THREADS"])
 
 
+def environment(path: Path, name: str) -> None:
+    path.write_text(os.environ.get(name, ""))
+
+
 def device(path: Path, until: Path, others: int) -> None:
     """Say which device this process sees, and wait for the others."""
     path.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))

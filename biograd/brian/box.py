@@ -1,9 +1,10 @@
 """A whole Brian2 network as a box: a current goes in, counts or means come out, weights are set.
 
-Nothing inside is looked at, so that everything is allowed: plasticity, several clocks, random
-input, custom operations.  The price: the network is run once for every row, and the only way to
-its own synapses is to perturb them (``weight_perturbation``); torch layers in front of it learn by
-any rule that perturbs their currents.
+Everything is allowed inside: plasticity, several clocks, random input, custom operations.  The
+price: the only way to its own synapses is to perturb them (``weight_perturbation``); torch layers
+in front of it learn by any rule that perturbs their currents.  All rows of a batch are one run of a
+network that has everything once for each row (``brian.replicated``); where that cannot be, each row
+is a run.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from torch import Tensor, nn
 
 from biograd.brian.described import objects, written
 from biograd.brian.import_brian2 import import_brian2, one_line
+from biograd.brian.joint_run import JointRun, PreparedRun
+from biograd.brian.replicated import Alone, Replicas
 from biograd.contracts.credit_paths import without_derivative
-from biograd.errors import BiogradError, CapabilityError, RecipeError, nearest
+from biograd.errors import BiogradError, CapabilityError, RecipeError, brief, nearest
+from biograd.process.threads import Turn
 from biograd.ranks import parallel
 from biograd.recipes import Positive, validate
 from biograd.substrate.copies import SharedRandomness
-from biograd.threads import Turn
 
 STATE = "biograd_begin"
+LARGEST = 2**22
+"""Neurons and synapses that are run together."""
+KEPT = 4
+"""Networks for numbers of rows: training, last batch, evaluation, probe."""
 
 
 class Brian2Box(nn.Module):
@@ -45,6 +52,8 @@ class Brian2Box(nn.Module):
     Attributes:
         values: the trained variables by name, dots as underscores.
         mixes: in what its outputs are not one for each of its inputs; "": they are.
+        alone: why every row is a run of its own; "": all rows of a batch are one run, or none of
+            several rows has come yet.
 
     Raises:
         RecipeError: no such object or variable.
@@ -75,7 +84,7 @@ class Brian2Box(nn.Module):
             trainable = (trainable,)
         self.network = network
         self.duration_ms, self.namespace = float(duration_ms), dict(namespace or {})
-        self.source, self.output = tuple(input), tuple(output)
+        self.source, self.output = (input[0], input[1]), (output[0], output[1])
         self._objects = {thing.name: thing for thing in network.objects}
         group = self._object(output[0])
         if output[1] == "spikes":
@@ -99,7 +108,9 @@ class Brian2Box(nn.Module):
         )
         network.store(STATE)
         clocks = {thing.clock for thing in network.sorted_objects if thing.active}
-        self._steps = None if len(clocks) > 1 else self._prepared(clocks)
+        self._prepared = PreparedRun(network) if len(clocks) == 1 else None
+        self._steps = 0 if self._prepared is None else self._whole(self._prepared.dt_ms)
+        self.alone, self._rows, self._checked = "", dict[int, JointRun](), False
 
     @property
     def mixes(self) -> str:
@@ -108,19 +119,15 @@ class Brian2Box(nn.Module):
             return ""
         return f"(Brian2Box) takes the current of {self.source[0]} and gives {self.output[0]}"
 
-    def _prepared(self, clocks: set[Any]) -> tuple[Any, int, Any, Any]:
-        """Return what is called in a step, the number of steps, and the clock's counters."""
-        (clock,) = clocks
-        variables = clock.variables
-        dt_ms = 1000 * float(variables["dt"].get_value().item())
+    def _whole(self, dt_ms: float) -> int:
+        """Return the number of steps of a trial."""
         steps = round(self.duration_ms / dt_ms)
         if not steps or abs(self.duration_ms / dt_ms - steps) > 1e-6:
             raise RecipeError(
                 f"Brian2Box: duration_ms = {self.duration_ms:g}: no multiple of the network's step "
                 f"of {dt_ms:g} ms"
             )
-        runs = [thing.run for thing in self.network.sorted_objects if thing.active]
-        return runs, steps, variables["timestep"].get_value(), variables["t"].get_value()
+        return steps
 
     def forward(self, current: Tensor) -> Tensor:
         """Return counts or means ``[rows, units out]`` for a current ``[rows, units in]``."""
@@ -132,12 +139,12 @@ class Brian2Box(nn.Module):
         given = current.detach().cpu().double().numpy()
         if not np.isfinite(given).all():
             raise BiogradError("Brian2Box: the current is not finite: lower the learning rate")
-        trials = zip(given, self._seeds(len(given)), strict=True)
+        seeds = self._seeds(len(given))
         with self._turn, one_line("Brian2Box"):
             kept = np.random.get_state()  # Brian2's seed is NumPy's
             try:
                 with np.errstate(all="ignore"):
-                    found = np.stack([self._trial(row, seed) for row, seed in trials])
+                    found = self._together(given, seeds)
             finally:
                 np.random.set_state(kept)
         if not np.isfinite(found).all():
@@ -156,29 +163,79 @@ class Brian2Box(nn.Module):
         draws = self.shared.draw(self, rows, (1,)).flatten().double()
         return cast(list[int], (draws.abs() * 1e8).long().tolist())
 
+    def _values(self) -> dict[str, Any]:
+        """Return the trained variables as they are to be set."""
+        found = {name: self.values[name.replace(".", "_")] for name in self._trained}
+        return {name: value.detach().cpu().double().numpy() for name, value in found.items()}
+
+    def _together(self, given: Any, seeds: list[int]) -> Any:
+        """Return what comes out of all rows, of one run if it can be."""
+        if self.alone:
+            return self._one_by_one(given, seeds)
+        size = min(len(given), self._most())
+        try:
+            rows = self._rows.get(size) or self._replicated(size)
+        except Alone as reason:
+            self.alone = str(reason)
+            return self._one_by_one(given, seeds)
+        found = []
+        for first in range(0, len(given), size):
+            chosen = [*range(first, min(first + size, len(given)))]
+            chosen += chosen[-1:] * (size - len(chosen))  # what is short is run and left out
+            own = [seeds[row] for row in chosen]
+            found.append(rows(given[chosen], self._values(), self._steps, own))
+        together = np.concatenate(found)[: len(given)]
+        if self._checked or rows.replicas.draws:  # other random numbers of the same law
+            return together
+        return self._check(together, given, seeds)
+
+    def _check(self, found: Any, given: Any, seeds: list[int]) -> Any:
+        """Compare two rows of the first batch with runs of their own."""
+        ends = [0, -1]
+        expected = self._one_by_one(given[ends], [seeds[0], seeds[-1]])
+        self._checked = True
+        if np.allclose(found[ends], expected, rtol=1e-9, atol=1e-12, equal_nan=True):
+            return found
+        self.alone, self._rows = "rows that ran together gave other values than alone", {}
+        return self._one_by_one(given, seeds)
+
+    def _one_by_one(self, given: Any, seeds: list[int]) -> Any:
+        return np.stack([self._trial(row, seed) for row, seed in zip(given, seeds, strict=True)])
+
+    def _most(self) -> int:
+        """Return how many rows are run together: what they need stays in memory."""
+        size = sum(len(one) for one in self._objects.values() if hasattr(one, "__len__"))
+        return max(1, LARGEST // max(size, 1))
+
+    def _replicated(self, rows: int) -> JointRun:
+        if self._prepared is None:
+            raise Alone("several clocks")
+        self.network.restore(STATE)
+        trained = [_parts(name) for name in self._trained]
+        b2 = import_brian2()
+        try:
+            replicas = Replicas(self.network, rows, self.namespace)
+            made = JointRun(replicas, self.source, self.output, trained)
+        except (b2.BrianObjectException, NotImplementedError, TypeError, ValueError) as error:
+            raise Alone(f"Brian2: {brief(str(error))}") from error
+        while len(self._rows) >= KEPT:
+            self._rows.pop(next(iter(self._rows)))
+        self._rows[rows] = made
+        return made
+
     def _trial(self, current: Any, seed: int) -> Any:
         self.network.restore(STATE)
         import_brian2().seed(seed)
-        for name, variable in self._trained.items():
-            value = self.values[name.replace(".", "_")]
-            variable[:] = value.detach().cpu().double().numpy()
+        for name, value in self._values().items():
+            self._trained[name][:] = value
         self._into[:] = current
-        if self._steps is None:
+        if self._prepared is None:
             self.network.run(self.duration_ms * import_brian2().ms, namespace=self.namespace)
         else:
-            self._step(*self._steps)
+            self._prepared(self._steps)
         if self.output[1] == "spikes":
             return np.array(self._monitor.count, dtype=float)
         return np.asarray(getattr(self._monitor, self.output[1] + "_")).mean(1)
-
-    def _step(self, runs: list[Any], steps: int, timestep: Any, time: Any) -> None:
-        dt = self.duration_ms / 1000 / steps
-        first = int(timestep[0])
-        for index in range(steps):
-            for run in runs:
-                run()
-            timestep[0] = first + index + 1
-            time[0] = timestep[0] * dt
 
     def _object(self, name: str) -> Any:
         if name not in self._objects:

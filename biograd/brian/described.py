@@ -21,6 +21,7 @@ def described(model: NeuronModel, units: int, surrogate: str, slope: float) -> d
     recipe = model.recipe
     found: dict[str, Any] = {key: getattr(recipe, key) for key in TEXTS}
     found["run_regularly"] = [f"{one.code} (in {one.when!r})" for one in model.details.regular]
+    found["records"] = list(model.details.records)
     found["method"] = recipe.method or ("euler" if model.noises else "Brian2's choice")
     found["input"] = list(model.ports)
     found["namespace"] = {name: written(value) for name, value in model.namespace.items()}

@@ -10,7 +10,7 @@ and the rules that do without work as ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,12 +21,20 @@ from torch import Tensor, nn
 
 from biograd.brian.described import described
 from biograd.brian.neuron_model import Details, NeuronModel
-from biograd.brian.simulation import Simulation, Simulations, array, arrays, in_time
+from biograd.brian.simulation import (
+    Simulation,
+    Simulations,
+    admitted,
+    array,
+    arrays,
+    check_shapes,
+    in_time,
+    in_units,
+)
 from biograd.contracts.credit_paths import (
     State,
     differentiated,
     join,
-    mapped,
     needed,
     with_way,
     without_derivative,
@@ -35,11 +43,11 @@ from biograd.errors import CapabilityError, RecipeError, brief
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike
 from biograd.neurons.values import start, value
+from biograd.process.threads import Turn
 from biograd.randomness import generator
 from biograd.ranks import parallel
 from biograd.recipes import Count, PopulationRecipe, Positive, validate
 from biograd.substrate.copies import SharedRandomness
-from biograd.threads import Turn
 from biograd.translation.linearisation import Record
 from biograd.translation.replay import replay
 from biograd.translation.transpile import translate
@@ -51,8 +59,10 @@ class Brian2Layer(SteppedPopulation):
     """A population given by Brian2 equations, as a layer of a torch network.
 
     A current ``[rows, units]``, the same in every step, or ``[rows, steps, units]`` becomes spikes,
-    or the course of the recipe's output variable, ``[rows, steps, units]``.  A population with
-    several input variables takes a current for each, by name.
+    or the course of the recipe's output variable, ``[rows, steps, units]``; behind them stand the
+    courses of ``details.records``, as ``[rows, steps, outputs units]``.  Variables are seen behind
+    the threshold and before the reset, as by a ``StateMonitor`` in the slot "after_thresholds".  A
+    population with several input variables takes a current for each, by name.
 
     In derivatives the spike has a surrogate, and a reset ``x = x + s (reset - x)`` of a variable
     gives credit to the spike s that made it: ``theta += jump`` tells what a spike costs later ones.
@@ -138,6 +148,17 @@ class Brian2Layer(SteppedPopulation):
         """The variable that receives a current without a name."""
         return self.model.port
 
+    @property
+    def width(self) -> int:
+        """The number of values that are passed on in a step."""
+        return self.units * len(self.model.outputs)
+
+    @property
+    def mixes(self) -> str:
+        """Say that more is passed on than one value for each current; "": it is not."""
+        names = ", ".join(self.model.outputs)
+        return f"(Brian2Layer) passes on {names}" if self.model.details.records else ""
+
     @cached_property
     def scale(self) -> float:
         """The distance to the threshold that counts as 1 in the surrogate."""
@@ -168,7 +189,7 @@ class Brian2Layer(SteppedPopulation):
 
     def _trial(self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None) -> Tensor:
         currents = self.trials(current)
-        self._check_shapes(currents)
+        check_shapes(self.model, currents, self.units, self.steps)
         if recurrent is not None or self.transport.slots:
             if len(currents) > 1:
                 raise CapabilityError(
@@ -176,7 +197,7 @@ class Brian2Layer(SteppedPopulation):
                     "from window to window"
                 )
             return super().forward(currents[self.port], recurrent)
-        currents = {port: self._in_units(port, values) for port, values in currents.items()}
+        currents = in_units(self.model, currents)
         both, constants = self.ways(currents), self.constants()
         asked = [*both[0][0].values(), *constants.values()]
         if self.forward_only or not any(differentiated(values) for values in asked):
@@ -184,45 +205,25 @@ class Brian2Layer(SteppedPopulation):
             # constants alone: rules that perturb them need no derivative, others leave them be
             return without_derivative(found, self.forward_only, both[0][0].values())
         record = self._record(currents, constants)
-        return join(
-            [
-                replay(
-                    self.step,
-                    record,
-                    self._admitted(drives, record),
-                    constants,
-                    self.derivative,
-                    window=window,
-                    scale=self.scale if self.model.spiking else 1.0,
-                    output=self.model.recipe.output,
-                )
-                for drives, window in needed(both)
-            ]
-        )
+        drives = [(admitted(self.model, into, record), window) for into, window in needed(both)]
+        courses = [
+            join(
+                [self._replayed(output, record, into, window, constants) for into, window in drives]
+            )
+            for output in self.model.outputs
+        ]
+        return torch.cat(courses, -1) if len(courses) > 1 else courses[0]
 
-    def _check_shapes(self, currents: Mapping[str, Tensor]) -> None:
-        for port, values in currents.items():
-            fits = values.dim() == 3 and values.shape[1] in (1, self.steps)
-            if not fits or values.shape[2] != self.units:
-                raise CapabilityError(
-                    f"{self.model.where}: the current of {port} is [rows, units] or [rows, steps, "
-                    f"units] with {self.units} units and {self.steps} steps, not "
-                    f"{list(values.shape)}"
-                )
-
-    def _in_units(self, port: str, values: Tensor) -> Tensor:
-        scale = self.model.scales[port]
-        return values if scale == 1 else mapped(lambda part: scale * part, values)
-
-    def _admitted(self, drives: Mapping[str, Tensor], record: Record) -> dict[str, Tensor]:
-        """Return the currents without the impulses that refractory neurons did not receive."""
-        if not self.model.guarded or record.ready is None:
-            return dict(drives)
-        ready = torch.ones_like(record.spikes)
-        ready[1:] = (record.ready[:-1] & (record.spikes[:-1] == 0)).to(ready)
-        admitted = ready.transpose(0, 1)
-        guarded = self.model.guarded
-        return {name: v * admitted if name in guarded else v for name, v in drives.items()}
+    def _replayed(
+        self,
+        output: str,
+        record: Record,
+        drives: Mapping[str, Tensor],
+        window: int | None,
+        constants: Mapping[str, Tensor],
+    ) -> Tensor:
+        scale = self.scale if self.model.spiking else 1.0
+        return replay(self.step, record, drives, constants, self.derivative, window, scale, output)
 
     def derivative(self, distance: Tensor) -> Tensor:
         """Return the surrogate derivative of a spike by its scaled distance to the threshold."""
@@ -230,12 +231,13 @@ class Brian2Layer(SteppedPopulation):
         return other(distance) if other else SURROGATES[self.surrogate](distance, self.slope)
 
     def _simulate(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
-        output = self.model.recipe.output
-        keep = () if output == "spikes" else (output,)
+        outputs = self.model.outputs
+        keep = [name for name in outputs if name != "spikes"]
         small = all(values.dtype is torch.float32 for values in currents.values())
         kind = "float32" if small else "float64"
         train, kept = self._run(currents, constants, keep, kind=kind)
-        return torch.from_numpy(kept.get(output, train)).transpose(0, 1)
+        courses = [torch.from_numpy(kept.get(name, train)).transpose(0, 1) for name in outputs]
+        return torch.cat(courses, -1) if len(courses) > 1 else courses[0]
 
     def _record(self, currents: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Record:
         step, refractory = self.step, "not_refractory" in self.model.sample.variables
@@ -259,7 +261,7 @@ class Brian2Layer(SteppedPopulation):
         self,
         currents: Mapping[str, Tensor],
         constants: Mapping[str, Tensor],
-        keep: tuple[str, ...],
+        keep: Sequence[str],
         noise: Mapping[str, Array] | None = None,
         kind: str = "float64",
     ) -> tuple[Array, dict[str, Array]]:
@@ -322,7 +324,7 @@ class Brian2Layer(SteppedPopulation):
     ) -> tuple[State, Tensor]:
         """Return the state after one step, and its spikes; Brian2 takes the step once."""
         totals = self.driven(current, fed)
-        totals = {port: self._in_units(port, values) for port, values in totals.items()}
+        totals = in_units(self.model, totals)
         total, now = totals[self.port], self._now
         if first:
             drawn = {name: values[self._index] for name, values in self._drawn.items()}
@@ -342,12 +344,12 @@ class Brian2Layer(SteppedPopulation):
             found, fired = self._follow(state, totals)
             seen = [with_way(value, way) for value, way in zip(seen, found, strict=True)]
             spikes = with_way(spikes, fired)
-        output = self.model.recipe.output
-        passed = spikes
-        if output in names:
-            passed = seen[names.index(output)]
-        elif output != "spikes":
-            passed = torch.from_numpy(now.values[output]).to(total, copy=True)
+        known = {"spikes": spikes, **dict(zip(names, seen, strict=True))}
+        for name in self.model.outputs:
+            if name not in known:
+                known[name] = torch.from_numpy(now.values[name]).to(total, copy=True)
+        parts = [known[name] for name in self.model.outputs]
+        passed = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         if derivative and self.forward_only:
             passed = without_derivative(passed, self.forward_only, (*totals.values(), *state))
         return (*seen, spikes), passed
@@ -394,7 +396,5 @@ class Brian2Layer(SteppedPopulation):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but what a trial holds."""
-        state = dict(self.__dict__)
-        for name in ("_now", "_constants", "_drawn", "_before", "shared"):
-            state.pop(name, None)
-        return state
+        held = ("_now", "_constants", "_drawn", "_before", "shared")
+        return {name: value for name, value in self.__dict__.items() if name not in held}

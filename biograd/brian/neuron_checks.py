@@ -232,13 +232,14 @@ class Checks:
                     f"{nearest(name, self.variables)}"
                 )
 
-    def check_output(self, codes: Iterable[str]) -> None:
+    def check_output(self, output: str, codes: Iterable[str]) -> None:
         """Refuse a population that passes nothing on.
 
         Args:
+            output: "spikes", or a variable.
             codes: statements, beside equations, that change variables.
         """
-        output, own = self.recipe.output, self.equations.diff_eq_names
+        own = self.equations.diff_eq_names
         if output == SPIKES:
             if not self.recipe.threshold:
                 raise RecipeError(

@@ -8,18 +8,18 @@ that of Euler and Maruyama.  A constant that is learned becomes a value of each 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from biograd.brian.import_brian2 import import_brian2, one_line
-from biograd.brian.language import TOO_LONG, check_texts
+from biograd.brian.explanations import explained, no_collection
+from biograd.brian.import_brian2 import import_brian2
+from biograd.brian.language import check_texts
 from biograd.brian.neuron_checks import (
     NOISE,
     SCHEDULE,
@@ -32,13 +32,10 @@ from biograd.brian.quantities import distribution, quantity
 from biograd.errors import CapabilityError, RecipeError, brief, nearest
 from biograd.randomness import generator
 from biograd.recipes import PopulationRecipe, construct
-from biograd.threads import Turn
 
 Array = NDArray[np.float64]
 WIDEST, LONGEST_REFRACTORY = 1e9, 1e6
 """Ratio of the bounds of a learned constant; duration in seconds."""
-PREPARING = Turn()
-"""Brian2 checks models and makes code for one thread at a time."""
 POTENTIAL_SCALE = 0.02
 """In volts: from rest to threshold, about."""
 
@@ -67,6 +64,7 @@ class Details:
         regular: statements beside those of the recipe.
         found: whether the equations are those of a group that exists: what does nothing stays.
         stream: what tells its random numbers from those of other populations.
+        records: variables that are passed on beside the recipe's output.
     """
 
     ports: tuple[str, ...] = ()
@@ -74,6 +72,7 @@ class Details:
     regular: tuple[Regular, ...] = ()
     found: bool = False
     stream: str = ""
+    records: tuple[str, ...] = ()
 
 
 class NeuronModel:
@@ -128,7 +127,8 @@ class NeuronModel:
         """One neuron, from which the compiled statements can be read."""
         self.prepare(self._brian2.Network(sample))
         regular = [one.code for one in self.details.regular]
-        checks.check_output([recipe.update, recipe.reset, *regular])
+        for output in self.outputs:
+            checks.check_output(output, [recipe.update, recipe.reset, *regular])
         self.guarded = tuple(
             name
             for name in self.impulses
@@ -190,7 +190,7 @@ class NeuronModel:
     def prepare(self, network: Any) -> None:
         """Let Brian2 check units and make the code of a network of this model's groups."""
         network.schedule = list(SCHEDULE)
-        with self._explained(), _no_collection():
+        with self._explained(), no_collection():
             network.run(0 * self._brian2.ms, namespace={})
 
     @property
@@ -209,6 +209,11 @@ class NeuronModel:
             f"{self.where}.surrogate_scale: threshold {self.recipe.threshold!r} compares neither "
             "potentials nor plain numbers: say which distance counts, as in '5*mV'"
         )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What is passed on: "spikes", or variables."""
+        return self.recipe.output, *self.details.records
 
     def noise(self, name: str) -> str:
         """Return what stands for ``xi``, or ``xi_1`` and the like, in Brian2's equations."""
@@ -358,39 +363,4 @@ class NeuronModel:
         recipe = self.recipe
         others = ("threshold", "reset", "refractory", "method", "update")
         given = [f"{key} {brief(getattr(recipe, key))}" for key in others if getattr(recipe, key)]
-        return _explained(f"{self.where}.equations", "; ".join([brief(recipe.equations), *given]))
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep what exists from garbage collection: Brian2 collects before a run, which takes longest.
-
-    A user who has frozen objects keeps them so.
-    """
-    mine = not gc.get_freeze_count()
-    if mine:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if mine:
-            gc.unfreeze()
-
-
-@contextmanager
-def _explained(where: str, text: str) -> Iterator[None]:
-    """Turn what Brian2 says about a model into one line with the equations."""
-    try:
-        with PREPARING, one_line(where):
-            yield
-    except (RecipeError, KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        said = cause.args[0] if isinstance(cause, KeyError) and cause.args else cause
-        if isinstance(cause, RecursionError):
-            said = TOO_LONG
-        message = " ".join(str(said).split()).rstrip(".")
-        raise RecipeError(f"{where}: {brief(message)} (in: {text})") from error
+        return explained(f"{self.where}.equations", "; ".join([brief(recipe.equations), *given]))

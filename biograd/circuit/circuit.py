@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from biograd.circuit.graph import INPUT, SKIP, Block, Graph, Projection
+from biograd.circuit.graph import INPUT, SKIP, Block, Graph, Listened, Projection
 from biograd.circuit.stepping import Stepped, Together, added
 from biograd.contracts import Site
 from biograd.encoding import Encoding
 from biograd.errors import CapabilityError
+from biograd.process.threads import Turn
 from biograd.substrate.network import Network
-from biograd.threads import Turn
 
 
 class Transformed(nn.ModuleDict):
@@ -65,7 +66,7 @@ class Transformed(nn.ModuleDict):
 
 
 class Circuit(Network):
-    """Populations and projections; a linear readout listens to one population.
+    """Populations and projections; a readout listens to one population or several.
 
     In a step the populations are run through in their order.  What arrives at a port of a
     population is a site, named after the population; the sites of further ports,
@@ -83,7 +84,8 @@ class Circuit(Network):
         filtered: what the readout receives of the population's course.
         behind: what is made of the readout's current in every step; the outputs then have a time
             axis, ``[rows, steps, outputs]``.
-        output: path of the population to which the readout listens; "": the last.
+        output: path of the population to which the readout listens, "": the last; or what it hears
+            of several, side by side.
         simulator: who computes the populations.
 
     Raises:
@@ -99,13 +101,15 @@ class Circuit(Network):
         encoding: Encoding | None = None,
         filtered: nn.Module | None = None,
         behind: nn.Module | None = None,
-        output: str = "",
+        output: str | Sequence[Listened] = "",
         simulator: str = "torch",
     ) -> None:
         super().__init__()
         self.encoding, self.steps = encoding, encoding.steps if encoding else 1
         self.graph = graph = Graph(parts, timed=encoding is not None)
-        self.output = output or (graph.order[-1] if graph.order else INPUT)
+        if isinstance(output, str):
+            output = (Listened(output or (graph.order[-1] if graph.order else INPUT)),)
+        self.heard, self.output = tuple(output), output[0].path
         self.simulator = simulator
         self.spiking = bool(graph.blocks) and all(one.spiking for one in graph.blocks.values())
         for one in graph.blocks.values():
@@ -158,6 +162,8 @@ class Circuit(Network):
         found = sources.get(layer)
         if found is not None and found.before is not None and not _keeps_spikes(found.before):
             return False
+        if found is None and not all(one.spiking for one in self.heard):
+            return False
         source = found.source if found is not None else self.output
         if source == INPUT:
             return self.encoding is not None and self.encoding.spikes
@@ -183,7 +189,8 @@ class Circuit(Network):
                     course |= self._stepped(group, course)
             else:
                 course[group[0]] = self._whole(self.graph.blocks[group[0]], course)
-        last = course[self.output]
+        parts = [one.of(course) for one in self.heard]
+        last = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         outputs: Tensor = self.readout(self.filtered(last) if hasattr(self, "filtered") else last)
         return self.behind(outputs) if hasattr(self, "behind") else outputs
 

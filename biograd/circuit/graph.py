@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from biograd.contracts import Site
 
@@ -70,6 +70,28 @@ class Projection:
     port: str = "I"
     lag: int = 0
     before: nn.Module | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Listened:
+    """What of a population's course the readout receives.
+
+    Attributes:
+        path: of the population.
+        name: of this part, for whoever reads the outputs.
+        part: of the last axis of what the population passes on; None: all.
+        spiking: whether it is spikes.
+    """
+
+    path: str
+    name: str = ""
+    part: slice | None = None
+    spiking: bool = True
+
+    def of(self, course: Mapping[str, Tensor]) -> Tensor:
+        """Return this part of the courses of all populations, ``[rows, steps, units]``."""
+        whole = course[self.path]
+        return whole if self.part is None else whole[..., self.part]
 
 
 class Graph:

@@ -40,6 +40,11 @@ class Stepped(nn.Module):
         """The number of variables of the state."""
         return int(self.layer.variables)
 
+    @property
+    def width(self) -> int:
+        """The number of values that the population passes on in a step."""
+        return int(getattr(self.layer, "width", self.layer.units))
+
     def begin(self, like: Tensor) -> None:
         """Put the population where a trial begins.
 
@@ -108,7 +113,7 @@ class Together:
             for name in group
         }
         first = next(iter(driven.values()))
-        self.silent = {n: first.new_zeros(len(first), self.cells[n].layer.units) for n in group}
+        self.silent = {n: first.new_zeros(len(first), self.cells[n].width) for n in group}
         self.seen: dict[str, list[Tensor]] = {name: [] for name in group}
         self.own: dict[str, list[Tensor]] = {name: [] for name in group}
 
@@ -116,7 +121,8 @@ class Together:
         """Return the course of every population, ``[rows, steps, units]``."""
         try:
             for name in self.group:
-                self.cells[name].begin(self.silent[name][:, None])
+                cell = self.cells[name]
+                cell.begin(self.silent[name][:, None, : cell.layer.units])
                 for part in self._dropouts(name):
                     part.begin()
             for index in range(steps):

@@ -11,12 +11,18 @@ import click
 from biograd import recipes
 from biograd.commands.options import Answer, command, loss_option, model_args_option, reset_option
 from biograd.commands.run import conduct, place, placing_options
+from biograd.commands.standing import check_alone, standing
 from biograd.errors import RecipeError
 from biograd.user_code import is_named, whole
 
 if TYPE_CHECKING:
     from biograd.studies import Place
 
+PLACES = (
+    *("workers", "engine", "address", "job", "data_dir", "offline", "device", "storage"),
+    "allow_code",
+)
+"""Options that say where trainings run."""
 OPTIONS = {"datasets": "dataset", "model_args": "model-arg", "settings": "set"}
 """Options whose values have another name here."""
 
@@ -141,6 +147,12 @@ def _seeds(
     help="Go on with the comparison that was begun there.",
 )
 @click.option(
+    "--status",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Train nothing: say which trainings of the comparison there are done, run, or failed.",
+)
+@click.option(
     "--print-sbatch",
     is_flag=True,
     help="Train nothing: print a script for sbatch that does, as a job array.",
@@ -150,6 +162,7 @@ def compare(
     *,
     out: Path | None,
     resume: Path | None,
+    status: Path | None,
     print_sbatch: bool,
     quiet: bool,
     **choices: Any,
@@ -168,10 +181,10 @@ def compare(
     from biograd import studies
     from biograd.studies import comparing
 
-    places = {
-        key: choices.pop(key)
-        for key in ("workers", "engine", "address", "job", "data_dir", "offline", "allow_code")
-    }
+    if status is not None:
+        check_alone()
+        return standing(status)
+    places = {key: choices.pop(key) for key in PLACES}
     if resume is not None:
         code = [name for key in ("models", "datasets") for name in choices[key]]
         if all(map(is_named, code)):  # it must be typed anew
@@ -222,6 +235,8 @@ def _script(table: dict[str, Any], path: Path, where: Place) -> Answer:
     count = len(settings.lines()) * len(settings.seeds)
     keep(settings.table(), where.folder)
     command = ["biograd", "run", str(path), "--out", str(where.folder)]
+    device = where.placement.device
+    command += [] if device == "auto" else ["--device", device]
     command += ["--allow-code"] * (bool(where.allow_code) or any(map(is_named, where.typed)))
     text = placement.sbatch(command, count, where.placement)
     return Answer({"script": text, "trainings": count, "folder": str(where.folder)}, text.rstrip())

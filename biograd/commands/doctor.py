@@ -24,6 +24,8 @@ from typing import Literal
 from biograd import __version__
 from biograd.commands.columns import columns, duration
 from biograd.commands.options import Answer, command
+from biograd.process.memory import keep_memory
+from biograd.process.switches import KEEP_MEMORY
 
 REQUIRED = {
     "torch": "torch",
@@ -47,6 +49,7 @@ EXTRAS = {
     "dask": ("distributed", "dask-jobqueue"),
     "nir": ("nir",),
     "xarray": ("xarray", "h5netcdf"),
+    "fast": ("numba",),
 }
 """What may be installed besides, by the name of the extra."""
 
@@ -133,7 +136,7 @@ def _parts(version: str) -> tuple[int, ...]:
 
 def machine() -> list[Finding]:
     """Look at the accelerator, the compiler and the folders that are written to."""
-    return [_cuda(), _compiler(), *map(_writable, folders())]
+    return [_cuda(), _compiler(), _memory(), *map(_writable, folders())]
 
 
 def _cuda() -> Finding:
@@ -154,6 +157,14 @@ def _compiler() -> Finding:
     lack = f"no C++ compiler {given} (CXX)" if given else "no C++ compiler"
     lack = "no Python headers or no Cython" if found else lack
     return Finding("machine", "compiler", "note", f"{lack}: Brian2 runs on NumPy, more slowly")
+
+
+def _memory() -> Finding:
+    if keep_memory():
+        text = f"freed memory is kept for the next step ({KEEP_MEMORY}=0: given back)"
+        return Finding("machine", "memory", "ok", text)
+    text = f"freed memory is given back: not glibc, {KEEP_MEMORY}=0, or MALLOC_... is set"
+    return Finding("machine", "memory", "note", text)
 
 
 def folders() -> list[tuple[str, Path]]:

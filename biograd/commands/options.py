@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from biograd import ranks
+from biograd import devices, ranks
 from biograd.commands import printing
 from biograd.errors import BiogradError, CheckFailed, nearest
 
@@ -58,6 +58,21 @@ class Words(click.Choice[str]):
         if value not in self.choices:
             self.fail(f"{value!r}: {nearest(value, self.choices)}", parameter, context)
         return str(value)
+
+
+class DeviceName(click.ParamType[str]):
+    """The name of a device, whether or not it is here."""
+
+    name = "device"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        """Return the name, or fail with those that there are."""
+        try:
+            return devices.named(str(value), "device")
+        except BiogradError as error:
+            self.fail(str(error), parameter, context)
 
 
 class Command(click.Command):
@@ -121,6 +136,22 @@ reset_option = click.option(
     metavar="METHOD|FUNCTION",
     help="What puts a module that keeps a state back before every pass: a method of its layers, as "
     "reset_mem, or FILE.py:FUNCTION.",
+)
+
+
+device_option = click.option(
+    "--device",
+    type=DeviceName(),
+    default="auto",
+    show_default=True,
+    metavar=devices.CHOICES,
+    help="Where to compute; auto takes CUDA if there is one.",
+)
+run_device_option = click.option(
+    "--device",
+    type=DeviceName(),
+    metavar=devices.CHOICES,
+    help="Where to compute.  [default: where the run was, or the CPU]",
 )
 
 

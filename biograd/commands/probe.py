@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from biograd.commands.options import Answer, Words, command, own_parts_options
+from biograd.commands.options import Answer, Words, command, own_parts_options, run_device_option
 
 REFERENCES = ("auto", "backpropagation", "finite_difference")
 
@@ -46,6 +46,7 @@ REFERENCES = ("auto", "backpropagation", "finite_difference")
     "derivative.",
 )
 @own_parts_options
+@run_device_option
 def probe(run: Path, model: str | None, dataset: str | None, **choices: Any) -> Answer:
     """Say how good a run's gradient estimate is, and why it does not learn.
 

@@ -13,6 +13,7 @@ from biograd.commands.options import (
     data_dir_option,
     own_parts_options,
     quiet_option,
+    run_device_option,
 )
 
 
@@ -26,6 +27,7 @@ from biograd.commands.options import (
     help="Keep the repeated run there.  [default: it is deleted]",
 )
 @own_parts_options
+@run_device_option
 @data_dir_option
 @click.option("--offline", is_flag=True, help="Do not download; use what is in the data folder.")
 @quiet_option
@@ -36,6 +38,7 @@ def reproduce(
     dataset: str | None,
     loss: str | None,
     reset: str | None,
+    device: str | None,
     data_dir: Path | None,
     offline: bool,
     quiet: bool,
@@ -58,6 +61,7 @@ def reproduce(
             data=dataset,
             loss=loss,
             reset=reset,
+            device=device,
             out=out,
             data_dir=data_dir,
             offline=offline or None,

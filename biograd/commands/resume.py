@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from biograd.commands.display import ProgressDisplay
-from biograd.commands.options import Answer, command, own_parts_options, quiet_option
+from biograd.commands.options import (
+    Answer,
+    command,
+    own_parts_options,
+    quiet_option,
+    run_device_option,
+)
 from biograd.commands.train import summary
 
 
@@ -20,8 +26,11 @@ from biograd.commands.train import summary
     help="Train to epoch N.  [default: as many as the run was started with]",
 )
 @own_parts_options
+@run_device_option
 @quiet_option
-def resume(run: Path, epochs: int | None, quiet: bool, **own: str | None) -> Answer:
+def resume(
+    run: Path, epochs: int | None, device: str | None, quiet: bool, **own: str | None
+) -> Answer:
     """Go on with a run that was interrupted, or train it for longer.
 
     RUN is a run file.  An interrupted run ends bit by bit as without the interruption (on the CPU).
@@ -32,5 +41,5 @@ def resume(run: Path, epochs: int | None, quiet: bool, **own: str | None) -> Ans
 
     with ProgressDisplay(quiet) as progress:
         parts = OwnParts.of(own["model"], own["dataset"], own["loss"], own["reset"])
-        record = experiment.proceed(run, epochs, progress, parts)
+        record = experiment.proceed(run, epochs, progress, parts, device=device)
     return Answer(record, summary(record))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from biograd import disk
+from biograd import disk, ranks
 from biograd.commands.board import Board
 from biograd.commands.options import (
     Answer,
@@ -16,8 +16,10 @@ from biograd.commands.options import (
     allow_code_option,
     command,
     data_dir_option,
+    device_option,
     quiet_option,
 )
+from biograd.commands.standing import check_alone, standing
 from biograd.errors import RecipeError, word
 from biograd.placement import ENGINES
 from biograd.user_code import is_named
@@ -47,6 +49,7 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="|".join(ENGINES),
             help="Who places the trainings: this machine, SLURM by submitit, or Dask.",
         ),
+        device_option,
         click.option(
             "--address", metavar="URL", help="Of a Dask scheduler.  [default: workers here]"
         ),
@@ -56,7 +59,14 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="KEY=VALUE",
             help="A setting of SLURM's jobs, as in partition=gpu, gres=gpu:1, time=60 (minutes), "
-            "setup='module load cuda' or cluster=local; repeatable.",
+            "setup='module load cuda' (a line each), nodes=2 or tasks_per_node=4 (processes that "
+            "train together), cluster=local, or any slurm_NAME of submitit's; repeatable.",
+        ),
+        click.option(
+            "--storage",
+            metavar="URL",
+            help="Where the trials of a search are kept, as in sqlite:///search.db; several "
+            "processes may search there together.  [default: the study's folder]",
         ),
         allow_code_option,
         data_dir_option,
@@ -70,7 +80,7 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@command("run")
+@command("run", together=True)
 @click.argument("study", metavar="STUDY")
 @click.option(
     "--out",
@@ -86,9 +96,20 @@ def placing_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="N",
     help="Do only the N-th training, counted from 0, and write no results (for job arrays).",
 )
+@click.option(
+    "--status",
+    is_flag=True,
+    help="Run nothing: say which trainings in the study's folder are done, run, or failed.",
+)
 @placing_options
 def run(
-    study: str, out: Path | None, quick: bool, task: int | None, quiet: bool, **places: Any
+    study: str,
+    out: Path | None,
+    quick: bool,
+    task: int | None,
+    status: bool,
+    quiet: bool,
+    **places: Any,
 ) -> Answer:
     """Run a whole study and print its table.
 
@@ -99,8 +120,13 @@ def run(
     """
     from biograd import studies
 
+    if task is None:
+        ranks.refuse("`biograd run` without --task")
     table, path = studies.read(study, quick)  # a misspelt name should not wait for torch
     folder = out or Path("studies") / f"{path.stem}{'-quick' if quick else ''}"
+    if status:
+        check_alone("study", "out", "quick")
+        return standing(folder)
     if quick:
         table = {**table, "description": f"{table.get('description', path.stem)} [shortened]"}
     whole = table.get("kind", "training") != "training" or task is not None
@@ -118,6 +144,8 @@ def place(
     job: tuple[str, ...],
     data_dir: Path | None,
     offline: bool,
+    device: str = "auto",
+    storage: str | None = None,
     task: int | None = None,
     allow_code: bool = False,
     typed: frozenset[str] = frozenset(),
@@ -125,12 +153,22 @@ def place(
     """Return where a study runs, from the options of the console."""
     from biograd.placement import Placement
     from biograd.studies import Place
+    from biograd.studies.trial_storage import check_storage
 
     disk.check_name(folder)
     if address and workers:
         raise RecipeError("--address: the cluster has workers of its own: leave --workers away")
-    placement = Placement(engine, workers, address, job, folder)
-    return Place(folder, data_dir, offline, placement, task, typed=typed, allow_code=allow_code)
+    placement = Placement(engine, workers, address, job, folder, device)
+    return Place(
+        folder,
+        data_dir,
+        offline,
+        placement,
+        task,
+        typed=typed,
+        allow_code=allow_code,
+        storage="" if storage is None else check_storage(storage),
+    )
 
 
 def conduct(table: dict[str, Any], path: Path, where: Place, quiet: bool) -> Answer:

@@ -13,10 +13,10 @@ from biograd.commands.columns import columns, costs, large, percent
 from biograd.commands.display import ProgressDisplay
 from biograd.commands.options import (
     Answer,
-    Words,
     allow_code_option,
     command,
     data_dir_option,
+    device_option,
     loss_option,
     model_args_option,
     quiet_option,
@@ -69,14 +69,7 @@ from biograd.metrics import headline, words, written
     show_default=True,
     help="Seed of every random stream.",
 )
-@click.option(
-    "--device",
-    type=Words(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda",
-    help="Where to compute; auto takes CUDA if there is one.",
-)
+@device_option
 @click.option(
     "--out",
     "-o",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from biograd import decorrelation, estimators, local, recipes, tasks, user_code
+from biograd import decorrelation, devices, estimators, local, recipes, tasks, user_code
 from biograd.configuration.own_parts import OwnParts
 from biograd.configuration.training_request import TrainingRequest
 from biograd.data import Dataset
@@ -20,7 +19,7 @@ from biograd.encoding import ENCODINGS
 from biograd.engine.settings import unread
 from biograd.errors import CapabilityError, RecipeError, RunFileError, word
 from biograd.recipes import DatasetRecipe, ModelRecipe
-from biograd.recipes.model import check_read, covered
+from biograd.recipes.model import check_read
 from biograd.recipes.toml import merged, without
 from biograd.substrate.return_values import Outputs
 from biograd.training.optimisers import check_optimiser
@@ -120,6 +119,23 @@ class Configuration:
         place = {"path": "", "paths": {}, **table}
         return dataclasses.replace(self, data=dataclasses.replace(self.data, **place))
 
+    def here(self, where: str = "--device") -> Configuration:
+        """Return the configuration with a device of this machine.
+
+        Args:
+            where: opens the message.
+
+        Raises:
+            RecipeError: the device is not here.
+            CapabilityError: it does not compute in the network's type.
+        """
+        found = devices.present(self.device, where)
+        if found == "mps" and self.recipe.network.dtype == "float64" and not self.module:
+            raise CapabilityError(
+                "network.dtype = 'float64': MPS does not compute in 64 bits: use --device cpu"
+            )
+        return dataclasses.replace(self, device=found)
+
     def read(self, own: Any = None) -> Dataset:
         """Return the data, complete and checked.
 
@@ -218,7 +234,7 @@ def configure(request: TrainingRequest) -> Configuration:
         estimator=recipe.estimator,
         settings=recipe.estimators.get(recipe.estimator, {}),
         seed=request.seed,
-        device=check_device(request.device),
+        device=devices.named(request.device),
         data_dir=None if request.data_dir is None else str(request.data_dir.resolve()),
         offline=request.offline,
         control=request.control,
@@ -350,51 +366,3 @@ def _check_rules(assignments: list[str], estimator: str) -> None:
         table, _, rest = text.partition("=")[0].strip().partition(".")
         if table == "estimators" and rest.partition(".")[0] != estimator:
             raise RecipeError(f"--set {text}: has no effect: the estimator is {estimator!r}")
-
-
-def without_effect(requests: Iterable[TrainingRequest]) -> dict[str, list[int]]:
-    """Return the common assignments of several runs that have no effect in some of them.
-
-    Returns:
-        each with the places of these runs.
-
-    Raises:
-        RecipeError: one that has no effect in any.
-    """
-    found: dict[str, list[int]] = {}
-    count = 0
-    for place, request in enumerate(requests):
-        count = place + 1
-        for text in _without_effect(request):
-            found.setdefault(text, []).append(place)
-    for text, places in found.items():
-        if len(places) == count:
-            raise RecipeError(f"--set {text}: has no effect in any of the {count} cells")
-    return found
-
-
-def _without_effect(request: TrainingRequest) -> list[str]:
-    configuration = configure(request)
-    recipe, idle = configuration.recipe, unread(configuration.recipe, configuration.module)
-    found = []
-    for text in request.common:
-        key = text.partition("=")[0].strip()
-        other = key.startswith("estimators.") and key.split(".")[1] != recipe.estimator
-        if other or covered(key, idle):
-            found.append(text)
-    return found
-
-
-def check_device(name: str, where: str = "--device cuda") -> str:
-    """Return the device of ``auto``, ``cpu`` or ``cuda``; ``where`` opens the message.
-
-    Raises:
-        RecipeError: no such device, here or at all.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"{where}: no CUDA device is available here; use --device cpu")
-    if name not in ("cpu", "cuda"):
-        raise RecipeError(f"--device {name}: (known: auto, cpu, cuda)")
-    return name

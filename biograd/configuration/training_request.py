@@ -26,6 +26,7 @@ class TrainingRequest:
     batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
+    """See ``devices.named``; whether it is there is asked when the training begins."""
     out: Path | None = None
     force: bool = False
     assignments: tuple[str, ...] = ()

@@ -54,10 +54,11 @@ class Moments:
         """``C R = <x' (R' x')'>``, ``[d, d]``, without a product of size ``d^3`` for few rows."""
         return self.outputs.T @ (self.outputs @ self.matrix) / len(self.outputs)
 
-    @cached_property
-    def crossed(self) -> Tensor:
-        """``(C - diag C) R``, ``[d, d]``."""
-        return self.product - self.variance[:, None] * self.matrix
+    def without(self, share: float, scale: Tensor) -> Tensor:
+        """Return ``diag(scale) R - share C R``, the large matrices touched as seldom as can be."""
+        kept = self.matrix * scale[:, None]
+        seen, count = self.outputs, len(self.outputs)
+        return kept.addmm_(seen.T, seen @ self.matrix, alpha=-share / count)
 
     def energy(self) -> Tensor:
         """Return the mean squared off-diagonal of ``C`` over its mean squared diagonal."""
@@ -71,14 +72,14 @@ class Moments:
 
 def kappa(moments: Moments, rate: float) -> Tensor:
     """Return the next ``R``: decorrelate, and bring the variances to one, in proportion."""
-    share, matrix = moments.kappa, moments.matrix
-    spread = (moments.variance - 1)[:, None] * matrix
-    return matrix - rate * ((1 - share) * moments.crossed + share * spread)
+    share, variance = moments.kappa, moments.variance
+    scale = 1 + rate * ((1 - share) * variance - share * (variance - 1))
+    return moments.without(rate * (1 - share), scale)
 
 
 def copi(moments: Moments, rate: float) -> Tensor:
     """Return the next ``R``: decorrelate alone."""
-    return moments.matrix - rate * moments.crossed
+    return moments.without(rate, 1 + rate * moments.variance)
 
 
 def scaled(moments: Moments, rate: float) -> Tensor:

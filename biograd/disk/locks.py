@@ -22,9 +22,9 @@ class Lock:
         """Open the file that carries the lock, which is never written to."""
         self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | OWN, 0o666)
 
-    def take(self) -> bool:
+    def take(self, tries: int = 5) -> bool:
         """Take the lock; False if another writer holds it."""
-        for attempt in range(5):  # a reader that asks for the status holds it for an instant
+        for attempt in range(tries):  # a reader that asks for the status holds it for an instant
             taken = _flock(self._descriptor, exclusive=True)
             if taken is not False:
                 return True

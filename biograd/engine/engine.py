@@ -31,6 +31,7 @@ from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators import Estimator
 from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
+from biograd.process.memory import keep_memory
 from biograd.randomness import generator
 from biograd.substrate.kept import Reset, ResetBefore, graph_held
 from biograd.substrate.return_values import Outputs
@@ -111,6 +112,7 @@ class Engine(Prepared):
         self.keeps: tuple[str, ...] = ()
         self.reset = None if reset is None else ResetBefore(network, reset)
         self._resetting: Any = self.reset and network.register_forward_pre_hook(self.reset)
+        keep_memory()
         self.substrate = make_substrate(network, sites, outputs)
         try:
             check_capabilities(estimator, self.substrate, self.task)

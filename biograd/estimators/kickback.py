@@ -120,14 +120,15 @@ def _active(trace: Trace, round: Round) -> tuple[list[Tensor], list[Tensor | Non
     masks: list[Tensor | None] = []
     for name in round.hidden:
         site = trace.sites[name]
-        outputs = [part for visits in site.visits for part in visits.outputs]
-        if site.activity is None or not site.activity.requires_grad:
+        parts = [part for visits in site.visits for part in visits.outputs]
+        outputs = [part for part in parts if part.requires_grad]
+        if site.activity is None or not site.activity.requires_grad or not outputs:
             continue
         found = torch.autograd.grad(
             site.activity.sum(), outputs, retain_graph=True, allow_unused=True
         )
         for current, slope in zip(outputs, found, strict=True):
-            if slope is not None and current.requires_grad:
+            if slope is not None:
                 currents.append(current)
                 masks.append((slope != 0).to(current.dtype))
     return currents, masks

@@ -252,4 +252,5 @@ class SyntheticGradient(Estimator):
 
 def labels(trace: Trace) -> Tensor:
     """Return what the synthesisers know of the targets, ``[B, labels]``; a class is one-hot."""
-    return trace.objective.vectors(trace.outputs, trace.targets).flatten(1)
+    found = trace.objective.vectors(trace.outputs, trace.targets)
+    return found.unsqueeze(1) if found.dim() == 1 else found.flatten(1)

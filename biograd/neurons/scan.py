@@ -1,14 +1,11 @@
 """Any neuron that is linear between its spikes, over a whole trial: one scan back in time.
 
 The loop runs without a graph.  The way back has the coefficients of ``Neuron.advance``, which are
-measured by calling it on plain numbers::
-
-    x[t] = (A + s[t-1] G) x[t-1] + J s[t-1] + B I[t]        s[t] = 1 if d . x[t] + const > 0
-
-The spikes in front of ``G`` are held constant, those behind ``J`` carry credit.  A simulator that
-has already run the trial gives its course (``Course``): values are its own, the way back is the
-neuron's.  Constants that are learned cost no sequential work: their derivative is that of one call
-of ``advance`` for all steps at once.
+measured by calling it on plain numbers (``neurons.coefficients``).  Compiled loops do the work
+where they can (``neurons.fused_scan``), operations of torch elsewhere (``neurons.plain_scan``).  A
+simulator that has already run the trial gives its course (``Course``): values are its own, the way
+back is the neuron's.  Constants that are learned cost no sequential work: their derivative is that
+of one call of ``advance`` for all steps at once.
 """
 
 from __future__ import annotations
@@ -22,23 +19,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from biograd.contracts.credit_paths import starts
+from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError
-from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of
-from biograd.neurons.surrogate import Derivative
-
-Number = Any
-"""A number, or ``[U]`` where constants differ between neurons."""
-
-
-class Coefficients(NamedTuple):
-    """Those of a step: by new variable and old variable, or port; 0 where there is none."""
-
-    A: list[list[Number]]
-    G: list[list[Number]]
-    J: list[Number]
-    B: list[list[Number]]
-    d: list[Number]
+from biograd.neurons import fused_scan, plain_scan
+from biograd.neurons.coefficients import Coefficients
+from biograd.neurons.neuron import Functions, Neuron, Spiking, constants_of, state_of
+from biograd.neurons.surrogate import SURROGATES, Derivative
 
 
 class Course(NamedTuple):
@@ -48,91 +34,10 @@ class Course(NamedTuple):
     passed: Tensor
 
 
-def coefficients(neuron: Neuron, c: Any) -> Coefficients | None:
-    """Return the coefficients of a step; None: it is not linear between spikes.
-
-    Linearity is tested by superposition at a point of no meaning, with and without a spike.
-    """
-    names, ports = neuron.variables, neuron.ports
-    count = len(names)
-    zero, silent = [0.0] * count, [0.0] * len(ports)
-
-    def at(x: Sequence[float], fired: float, held: float, into: Sequence[float]) -> list[Number]:
-        given = SimpleNamespace(**dict(zip(ports, into, strict=True)))
-        return list(neuron.advance(state_of(names)(*x), fired, held, given, c, None))
-
-    def distance(x: Sequence[float]) -> Number:
-        return neuron.passed(state_of(names)(*x), c, None)
-
-    try:
-        base = {held: at(zero, 0.0, held, silent) for held in (0.0, 1.0)}
-        by_state = {
-            held: _columns([_minus(at(u, 0.0, held, silent), base[held]) for u in _units(count)])
-            for held in (0.0, 1.0)
-        }
-        into = _columns([_minus(at(zero, 0.0, 0.0, u), base[0.0]) for u in _units(len(ports))])
-        fired = _minus(at(zero, 1.0, 0.0, silent), base[0.0])
-        sight = [distance(u) - distance(zero) for u in _units(count)]
-        x, i = [0.37 * (n + 1) for n in range(count)], [0.61 * (n + 2) for n in range(len(ports))]
-        for held in (0.0, 1.0):
-            told = [
-                start + _dot(by_state[held][p], x) + _dot(into[p], i) + fired[p]
-                for p, start in enumerate(base[held])
-            ]
-            if any(_differ(a, b) for a, b in zip(told, at(x, 1.0, held, i), strict=True)):
-                return None
-        if _differ(distance(zero) + _dot(sight, x), distance(x)):
-            return None
-        last = zip(at(x, 0.0, 0.0, i), at(x, 1.0, 1.0, i), strict=True)
-        if not neuron.spiking and any(_differ(a, b) for a, b in last):
-            return None  # what it passes on comes back as a value, not as a spike
-    except (AttributeError, TypeError):  # it calls a function
-        return None
-    gated = [_minus(one, other) for one, other in zip(by_state[1.0], by_state[0.0], strict=True)]
-    return Coefficients(by_state[0.0], gated, fired, into, sight)
-
-
-def _units(count: int) -> list[list[float]]:
-    return [[float(k == n) for k in range(count)] for n in range(count)]
-
-
-def _minus(found: Sequence[Number], base: Sequence[Number]) -> list[Number]:
-    return [a - b for a, b in zip(found, base, strict=True)]
-
-
-def _columns(rows: list[list[Number]]) -> list[list[Number]]:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _dot(row: Sequence[Number], values: Sequence[float]) -> Number:
-    return sum(a * b for a, b in zip(row, values, strict=True))
-
-
-def _differ(a: Number, b: Number) -> bool:
-    gap = a - b
-    return bool((gap.abs().max() if isinstance(gap, Tensor) else abs(gap)) > 1e-5)
-
-
-def _zero(value: Number) -> bool:
-    return not isinstance(value, Tensor) and value == 0
-
-
-def _add(total: Tensor, values: Tensor, factor: Number, gate: Tensor | None = None) -> None:
-    """Add ``factor values gate`` in place."""
-    if _zero(factor):
-        return
-    if isinstance(factor, Tensor):
-        total.addcmul_(values if gate is None else values * gate, factor)
-    elif gate is None:
-        total.add_(values, alpha=factor)
-    else:
-        total.addcmul_(values, gate, value=factor)
-
-
 def simulate(
     neuron: Neuron, c: Any, into: Mapping[str, Tensor], steps: int, states: bool
 ) -> Course:
-    """Return the course of a population without a graph.
+    """Return the course of a population of any kind step by step, without a graph.
 
     Args:
         into: by port ``[rows, steps or 1, *U]``.
@@ -174,6 +79,27 @@ def check_end(states: Mapping[str, Tensor], fired: Tensor, steps: int) -> None:
             )
 
 
+def record(
+    neuron: Neuron, k: Coefficients, into: Mapping[str, Tensor], steps: int, keep: str = "nothing"
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Return what is passed on, distances and states, ``[rows, steps, *U]``, without a graph.
+
+    Args:
+        k: the coefficients of its step.
+        into: by port ``[rows, steps or 1, *U]``.
+        keep: "nothing", "distance", or "states" as well.
+    """
+    drives = [into[port].detach() for port in neuron.ports]
+    if fused_scan.serves(k, drives[0], steps):
+        found = fused_scan.forward(k, drives[0], steps, neuron.spiking, keep)
+    else:
+        found = plain_scan.forward(k, drives, steps, neuron.spiking, keep)
+    passed, distance, states, ends = found
+    if neuron.spiking:
+        check_end(dict(zip(k.names, ends, strict=True)), passed[:, -1], steps)
+    return passed, distance, states
+
+
 @dataclasses.dataclass
 class Trial:
     """What a trial is differentiated by: the neuron, its step, where credit in time is cut.
@@ -207,90 +133,92 @@ class Trial:
         distance = self.neuron.passed(state_of(self.neuron.variables)(*states), c, Functions)
         return (self.derivative or self.neuron.derivative)(distance)
 
+    @property
+    def keep(self) -> str:
+        """What the way back needs of the way forward."""
+        return "states" if self.learned else "distance" if self.neuron.spiking else "nothing"
+
+    @property
+    def surrogate(self) -> tuple[int, float]:
+        """The number and steepness of a surrogate that compiled loops know."""
+        neuron = self.neuron
+        own = self.derivative is None and type(neuron).derivative is Spiking.derivative
+        if own and isinstance(neuron, Spiking) and self.given is None:
+            function = SURROGATES[neuron.surrogate]
+            if function in fused_scan.KNOWN:
+                return fused_scan.KNOWN.index(function), neuron.slope
+        return fused_scan.GIVEN, 1.0
+
 
 class _RecordedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, trial: Trial, k: Coefficients, *tensors: Tensor) -> Tensor:
-        ports = trial.neuron.ports
-        c = trial.constants(tensors[len(ports) :])
+        neuron, ports = trial.neuron, trial.neuron.ports
         into = dict(zip(ports, tensors, strict=False))
-        course = trial.given or simulate(trial.neuron, c, into, trial.steps, states=True)
-        slopes = trial.slopes(c, course.states)
-        kept = course.states if trial.learned else []
-        ctx.trial, ctx.k, ctx.sloped = trial, k, slopes is not None
-        saved = (*tensors, course.passed, *([slopes] if slopes is not None else []), *kept)
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
-        return course.passed.clone() if trial.given else course.passed
+        ctx.trial, ctx.k = trial, k
+        ctx.constant = [into[p].shape[1] == 1 and trial.steps > 1 for p in ports]
+        ctx.fused = fused_scan.serves(k, tensors[0], trial.steps)
+        ctx.surrogate = trial.surrogate if ctx.fused else (fused_scan.GIVEN, 1.0)
+        if trial.given is None:
+            passed, slopes, states = record(neuron, k, into, trial.steps, trial.keep)
+            if neuron.spiking and ctx.surrogate[0] == fused_scan.GIVEN:
+                assert slopes is not None
+                slopes = (trial.derivative or neuron.derivative)(slopes)
+        else:
+            states, passed = trial.given.states, trial.given.passed.clone()
+            slopes = trial.slopes(trial.constants(tensors[len(ports) :]), states)
+        own = [slopes] if neuron.spiking and slopes is not None else []
+        kept = [*tensors, *states] if trial.learned else []
+        ctx.save_for_backward(passed, *own, *kept)
+        ctx.save_for_forward(passed, *own, *kept)
+        return passed
 
     @staticmethod
-    def _saved(ctx: Any) -> tuple[list[Tensor], Tensor, Tensor | None, list[Tensor]]:
+    def _saved(ctx: Any) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
         trial = ctx.trial
-        saved = list(ctx.saved_tensors)
+        passed, *rest = ctx.saved_tensors
+        slopes = rest.pop(0) if trial.neuron.spiking else None
         count = len(trial.neuron.ports) + len(trial.learned)
-        tensors, passed, rest = saved[:count], saved[count], saved[count + 1 :]
-        slopes = rest.pop(0) if ctx.sloped else None
-        return tensors, passed, slopes, rest
+        return passed, slopes, rest[:count], rest[count:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         trial = ctx.trial
-        tensors, passed, slopes, states = _RecordedScan._saved(ctx)
-        ports = len(trial.neuron.ports)
-        credit, found = _backward(trial, ctx.k, gradient, passed, slopes, keep=bool(states))
-        by_port = [
-            g.sum(1, keepdim=True) if v.shape[1] == 1 and trial.steps > 1 else g
-            for g, v in zip(found, tensors[:ports], strict=True)
-        ]
-        learned = _by_constants(trial, tensors, states, passed, credit) if states else []
+        passed, slopes, tensors, states = _RecordedScan._saved(ctx)
+        learns = bool(trial.learned)
+        k, window, constant = ctx.k, trial.window, ctx.constant
+        if ctx.fused:
+            seen = None if slopes is None else (slopes, *ctx.surrogate)
+            credit, by_port = fused_scan.back(k, gradient, passed, seen, window, constant, learns)
+        else:
+            credit, by_port = plain_scan.back(k, gradient, passed, slopes, window, constant, learns)
+        learned = _by_constants(trial, tensors, states, passed, credit) if learns else []
         return (None, None, *by_port, *learned)
 
     @staticmethod
     def jvp(ctx: Any, _trial: None, _k: None, *tangents: Tensor | None) -> Tensor:
-        _tensors, passed, slopes, _states = _RecordedScan._saved(ctx)
-        ports = tangents[: len(ctx.trial.neuron.ports)]
-        moved = _forward(ctx.trial, ctx.k, ports, passed, slopes)
-        return moved
+        passed, slopes, _tensors, _states = _RecordedScan._saved(ctx)
+        moved, window = tangents[: len(ctx.trial.neuron.ports)], ctx.trial.window
+        with torch.no_grad():
+            found = _RecordedScan._moved(ctx, moved, passed, slopes, window)
+        given = [values for values in moved if values is not None]
+        return without_derivative(found, "a tangent of a whole trial carries none", given)
 
-
-def _backward(
-    trial: Trial,
-    k: Coefficients,
-    gradient: Tensor,
-    passed: Tensor,
-    slopes: Tensor | None,
-    keep: bool,
-) -> tuple[list[list[Tensor]], list[Tensor]]:
-    """Return ``dL/dx`` of every step (if kept; the last is dL/d distance) and ``dL/dI`` by port."""
-    count, spiking = len(k.d), trial.neuron.spiking
-    lam = [torch.zeros_like(gradient[:, 0]) for _ in k.d]
-    found = [torch.zeros_like(gradient) for _ in trial.neuron.ports]
-    kept: list[list[Tensor]] = [[] for _ in range(count + 1)]
-    for t in reversed(range(trial.steps)):
-        if starts(t + 1, trial.window):
-            lam = [torch.zeros_like(values) for values in lam]
-        credit = gradient[:, t].clone()
-        for p in range(count if spiking else 0):
-            _add(credit, lam[p], k.J[p])
-        if slopes is not None:
-            credit.mul_(slopes[:, t])
-        new = []
-        for q in range(count):
-            total = torch.zeros_like(credit)
-            _add(total, credit, k.d[q])
-            for p in range(count):
-                _add(total, lam[p], k.A[p][q])
-                if spiking:
-                    _add(total, lam[p], k.G[p][q], passed[:, t])
-            new.append(total)
-        lam = new
-        for o, into in enumerate(found):
-            for p in range(count):
-                _add(into[:, t], lam[p], k.B[p][o])
-        for values, now in zip(kept, (*lam, credit) if keep else (), strict=False):
-            values.append(now)
-    return [values[::-1] for values in kept], found
+    @staticmethod
+    def _moved(
+        ctx: Any,
+        moved: Sequence[Tensor | None],
+        passed: Tensor,
+        slopes: Tensor | None,
+        window: int | None,
+    ) -> Tensor:
+        if ctx.fused and moved[0] is not None:
+            seen = None if slopes is None else (slopes, *ctx.surrogate)
+            return fused_scan.tangent(ctx.k, moved[0], passed, seen, window)
+        if ctx.surrogate[0] != fused_scan.GIVEN and slopes is not None:
+            slopes = ctx.trial.neuron.derivative(slopes)
+        return plain_scan.tangent(ctx.k, moved, passed, slopes, window)
 
 
 def _by_constants(
@@ -298,7 +226,7 @@ def _by_constants(
     tensors: Sequence[Tensor],
     states: Sequence[Tensor],
     passed: Tensor,
-    credit: Sequence[Sequence[Tensor]],
+    credit: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """Return the gradients of the learned fields: one step for all steps at once."""
     neuron, ports = trial.neuron, trial.neuron.ports
@@ -319,7 +247,7 @@ def _by_constants(
         after = neuron.advance(x, spikes, spikes, into, c, Functions)
         sight = neuron.passed(State(*states), c, Functions)
         pairs = [
-            (value, torch.stack(list(given), 1))
+            (value, given)
             for value, given in zip((*after, sight), credit, strict=True)
             if isinstance(value, Tensor) and value.requires_grad
         ]
@@ -328,42 +256,6 @@ def _by_constants(
                 [value for value, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True
             )
         )
-
-
-def _forward(
-    trial: Trial,
-    k: Coefficients,
-    tangents: Sequence[Tensor | None],
-    passed: Tensor,
-    slopes: Tensor | None,
-) -> Tensor:
-    """Return the tangent of what is passed on for those of the currents."""
-    count, spiking = len(k.d), trial.neuron.spiking
-    x = [torch.zeros_like(passed[:, 0]) for _ in k.d]
-    out, result = torch.zeros_like(passed[:, 0]), torch.empty_like(passed)
-    for t in range(trial.steps):
-        if starts(t, trial.window):
-            x, out = [torch.zeros_like(v) for v in x], torch.zeros_like(out)
-        new = []
-        for p in range(count):
-            total = torch.zeros_like(out)
-            for q in range(count):
-                _add(total, x[q], k.A[p][q])
-                if t and spiking:
-                    _add(total, x[q], k.G[p][q], passed[:, t - 1])
-            if spiking:
-                _add(total, out, k.J[p])
-            for o, tangent in enumerate(tangents):
-                if tangent is not None:
-                    _add(total, tangent[:, t if tangent.shape[1] > 1 else 0], k.B[p][o])
-            new.append(total)
-        x, out = new, result[:, t]
-        out.zero_()
-        for q in range(count):
-            _add(out, x[q], k.d[q])
-        if slopes is not None:
-            out.mul_(slopes[:, t])
-    return result
 
 
 def scan(trial: Trial, k: Coefficients, into: Mapping[str, Tensor], *learned: Tensor) -> Tensor:
@@ -375,4 +267,5 @@ def scan(trial: Trial, k: Coefficients, into: Mapping[str, Tensor], *learned: Te
         learned: values of ``trial.learned``, ``[U]``.
     """
     tensors = (*(into[port] for port in trial.neuron.ports), *learned)
+    k = k if trial.learned else k.without_unread()
     return cast(Tensor, _RecordedScan.apply(trial, k, *tensors))

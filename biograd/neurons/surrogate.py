@@ -26,17 +26,17 @@ Derivative = Callable[[Tensor], Tensor]
 
 def fast_sigmoid(distance: Tensor, slope: float) -> Tensor:
     """Return ``1 / (1 + k|u|)^2`` (Zenke & Ganguli 2018)."""
-    return (1 + slope * distance.abs()).pow(-2)
+    return distance.abs().mul_(slope).add_(1).pow_(-2)
 
 
 def arctan(distance: Tensor, slope: float) -> Tensor:
     """Return ``1 / (1 + (k u)^2)``, the derivative of an arctangent (Fang et al. 2021)."""
-    return 1 / (1 + (slope * distance).square())
+    return (slope * distance).square_().add_(1).reciprocal_()
 
 
 def gaussian(distance: Tensor, slope: float) -> Tensor:
     """Return ``exp(-(k u)^2 / 2)``: a noisy threshold with standard deviation ``1/k``."""
-    return torch.exp(-0.5 * (slope * distance).square())
+    return (slope * distance).square_().mul_(-0.5).exp_()
 
 
 SURROGATES: Registry[Surrogate] = Registry(

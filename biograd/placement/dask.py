@@ -9,26 +9,26 @@ the same folders.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from biograd import __version__
 from biograd.errors import BiogradError, MissingExtraError, RecipeError
+from biograd.placement.allotment import cores, shared, threads
 from biograd.placement.jobs import (
     Executor,
     Job,
     Outcome,
     Work,
-    cores,
     environment,
     line,
-    threads,
 )
 from biograd.placement.processes import Processes
 from biograd.placement.slurm import Placement
@@ -58,11 +58,11 @@ def begin(placement: Placement, count: int) -> Executor:
         if placement.address is None:
             workers = min(placement.workers or cores(), count)
             client = _here(stack, distributed, workers)
-            executor = Workers(client, workers, "this machine", placement.logs)
+            executor = Workers(client, workers, "this machine", placement, {})
         else:
             client = _there(stack, distributed, placement.address)
             name = f"the scheduler at {placement.address}"
-            executor = Workers(client, count, name, placement.logs)
+            executor = Workers(client, count, name, placement, _crowd(client))
         executor.ending = stack.pop_all()
     return executor
 
@@ -116,6 +116,14 @@ def _there(stack: ExitStack, distributed: Any, address: str) -> Any:
     return client
 
 
+def _crowd(client: Any) -> dict[str, int]:
+    """Return how many trainings at a time the workers of every machine do, by its address."""
+    found: dict[str, int] = {}
+    for worker in client.scheduler_info()["workers"].values():
+        found[worker["host"]] = found.get(worker["host"], 0) + int(worker["nthreads"])
+    return found
+
+
 def _client(distributed: Any) -> Any:
     """Return a kind of client that ends itself if it cannot start, and not as the program ends."""
 
@@ -166,11 +174,15 @@ class Workers:
         client: of the scheduler.
         capacity: jobs that are handed to it at a time.
         name: of the cluster.
-        logs: folder for what the trainings say.
+        placement: of the trainings.
+        crowd: trainings at a time on every machine, which share its cores.
     """
 
-    def __init__(self, client: Any, capacity: int, name: str, logs: Path) -> None:
-        self.client, self.capacity, self.name, self.logs = client, capacity, name, logs
+    def __init__(
+        self, client: Any, capacity: int, name: str, placement: Placement, crowd: Mapping[str, int]
+    ) -> None:
+        self.client, self.capacity, self.name = client, capacity, name
+        self.placement, self.crowd = placement, crowd
         self.study = uuid.uuid4().hex
         self.ending = ExitStack()
         """What ends the cluster."""
@@ -185,7 +197,8 @@ class Workers:
                     _work,
                     self.study,
                     job.work,
-                    self.logs.absolute(),
+                    dataclasses.replace(self.placement, folder=self.placement.folder.absolute()),
+                    self.crowd,
                     Path.cwd(),
                     key=f"biograd-{uuid.uuid4().hex}",
                     pure=False,
@@ -244,16 +257,25 @@ class _Failed(Exception):
     """An answer that is not a success: the scheduler keeps errors, but results only the worker."""
 
 
-def _work(study: str, work: Work, logs: Path, folder: Path) -> None:
+def _work(
+    study: str, work: Work, placement: Placement, crowd: Mapping[str, int], folder: Path
+) -> None:
     """Do work in a process of its own, which runs in ``folder``.
 
     Raises:
         _Failed: it was not done.
     """
     from distributed import get_worker
+    from distributed.comm.addressing import get_address_host
 
-    # as many at a time as the worker has threads, so that each has its share of the cores
-    processes = Processes(get_worker().state.nthreads, logs=logs, folder=folder)
+    worker = get_worker()
+    processes = Processes(
+        worker.state.nthreads,
+        shared(placement.device),
+        placement.logs,
+        folder,
+        crowd.get(get_address_host(worker.address)),
+    )
     job = Job(work)
     _at_work.append(study)
     try:

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from biograd.errors import BiogradError, visible
+from biograd.ranks import Lost
 
 TRIES, PAUSE = 3, 1.0
 """How often work is started before it is given up, and the first pause between, in seconds."""
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 INTERRUPTED = 128
 """Exit codes above say that a signal asked the work to stop."""
 LONGEST = 1000
@@ -174,7 +174,7 @@ def attempt(function: Callable[..., object], arguments: tuple[Any, ...]) -> Outc
         function(*arguments)
     except BiogradError as error:
         interrupted = error.exit_code > INTERRUPTED
-        again = interrupted or isinstance(error.__cause__, OSError)
+        again = interrupted or isinstance(error, Lost) or isinstance(error.__cause__, OSError)
         return Outcome(again, line(error), interrupted)
     except OSError as error:
         return Outcome(True, f"{type(error).__name__}: {line(error)}")
@@ -199,25 +199,6 @@ def line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def threads(workers: int) -> dict[str, str]:
-    """Return the variables that give each of so many processes its share of the cores.
-
-    A smaller number that the user has set stays.
-    """
-    share = max(1, cores() // workers)
-
-    def limited(given: str) -> int:
-        return min(share, int(given)) if given.isdecimal() and int(given) else share
-
-    return {name: str(limited(os.environ.get(name, ""))) for name in THREADS}
 
 
 @contextmanager

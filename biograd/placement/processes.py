@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from biograd import disk
+from biograd import devices, disk
+from biograd.placement import allotment
+from biograd.placement.allotment import Dealt, deal, shared, threads
 from biograd.placement.jobs import (
     Event,
     Executor,
@@ -25,14 +27,12 @@ from biograd.placement.jobs import (
     Job,
     Outcome,
     Work,
-    cores,
     deaf_to,
     drive,
     killed,
     line,
     log_of,
     pointed,
-    threads,
 )
 from biograd.placement.slurm import Placement
 
@@ -44,7 +44,8 @@ LOOK = 0.05
 
 def begin(placement: Placement, count: int) -> Executor:
     """Return the executor for so much work."""
-    return Processes(min(placement.workers or cores(), count), cuda_devices(), placement.logs)
+    workers = min(placement.workers or allotment.cores(), count)
+    return Processes(workers, shared(placement.device), placement.logs)
 
 
 def run(
@@ -70,7 +71,7 @@ def run(
 @dataclasses.dataclass
 class _Process:
     process: subprocess.Popen[bytes]
-    device: str | None
+    device: Dealt | None
     log: Path | None
 
 
@@ -82,10 +83,11 @@ class Processes:
 
     Args:
         workers: processes at a time.
-        devices: names of the CUDA devices; several are dealt in turn, so that each process sees one
-            of them, the one that the fewest others use.
+        devices: names of the CUDA devices; of several each process sees one, the one that the
+            fewest others use.
         logs: folder for what the processes say; None: it is lost.
         folder: in which they run; None: that of this process.
+        sharing: processes that share the cores; None: ``workers``.
     """
 
     def __init__(
@@ -94,10 +96,10 @@ class Processes:
         devices: Sequence[str] = (),
         logs: Path | None = None,
         folder: Path | None = None,
+        sharing: int | None = None,
     ) -> None:
         self.capacity, self.devices, self.logs = workers, list(devices), logs
-        self.folder = folder
-        self._used: list[str] = []
+        self.folder, self.sharing = folder, sharing or workers
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Start a process for each job."""
@@ -117,10 +119,9 @@ class Processes:
                 job.handle.process.stdin.flush()
 
     def _begin(self, name: str) -> _Process:
-        device = min(self.devices, key=self._used.count) if len(self.devices) > 1 else None
-        variables = threads(self.capacity)
+        variables, device = threads(self.sharing), deal(self.devices)
         if device is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = device
+            variables[devices.VISIBLE] = device.name
         # the modules of the work are to be found as they are here
         variables["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         log, errors = None if self.logs is None else log_of(name, self.logs), subprocess.DEVNULL
@@ -128,6 +129,7 @@ class Processes:
             with contextlib.suppress(OSError):  # a full disk must not fail the work here
                 log.parent.mkdir(parents=True, exist_ok=True)
                 errors = disk.open_appending(log)
+        process = None
         try:
             with deaf_to(signal.SIGINT):
                 process = subprocess.Popen(
@@ -141,8 +143,8 @@ class Processes:
         finally:
             if errors != subprocess.DEVNULL:
                 os.close(errors)
-        if device is not None:
-            self._used.append(device)
+            if process is None and device is not None:
+                device.back()
         return _Process(process, device, log)
 
     def ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Outcome]]:
@@ -170,7 +172,7 @@ class Processes:
                 if stream:
                     stream.close()
         if handle.device is not None:
-            self._used.remove(handle.device)
+            handle.device.back()
 
     def close(self, jobs: Sequence[Job]) -> None:
         """Ask the processes to stop, let them commit, and kill what is still there."""
@@ -192,14 +194,3 @@ class Processes:
                 handle.process.wait()
                 self._release(handle)
                 pointed(Outcome(False, ""), handle.log)
-
-
-def cuda_devices() -> list[str]:
-    """Return the CUDA devices of this machine by the names of ``CUDA_VISIBLE_DEVICES``."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",") if name.strip()]
-        return names[: names.index("-1")] if "-1" in names else names
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]

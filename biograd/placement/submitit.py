@@ -8,6 +8,7 @@ the folder ``jobs``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -16,24 +17,24 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from biograd.devices import VISIBLE, kind, visible
 from biograd.errors import MissingExtraError, RecipeError
+from biograd.placement.allotment import SHELL, THREADS, cores, own_device, shared, threads
 from biograd.placement.jobs import (
-    THREADS,
     Executor,
     Job,
     Outcome,
+    Work,
     attempt,
-    cores,
     deaf_to,
     environment,
     line,
     pointed,
-    threads,
 )
-from biograd.placement.slurm import MINUTES, OPTIONS, Placement, read_options
+from biograd.placement.slurm import MINUTES, Placement, option, processes, read_options
 
 REQUEUES = 100
 """How often a job may reach its time limit; each time it goes on."""
@@ -76,11 +77,10 @@ def begin(placement: Placement, count: int) -> Executor:
             "the engine 'submitit' finds no sbatch and srun on this machine: run it on a login "
             "node, try it here with the option cluster=local, or use --print-sbatch"
         )
-    away = [name for name in options if OPTIONS[name].parameter.startswith("slurm_")]
+    setup = options.pop("setup", [])
+    away = [name for name in options if option(name).parameter.startswith("slurm_")]
     if cluster == "local" and away:
         raise RecipeError(f"option {away[0]}: has no effect with cluster=local: leave it out")
-    if "setup" in options:
-        options["setup"] = [options["setup"]]
     if "%" in str(placement.logs.absolute()):  # Slurm's sign for what it fills in
         raise RecipeError(f"{placement.folder}: Slurm needs a folder without % in its path")
     logging.getLogger("submitit").setLevel(logging.CRITICAL)  # its end is told by this executor
@@ -91,34 +91,67 @@ def begin(placement: Placement, count: int) -> Executor:
         slurm_max_num_timeout=REQUEUES,
         local_max_num_timeout=REQUEUES,
     )
-    cpus, minutes = options.get("cpus"), options.setdefault("time", MINUTES)
-    executor.update_parameters(
-        name="biograd",
-        slurm_array_parallelism=placement.workers or min(count, ARRAY),
-        slurm_signal_delay_s=min(90, 30 * minutes),
-        **{OPTIONS[name].parameter: value for name, value in options.items()},
-    )
-    if cluster == "local":
-        workers = placement.workers or cores()
-        share = dict.fromkeys(THREADS, str(cpus)) if cpus else threads(workers)
-        return LocalJobs(executor, min(workers, count), share)
-    return SlurmJobs(executor, min(count, ARRAY), dict.fromkeys(THREADS, str(cpus or 1)))
+    _update(executor, cluster, options, setup, placement.workers or min(count, ARRAY))
+    ranks, cpus = processes(options), options.get("cpus")
+    if cluster == "slurm":
+        call = Call(device=placement.device, ranks=ranks)
+        return SlurmJobs(executor, min(count, ARRAY), call)
+    asked = kind(placement.device) in ("auto", "cuda") and "gpus" not in options
+    given = visible() if asked else None
+    call = Call(device=placement.device, ranks=ranks, study=os.getpid(), devices=given)
+    workers = placement.workers or max(1, cores() // ranks)
+    share = dict.fromkeys(THREADS, str(cpus)) if cpus else threads(workers * ranks)
+    return LocalJobs(executor, min(workers, count), call, share)
 
 
+def _update(
+    executor: Any, cluster: str, options: dict[str, Any], setup: Sequence[str], parallel: int
+) -> None:
+    """Hand the options to submitit.
+
+    Raises:
+        RecipeError: it refuses one.
+    """
+    minutes = options.setdefault("time", MINUTES)
+    lines = [*(SHELL if cluster == "slurm" else ()), *setup]
+    own = {
+        "name": "biograd",
+        "slurm_array_parallelism": parallel,
+        "slurm_signal_delay_s": min(90, 30 * minutes),
+        f"{cluster}_setup": lines,
+    }
+    given = {option(name).parameter: value for name, value in options.items()}
+    try:
+        executor.update_parameters(**own | given)
+    except (NameError, ValueError, TypeError, AssertionError) as error:
+        raise RecipeError(f"--job: submitit says: {line(error)}") from None
+
+
+@dataclasses.dataclass
 class Call:
     """Work as submitit runs it: in the main thread of a process of its own.
 
     A try that is asked to stop leaves no result, for whoever stopped it may have queued it again.
+    The tasks of a job of several train together, as the processes of torchrun do.
 
-    Args:
+    Attributes:
+        device: what the work computes on.
+        ranks: tasks of the job.
         study: process on this machine without which the work should not go on.
+        devices: CUDA devices that the work may use; None: those that the job sees.
     """
 
-    def __init__(
-        self, function: Callable[..., object], arguments: tuple[Any, ...], study: int | None = None
-    ) -> None:
-        self.function, self.arguments, self.study = function, arguments, study
-        self.requeued = False
+    function: Callable[..., object] = print
+    arguments: tuple[Any, ...] = ()
+    device: str = "auto"
+    ranks: int = 1
+    study: int | None = None
+    devices: Sequence[str] | None = None
+    requeued: bool = dataclasses.field(default=False, compare=False)
+
+    def of(self, work: Work) -> Call:
+        """Return the call that does some work."""
+        return dataclasses.replace(self, function=work.function, arguments=work.arguments)
 
     def __call__(self) -> Outcome:
         """Do the work."""
@@ -126,7 +159,8 @@ class Call:
         if self.study is not None:
             watch = threading.Thread(target=_die_with, args=(self.study,), daemon=True)
             watch.start()
-        answer = attempt(self.function, self.arguments)
+        with self._among_ranks(), own_device(self._choice()):
+            answer = attempt(self.function, self.arguments)
         if self.requeued:
             raise SystemExit(REQUEUED)
         if answer.interrupted:
@@ -142,7 +176,26 @@ class Call:
         from submitit.helpers import DelayedSubmission
 
         self.requeued = True
-        return DelayedSubmission(Call(self.function, self.arguments, self.study))
+        return DelayedSubmission(dataclasses.replace(self, requeued=False))
+
+    def _choice(self) -> Sequence[str]:
+        """Return the CUDA devices of which one is to be this process's own."""
+        if self.devices:  # submitit's stand-in for Slurm hides them
+            os.environ[VISIBLE] = ",".join(self.devices)
+        return shared(self.device) if self.ranks == 1 else ()
+
+    @contextlib.contextmanager
+    def _among_ranks(self) -> Iterator[None]:
+        """Let the tasks of a job find each other."""
+        if self.ranks == 1:
+            yield
+            return
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if self.study is not None:  # the only machine is this one, whatever it is called
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
+        yield
 
 
 def _die_with(study: int) -> None:
@@ -172,8 +225,11 @@ class SlurmJobs:
     """Seconds between two looks at the results, and at the queue."""
     grace = GRACE
 
-    def __init__(self, executor: Any, capacity: int, variables: dict[str, str]) -> None:
-        self.executor, self.capacity, self.variables = executor, capacity, variables
+    def __init__(
+        self, executor: Any, capacity: int, call: Call, variables: Mapping[str, str] | None = None
+    ) -> None:
+        self.executor, self.capacity, self.call = executor, capacity, call
+        self.variables = dict(variables or {})
         self._queue: dict[str, str] = {}
         self._asked = self._answered = time.monotonic()
         self._submitted: dict[Job, float] = {}
@@ -200,7 +256,7 @@ class SlurmJobs:
         self._submitted |= dict.fromkeys(jobs, time.monotonic())
 
     def _submit(self, jobs: Sequence[Job]) -> None:
-        calls = [Call(job.work.function, job.work.arguments) for job in jobs]
+        calls = [self.call.of(job.work) for job in jobs]
         for job, handle in zip(jobs, self.executor.submit_array(calls), strict=True):
             job.handle = handle
 
@@ -209,8 +265,9 @@ class SlurmJobs:
         results = set(os.listdir(self.executor.folder))  # one look for all, and never an old one
         found = []
         for job in jobs:
-            there = job.handle.paths.result_pickle.name in results
-            answer = _result(job.handle) if there else self._lost(job)
+            first = job.handle.task(0)  # of several it speaks for all
+            there = first.paths.result_pickle.name in results
+            answer = _result(first) if there else self._lost(job)
             if answer is not None:
                 self._over.pop(job, None)
                 found.append((job, answer))
@@ -229,7 +286,7 @@ class SlurmJobs:
         self._give_up(job.handle)
         text = f"its job {job.handle.job_id} ended without a result ({state})"
         again = not state.startswith("CANCELLED")
-        return pointed(Outcome(again, text, logged=True), job.handle.paths.stderr)
+        return pointed(Outcome(again, text, logged=True), job.handle.task(0).paths.stderr)
 
     def _ended_as(self, job: Job) -> str | None:
         """Return the last state of a job that is over."""
@@ -276,8 +333,7 @@ class LocalJobs(SlurmJobs):
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            call = Call(job.work.function, job.work.arguments, os.getpid())
-            job.handle = self.executor.submit(call)
+            job.handle = self.executor.submit(self.call.of(job.work))
 
     def _give_up(self, handle: Any) -> None:
         """Nothing brings the job back."""

@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from biograd.devices import kind, number
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 
 TIMEOUT = timedelta(minutes=15)
@@ -176,13 +177,26 @@ def own_device(device: str) -> None:
     """Let every rank of a machine use a CUDA device of its own.
 
     Raises:
-        RecipeError: there are fewer than ranks.
+        RecipeError: there are fewer than ranks, or one is named that several would share.
+        CapabilityError: ranks exchange nothing on it.
     """
-    if HERE.world is None or device != "cuda":
+    if HERE.world is None or device == "cpu":
         return
+    if kind(device) != "cuda":
+        raise CapabilityError(
+            f"--device {device}: processes that train together exchange tensors of cpu and cuda "
+            "alone: use one of these"
+        )
     from torch import cuda
 
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or HERE.world.size)
     place = int(os.environ.get("LOCAL_RANK") or HERE.world.rank)
+    if number(device) is not None and here > 1:
+        raise RecipeError(
+            f"--device {device}: {here} processes of this machine would share it: give --device "
+            "cuda, and each takes one of its own"
+        )
+    place = place if number(device) is None else int(number(device) or 0)
     if place >= cuda.device_count():
         raise RecipeError(
             f"--device cuda: {cuda.device_count()} CUDA devices for {place + 1} or more processes "

@@ -21,14 +21,25 @@ NOT_NEGATIVE = ("step", "sum", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "squar
 
 
 def restore(
-    experiment: Experiment, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], where: object
+    experiment: Experiment,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    where: object,
+    moved: bool = False,
 ) -> None:
     """Bring the trainer of an experiment to a checkpoint.
+
+    Args:
+        moved: it is of a device of another kind, whose random numbers cannot go on here: those of
+            the seed take their place.
 
     Raises:
         RunFileError: the checkpoint is not one of this network and trainer.
     """
     trainer = experiment.trainer
+    if moved:
+        own = {f"engine.stream.{k}": s.get_state() for k, s in trainer.engine.streams.items()}
+        tensors = {name: own.get(name, value) for name, value in tensors.items()}
     with _matching(where):
         _counts(
             {"step": meta["step"], "passes": meta.get("passes", 0)},

@@ -33,7 +33,7 @@ class Experiment:
         estimator: str | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
-        parts = parts or OwnParts()
+        parts, configuration = parts or OwnParts(), configuration.here()
         self.configuration, self.dataset = configuration, dataset
         recipe = configuration.recipe
         name = estimator or configuration.estimator

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from biograd import user_code
 from biograd.callbacks import NONE, StopAt, Watchers
 from biograd.calls import Model
-from biograd.configuration import Configuration, OwnParts, matching
+from biograd.configuration import Configuration, OwnParts, matching, on_some_device
 from biograd.errors import RecipeError
 from biograd.experiment import begin, go_on
 from biograd.progress import Progress
@@ -36,6 +34,7 @@ def reproduce(
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     offline: bool | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Reproduction:
     """Repeat a run from its file alone and compare what comes out with what is in the file.
@@ -54,6 +53,7 @@ def reproduce(
         out: where to keep the repeated run; None: it is deleted.
         data_dir: of the data; None: as the run had it.
         offline: do not download; None: as the run had it.
+        device: None: that of the run, or the CPU where there is none such.
         progress: shows how it goes on.
 
     Raises:
@@ -64,7 +64,7 @@ def reproduce(
     shown = progress or Progress()
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(open_run(path))
-        configuration = _configuration(run, data_dir, offline)
+        configuration = _configuration(run, data_dir, offline, device)
         parts = OwnParts.of(network, data, loss, reset)
         changed = matching(configuration, parts, run.path, "reproduce")
         configuration = dataclasses.replace(configuration, code=parts.known)
@@ -97,7 +97,9 @@ def reproduce(
         )
 
 
-def _configuration(run: Run, data_dir: str | Path | None, offline: bool | None) -> Configuration:
+def _configuration(
+    run: Run, data_dir: str | Path | None, offline: bool | None, device: str | None
+) -> Configuration:
     """Return how the run is repeated here.
 
     Raises:
@@ -110,11 +112,9 @@ def _configuration(run: Run, data_dir: str | Path | None, offline: bool | None) 
             f"{run.path}: its budget is training.seconds = {seconds}: how far a training comes in "
             "that time does not repeat, nor do its numbers; train with training.passes"
         )
-    here = configuration.device == "cpu" or torch.cuda.is_available()
     control = run.summary.get("frozen_hidden_control", 0) is not None
     return dataclasses.replace(
-        configuration,
-        device=configuration.device if here else "cpu",
+        on_some_device(device, configuration, run.path),
         data_dir=configuration.data_dir if data_dir is None else str(data_dir),
         offline=configuration.offline if offline is None else offline,
         control=configuration.control and control,  # a module's is not trained after a resumption

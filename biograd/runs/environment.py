@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from biograd.devices import VISIBLE
+from biograd.process.switches import COMPILED, allowed
+
 PACKAGES = ("biograd", "torch", "numpy", "brian2", "snntorch", "h5py")
 SECRET = {"SLURM_JWT"}
 BRIAN2 = (
@@ -45,6 +48,7 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
     """
     distributions = _distributions()
     versions = {name: distributions.get(name) for name in PACKAGES}
+    versions["numba"] = distributions.get("numba") if allowed(COMPILED) else None
     return {
         "versions": {"python": platform.python_version(), **versions},
         "distributions": dict(distributions),
@@ -54,6 +58,7 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
         "slurm": _slurm(),
         "git": git_state(folder),
         "device": device_name(device),
+        "visible_devices": os.environ.get(VISIBLE),
         "cpu": cpu_name(),
         "threads": _threads(),
         "brian2": preferences(),

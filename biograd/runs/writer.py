@@ -166,6 +166,7 @@ class RunWriter(Logger):
         changes: dict[str, Any] = {"summary": {}} if self._head["summary"] else {}
         if config is not None and config_digest(config) != config_digest(self._head["config"]):
             attributes = {**self._head["attributes"], "config_sha256": config_digest(config)}
+            attributes |= {"device": config["device"]} if "device" in config else {}
             changes |= {"config": dict(config), "attributes": attributes}
         if changes:
             self._amend(changes)

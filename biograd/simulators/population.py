@@ -17,20 +17,12 @@ from torch.autograd import forward_ad
 from biograd.checking import Count, Positive, validate
 from biograd.contracts.credit_paths import State, differentiated, join, needed, with_way
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.neurons import Leaky, leaky_scan
+from biograd.neurons.coefficients import Coefficients, coefficients
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
-from biograd.neurons.scan import (
-    Coefficients,
-    Course,
-    Trial,
-    check_end,
-    coefficients,
-    scan,
-    simulate,
-)
+from biograd.neurons.scan import Course, Trial, check_end, record, scan, simulate
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.values import bounded, check_trainable, spread
-from biograd.threads import Turn
+from biograd.process.threads import Turn
 
 Simulator = Literal["torch", "snntorch", "brian2"]
 
@@ -85,6 +77,7 @@ class Population(SteppedPopulation):
         self.factors = nn.ParameterDict({name: torch.zeros(units) for name in neuron.trainable})
         self._turn = Turn()
         self._foreign: Any = None
+        self._coefficients: tuple[Coefficients | None] | None = None
         if simulator != "torch":
             self.foreign()  # what it cannot do is refused here, not in the first pass
 
@@ -133,6 +126,14 @@ class Population(SteppedPopulation):
         """Return the constants of a step: numbers, or ``[units]``."""
         return constants_of(self.neuron, self.dt_ms, self.values())
 
+    def _linear(self, c: Any) -> Coefficients | None:
+        """Return the coefficients of a step; None: it is not linear between spikes."""
+        if any(isinstance(value, Tensor) for value in vars(c).values()):
+            return coefficients(self.neuron, c)
+        if self._coefficients is None:
+            self._coefficients = (coefficients(self.neuron, c),)
+        return self._coefficients[0]
+
     def forward(
         self, current: Tensor | Mapping[str, Tensor], recurrent: nn.Module | None = None
     ) -> Tensor:
@@ -175,10 +176,9 @@ class Population(SteppedPopulation):
         asked = [*both[0][0].values(), *learned.values()]
         if not any(differentiated(values) for values in asked):
             return self._without_graph(both[0][0], c)
-        given = None
-        k = None if leaky_scan.serves(self.neuron, c) else coefficients(self.neuron, c)
+        given, k = None, self._linear(c)
         moved = any(forward_ad.unpack_dual(v).tangent is not None for v in learned.values())
-        if moved or (k is None and not leaky_scan.serves(self.neuron, c)):
+        if moved or k is None:
             return self._by_steps(into, None)
         if self.simulator == "brian2":
             given = self.foreign().run(both[0][0], c, states=True)
@@ -191,17 +191,12 @@ class Population(SteppedPopulation):
         drives: Mapping[str, Tensor],
         window: int | None,
         c: Any,
-        k: Coefficients | None,
+        k: Coefficients,
         learned: Mapping[str, Tensor],
         given: Course | None,
     ) -> Tensor:
-        """Return what is passed on, along one way; ``k`` is None for plain leaky neurons."""
+        """Return what is passed on, along one way."""
         other = self.transport.derivative
-        if k is None:
-            assert isinstance(self.neuron, Leaky)
-            return leaky_scan.leaky_scan(
-                self.neuron, c, drives["I"], self.steps, window, other, given
-            )
         values = {name: self._initial(name) for name in self.differing}
         trial = Trial(
             self.neuron, self.dt_ms, self.steps, values, tuple(learned), window, other, given
@@ -212,9 +207,10 @@ class Population(SteppedPopulation):
         into = {port: values.detach() for port, values in into.items()}
         if self.simulator == "brian2":
             return self.foreign().run(into, c, states=False).passed
-        if leaky_scan.serves(self.neuron, c):
-            return leaky_scan.record(self.neuron, c, into["I"], self.steps)[0]  # type: ignore[arg-type]
+        k = self._linear(c)
         with torch.no_grad():
+            if k is not None:
+                return record(self.neuron, k.without_unread(), into, self.steps)[0]
             return simulate(self.neuron, c, into, self.steps, states=False).passed
 
     def begin(self, current: Tensor) -> State:

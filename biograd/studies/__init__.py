@@ -60,6 +60,8 @@ class Place:
         models: classes, functions and modules that are objects, likewise.
         typed: names of code that were typed in this very command or call.
         allow_code: whether code that the study alone names may run.
+        storage: URL of the database for the trials of searches, "": a journal in the folder.  It
+            may hold a password, and is never written.
         digests: of own data that were looked at.
     """
 
@@ -72,6 +74,7 @@ class Place:
     models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     typed: frozenset[str] = frozenset()
     allow_code: bool = False
+    storage: str = ""
     digests: dict[Any, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def data(self, name: str) -> Any:
@@ -201,6 +204,10 @@ def run(table: Table, path: Path, place: Place, watcher: Progress) -> Report:
             "--task away"
         )
     module, settings = settle(table, path)
+    if table.get("kind", "training") != "training" and placed.device not in ("auto", "cpu"):
+        raise RecipeError(
+            f"--device {placed.device}: a study of kind {table['kind']!r} is done on the CPU"
+        )
     report: Report = module.run(settings, place, watcher)
     if place.task is None:
         with disk.writing(place.folder, "run the study again"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from biograd import recipes, studies
+from biograd import devices, recipes, studies
 from biograd.data.sources.own_data import named
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Placement
@@ -22,6 +22,7 @@ from biograd.studies import Place, Report, search
 from biograd.studies.grid import CONTROL
 from biograd.studies.results import set_file
 from biograd.studies.results.set_file import RunSet
+from biograd.studies.trial_storage import check_storage
 from biograd.user_code import is_named, of_object, whole
 
 
@@ -182,6 +183,8 @@ def compare(
     data_dir: str | Path | None = None,
     offline: bool = False,
     allow_code: bool = False,
+    device: str = "auto",
+    storage: str | None = None,
 ) -> RunSet:
     """Train every model with every rule and every seed, and return the runs as a set.
 
@@ -208,6 +211,10 @@ def compare(
         trials: of the search in every cell.
         workers: trainings at a time; 1: in this process.  Others find a class by its file and name.
         allow_code: let recipes' files name the code of modules.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA if there is one; several workers
+            divide the CUDA devices that are visible, unless one is named.
+        storage: URL of a database for the trials of the searches, as "sqlite:///search.db", in
+            which several processes may search together; None: the folder holds them.
 
     Raises:
         RecipeError: the comparison is not valid.
@@ -243,11 +250,12 @@ def compare(
         place,
         None if data_dir is None else Path(data_dir),
         offline,
-        Placement(workers=workers, folder=place),
+        Placement(workers=workers, folder=place, device=devices.named(device)),
         own=own,
         models=objects,
         typed=typed(table),
         allow_code=allow_code,
+        storage="" if storage is None else check_storage(storage),
     )
     report = studies.run(table, place / studies.SAVED, where, Progress())
     if report.failures:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from biograd.errors import RecipeError
 from biograd.recipes import Range, Table
 from biograd.studies import Place, grid
 from biograd.studies.grid import Cell, Grid
+from biograd.studies.notes import stem
 from biograd.studies.search import Search
 from biograd.user_code import is_named
 
@@ -73,11 +73,6 @@ class Trainings:
         return {"kind": "training", **dataclasses.asdict(self)}
 
 
-def stem(name: str) -> str:
-    """Return the name of a cell as the names of its files begin."""
-    return re.sub(r"\W+", "-", name).strip("-") or "cell"
-
-
 def check_consent(settings: Trainings, cells: Sequence[Cell], place: Place) -> None:
     """Refuse a study that needs code which nobody typed, or data and models that are not here.
 
@@ -117,7 +112,7 @@ def check_same(known: Table, asked: Table, where: Path) -> None:
     """
     # what an older version did not know yet has its default
     made = Configuration.of(known, where)
-    before = plain(made)
+    before = plain(made) | {"device": asked["device"]}  # one cell may have been trained anywhere
     if "name" not in asked["data"]["task"]:  # a run notes the task that its targets asked for
         before["data"]["task"].pop("name", None)
     now = Configuration.of(asked, where).code

@@ -5,34 +5,36 @@
     ranges -> Optuna proposes -> a training without the held-out part -> its result there -> ...
 
 Each cell has the same number of trials, so that none is favoured by its defaults; the test split is
-dropped before anything looks at it.  The trials stand in a journal that Optuna reads; a search that
-was killed goes on as if it had not been, since each proposal follows from the trials before it.
+dropped before anything looks at it.  The trials stand in a journal or a storage that Optuna reads;
+a search that was killed goes on as if it had not been, since each proposal follows from the trials
+before it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from biograd import disk, experiment, user_code
+from biograd import experiment, user_code
 from biograd.configuration import Configuration, OwnParts
 from biograd.data import Dataset
-from biograd.errors import BiogradError, MissingExtraError, RecipeError
+from biograd.errors import BiogradError, RecipeError
 from biograd.experiment import Experiment, TrainingRequest
 from biograd.metrics import DEFAULT, is_share
 from biograd.recipes import Fraction, Range, Table
+from biograd.studies.trial_storage import SearchTrials, open_trials, optuna_here, reaching
 from biograd.training import evaluate
 
 if TYPE_CHECKING:
     import optuna
 
-GRACE = 5
-"""Seconds after which the journal's lock of a process that was killed no longer counts."""
+WAIT = 0.5
+"""Seconds between two looks at the trials that other processes do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Search:
             RecipeError: no range, an impossible one, or one over the data.
             MissingExtraError: Optuna is not installed.
         """
-        _optuna()
+        optuna_here()
         if not self.parameters:
             raise RecipeError("tune: no parameters: give at least one range")
         for key, parameter in self.parameters.items():
@@ -163,97 +165,67 @@ def _value(text: str) -> str | int | float | bool:
     return found if isinstance(found, (str, int, float, bool)) else text
 
 
-def run(search: Search, request: TrainingRequest, journal: Path) -> Chosen:
-    """Search, or go on with the search that a journal holds, and return the best settings.
+def run(search: Search, request: TrainingRequest, journal: Path, storage: str = "") -> Chosen:
+    """Search, or go on with the search that a journal or a storage holds; return the best settings.
 
     Args:
         request: of the cell; its seed is replaced by the search's.
+        storage: URL of a database, in which other processes may search, too; "": the journal.
 
     Raises:
         MissingExtraError: Optuna is not installed.
         RecipeError: a setting is not valid, or the journal is of another search.
+        BiogradError: the storage does not answer.
     """
     search.check()
-    asked = _asked(search, request)
-    study = _open(journal, asked)
-    optuna = _optuna()
-    for begun in study.get_trials(deepcopy=False):
-        if begun.state == optuna.trial.TrialState.RUNNING:  # it was killed
-            study.tell(begun.number, state=optuna.trial.TrialState.FAIL)
-    while (done := len(_complete(study))) < search.trials:
-        # a sampler of its own: the proposal must not depend on what this process drew before
-        study.sampler = optuna.samplers.TPESampler(seed=1000 * search.seed + done)
-        trial = study.ask()
-        given = {key: one.propose(key, trial) for key, one in search.parameters.items()}
-        trial.set_user_attr("assignments", [f"{k}={_written(v)}" for k, v in given.items()])
-        metric, goal = _judged(search, request, trial.user_attrs["assignments"])
-        trial.set_user_attr("metric", metric)
-        study.tell(trial, goal)
+    title, asked = _asked(search, request)
+    with reaching(storage):
+        trials = open_trials(journal, storage, title, asked)
+        while len(trials.complete()) < search.trials:
+            trials.give_up_lost()
+            if trials.begun() < search.trials:
+                _try(search, request, trials)
+            else:  # others do what is left, or die
+                time.sleep(WAIT)
+        done = trials.complete()[: search.trials]
     # of equally good ones the first
-    best = max(_complete(study), key=lambda trial: (trial.value, -trial.number))
+    best = max(done, key=lambda trial: (trial.value, -trial.number))
     metric, better = best.user_attrs.get("metric", [DEFAULT, "higher"])
     value = best.value if better == "higher" else -best.value
     return Chosen(tuple(best.user_attrs["assignments"]), metric, float(value), search.trials)
+
+
+def _try(search: Search, request: TrainingRequest, trials: SearchTrials) -> None:
+    """Do one trial, unless others have begun those that are left meanwhile."""
+    trial = trials.study.ask()
+    with trials.alive(trial):
+        place = trials.place(trial)
+        if place >= search.trials:
+            trials.drop(trial)
+            return
+        # a sampler of its own: the proposal must not depend on what this process drew before
+        trials.study.sampler = optuna_here().samplers.TPESampler(seed=1000 * search.seed + place)
+        given = {key: one.propose(key, trial) for key, one in search.parameters.items()}
+        assignments = [f"{key}={_written(value)}" for key, value in given.items()]
+        trial.set_user_attr("assignments", assignments)
+        metric, goal = _judged(search, request, assignments)
+        trial.set_user_attr("metric", metric)
+    trials.study.tell(trial, goal)
 
 
 def _written(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
 
 
-def _asked(search: Search, request: TrainingRequest) -> str:
-    """Return what the journal must be about, so that no two searches mix."""
+def _asked(search: Search, request: TrainingRequest) -> tuple[str, str]:
+    """Return what a search is called, and what it is about, so that no two of them mix."""
     own = dataclasses.replace(request, seed=search.seed, out=None)
-    table = experiment.configure(own).table()
+    configuration = experiment.configure(own)
     ranges = dataclasses.asdict(search)
     del ranges["trials"]  # more of them may follow
-    return json.dumps({"configuration": table, "search": ranges}, sort_keys=True)
-
-
-def _open(journal: Path, asked: str) -> Any:
-    optuna = _optuna()
-    backend = optuna.storages.journal
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    if journal.is_symlink():
-        raise RecipeError(f"{journal}: is a link, and nothing is written through links: remove it")
-    lock = backend.JournalFileOpenLock(str(journal), grace_period=GRACE)
-    with disk.writing(journal, "run the study again"), _readable(journal):
-        kept = optuna.storages.JournalStorage(backend.JournalFileBackend(str(journal), lock))
-        study = optuna.create_study(
-            storage=kept, study_name="search", direction="maximize", load_if_exists=True
-        )
-        known = study.user_attrs.get("asked")
-        if known is None:
-            study.set_user_attr("asked", asked)
-    if known not in (None, asked):
-        raise RecipeError(
-            f"{journal}: was made with other settings: give another folder, or delete the file"
-        )
-    return study
-
-
-@contextlib.contextmanager
-def _readable(journal: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, KeyError) as error:
-        raise RecipeError(
-            f"{journal}: is damaged: delete it, and the search begins anew"
-        ) from error
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError(
-            "--tune needs Optuna, which is not installed: pip install 'biograd[sweep]'"
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-def _complete(study: Any) -> list[Any]:
-    return [t for t in study.get_trials(deepcopy=False) if t.value is not None]
+    parts = (configuration.model, configuration.dataset, configuration.estimator)
+    asked = {"configuration": configuration.table(), "search": ranges}
+    return "-".join(parts), json.dumps(asked, sort_keys=True)
 
 
 def _judged(

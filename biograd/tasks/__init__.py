@@ -21,7 +21,7 @@ from biograd.tasks.decisions import Decisions
 from biograd.tasks.heads import Head, Heads
 from biograd.tasks.multi_label import MultiLabel
 from biograd.tasks.own_loss import OwnLoss
-from biograd.tasks.rates import Rates
+from biograd.tasks.rates import Firing, Rates
 from biograd.tasks.regression import Regression, TimeSeries
 from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
@@ -35,6 +35,7 @@ __all__ = [
     "TASKS",
     "Classes",
     "Decisions",
+    "Firing",
     "Head",
     "Heads",
     "Metrics",
@@ -69,6 +70,7 @@ TASKS: Registry[type[Task]] = Registry(
         "time_series": TimeSeries,
         "spike_train": SpikeTrain,
         "rates": Rates,
+        "firing": Firing,
         "reward": Reward,
         "decisions": Decisions,
         "heads": Heads,

@@ -17,8 +17,8 @@ from biograd.recipes import PopulationRecipe
 from biograd.wrapping.scheduling import EARLY, check_clock, check_numbers, check_parts, turns
 
 Array = NDArray[np.float64]
-NUMBERED = ("i", "N")
-"""Variables by which the copies of a neuron would differ."""
+NUMBERED = {"i": "number_in_group", "N": "units_in_group"}
+"""Variables by which the copies of a neuron would differ, to parameters that stand in for them."""
 RANDOM = ("rand", "randn", "poisson")
 WIDTH = 60
 """Characters of a statement that a message shows."""
@@ -71,6 +71,7 @@ def read_group(group: Any, dt: float, namespace: Mapping[str, Any]) -> Group:
         method=_method(group, where),
     )
     regular = tuple(_regular(group, dt, where))
+    recipe, regular, numbers = _numbered(recipe, regular, group, where)
     codes = (
         recipe.equations,
         recipe.threshold,
@@ -78,18 +79,18 @@ def read_group(group: Any, dt: float, namespace: Mapping[str, Any]) -> Group:
         recipe.refractory,
         *(one.code for one in regular),
     )
-    own = set(group.equations.names)
+    own = set(group.equations.names) | set(numbers)
     used = {name for code in codes for name in re.findall(r"\b[A-Za-z_]\w*", code)}
     known = {**own_names(namespace), **(group.namespace or {})}
-    constants = {n: known[n] for n in sorted(used - own - {*NUMBERED}) if n in known}
-    _check_names(group, codes, set(constants), where)
+    constants = {n: known[n] for n in sorted(used - own) if n in known}
+    _check_names(codes, own | set(constants), where)
     names = group.equations.diff_eq_names | group.equations.parameter_names
     initial = {
         name: np.array(group.variables[name].get_value())
         for name in names
         if name not in ("lastspike", "not_refractory")
     }
-    details = Details(initial=initial, regular=regular, found=True)
+    details = Details(initial=initial | numbers, regular=regular, found=True)
     impulses = frozenset(group.equations.diff_eq_names)
     return Group(group.name, len(group), recipe, constants, details, impulses)
 
@@ -164,22 +165,44 @@ def _regular(group: Any, dt: float, where: str) -> Iterator[Regular]:
         yield Regular(part.abstract_code, part.when, order)
 
 
-def _check_names(group: Any, codes: tuple[str, ...], constants: set[str], where: str) -> None:
-    """Refuse names that nobody knows, and those that copies of a neuron do not share."""
+def _numbered(
+    recipe: PopulationRecipe, regular: tuple[Regular, ...], group: Any, where: str
+) -> tuple[PopulationRecipe, tuple[Regular, ...], dict[str, Array]]:
+    """Put parameters in place of ``i`` and ``N``, which differ between a group and its copies."""
+    keys = ("equations", "threshold", "reset", "refractory")
+    texts = [getattr(recipe, key) for key in keys] + [one.code for one in regular]
+    used = [name for name in NUMBERED if any(re.search(rf"\b{name}\b", text) for text in texts)]
+    taken = [NUMBERED[name] for name in used if NUMBERED[name] in group.variables]
+    if taken:
+        raise CapabilityError(f"{where}: a variable cannot be called {taken[0]!r}: rename it")
+
+    def put(text: str) -> str:
+        for name in used:
+            text = re.sub(rf"\b{name}\b", NUMBERED[name], text)
+        return text
+
+    changed: dict[str, Any] = {key: put(getattr(recipe, key)) for key in keys}
+    for name in used:
+        changed["equations"] += f"\n{NUMBERED[name]} : integer (constant)"
+    values = {"i": np.arange(len(group)), "N": np.full(len(group), len(group))}
+    again = tuple(dataclasses.replace(one, code=put(one.code)) for one in regular)
+    return (
+        dataclasses.replace(recipe, **changed),
+        again,
+        {NUMBERED[name]: values[name].astype(float) for name in used},
+    )
+
+
+def _check_names(codes: tuple[str, ...], known: set[str], where: str) -> None:
+    """Refuse names that nobody knows, and what copies of a neuron would not share."""
     from brian2.equations.equations import Equations
 
     used = {name for code in codes[1:] for name in _identifiers(code)}
     used |= {name for text in Equations(codes[0]).values() for name in text.identifiers}
-    own = set(group.equations.names)
-    for name in sorted(used - own - constants):
+    for name in sorted(used - known):
         if name in RANDOM:
             raise CapabilityError(
                 f"{where} draws {name}(), by which copies would differ: take noise xi instead"
-            )
-        if name in NUMBERED:
-            raise CapabilityError(
-                f"{where} uses {name!r}, by which copies of a neuron would differ: make it a "
-                "parameter"
             )
         if (
             name in {*_usual(), *_ASSIGNED}

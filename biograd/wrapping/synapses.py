@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,43 @@ Array = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
+class Provenance:
+    """The synapses of which a way was read, for whoever writes its weights back.
+
+    Attributes:
+        synapses: the user's ``Synapses``.
+        members: numbers of those that are the way's.
+        pre, post: neuron of the whole group before and behind each of them.
+        statements: sign, right side and text of what a spike adds.
+        namespace: of the run.
+    """
+
+    synapses: Any
+    members: NDArray[np.int64]
+    pre: NDArray[np.int64]
+    post: NDArray[np.int64]
+    statements: tuple[tuple[int, ast.expr, str], ...]
+    namespace: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """What the synapses are called in messages."""
+        return f"synapses {self.synapses.name!r}"
+
+    def value(self, **parameters: Array) -> Array:
+        """Return what a spike of each synapse of the object adds, in SI units.
+
+        Args:
+            parameters: variables of the synapses that have other values than now.
+        """
+        total = np.zeros(())
+        for sign, node, line in self.statements:
+            read = _Value(self.synapses, self.namespace, self.where, line, parameters)
+            total = total + sign * read.of(node)
+        return np.broadcast_to(total, len(self.synapses))
+
+
+@dataclasses.dataclass(frozen=True)
 class Way:
     """Synapses of one delay onto one variable.
 
@@ -29,6 +67,7 @@ class Way:
         weights: what a spike adds, in SI units, ``[target units, source units]``.
         mask: where there are synapses.
         steps: of the delay.
+        provenance: the synapses themselves.
     """
 
     name: str
@@ -38,6 +77,7 @@ class Way:
     weights: Array
     mask: NDArray[np.bool_]
     steps: int
+    provenance: Provenance
 
 
 def read_synapses(synapses: Any, dt: float, namespace: Mapping[str, Any]) -> list[Way]:
@@ -59,24 +99,24 @@ def read_synapses(synapses: Any, dt: float, namespace: Mapping[str, Any]) -> lis
             raise CapabilityError(
                 f"{where}: {pathway.objname!r} must act on spikes, in the slot 'synapses'"
             )
-        steps, added = _steps(pathway, dt, where), _added(pathway, synapses, namespace, where)
+        steps = _steps(pathway, dt, where)
         name = f"{synapses.name}_{pathway.objname}" if several else synapses.name
-        for variable, values in added.items():
+        for variable, statements in _added(pathway, synapses, where).items():
             for delay in np.unique(steps):
-                way = _way(synapses, variable, values, steps == delay, int(delay))
-                ways.append(dataclasses.replace(way, name=name))
+                members = np.flatnonzero(steps == delay)
+                origin = _provenance(synapses, members, statements, namespace)
+                ways.append(_way(name, variable, int(delay), origin))
     return ways
 
 
 def _added(
-    pathway: Any, synapses: Any, namespace: Mapping[str, Any], where: str
-) -> dict[str, Array]:
-    """Return what a spike adds to each variable, in SI units, for every synapse."""
-    found: dict[str, Array] = {}
+    pathway: Any, synapses: Any, where: str
+) -> dict[str, tuple[tuple[int, ast.expr, str], ...]]:
+    """Return the statements that add to each variable."""
+    found: dict[str, tuple[tuple[int, ast.expr, str], ...]] = {}
     for node, line in _statements(pathway.code, where):
         variable, sign = _target(node, line, synapses, where)
-        values = sign * _Value(synapses, namespace, where, line).of(node.value)
-        found[variable] = found.get(variable, np.zeros(())) + values
+        found[variable] = (*found.get(variable, ()), (sign, node.value, line))
     return found
 
 
@@ -112,14 +152,17 @@ def _check_synapses(synapses: Any, where: str) -> None:
 
 
 def _steps(pathway: Any, dt: float, where: str) -> NDArray[np.int64]:
-    """Return the delay of every synapse in steps."""
+    """Return the delay of every synapse in steps, rounded as Brian2 does, and say so."""
     delays = np.asarray(pathway.variables["delay"].get_value(), dtype=float)
-    steps = np.rint(delays / dt).astype(int)
+    steps = (delays / dt + 0.5).astype(int)  # its queue: half a step is a whole one
     apart = np.abs(delays - steps * dt) > 1e-6 * dt
     if apart.any():
-        raise CapabilityError(
-            f"{where}: a delay of {1e3 * delays[apart][0]:g} ms is no number of steps of "
-            f"{1e3 * dt:g} ms: round it"
+        first, found = 1e3 * delays[apart][0], 1e3 * dt * steps[apart][0]
+        warnings.warn(
+            f"{where}: a delay of {first:g} ms is no number of steps of {1e3 * dt:g} ms: "
+            f"{int(apart.sum())} of {len(delays)} are rounded as Brian2 does, this to {found:g} ms",
+            RuntimeWarning,
+            stacklevel=2,
         )
     return np.broadcast_to(steps, len(pathway.synapses))
 
@@ -169,6 +212,7 @@ class _Value:
     namespace: Mapping[str, Any]
     where: str
     line: str
+    replaced: Mapping[str, Array]
 
     def of(self, node: ast.expr) -> Array:
         """Return the value of an expression, ``[synapses]`` or a number."""
@@ -189,6 +233,8 @@ class _Value:
     def _name(self, name: str) -> Array:
         from brian2.core.namespace import DEFAULT_UNITS
 
+        if name in self.replaced:
+            return self.replaced[name]
         if name in self.synapses.equations.parameter_names:
             return np.asarray(self.synapses.variables[name].get_value(), dtype=float)
         known = {**DEFAULT_UNITS, **own_names(self.namespace), **(self.synapses.namespace or {})}
@@ -201,12 +247,22 @@ class _Value:
         return np.asarray(known[name], dtype=float)
 
 
-def _way(synapses: Any, variable: str, values: Array, chosen: NDArray[np.bool_], steps: int) -> Way:
-    (source, first), (target, begin) = end_of(synapses.source), end_of(synapses.target)
-    pre = np.asarray(synapses.i[:])[chosen] + first
-    post = np.asarray(synapses.j[:])[chosen] + begin
+def _provenance(
+    synapses: Any,
+    members: NDArray[np.int64],
+    statements: tuple[tuple[int, ast.expr, str], ...],
+    namespace: Mapping[str, Any],
+) -> Provenance:
+    (_, first), (_, begin) = end_of(synapses.source), end_of(synapses.target)
+    pre = np.asarray(synapses.i[:])[members] + first
+    post = np.asarray(synapses.j[:])[members] + begin
+    return Provenance(synapses, members, pre, post, statements, namespace)
+
+
+def _way(name: str, variable: str, steps: int, origin: Provenance) -> Way:
+    source, target = end_of(origin.synapses.source)[0], end_of(origin.synapses.target)[0]
     weights = np.zeros((len(target), len(source)))
-    np.add.at(weights, (post, pre), np.broadcast_to(values, chosen.shape)[chosen])
+    np.add.at(weights, (origin.post, origin.pre), origin.value()[origin.members])
     mask = np.zeros(weights.shape, bool)
-    mask[post, pre] = True
-    return Way(synapses.name, source, target, variable, weights, mask, steps)
+    mask[origin.post, origin.pre] = True
+    return Way(name, source, target, variable, weights, mask, steps, origin)

@@ -35,7 +35,15 @@ from biograd import data, experiment, recipes
 from biograd.data import rows_of
 from biograd.training import evaluate
 
-RULES = ("backprop", "eprop", "direct_feedback", "weak", "frozen_hidden")
+RULES: dict[str, tuple[str, ...]] = {
+    "backprop": (),
+    "eprop": (),
+    "direct_feedback": (),
+    "frozen_hidden": (),
+    "weak": ("estimators.weak.copies=9",),
+    "weak, trial": ("estimators.weak.copies=9", "estimators.weak.time_bin=trial"),
+}
+"""What is compared, and the settings of each: the name of an estimator, and what is said of it."""
 DATASETS = {70: "spoken_digits_events", 700: "spoken_digits_events_700"}
 FILES = {70: "fsdd_events", 700: "fsdd_events_700ch"}
 HELD_OUT = {70: 12, 700: 8}
@@ -53,7 +61,6 @@ SETTINGS = (
     "neuron.time_constant_ms=80",
     "neuron.resistance=2",
     "training.batch_size=64",
-    "estimators.weak.copies=9",
 )
 
 
@@ -75,12 +82,13 @@ class Cell:
             experiment.TrainingRequest(
                 model="spiking_recurrent",
                 **experiment.asked(given),
-                estimator=self.rule,
+                estimator=self.rule.partition(",")[0],
                 seed=self.seed,
                 epochs=EPOCHS,
                 device="cpu",
                 assignments=(
-                    *(each for each in SETTINGS if self.rule in each or "estimators" not in each),
+                    *SETTINGS,
+                    *RULES[self.rule],
                     f"encoding.dt_ms={self.dt_ms:g}",
                     f"training.learning_rate={self.rate:g}",
                 ),
@@ -194,7 +202,7 @@ def table(kept: Kept, choice: argparse.Namespace) -> None:
     print("| channels | rule | learning rate | train % | same speakers % | new speaker % | time |")
     print("|---|---|---|---|---|---|---|")
     for channels in map(int, choice.channels.split(",")):
-        for rule in choice.only.split(","):
+        for rule in choice.only:
             rate = kept.best_rate(channels, choice.dt_ms, rule)
             seeds = range(choice.seeds if rate else 0)
             cells = [Cell(channels, choice.dt_ms, rule, rate or 0, seed, False) for seed in seeds]
@@ -202,7 +210,7 @@ def table(kept: Kept, choice: argparse.Namespace) -> None:
             if found:
                 columns = [spread([100 * each[name] for each in found]) for name in PARTS]
                 columns.append(f"{statistics.mean(each['seconds'] for each in found):.0f} s")
-                print(f"| {channels} | `{rule}` | {rate:g} |", " | ".join(columns), "|", flush=True)
+                print(f"| {channels} | {rule} | {rate:g} |", " | ".join(columns), "|", flush=True)
 
 
 PARTS = ("train", "same", "new")
@@ -259,7 +267,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, help="folder of the HDF5 files")
-    parser.add_argument("--only", default=",".join(RULES), help="rules, by commas")
+    parser.add_argument("--only", nargs="+", default=list(RULES), choices=RULES, metavar="RULE")
     parser.add_argument("--channels", default="70,700")
     parser.add_argument("--dt-ms", type=float, default=50.0)
     parser.add_argument("--seeds", type=int, default=3)

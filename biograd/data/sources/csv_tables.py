@@ -52,7 +52,8 @@ def read(request: Request, settings: TableSettings) -> Parts:
     """
     if not settings.target:
         raise RecipeError(
-            f"dataset {request.name}: settings.target: name the column of what is asked for"
+            f"dataset {request.name}: settings.target: name the column of what is asked for, "
+            '["choice"], and by trial the column whose equal values are the steps of a trial'
         )
     paths = paths_of(request)
     read_in = {split: read_csv(path) for split, path in paths.items()}

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biograd import disk
-from biograd.errors import RunFileError
+from biograd.errors import RunFileError, visible
 from biograd.runs.checked import CheckedFile, open_file
 from biograd.runs.json_text import parse_object
 from biograd.runs.layout import SET
@@ -34,9 +34,11 @@ from biograd.runs.stored_arrays import create
 from biograd.studies import Row, flattened
 
 VERSION = "1.0"
+SHOWN = ("cell", "n", "test", "lowest", "highest", "train", "difference")
+"""Columns of the results that a set prints."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RunSet:
     """What a set file holds; ``biograd.load_set`` returns it.
 
@@ -52,6 +54,16 @@ class RunSet:
     runs: dict[tuple[str, int], Path]
     tables: dict[str, dict[str, NDArray[Any]]]
 
+    def __repr__(self) -> str:
+        """Return a table: of each cell its runs, and mean and range of the test figure."""
+        results = self.tables.get("results", {})
+        columns = {name: results[name] for name in SHOWN if name in results}
+        rows = [tuple(columns), *zip(*columns.values(), strict=False)]
+        texts = [[_written(value) for value in row] for row in rows if len(rows) > 1]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in texts]
+        return "\n".join((f"RunSet of {len(self.runs)} runs", *lines))
+
     def open(self, cell: str, seed: int) -> Run:
         """Open a run.
 
@@ -62,6 +74,13 @@ class RunSet:
             known = ", ".join(sorted({name for name, _ in self.runs}))
             raise RunFileError(f"{self.path}: no run of {cell!r} with seed {seed} (cells: {known})")
         return open_run(self.runs[cell, seed])
+
+
+def _written(value: Any) -> str:
+    """Return a value of a table as text; what is missing as none."""
+    if isinstance(value, (float, np.floating)):
+        return "" if np.isnan(value) else f"{value:.2f}"
+    return visible(str(value))
 
 
 def write(
