@@ -14,6 +14,12 @@ from biograd.contracts import Site as Site
 from biograd.decorrelation import Decorrelation as Decorrelation
 from biograd.diagnosis import probe as probe
 from biograd.engine import attach as attach
+from biograd.environments import Bandit as Bandit
+from biograd.environments import CartPole as CartPole
+from biograd.environments import ContextualBandit as ContextualBandit
+from biograd.environments import DelayedReward as DelayedReward
+from biograd.environments import Environment as Environment
+from biograd.environments import Episodes as Episodes
 from biograd.errors import BiogradError as BiogradError
 from biograd.errors import CapabilityError as CapabilityError
 from biograd.errors import CheckFailed as CheckFailed
@@ -42,6 +48,7 @@ from biograd.estimators import SignSymmetry as SignSymmetry
 from biograd.estimators import SpatialLearningThroughTime as SpatialLearningThroughTime
 from biograd.estimators import SyntheticGradient as SyntheticGradient
 from biograd.estimators import TargetProjection as TargetProjection
+from biograd.estimators import ThreeFactor as ThreeFactor
 from biograd.estimators import UnitwiseGradient as UnitwiseGradient
 from biograd.estimators import WeakGradient as WeakGradient
 from biograd.estimators import WeightMirror as WeightMirror

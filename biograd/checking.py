@@ -77,9 +77,10 @@ Count = Annotated[int, Range(1)]
 def construct(
     make: Callable[..., Thing], table: Mapping[str, Any], where: object, key: str = ""
 ) -> Thing:
-    """Call ``make`` (a dataclass, or a class with an annotated ``__init__``) on a checked table.
+    """Call ``make`` on a checked table.
 
     Args:
+        make: a dataclass, a class with an annotated ``__init__``, or an annotated function.
         where: the file or option that the table came from; it opens every message.
         key: dotted path of the table in that file.
 
@@ -90,8 +91,9 @@ def construct(
     """
     earlier = getattr(make, "earlier", None)
     table = table if earlier is None else earlier(table)
+    annotated = isinstance(make, type) and not dataclasses.is_dataclass(make)
     hints = typing.get_type_hints(
-        make if dataclasses.is_dataclass(make) else make.__init__,
+        make.__init__ if annotated else make,
         include_extras=True,
     )
     parameters = {

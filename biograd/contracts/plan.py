@@ -169,16 +169,28 @@ class Objective:
     Attributes:
         local: name of a site to the losses of its activity; sites in the order of the data flow.
         vectors: outputs and targets to targets in the outputs' shape.
+        alive: outputs ``[rows, T, ...]`` to whether a row's trial still went on in each step,
+            ``[rows, T]``; None: every trial lasts all steps.
+        discount: factor by which a loss counts less with every step that it comes later.
     """
 
     loss: Loss
     local: Mapping[str, LocalLoss] = dataclasses.field(default_factory=dict)
     vectors: Loss = vectors
+    alive: Callable[[Tensor], Tensor] | None = None
+    discount: float = 1.0
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one loss a row, ``[rows]``."""
         found = self.loss(outputs, targets)
-        return found if found.dim() == 1 else found.sum(1)
+        return found if found.dim() == 1 else self.total(found)
+
+    def total(self, steps: Tensor) -> Tensor:
+        """Return the losses that those of the steps, ``[rows, T]``, add up to, ``[rows]``."""
+        if self.discount == 1.0:
+            return steps.sum(1)
+        places = torch.arange(steps.shape[1], device=steps.device)
+        return steps @ (self.discount**places).to(steps.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +214,7 @@ class Plan:
             from above.
         detach: names of layers to whose input no credit flows (recurrent ones, for instance).
         transport: how credit passes through a block.
+        observe_inputs: also return what each layer received in the noisy copies.
         inputs: turns the batch's encoded inputs into those that the network receives, row by row
             (labels laid over them, for instance); None: they stay as they are.
     """
@@ -221,6 +234,7 @@ class Plan:
     transport: Transport = Transport()
     inputs: Callable[[Tensor], Tensor] | None = None
     observe_activity: bool = False
+    observe_inputs: bool = False
 
     @property
     def copies(self) -> int:

@@ -45,6 +45,8 @@ class Round:
             neurons follow; if not, the readout, too, is perturbed.
         unrolled: whether the network runs through time by itself, with neurons in which no plan's
             transport acts.
+        closed_loop: whether what a copy receives follows from what it did before, as in an
+            environment: credit then pairs its noise with its own inputs.
     """
 
     batch: int
@@ -73,6 +75,7 @@ class Round:
     varying: bool = False
     differentiable: bool = True
     unrolled: bool = False
+    closed_loop: bool = False
 
     @property
     def perturbed(self) -> tuple[str, ...]:

@@ -96,6 +96,8 @@ class SiteTrace:
         noise: what was added in the noisy copies, ``[m, B, K, *U]``, or None.
         observed: mean currents of the noisy copies, ``[m, B, K, *U]``, or None.
         observed_activity: the block's output in the noisy copies, ``[m, B, ...]``, or None.
+        received: what each of its layers received in the noisy copies, by call, ``[m B, ...]``;
+            empty if the plan does not ask for it.
         activity: the block's output in the clean copy, ``[B, ...]``, with the plan's graph; the
             outputs of several calls are stacked, ``[B, time, ...]``.  None for the readout.
         stacked: whether it is that of several calls.
@@ -117,6 +119,7 @@ class SiteTrace:
     states: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
     variables: int = 0
     observed_activity: Tensor | None = None
+    received: list[list[Tensor]] = dataclasses.field(default_factory=list)
 
     @property
     def timed(self) -> bool:
@@ -162,6 +165,7 @@ class Trace:
     Attributes:
         losses: ``[S, B]``, one loss per copy and example, without a graph.
         step_losses: ``[S, B, T]``, what each step adds to them, of a task in time; else None.
+        alive: ``[S, B, T]``, whether a trial still went on in each step; None: all last to the end.
         loss: mean clean loss, local losses included; it carries the graph if the plan asked for
             one.
         outputs: clean outputs ``[B, ...]``, without a graph.
@@ -187,6 +191,7 @@ class Trace:
     local_slopes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     means: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     step_losses: Tensor | None = None
+    alive: Tensor | None = None
 
     def error(self) -> Tensor:
         """Return the derivative of the mean clean loss by the outputs, ``[B, ...]``."""
@@ -226,14 +231,31 @@ class Trace:
         most = weights.gather(1, weights.abs().argmax(1, keepdim=True))
         return torch.where(most == 0, torch.ones_like(weights), weights / most)
 
-    def tails(self, steps: int, time_bin: int | None) -> Tensor | None:
+    def tails(self, steps: int, time_bin: int | None, decay: float = 1.0) -> Tensor | None:
         """Return the losses of the steps from each bin on, ``[S, B, K]``; None in a single bin.
 
-        Noise in a bin acts on its own step and later ones, and on no loss before.  None also
-        where the losses have no steps, or other steps than the site.
+        ``G[k] = sum_(t >= first step of k) (decay discount)^(t - first) L[t]``: noise in a bin acts
+        on its own step and later ones, and on no loss before.  None also where the losses have no
+        steps, or other steps than the site.
+
+        Args:
+            decay: factor by which the noise is remembered from step to step.
         """
         lengths = bin_lengths(steps, time_bin)
         if self.step_losses is None or len(lengths) == 1 or self.step_losses.shape[2] != steps:
             return None
+        factor = decay * self.objective.discount
+        if factor != 1.0:
+            firsts = torch.tensor([0, *lengths[:-1]], device=self.losses.device).cumsum(0)
+            return _discounted(self.step_losses, factor)[..., firsts]
         parts = torch.stack([part.sum(2) for part in self.step_losses.split(lengths, 2)], 2)
         return parts.flip(2).cumsum(2).flip(2)
+
+
+def _discounted(losses: Tensor, factor: float) -> Tensor:
+    """Return ``G[t] = L[t] + factor G[t + 1]``, ``[..., T]``."""
+    total, found = torch.zeros_like(losses[..., 0]), []
+    for value in losses.flip(-1).unbind(-1):
+        total = value + factor * total
+        found.append(total)
+    return torch.stack(found[::-1], -1)

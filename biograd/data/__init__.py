@@ -34,6 +34,7 @@ from biograd.data.sources import (
     cifar10,
     csv_tables,
     digits,
+    environment_rows,
     evidence_accumulation,
     hdf5,
     idx,
@@ -45,6 +46,7 @@ from biograd.data.sources import (
     yin_yang,
 )
 from biograd.data.tasked import set_task, shorter, tasked
+from biograd.environments import ENVIRONMENTS
 from biograd.errors import DataError, RecipeError, fitting
 from biograd.randomness import generator
 from biograd.recipes import DatasetRecipe
@@ -98,9 +100,11 @@ SOURCES: Registry[Callable[[Request], Parts]] = Registry(
         "torch": own_data.read,
         "stream": own_data.read,
         "python": own_data.function,
+        "environment": own_data.read,
+        **{name: environment_rows.reader(name) for name in ENVIRONMENTS.own},
     },
 )
-ASKED = ("arrays", "torch", "stream", "python")
+ASKED = ("arrays", "torch", "stream", "python", "environment")
 """Sources that no file can bring back: each call must be given the data anew."""
 
 
@@ -133,6 +137,8 @@ READS: dict[str, tuple[str, ...]] = {
     "arrays": (*TABLE, "workers"),
     "torch": (*TABLE, "workers", "epoch_rows"),
     "stream": ("timed", "workers", "epoch_rows"),
+    "environment": GENERATED,
+    **dict.fromkeys(ENVIRONMENTS.own, GENERATED),
 }
 """Keys of a dataset's recipe that a source reads, beside those that every one does."""
 ALWAYS = (
@@ -248,6 +254,11 @@ def load(
         why = "validation" if recipe.validation else "splits of its own"
         raise RecipeError(f"dataset {name}: split: has no effect beside {why}: take it out")
     unseen: dict[str, Source] = {}
+    if recipe.validation and parts.environment is not None:
+        raise RecipeError(
+            f"dataset {name}: validation = {recipe.validation}: an environment has no rows to hold "
+            "out: settings.validation_rows are episodes of their own"
+        )
     if recipe.validation:
         validate(sources["train"], task, shape, f"{name}: train split")
         unseen = {split: one for split, one in sources.items() if split == "test"}
@@ -283,6 +294,7 @@ def load(
         notes,
         kind,
         covers,
+        parts.environment,
     )
 
 

@@ -13,6 +13,7 @@ from biograd.data.choosing import by_turns
 from biograd.data.digests import combined, update
 from biograd.data.rows.arrays import Arrays
 from biograd.data.source import Batch, Source, batches, streams
+from biograd.environments import Environment
 from biograd.errors import DataError
 from biograd.tasks import Task
 
@@ -31,6 +32,7 @@ class Dataset:
         digest: SHA-256 by which the data are known again; "": they do not repeat.
         covers: of what the digest is, if not of everything.
         notes: what is to be said of them, a sentence each.
+        environment: gives observations and rewards; the rows are seeds of episodes.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     task_name: str = ""
     covers: str = ""
+    environment: Environment | None = None
 
     @property
     def evaluated_on(self) -> Evaluated:
@@ -62,7 +65,9 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input, or of one step of it."""
+        """Of one input, or of one step of it; in an environment of an observation."""
+        if self.environment is not None:
+            return tuple(self.environment.observation)
         return self.train.shape
 
     @property
@@ -77,7 +82,7 @@ class Dataset:
             DataError: see ``validate``.
         """
         if self.test is not None and self.validation is not None:
-            validate(self.test, self.task, self.shape, f"{self.name}: test split")
+            validate(self.test, self.task, self.train.shape, f"{self.name}: test split")
         return self.test
 
     def shown(self, source: Source, count: int, seed: int = 0) -> Batch:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from torch import Tensor
 
 from biograd.data.source import Source
+from biograd.environments import Environment
 from biograd.errors import RecipeError
 from biograd.recipes import DatasetRecipe, Range, construct
 
@@ -30,6 +31,7 @@ class Parts:
             are divided.
         notes: what is to be said of them, a sentence each.
         classes, task: what the data say of themselves; 0, "": nothing.
+        environment: gives observations and rewards to the rows, which are the episodes' seeds.
     """
 
     sources: Mapping[str, Source]
@@ -37,6 +39,7 @@ class Parts:
     notes: tuple[str, ...] = ()
     classes: int = 0
     task: str = ""
+    environment: Environment | None = None
 
 
 @dataclasses.dataclass(frozen=True)

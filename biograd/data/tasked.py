@@ -50,12 +50,26 @@ def set_task(parts: Parts, recipe: DatasetRecipe, name: str) -> tuple[Task, str,
     outputs = int(given.pop("outputs", 0))
     if made.whole:  # of a reward that depends on the reward
         outputs = classes or outputs
-    task = make(kind, outputs, given, where)
+    if made.closed_loop is (parts.environment is None):
+        raise RecipeError(
+            f"{where}: task = {kind!r}: "
+            + ("is that of an environment: the data are none" if made.closed_loop else
+               "an environment has its own: decisions")
+        )  # fmt: skip
+    task = make(kind, outputs, in_environment(parts) | given, where)
     if first.weight is not None:
         task = Weighted(task=task)
     if recipe.classes and not made.whole:
         raise RecipeError(f"{where}: classes = {recipe.classes}: has no effect on task = {kind!r}")
     return task, kind, _taken(task, kind, targets, where, bool(known))
+
+
+def in_environment(parts: Parts) -> dict[str, Any]:
+    """Return the settings of a task that its environment tells."""
+    if parts.environment is None:
+        return {}
+    solved = getattr(parts.environment, "solved", None)
+    return {"continuous": parts.environment.continuous, "solved": solved}
 
 
 def _taken(task: Task, kind: str, targets: Tensor, where: str, named: bool) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ def check_capabilities(estimator: Estimator, substrate: Substrate, task: Task) -
         _check_mixing(estimator, substrate)
     if not task.differentiable:
         check_graphless(estimator, task)
+    if task.closed_loop:
+        check_closed_loop(estimator)
     if not any(parameter.requires_grad for parameter in substrate.module.parameters()):
         raise CapabilityError(f"{type(substrate.module).__name__} has no trainable parameter")
 
@@ -65,11 +67,32 @@ def check_graphless(estimator: Estimator, task: Task) -> None:
         CapabilityError: it does.
     """
     if not estimator.graphless:
-        able = ", ".join(sorted({kind.__name__ for kind in ESTIMATORS.values() if kind.graphless}))
         raise CapabilityError(
             f"{type(estimator).__name__} needs the gradient of the loss, and "
-            f"{type(task).__name__} has none: take {able}"
+            f"{type(task).__name__} has none: take {able()}"
+            + (", or task.score = true" if task.closed_loop else "")
         )
+
+
+def check_closed_loop(estimator: Estimator) -> None:
+    """Refuse a rule that cannot learn in an environment.
+
+    Raises:
+        CapabilityError: with the reason.
+    """
+    named = getattr(estimator, "sites", "all")
+    reason = estimator.closed_loop
+    if not isinstance(named, str) and "perturb_site" in estimator.needs:
+        reason = "sites by name leave the others to back-propagation: take sites = 'all'"
+    if reason:
+        raise CapabilityError(
+            f"{type(estimator).__name__} cannot learn in an environment: {reason}: take {able()}"
+        )
+
+
+def able() -> str:
+    """Return the names of the rules that learn from a loss without a graph."""
+    return ", ".join(sorted({kind.__name__ for kind in ESTIMATORS.values() if kind.graphless}))
 
 
 def check_ranks(estimator: Estimator, network: nn.Module) -> None:

@@ -68,6 +68,14 @@ def shared(names: Sequence[str], trace: Trace, losses: Losses) -> list[list[str]
     return [group for group in groups if len(group) > 1]
 
 
+def projected(outputs: Tensor, _targets: Tensor) -> Tensor:
+    """Return one number for each row that tells outputs apart, ``[rows]``."""
+    flat = outputs.flatten(1)
+    stream = generator(0, "projection", device=flat.device)
+    weights = torch.randn(flat.shape[1], generator=stream, device=flat.device)
+    return flat @ weights.to(flat.dtype)
+
+
 def looped(trace: Trace) -> bool:
     """Return whether a layer is called several times in a pass."""
     return any(len(v.outputs) > 1 for site in trace.sites.values() for v in site.visits)
@@ -251,7 +259,12 @@ class Structured(Accounted):
         if self._shares_currents():
 
             def losses(plan: Plan) -> Tensor:
-                return self._tried(plan, encoded, targets, stream).losses
+                if self.differentiable:
+                    return self._tried(plan, encoded, targets, stream).losses
+                if self.keeps:
+                    self._before.restore()
+                run = self.substrate.run  # rewards in steps could not tell currents apart
+                return run(plan, encoded, targets, Objective(projected), stream).losses
 
             groups = shared(self.hidden, trace, losses)
             if groups:

@@ -88,6 +88,7 @@ class Prepared(Structured):
             varying=self.varying,
             differentiable=self.differentiable and self.leads,
             unrolled=self.unrolled,
+            closed_loop=self.task.closed_loop,
             **self._structure,
         )
 
@@ -245,6 +246,8 @@ class Prepared(Structured):
         if self.keeps and (plan.passes > 1 or self.withheld.exact):
             self._refuse_state()
         self._check_transport(plan, encoded, targets, stream)
+        if plan.transport.window is not None:  # credit that cannot be cut is refused now
+            self._tried(plan, encoded, targets, stream)
         if self.unrolled:  # what cannot be divided by step is refused now, not in the first step
             list(self.estimator.credit([self._tried(plan, encoded, targets, stream)], round))
         boundaries = {*plan.boundaries, *plan.clamp, *self.objective.local} - self._sides

@@ -28,6 +28,7 @@ from biograd.estimators.sign_symmetry import SignSymmetry
 from biograd.estimators.sltt import SpatialLearningThroughTime
 from biograd.estimators.synthetic_gradient import SyntheticGradient
 from biograd.estimators.target_projection import TargetProjection
+from biograd.estimators.three_factor import ThreeFactor
 from biograd.estimators.unitwise import UnitwiseGradient
 from biograd.estimators.weak_gradient import WeakGradient
 from biograd.estimators.weight_mirror import KolenPollack, WeightMirror
@@ -58,6 +59,7 @@ __all__ = [
     "SpatialLearningThroughTime",
     "SyntheticGradient",
     "TargetProjection",
+    "ThreeFactor",
     "UnitwiseGradient",
     "WeakGradient",
     "WeightMirror",
@@ -82,6 +84,7 @@ ESTIMATORS: Registry[type[Estimator]] = Registry(
         "unitwise": UnitwiseGradient,
         "weak": WeakGradient,
         "node_perturbation": NodePerturbation,
+        "three_factor": ThreeFactor,
         "gain": MeasuredGain,
         "weight_perturbation": WeightPerturbation,
         "likelihood_ratio": LikelihoodRatio,

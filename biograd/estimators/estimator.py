@@ -59,6 +59,8 @@ class Estimator(nn.Module):
         batch_norm: False if the rule cannot work with batch normalisation in training.
         graphless: True if the rule can learn from losses without a graph, a reward for instance;
             it then perturbs the readout, too.
+        closed_loop: why it cannot learn where outputs act on an environment, which gives the next
+            inputs, in words; "": it can.
         one_to_one: True if every hidden unit must have an activity of its own.
         divides: what several processes divide among them and still equal one (``parallel``):
             "examples", if the gradient of a batch is the mean of its examples' gradients, with
@@ -87,6 +89,7 @@ class Estimator(nn.Module):
     batch_norm: ClassVar[bool] = True
     one_to_one: ClassVar[bool] = False
     graphless: bool = False
+    closed_loop: ClassVar[str] = ""
     divides: ClassVar[Division] = ""
     in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
     in_neurons: ClassVar[tuple[str, ...]] = ("window",)

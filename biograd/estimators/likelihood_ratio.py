@@ -101,6 +101,8 @@ class LikelihoodRatio(WeakGradient):
         if self.bits != "product":
             yield from super().credit(traces, round)
             return
+        if round.closed_loop:
+            raise CapabilityError("bits = 'product': not in an environment: take 'noise' or 'all'")
         (trace,) = traces
         for name, gradient in self.estimates(trace, round).items():
             site = trace.sites[name]

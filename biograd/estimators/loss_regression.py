@@ -227,6 +227,29 @@ def _ridge_weights(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
     return (weights - weights.mean(1, keepdim=True))[:, 1:].transpose(0, 1)
 
 
+def copy_weights(method: str, losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
+    """Return what weighs each copy's own directions in the slope, ``[m, B, K]``.
+
+    Args:
+        losses: that the noise of each bin can act on, ``[S, B, K]``.
+        directions: at all sites, ``[m, B, D]``.
+    """
+    noisy, count = losses[1:], len(directions)
+    if method == "ridge":
+        return _ridge_weights(losses, directions, ridge)
+    if method == "antithetic":
+        # the opposite copy may not serve as a baseline: its losses depend on the same noise
+        pair = (noisy[0::2] + noisy[1::2]).repeat_interleave(2, 0)
+        others = (noisy.sum(0) - pair) / (count - 2) if count > 2 else torch.zeros_like(noisy)
+        return (noisy - others) / count
+    if method == "leave_one_out":
+        _need(count > 1, "leave_one_out needs at least 3 copies")
+        return (noisy - noisy.mean(0)) / (count - 1)
+    if method == "rank":
+        return centred_ranks(noisy) / count
+    return (noisy if method == "score" else noisy - losses[:1]) / count
+
+
 def centred_ranks(values: Tensor) -> Tensor:
     """Return the ranks along the first axis, in [-1/2, 1/2]; equal values share their mean rank.
 
@@ -281,5 +304,8 @@ METHODS: Registry[tuple[Directions, Regression]] = Registry(
     },
 )
 """Name of a method to how its directions are drawn and how a gradient follows from them."""
+BY_COPY = frozenset(("score", "baseline", "leave_one_out", "antithetic", "ridge", "rank"))
+"""Methods whose slope is a sum of the copies' directions, each weighed by what ``copy_weights``
+says, and that so go with inputs of the copies' own."""
 JOINT = frozenset(("least_squares", "anchored", "quadratic"))
 """Methods in which the slope of one direction depends on the others."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
+from biograd.errors import CapabilityError
 from biograd.estimators.weak_gradient import SHARED, WeakGradient
 from biograd.recipes import Count, Positive, Range, validate
 
@@ -54,6 +55,11 @@ class NodePerturbation(WeakGradient):
         (plan,) = super().plans(round)
         if self.activity == "injected":
             return (plan,)
+        if round.closed_loop:
+            raise CapabilityError(
+                "activity = 'measured': in an environment a copy's currents differ from the clean "
+                "one's by what it saw, not by its noise: take 'injected'"
+            )
         return (Plan(plan.noise, None, plan.time_bin, plan.cut, observe=True),)
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:

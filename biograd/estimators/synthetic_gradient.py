@@ -91,6 +91,7 @@ class SyntheticGradient(Estimator):
     divides = "examples"
     passes = "1 forward, 1 backward in each block"
     bias = "that of the synthesisers"
+    closed_loop = "its synthesisers are shown targets, and there are none"
     reference = "Jaderberg et al. 2016, arXiv 1608.05343; Czarnecki et al. 2017, arXiv 1703.00522"
     builds = True
 

@@ -35,6 +35,7 @@ class UnitwiseGradient(Estimator):
     divides = "examples"
     passes = "1 forward with n thresholds per unit and step, 1 backward"
     bias = "that of a Gaussian surrogate of width sigma"
+    closed_loop = "copies see other inputs there, by which slopes cannot be measured"
     reference = "Hazelden 2023, arXiv 2311.10869; Stein 1981"
 
     def __init__(self, draws: Annotated[int, Range(2)] = 16, sigma: Positive = 0.3) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -9,12 +10,14 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bins
+from biograd.contracts import Capability, Plan, Round, SiteShape, Trace, bin_lengths, bins
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.estimators.estimator import Estimator
-from biograd.estimators.loss_regression import METHODS, binned
+from biograd.estimators.loss_regression import BY_COPY, METHODS, binned, copy_weights
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, Positive, Range, validate
+from biograd.substrate.effective import effective_parameters, respond
+from biograd.substrate.network import LAYERS
 
 SHARED = "steps of a time bin share its credit"
 
@@ -113,13 +116,52 @@ class WeakGradient(Estimator):
             count = bins(site.steps, width)
             noise[name] = part.view(*shape[:2], count, *site.units).to(round.device)
         cut = names if not isinstance(self.sites, str) else round.perturbed
-        return (Plan(noise=noise, time_bin=width, cut=frozenset(cut)),)
+        if round.closed_loop:
+            check_by_copy(self.method, round)
+        plan = Plan(noise=noise, time_bin=width, cut=frozenset(cut))
+        return (dataclasses.replace(plan, observe_inputs=round.closed_loop),)
 
     def credit(self, traces: Sequence[Trace], round: Round) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the share of the estimated gradient of every visit of the chosen sites."""
         (trace,) = traces
+        if round.closed_loop:
+            weights = self.weights(trace, round)
+            for name in self.chosen(round):
+                yield from self._by_copies(name, weights[name], trace, round)
+            return
         for name, gradient in self.estimates(trace, round).items():
             yield from trace.sites[name].deliver(gradient)
+
+    def weights(self, trace: Trace, round: Round) -> dict[str, Tensor]:
+        """Return what weighs the directions of each copy and bin at each site, ``[m, B, K]``."""
+        width, directions = trace.plan.time_bin, self.seen(self._directions(trace, round))
+        found = {}
+        for name in self.chosen(round):
+            tails = trace.tails(round.shapes[name].steps, width)
+            losses = trace.losses[..., None] if tails is None else tails
+            found[name] = copy_weights(self.method, losses, directions, self.ridge)
+        return found
+
+    def _by_copies(
+        self, name: str, weights: Tensor, trace: Trace, round: Round
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what a site's layers make of the copies' own inputs, with its cotangent.
+
+        ``dL/dW = sum_(s, t) w_s u_s[t] x_s[t]``: where what a copy receives follows from what it
+        did, its noise says nothing about the clean copy's inputs.
+        """
+        site, width = trace.sites[name], trace.plan.time_bin
+        noise = _noise(trace, name)
+        lengths = torch.tensor(bin_lengths(site.shape.steps, width), device=noise.device)
+        weights = weights * lasting(trace, lengths)
+        scale = self.sigma * round.scales[name]
+        shape = (*weights.shape, *[1] * (noise.dim() - 3))
+        parts = self.seen(noise / scale) * (weights / lengths).view(shape) / (scale * round.batch)
+        steps = parts.repeat_interleave(lengths, 2).to(noise.dtype)  # [m, B, T, *U]
+        for layer, received in zip(round.site_layers[name], site.received, strict=True):
+            late = steps.shape[2] - len(received)
+            cotangent = steps[:, :, late:].movedim(2, 0).flatten(0, 2)
+            yield respond_to(name, round.layers[layer], torch.cat(received)), cotangent
 
     def estimates(self, trace: Trace, round: Round) -> dict[str, Tensor]:
         """Return the estimated gradient of the mean loss at each chosen site, ``[B, K, *U]``.
@@ -130,10 +172,7 @@ class WeakGradient(Estimator):
         names, width = self.chosen(round), trace.plan.time_bin
         sizes = unit_sizes(round.shapes, names, width)
         scales = {name: self.sigma * round.scales[name] for name in names}
-        directions = torch.cat(
-            [_noise(trace, name).flatten(2) / scales[name] for name in names], dim=-1
-        )
-        directions = self.seen(directions)
+        directions = self.seen(self._directions(trace, round))
         slopes: dict[str, dict[str, Tensor]] = {}
         found = {}
         for name in names:
@@ -153,9 +192,54 @@ class WeakGradient(Estimator):
             found[name] = gradient.view(_noise(trace, name).shape[1:])
         return found
 
+    def _directions(self, trace: Trace, round: Round) -> Tensor:
+        """Return the noise at the chosen sites in units of its size, ``[m, B, D]``."""
+        parts = {name: _noise(trace, name).flatten(2) for name in self.chosen(round)}
+        sizes = {name: self.sigma * round.scales[name] for name in parts}
+        return torch.cat([part / sizes[name] for name, part in parts.items()], dim=-1)
+
     def seen(self, directions: Tensor) -> Tensor:
         """Return what the estimate knows of the directions ``[m, B, D]``: all of them."""
         return directions
+
+
+def check_by_copy(method: str, round: Round) -> None:
+    """Refuse a method whose slope is no sum over copies, in a closed loop.
+
+    Raises:
+        CapabilityError: it is none, or a site has a local loss.
+    """
+    if method not in BY_COPY:
+        raise CapabilityError(
+            f"method = {method!r}: in an environment each copy has inputs of its own, and its "
+            f"noise must be credited by itself: take one of {', '.join(sorted(BY_COPY))}"
+        )
+    if any(round.owners.values()):
+        raise CapabilityError("local losses in an environment: leave local out")
+
+
+def lasting(trace: Trace, lengths: Tensor) -> Tensor:
+    """Return which bins begin before an episode ends in a noisy copy, ``[m, B, K]``, or 1."""
+    if trace.alive is None:
+        return torch.ones((), device=lengths.device)
+    firsts = lengths.cumsum(0) - lengths
+    return trace.alive[1:][..., firsts].to(trace.losses.dtype)
+
+
+def respond_to(name: str, layer: torch.nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a layer makes of other inputs, with the graph that leads to its parameters.
+
+    Raises:
+        CapabilityError: it is no linear or convolutional layer.
+    """
+    if not isinstance(layer, LAYERS):
+        raise CapabilityError(
+            f"site {name}: {type(layer).__name__} cannot be shown the copies' own inputs: in an "
+            "environment take WeightPerturbation"
+        )
+    with torch.enable_grad():
+        weight, bias = effective_parameters(layer)
+        return respond(layer, weight, inputs, bias)
 
 
 def check_peak(method: str, copies: int, dimensions: int) -> None:

@@ -227,6 +227,9 @@ class Recording:
             **({} if record.gradient_norm is None else {"gradient_norm": record.gradient_norm}),
         }
         self.writer.scalars("train_step", record.step, record.epoch, values)
+        for row in zip(*(one.tolist() for one in record.each.values()), strict=True):
+            kept = dict(zip(record.each, map(float, row), strict=True))
+            self.writer.scalars("episode", record.step, record.epoch, kept)
         self.progress.step({**values, "spent": record.spent, **self._shown, **self._firing})
         self._tell("on_step", record.step, values)
         self._sums = self._sums.and_of(record)

@@ -14,6 +14,7 @@ from biograd.configuration import Configuration, OwnParts
 from biograd.diagnosis import Diagnosis, Reference, probe
 from biograd.encoding import check_duration
 from biograd.engine import Account, Engine
+from biograd.environments import Episodes
 from biograd.errors import RecipeError
 from biograd.recipes import TrainingRecipe
 from biograd.recording.observation import Observed, observe
@@ -47,11 +48,11 @@ class Experiment:
             dataset.shape,
             dataset.task.outputs,
             configuration.seed,
-            dataset.task.timed,
+            dataset.task.timed and dataset.environment is None,
         )
         check_time(built, dataset)
         check_choice(recipe.training, dataset)
-        self.network = built.to(configuration.device)
+        self.network = in_environment(built, dataset).to(configuration.device)
         self.engine = Engine(
             self.network,
             estimators.make(name, settings, configuration.model),
@@ -65,7 +66,7 @@ class Experiment:
             ),
             seed=configuration.seed,
             outside=recipe.training.outside,
-            sites=configuration.sites,
+            sites=_within(configuration.sites, dataset),
             reset=parts.reset or recipe.module.reset or None,
             outputs=parts.outputs or configuration.outputs,
         )
@@ -129,6 +130,36 @@ class Experiment:
                 optimiser=optimiser if thorough else None,
                 neighbours=thorough,
             )
+
+
+def in_environment(network: nn.Module, dataset: data.Dataset) -> nn.Module:
+    """Return the network, in its environment if the data are one.
+
+    Raises:
+        RecipeError: it runs a trial of its own for every observation.
+    """
+    if dataset.environment is None:
+        return network
+    if isinstance(network, networks.Network) and network.encoding is not None:
+        raise RecipeError(
+            f"{dataset.name}: is an environment, which waits for an action in every step, and the "
+            "network runs a whole trial for each: take a rate network without time (ann), or a "
+            "module of yours that hands its state on, forward(observation, state)"
+        )
+    assert isinstance(dataset.task, tasks.Decisions)
+    return Episodes(network, dataset.environment, dataset.task)
+
+
+def _within(
+    sites: Mapping[str, tuple[str, ...]] | None, dataset: data.Dataset
+) -> Mapping[str, tuple[str, ...]] | None:
+    """Return sites by the names that their layers have in an environment."""
+    if sites is None or dataset.environment is None:
+        return sites
+    return {
+        f"policy.{name}": tuple(f"policy.{layer}" for layer in layers)
+        for name, layers in sites.items()
+    }
 
 
 def check_time(network: nn.Module, dataset: data.Dataset) -> None:

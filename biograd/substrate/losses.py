@@ -31,7 +31,9 @@ def losses_of(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective)
         with unmixed(activity.device):
             local[name] = loss(widened(activity), targets)
     found = objective.loss(widened(outputs), targets)
-    return (found, local, None) if found.dim() == 1 else (found.sum(1), local, found)
+    if found.dim() == 1:
+        return found, local, None
+    return objective.total(found), local, found
 
 
 def extend(

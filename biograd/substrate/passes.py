@@ -77,6 +77,8 @@ class Pass:
         if self.shared and inputs is self.shared[0]:
             self._once.add(layer)
             return self.shared[1]
+        if self.kind == "noisy" and self.plan.observe_inputs:
+            self.visits[site.name][place].inputs.append(inputs)
         if self.kind != "clean":
             return inputs
         visits = self.visits[site.name][place]

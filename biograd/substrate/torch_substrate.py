@@ -186,6 +186,7 @@ class TorchSubstrate(Arranged):
             objective,
             {name: values.detach()[None] for name, values in local.items()},
             step_losses=None if steps is None else steps.detach()[None],
+            alive=None if objective.alive is None else objective.alive(outputs.detach())[None],
         )
 
     def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
@@ -274,8 +275,13 @@ class TorchSubstrate(Arranged):
         with self._running(now), self.shared.noisy():
             outputs = self.forward(now.begin(encoded))
         extend(trace, *losses_of(now, outputs, repeat(trace.targets, copies), trace.objective))
+        if trace.alive is not None and trace.objective.alive is not None:
+            lasted = trace.objective.alive(outputs).unflatten(0, (copies, batch))
+            trace.alive = torch.cat((trace.alive, lasted))
         for name, noise in plan.noise.items():
             trace.sites[name].noise = noise
+        for name, site in trace.sites.items() if plan.observe_inputs else ():
+            site.received = [visits.inputs for visits in now.visits[name]]
         if plan.observe:
             for name, site in trace.sites.items():
                 seen = SiteTrace(site.shape, now.visits[name], plan.time_bin).current()

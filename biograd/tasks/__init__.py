@@ -17,6 +17,7 @@ from biograd.checking import Count, NotNegative, construct
 from biograd.errors import CapabilityError, DataError, RecipeError, nearest
 from biograd.registry import Registry
 from biograd.tasks.classes import LOSSES, Classes, check_no_vectors
+from biograd.tasks.decisions import Decisions
 from biograd.tasks.heads import Head, Heads
 from biograd.tasks.multi_label import MultiLabel
 from biograd.tasks.own_loss import OwnLoss
@@ -33,6 +34,7 @@ __all__ = [
     "MISSING",
     "TASKS",
     "Classes",
+    "Decisions",
     "Firing",
     "Head",
     "Heads",
@@ -70,6 +72,7 @@ TASKS: Registry[type[Task]] = Registry(
         "rates": Rates,
         "firing": Firing,
         "reward": Reward,
+        "decisions": Decisions,
         "heads": Heads,
     },
 )
@@ -207,7 +210,7 @@ def learned(
         raise RecipeError(
             f"training.loss = {loss!r}: heads have a loss each, task.heads.NAME.loss: leave it out"
         )
-    if isinstance(task, Reward):
+    if isinstance(task, Reward | Decisions):
         raise RecipeError(f"training.loss = {loss!r}: a reward is its own loss: leave it out")
     if getattr(task, "class_weights", ()):
         raise RecipeError(f"training.loss = {loss!r}: task.class_weights has no effect beside it")

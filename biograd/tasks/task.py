@@ -40,6 +40,8 @@ class Task(Checked):
         better: ``"higher"`` or ``"lower"``: which values of it are better.
         differentiable: whether the losses have a graph; rules that need one refuse a task without.
         whole: whether targets are whole numbers (classes).
+        closed_loop: whether the outputs act on an environment, which gives the next inputs.
+        discount: factor by which a loss counts less with every step that it comes later.
     """
 
     outputs: Annotated[int, Range(0)]
@@ -49,6 +51,8 @@ class Task(Checked):
     better: ClassVar[str] = "lower"
     differentiable: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    closed_loop: ClassVar[bool] = False
+    discount: ClassVar[float] = 1.0
 
     def check(self, targets: Tensor, where: str) -> None:
         """Refuse targets that cannot be learned from, the whole split at once.
@@ -83,12 +87,20 @@ class Task(Checked):
         except NotImplementedError:
             return self.losses(outputs, targets)
 
+    def alive(self, outputs: Tensor) -> Tensor:
+        """Return whether each trial still went on in each step, ``[B, T]``, of a closed loop."""
+        return torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
+
     def vectors(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return targets in the outputs' shape, for rules that use them in place of an error."""
         return vectors(outputs, targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
         """Return what ``figures`` needs, by name; ``headline`` is one of the names, or "loss"."""
+        return {}
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Return what a run file keeps of every example that is learned from, each ``[B]``."""
         return {}
 
     def figures(self, totals: Totals) -> dict[str, float]:

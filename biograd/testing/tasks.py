@@ -72,7 +72,8 @@ def _losses(task: Task, outputs: Tensor, targets: Tensor) -> Iterator[str]:
         steps = task.stepwise(outputs, targets)
     except NotImplementedError:
         return
-    if steps.shape != outputs.shape[:2] or not torch.allclose(steps.sum(1), losses):
+    weight = task.discount ** torch.arange(outputs.shape[1])
+    if steps.shape != outputs.shape[:2] or not torch.allclose((steps * weight).sum(1), losses):
         yield "the losses of the steps do not sum to the losses"
 
 

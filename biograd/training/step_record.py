@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from biograd import ranks, tasks
 from biograd.ranks import parallel
 from biograd.tasks import flat, folded
@@ -24,6 +26,7 @@ class StepRecord:
         spent: of the budget, in its own unit (steps, forward passes or seconds).
         stop: number of the signal that asked some rank to stop, 0 if none did.
         gradient_norm: of all gradients before they were clipped; None: they are not.
+        each: what is kept of every example, each ``[B]``.
     """
 
     step: int
@@ -37,6 +40,7 @@ class StepRecord:
     stop: int = 0
     totals: tasks.Totals = dataclasses.field(default_factory=dict)
     gradient_norm: float | None = None
+    each: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ class StepFigures:
     informative: float
     seconds: float
     stop: int = 0
+    each: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def together(self, own: parallel.Share, copies: int, asked: Sequence[int]) -> StepFigures:
         """Return the figures of the whole batch; the time is that of the slowest rank.
@@ -67,4 +72,4 @@ class StepFigures:
         seconds, stop = max(columns[3]), int(max(columns[4]))
         totals = folded([math.fsum(column) for column in columns[5:]], self.totals)
         informative = informed / noisy if noisy else 1.0
-        return StepFigures(loss, totals, informative, seconds, stop)
+        return StepFigures(loss, totals, informative, seconds, stop, self.each)

@@ -203,6 +203,7 @@ class Trainer:
             found.stop,
             found.totals,
             norm,
+            found.each,
         )
 
     def _credited(self, batch: Batch, rows: slice) -> tuple[StepFigures, int]:
@@ -225,7 +226,9 @@ class Trainer:
                 together,
                 found.informative + weight * one.informative,
                 0.0,
-            )
+                each={n: torch.cat([*([found.each[n]] if n in found.each else []), v])
+                      for n, v in one.each.items()},
+            )  # fmt: skip
         return found, copies
 
     def _part(
@@ -242,7 +245,10 @@ class Trainer:
             (weight * result.surrogate).backward()
         self.passes += result.passes * count
         totals = summed(self.engine.task.metrics(result.outputs, given[1]))
-        return StepFigures(loss, totals, result.informative, 0.0), len(result.losses) - 1
+        kept = self.engine.task.each(result.outputs, given[1])
+        each = {name: parallel.gather(values.cpu()) for name, values in kept.items()}
+        figures = StepFigures(loss, totals, result.informative, 0.0, each=each)
+        return figures, len(result.losses) - 1
 
     def _precision(self, device: str) -> contextlib.AbstractContextManager[object]:
         if self.recipe.precision == "full":

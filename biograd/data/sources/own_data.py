@@ -21,7 +21,8 @@ from biograd.data.rows.event_items import are_records, event_items
 from biograd.data.rows.items import Items
 from biograd.data.rows.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.data.source import Source, is_source
-from biograd.data.sources import csv_tables, hdf5, npz, own_files
+from biograd.data.sources import csv_tables, environment_rows, hdf5, npz, own_files
+from biograd.environments import is_environment
 from biograd.errors import DataError, RecipeError
 from biograd.recipes.dataset_recipe import of_path
 from biograd.tasks import make
@@ -45,6 +46,8 @@ def named(given: Any) -> tuple[str, dict[str, Any]]:
             paths = {split: table["path"] for split, table in tables.items()}
             return Path(next(iter(paths.values()))).stem, {"source": sources.pop(), "paths": paths}
     first = next(iter(given.values())) if by_split else given
+    if is_environment(first):
+        return getattr(first, "__name__", type(first).__name__), {"source": "environment"}
     torch_like = isinstance(first, Dataset | DataLoader) or hasattr(first, "train_dataloader")
     if torch_like:
         return type(getattr(first, "dataset", first)).__name__, {"source": "torch"}
@@ -83,7 +86,7 @@ def function(request: Request) -> Parts:
     text = str(request.given)
     said = f"--dataset {text}"
     found = user_code.load(text, "--dataset").thing
-    if is_stream(found) or not callable(found):
+    if is_stream(found) or is_environment(found) or not callable(found):
         return _parts(found, request, text)
     return _parts(user_code.called(found, {}, said), request, text)
 
@@ -92,6 +95,8 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
     """Return the sources of data of any kind."""
     if isinstance(given, Parts):
         return given
+    if is_environment(given):
+        return environment_rows.parts(given, request, where)
     if hasattr(given, "train_dataloader"):
         given = _module(given)
     if isinstance(given, Mapping) and given and set(given) <= {*SPLITS}:
