@@ -71,7 +71,8 @@ def of_gymnasium(name: str = "CartPole-v1", steps: NotNegativeCount = 0) -> Gymn
 
     def make() -> Any:
         try:
-            return gymnasium.make(name, **({"max_episode_steps": steps} if steps else {}))
+            given: dict[str, Any] = {"max_episode_steps": steps} if steps else {}
+            return gymnasium.make(name, **given)
         except gymnasium.error.Error as error:
             raise RecipeError(
                 f"settings.name = {name!r}: {' '.join(str(error).split())}"

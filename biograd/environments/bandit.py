@@ -28,7 +28,8 @@ class Bandit:
     Source: Sutton and Barto, Reinforcement Learning (2018), section 2.8, with a mean of 4.
     """
 
-    continuous, observation = False, (1,)
+    continuous = False
+    observation: tuple[int, ...] = (1,)
 
     def __init__(
         self,

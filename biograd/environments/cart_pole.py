@@ -37,7 +37,8 @@ class CartPole:
     (1983), appendix; failure at 12 degrees and 2.4 m as there.
     """
 
-    continuous, observation, actions = False, (4,), 2
+    continuous, actions = False, 2
+    observation: tuple[int, ...] = (4,)
     GRAVITY, CART, POLE, HALF = 9.8, 1.0, 0.1, 0.5
     TRACK, LEAN = 2.4, math.radians(12)
 

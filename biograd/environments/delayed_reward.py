@@ -28,6 +28,7 @@ class DelayedReward:
     """
 
     continuous, solved = False, 1.0
+    observation: tuple[int, ...]
 
     def __init__(
         self,

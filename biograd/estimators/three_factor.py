@@ -41,6 +41,8 @@ class ThreeFactor(WeakGradient):
             step where inputs or targets vary in time, else the whole trial.
     """
 
+    means: Tensor
+    visited: Tensor
     bias = "second order in sigma; a trace that forgets misses late rewards; " + SHARED
     passes = "S forward"
     reference = (
@@ -180,7 +182,7 @@ class ThreeFactor(WeakGradient):
         count = parallel.total(marks.sum(0)) * len(losses)
         total = parallel.total(torch.einsum("mbk,bc->ck", losses, marks))
         mean = total / count.clamp_min(1)[:, None]
-        first = (self.visited == 0)[:, None]
+        first = self.visited.eq(0)[:, None]
         moved = torch.where(first, mean, self.means + self.pace * (mean - self.means))
         self.means.copy_(torch.where(count[:, None] > 0, moved, self.means))
         self.visited.add_(count)
