@@ -418,6 +418,9 @@ def test_the_gradient_estimates_of_a_stack(rule: str, recurrent: bool, beside: s
         try:
             found.append(descend(engine, inputs, targets))
         except CapabilityError as error:
+            if name == "three_factor":
+                assert beside == "local losses" and "leave local out" in str(error)
+                return
             assert recurrent and "window" in settings and name == "synthetic_gradient"
             assert "no states can be handed from window to window" in str(error)
             return
