@@ -357,6 +357,7 @@ def test_generated_sources_are_listed_with_their_settings(
     keys = {row["name"]: row["keys"] for row in json.loads(capsys.readouterr().out)["sources"]}
     assert "fidelity" in keys["evidence_accumulation"] and "smoothness" in keys["random_manifolds"]
     assert "train_seed" in keys["yin_yang"] and "rate_hz" in keys["pattern_generation"]
+    assert {"arms", "train_rows"} <= {*keys["bandit"]} and "force" in keys["cart_pole"]
     assert keys["idx"] == keys["digits"] == keys["npz"] == []
 
 
@@ -390,7 +391,7 @@ def test_keys_of_a_source_are_those_that_its_settings_have(
 def test_every_source_that_reads_settings_lists_them() -> None:
     declared = {name for name, read in SOURCES.items() if hasattr(read, "Settings")}
     reads = {name for name, keys in READS.items() if "settings" in keys}
-    assert reads - declared == {"folder"}  # whose keys depend on its files
+    assert reads - declared == {"folder", "environment"}  # whose keys depend on what is given
 
 
 def test_the_list_of_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from data_paths import shared_data
 
 from biograd import data, recipes
 from biograd.data.files import fetch
+from biograd.environments import ENVIRONMENTS
 from biograd.errors import DataError
 
 NAMES = recipes.names("datasets")
@@ -20,7 +21,9 @@ ELSEWHERE = {n for n, recipe in READ.items() if any("holds" in f for f in recipe
 """Sets whose files no test has; their layout is read in ``test_recordings`` and ``test_sounds``."""
 SPOKEN = {name: "spoken_digits_events" for name in NAMES if name.startswith("spoken")}
 DOWNLOADED = [name for name in NAMES if READ[name].urls and name not in ELSEWHERE]
-LOADED = [name for name in NAMES if name not in ELSEWHERE]
+PLAYED = [name for name in NAMES if READ[name].source in ENVIRONMENTS]
+STORED = [name for name in NAMES if name not in PLAYED]
+LOADED = [name for name in STORED if name not in ELSEWHERE]
 ROWS = {
     "digits": (1437, 360),
     "mnist": (60000, 10000),
@@ -64,11 +67,18 @@ def folder_of(name: str) -> Path | None:
 
 
 def test_there_are_recipes() -> None:
-    assert set(ROWS) == set(NAMES)
+    assert set(ROWS) == set(STORED) and set(PLAYED) == set(ENVIRONMENTS.own)
     assert {"mnist", "fashion_mnist"} == set(DOWNLOADED)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PLAYED)
+def test_readme_names_the_environment(name: str) -> None:
+    text = (recipes.shipped("datasets") / "README.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    assert line.strip("|").split("|")[2].strip() in READ[name].licence
+
+
+@pytest.mark.parametrize("name", STORED)
 def test_recipe_states_what_a_reader_needs(name: str) -> None:
     recipe = recipes.load_dataset(name)
     assert recipe.description and recipe.licence and recipe.shape
@@ -79,7 +89,7 @@ def test_recipe_states_what_a_reader_needs(name: str) -> None:
         assert fetch.expected(file)[1] or name == "ncars"  # behind a form, without a digest
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STORED)
 def test_readme_names_the_recipe_and_its_rows(name: str) -> None:
     text = (recipes.shipped("datasets") / "README.md").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))

@@ -12,6 +12,7 @@ import pytest
 
 from biograd import recipes
 from biograd.configuration import TrainingRequest, configure
+from biograd.environments import ENVIRONMENTS
 from biograd.errors import RecipeError
 from biograd.recipes import DatasetRecipe, ModelRecipe, construct, merge, override
 
@@ -233,8 +234,10 @@ def test_every_shipped_model_is_valid_for_every_dataset(name: str) -> None:
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_shipped_dataset_is_valid(name: str) -> None:
     recipe = recipes.load_dataset(name)
-    assert recipe.description and recipe.licence and recipe.shape
-    assert recipe.classes > 1 or recipe.task
+    assert recipe.description and recipe.licence
+    if recipe.source in ENVIRONMENTS:
+        return  # it knows itself what is seen and done
+    assert recipe.shape and (recipe.classes > 1 or recipe.task)
 
 
 def test_the_default_recipe_survives_its_own_schema() -> None:

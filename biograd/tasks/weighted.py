@@ -76,7 +76,10 @@ class Weighted(Task):
         """Return the weighted losses, ``[B]``."""
         own, weights = self.split(targets)
         if self.timed:
-            return self.stepwise(outputs, targets).sum(1)
+            steps = self.stepwise(outputs, targets)
+            places = torch.arange(steps.shape[1], device=steps.device)
+            later = self.task.discount**places
+            return steps.sum(1) if self.task.discount == 1 else steps @ later.to(steps.dtype)
         return self.task.losses(outputs, own) * weights.to(outputs.dtype)
 
     def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def _graph(task: Task, outputs: Tensor, targets: Tensor) -> Iterator[str]:
     losses = task.losses(leaf, targets)
     if losses.requires_grad != task.differentiable:
         yield f"differentiable = {task.differentiable}, but the losses say otherwise"
-    elif task.differentiable:
+    elif task.differentiable and not task.closed_loop:  # a score function is of the mean
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         step = 1e-6 * torch.randn(outputs.shape, dtype=torch.float64, generator=torch.Generator())
         up, down = (task.losses(outputs + s * step, targets).sum() for s in (1, -1))

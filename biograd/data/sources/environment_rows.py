@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -97,7 +98,16 @@ def reader(name: str) -> Callable[[Request], Parts]:
         made = construct(ENVIRONMENTS[name], rest, f"dataset {request.name}", "settings")
         return _rows(made, own)
 
+    read.__doc__ = f"Return seeds of episodes of the environment {name!r}, ``[N, 1]``."
+    vars(read)["Settings"] = _listed(ENVIRONMENTS[name])
     return read
+
+
+def _listed(make: Callable[..., Environment]) -> type:
+    """Return a dataclass with all the settings that such rows have, for those who list them."""
+    known = [field.name for field in dataclasses.fields(EpisodeSettings)]
+    own = [name for name in inspect.signature(make).parameters if name not in known]
+    return dataclasses.make_dataclass("Listed", [*own, *known])
 
 
 def _divided(request: Request) -> tuple[EpisodeSettings, dict[str, Any]]:
