@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from scipy import stats
 from torch import Tensor, nn
 from worlds_for_tests import Corridor, Deciding, Reach, Remembering, Walk, drawn, seeds
@@ -510,13 +510,17 @@ def policy(width=6):
 """
 
 
-def test_an_environment_of_ones_own_on_the_console(tmp_path: Path) -> None:
+def test_an_environment_of_ones_own_on_the_console(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, run = tmp_path / "world.py", tmp_path / "a.h5"
     file.write_text(WORLD)
     rows = [f"--set={one}" for one in FEW]
 
     def told(*words: object) -> Any:
-        return CliRunner().invoke(main, [str(word) for word in words])
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return SimpleNamespace(exit_code=code, output=said.out + said.err)
 
     model = ("--model", f"{file}:policy")
     for name in ("Short", "long"):
@@ -538,11 +542,12 @@ def test_an_environment_of_ones_own_on_the_console(tmp_path: Path) -> None:
 
 def test_a_comparison_in_an_environment(tmp_path: Path) -> None:
     found = biograd.compare(
-        ["ann"], ["weight_perturbation", "node_perturbation"], data="delayed_reward", seeds=2,
+        ["ann"], ["weight_perturbation", "node_perturbation"], datasets=["delayed_reward"], seeds=2,
+        control=False,
         folder=tmp_path / "compared",
         settings=(*FEW, "training.epochs=1", "decorrelation.rule=off"),
     )  # fmt: skip
-    assert "return" in str(found)
+    assert len(found) == 4 and "weight_perturbation" in str(found)
 
 
 @pytest.mark.slow

@@ -86,8 +86,9 @@ class ThreeFactor(WeakGradient):
         count = len(bin_lengths(steps, round.width(self.time_bin)))
         if self.baseline == "running":
             self._kinds(round)
-            self.register_buffer("means", torch.zeros(self.conditions, count))
-            self.register_buffer("visited", torch.zeros(self.conditions))
+            kind = trace.losses.dtype
+            self.register_buffer("means", torch.zeros(self.conditions, count, dtype=kind))
+            self.register_buffer("visited", torch.zeros(self.conditions, dtype=kind))
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: independent noise at the chosen sites, cut behind them."""
