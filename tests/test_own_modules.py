@@ -21,7 +21,7 @@ from biograd.__main__ import main
 from biograd.configuration import Configuration
 from biograd.errors import RecipeError
 from biograd.tasks import Classes, Regression, TimeSeries, Weighted, learned
-from biograd.tasks.torch_losses import NAMES
+from biograd.tasks.own_loss import NAMES
 
 NET = """
 import torch

@@ -50,6 +50,7 @@ EXTRAS = {
     "nir": ("nir",),
     "xarray": ("xarray", "h5netcdf"),
     "fast": ("numba",),
+    "environments": ("gymnasium",),
 }
 """What may be installed besides, by the name of the extra."""
 

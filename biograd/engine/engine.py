@@ -96,12 +96,9 @@ class Engine(Prepared):
         if task is not None and loss is not None:
             raise CapabilityError("attach: a task has its own loss: give task or loss, not both")
         self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
-        self.objective = Objective(
-            self.task.by_step,
-            vectors=self.task.vectors,
-            alive=self.task.alive if self.task.closed_loop else None,
-            discount=self.task.discount,
-        )
+        mine = self.task
+        alive = mine.alive if mine.closed_loop else None
+        self.objective = Objective(mine.by_step, {}, mine.vectors, alive, mine.discount)
         self.timed, self.varying = self.task.timed, False
         self.differentiable = self.task.differentiable
         self.seed, self.step = seed, 0

@@ -20,14 +20,13 @@ from biograd.tasks.classes import LOSSES, Classes, check_no_vectors
 from biograd.tasks.decisions import Decisions
 from biograd.tasks.heads import Head, Heads
 from biograd.tasks.multi_label import MultiLabel
-from biograd.tasks.own_loss import OwnLoss
+from biograd.tasks.own_loss import NAMES, OwnLoss, of_torch
 from biograd.tasks.rates import Firing, Rates
 from biograd.tasks.regression import Regression, TimeSeries
 from biograd.tasks.reward import Reward
 from biograd.tasks.spike_train import SpikeTrain
 from biograd.tasks.steps_first import StepsFirst, is_steps_first
 from biograd.tasks.task import MISSING, Metrics, Task, Totals, added, flat, folded, summed
-from biograd.tasks.torch_losses import NAMES, of_torch
 from biograd.tasks.weighted import Weighted
 
 __all__ = [
