@@ -20,6 +20,7 @@ from biograd.estimators import ESTIMATORS, Estimator
 from biograd.networks import build, substrate
 
 OWN_REASONS = {
+    ("three_factor", "local losses"): "leave local out",
     ("decoupling", "spiking"): "cannot keep spikes as targets",
     ("decoupling", "spiking recurrent"): "cannot keep spikes as targets",
     ("synthetic_gradient", "local losses"): "nothing to predict",
