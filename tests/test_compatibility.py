@@ -21,6 +21,7 @@ from biograd.networks import build, substrate
 
 OWN_REASONS = {
     ("three_factor", "local losses"): "leave local out",
+    ("three_factor", "spiking local"): "leave local out",
     ("decoupling", "spiking"): "cannot keep spikes as targets",
     ("decoupling", "spiking recurrent"): "cannot keep spikes as targets",
     ("synthetic_gradient", "local losses"): "nothing to predict",
