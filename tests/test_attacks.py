@@ -40,7 +40,11 @@ def test_a_state_that_does_not_fit_is_refused_in_one_line(name: str, other: str)
     shaped = attached(name, width=4, depth=1) if other != "weak" else attached("weak")
     shaped(INPUTS, TARGETS, ROWS)
     engine, state = attached(name), shaped.state()
-    if not any(key.startswith("estimator.") for key in (*state, *engine.state())):
+    kept = [
+        {key: value.shape for key, value in each.items() if key.startswith("estimator.")}
+        for each in (state, engine.state())
+    ]
+    if kept[0] == kept[1]:
         pytest.skip("keeps nothing for the network's shapes")
     with pytest.raises(biograd.RecipeError, match="the state does not fit") as error:
         engine.load_state(state)
