@@ -114,7 +114,8 @@ TIMERS = {signal.SIGPROF: (signal.ITIMER_PROF, 1.0), signal.SIGALRM: (signal.ITI
 def limited(seconds: float) -> Iterator[None]:
     """Let the system end this process after some seconds of work; C code may hear no signal."""
     spent, kept = time.process_time(), resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(spent + seconds) + 1, kept[1]))
+    end = int(spent + seconds) + 2  # a second at least to come to an end in
+    resource.setrlimit(resource.RLIMIT_CPU, (end, kept[1]))
     try:
         yield
     finally:
