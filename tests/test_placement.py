@@ -380,7 +380,8 @@ def test_an_array_of_slurm(states: Path, tmp_path: Path, capfd: pytest.CaptureFi
     script = (states / "1.script").read_text()
     flags = ("array=0-4%2", "time=90", "partition=long", "cpus-per-task=3", "mem=512MB")
     assert all(f"#SBATCH --{flag}\n" in script for flag in (*flags, "gpus-per-node=1"))
-    assert max(map(int, (states / "running").read_text().split())) == 2
+    most = max(map(int, (states / "running").read_text().split()))
+    assert most in (2, 3)  # two of the array, and the killed one again beside them
     assert len(list(states.glob("*.script"))) == 2  # the array, and the killed one alone
     assert capfd.readouterr() == ("", "")
 
