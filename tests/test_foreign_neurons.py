@@ -331,6 +331,7 @@ def timed_settings() -> list[tuple[str, str, Any]]:
         for setting in (*rule.in_time, *rule.in_neurons, *rule.recurrent):
             if setting in known:
                 values = {"time_bin": (2, "trial"), "window": (2,), "through_time": (True,)}
+                values["tau"] = (5.0,)
                 found += [(name, setting, value) for value in values[setting]]
     return found
 
