@@ -136,3 +136,11 @@ def test_what_the_loops_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fused_scan.serves(k, like.to("meta"), STEPS)
     monkeypatch.setenv(COMPILED, "0")
     assert not fused_scan.serves(k, like, STEPS) and os.environ[COMPILED] == "0"
+
+
+def test_a_batch_without_rows_has_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    population = made(NEURONS["leaky"](), torch.float64)
+    current = drive(torch.float64, False)[:0].detach().requires_grad_()
+    for compiled in (True, False):
+        passed, (found,) = answer(population, current, monkeypatch, compiled)
+        assert passed.shape == found.shape == (0, STEPS, UNITS)

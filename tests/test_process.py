@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from biograd.errors import RecipeError
 from biograd.process import memory, switches
 
 FAULTS = """
@@ -57,6 +58,9 @@ def test_a_variable_of_zero_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, expected in (("0", False), ("1", True), ("", True)):
         monkeypatch.setenv(switches.COMPILED, value)
         assert switches.allowed(switches.COMPILED) is expected
+    monkeypatch.setenv(switches.COMPILED, "false")
+    with pytest.raises(RecipeError, match="BIOGRAD_COMPILED = 'false': must be 0 or 1"):
+        switches.allowed(switches.COMPILED)
     monkeypatch.delenv(switches.COMPILED)
     assert switches.allowed(switches.COMPILED)
     monkeypatch.setenv(switches.KEEP_MEMORY, "0")

@@ -11,6 +11,7 @@ The coefficients stand in one table ``k``, ``[K, U or 1]``: ``A``, ``G`` (``n n`
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -45,7 +46,7 @@ def installed() -> bool:
 
 def serves(k: Coefficients, like: Tensor, steps: int) -> bool:
     """Return whether the compiled loops take a population, ``like`` its current."""
-    units = like[0, 0].numel()
+    units = math.prod(like.shape[2:])
     return (
         like.device.type == "cpu"
         and like.dtype in KERNEL_DTYPES
@@ -74,12 +75,12 @@ def _kind(like: Tensor) -> Any:
 
 def _flat(values: Tensor) -> Any:
     """Return ``[rows, steps, U]`` as numpy sees it, without a copy where there need be none."""
-    return values.detach().contiguous().view(*values.shape[:2], -1).numpy()
+    return values.detach().contiguous().flatten(2).numpy()
 
 
 def _each(work: Callable[..., None], rows: int, *arrays: Any) -> None:
     """Run a kernel over the rows, by as many threads as torch has."""
-    threads = min(torch.get_num_threads(), rows, 1 + arrays[2].size // LEAST_A_THREAD)
+    threads = min(torch.get_num_threads(), max(rows, 1), 1 + arrays[2].size // LEAST_A_THREAD)
     if threads == 1:
         return work(0, rows, *arrays)
     edges = [rows * n // threads for n in range(threads + 1)]
@@ -99,7 +100,7 @@ def forward(
     """
     rows, _, *shape = current.shape
     n, (coefs, wide) = len(k.d), table(k, current)
-    units = current[0, 0].numel()
+    units = math.prod(shape)
     new = current.detach().new_empty
     passed = new((rows, steps, *shape))
     distance = new((rows, steps, *shape)) if keep != "nothing" else None
@@ -107,7 +108,7 @@ def forward(
     ends = new((n, rows, *shape))
     work = _forward_kernel(n, wide, k.gated, spiking, distance is not None, keep == "states")
     seen = distance if distance is not None else new((1, 1, *shape))
-    places = states.view(n, -1, states.shape[2], units).numpy()
+    places = states.view(n, states.shape[1], states.shape[2], units).numpy()
     last = ends.view(n, rows, units).numpy()
     _each(work, rows, _flat(current), coefs, _flat(passed), _flat(seen), places, last)
     return passed, distance, list(states) if keep == "states" else [], list(ends)
@@ -131,13 +132,13 @@ def back(
     """
     rows, steps, *shape = gradient.shape
     n, (coefs, wide) = len(k.d), table(k, gradient)
-    units = gradient[0, 0].numel()
+    units = math.prod(shape)
     found = gradient.new_empty((rows, 1 if constant[0] else steps, *shape))
     kept = gradient.new_empty((n + 1, rows, steps, *shape) if keep else (n + 1, 1, 1, *shape))
     distance, surrogate, steep = slopes if slopes is not None else (gradient[:1, :1], GIVEN, 1.0)
     work = _back_kernel(n, wide, k.gated, slopes is not None, surrogate, constant[0], keep)
     arrays = (_flat(gradient), coefs, _flat(passed), _flat(distance), _flat(found))
-    places = kept.view(n + 1, -1, kept.shape[2], units).numpy()
+    places = kept.view(n + 1, kept.shape[1], kept.shape[2], units).numpy()
     _each(work, rows, *arrays, places, window or 0, _kind(gradient)(steep))
     return list(kept) if keep else [], [found]
 
