@@ -14,9 +14,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 STATES = Path(os.environ.get("STAND_IN_FOR_SLURM", "/nowhere"))
+
+
+def stand_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the stand-in on the path, its looks quick, and return the folder of its states."""
+    from biograd.placement import submitit
+
+    states = place / "states"
+    states.mkdir()
+    install(place / "bin")
+    monkeypatch.setenv("PATH", f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN_FOR_SLURM", str(states))
+    monkeypatch.setattr(sys.modules[__name__], "STATES", states)
+    for name, seconds in {"pause": 0.1, "asking": 0.1, "grace": 0.3}.items():
+        monkeypatch.setattr(submitit.SlurmJobs, name, seconds)
+    return states
 
 
 def install(folder: Path) -> None:

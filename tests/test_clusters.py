@@ -37,16 +37,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a stand-in for Slurm on the path and return the folder of its states."""
-    folder = tmp_path / "states"
-    folder.mkdir()
-    slurm.install(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("STAND_IN_FOR_SLURM", str(folder))
-    monkeypatch.setattr(slurm, "STATES", folder)
-    for name, seconds in {"pause": 0.1, "asking": 0.1, "grace": 0.3}.items():
-        monkeypatch.setattr(submitit_engine.SlurmJobs, name, seconds)
-    return folder
+    return slurm.stand_in(tmp_path, monkeypatch)
 
 
 # Options of jobs --------------------------------------------------------------------------------

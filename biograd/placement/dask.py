@@ -181,7 +181,8 @@ class Workers:
     def __init__(
         self, client: Any, capacity: int, name: str, placement: Placement, crowd: Mapping[str, int]
     ) -> None:
-        self.client, self.capacity, self.name = client, capacity, name
+        self.client, self.name = client, name
+        self.capacity = self.at_once = capacity
         self.placement, self.crowd = placement, crowd
         self.study = uuid.uuid4().hex
         self.ending = ExitStack()

@@ -105,6 +105,8 @@ class Executor(Protocol):
 
     capacity: int
     """Jobs that may be started and not ended at a time."""
+    at_once: int
+    """Of those, how many may run; a job that is tried again waits until there are fewer."""
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Start a try of each job; one that cannot be started receives its ``answer``."""
@@ -129,8 +131,9 @@ def drive(
     try:
         while waiting or running:
             now = time.monotonic()
-            room = executor.capacity - len(running)
-            begun = [job for job in waiting if job.ready <= now][:room]
+            ready = [job for job in waiting if job.ready <= now]
+            most = executor.at_once if any(job.tries for job in ready) else executor.capacity
+            begun = ready[: max(0, most - len(running))]
             for job in begun:
                 waiting.remove(job)
                 job.tries += 1

@@ -98,7 +98,8 @@ class Processes:
         folder: Path | None = None,
         sharing: int | None = None,
     ) -> None:
-        self.capacity, self.devices, self.logs = workers, list(devices), logs
+        self.capacity = self.at_once = workers
+        self.devices, self.logs = list(devices), logs
         self.folder, self.sharing = folder, sharing or workers
 
     def start(self, jobs: Sequence[Job]) -> None:

@@ -95,7 +95,7 @@ def begin(placement: Placement, count: int) -> Executor:
     ranks, cpus = processes(options), options.get("cpus")
     if cluster == "slurm":
         call = Call(device=placement.device, ranks=ranks)
-        return SlurmJobs(executor, min(count, ARRAY), call)
+        return SlurmJobs(executor, min(count, ARRAY), call, at_once=placement.workers)
     asked = kind(placement.device) in ("auto", "cuda") and "gpus" not in options
     given = visible() if asked else None
     call = Call(device=placement.device, ranks=ranks, study=os.getpid(), devices=given)
@@ -226,9 +226,15 @@ class SlurmJobs:
     grace = GRACE
 
     def __init__(
-        self, executor: Any, capacity: int, call: Call, variables: Mapping[str, str] | None = None
+        self,
+        executor: Any,
+        capacity: int,
+        call: Call,
+        variables: Mapping[str, str] | None = None,
+        at_once: int | None = None,
     ) -> None:
         self.executor, self.capacity, self.call = executor, capacity, call
+        self.at_once = at_once or capacity
         self.variables = dict(variables or {})
         self._queue: dict[str, str] = {}
         self._asked = self._answered = time.monotonic()
