@@ -78,7 +78,7 @@ def sbatch(script: str) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
-    control(script, jobs, limit)
+    control(str(STATES / f"{number}.script"), jobs, limit)  # its own copy: submitit moves the file
 
 
 def control(script: str, jobs: list[str], limit: int) -> None:
