@@ -155,9 +155,21 @@ def test_in_a_notebook_one_line_is_written_anew(notebook: Notebook, clock: list[
             clock[0] += 0.15
             display.step({"loss": 0.5})
         display.epoch({"epoch": 1, "epochs": 1, "test_accuracy": 0.5})
-    assert 4 <= len(notebook.lines) <= 7 and notebook.lines[0].startswith("2/10  loss 0.5000")
-    said = stream.getvalue()
-    assert "\r" not in said and said.splitlines()[-1].startswith("epoch 1/1  test 50.0 %")
+    assert 6 <= len(notebook.lines) <= 9 and notebook.lines[0] == "title"
+    assert notebook.lines[1].startswith("title\n2/10  loss 0.5000")
+    assert notebook.lines[-1].startswith("title\nepoch 1/1  test 50.0 %")
+    assert stream.getvalue() == ""  # which a notebook paints as an error
+
+
+def test_in_a_notebook_a_comparison_has_a_line_for_each_training(
+    notebook: Notebook, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    biograd.compare(["ann"], ["backprop"], folder=tmp_path, seeds=2, epochs=1, control=False)
+    assert capsys.readouterr() == ("", "")
+    last = notebook.lines[-1].splitlines()
+    assert [line.partition(":")[0] for line in last[::2]] == ["ann, seed 0", "ann, seed 1"]
+    assert last[1].endswith("(1 of 2)") and last[3].endswith("(2 of 2)") and len(last) == 4
+    assert any("\nepoch 1/1  loss " in shown for shown in notebook.lines)
 
 
 def test_a_repetition_takes_what_a_training_takes(tmp_path: Path) -> None:

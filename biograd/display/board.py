@@ -85,6 +85,21 @@ class Board(ProgressDisplay):
         self._shown = Shown.of([summary], False)
         self._found[training] = self._shown.value(figure(summary))
 
+    def begin(self, total_steps: int, title: str) -> None:
+        """Start a training in this process; in a notebook without a line that stays."""
+        if self._in_place is None:
+            super().begin(total_steps, title)
+        else:
+            self._done, self._total = 0.0, total_steps
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Report an epoch of it, likewise."""
+        if self._in_place is None or self.quiet:
+            super().epoch(record)
+        else:
+            self._in_place.write(visible(self._told(record)))
+            self._restart()
+
     def close(self) -> None:
         """Give the terminal back."""
         if self._table is not None:

@@ -1,4 +1,4 @@
-"""A line in a notebook that is written anew in its place, without widgets."""
+"""Lines in a notebook, the last of which is written anew in its place, without widgets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ def in_notebook() -> bool:
     return False
 
 
-class NotebookLine:
-    """One line under a cell of a notebook."""
+class NotebookLines:
+    """Lines under a cell of a notebook; why not on stderr: notebooks paint that as an error."""
 
     def __init__(self) -> None:
+        self._kept: list[str] = []
         self._handle: Any = None
 
+    def keep(self, text: str) -> None:
+        """Show a line that stays."""
+        self._kept.append(text)
+        self.write("")
+
     def write(self, text: str) -> None:
-        """Show a text in place of the one before."""
+        """Show a line below those that stay, in place of the one before."""
         from IPython.display import display
 
-        shown = {"text/plain": text}
+        shown = {"text/plain": "\n".join([*self._kept, *([text] if text else [])])}
         if self._handle is None:
             self._handle = display(shown, raw=True, display_id=True)
         else:
