@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ class Experiment:
         dataset: data.Dataset,
         parts: OwnParts | None = None,
         estimator: str | None = None,
-        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         parts, configuration = parts or OwnParts(), configuration.here()
         self.configuration, self.dataset = configuration, dataset
@@ -71,7 +69,7 @@ class Experiment:
             outputs=parts.outputs or configuration.outputs,
         )
         try:
-            asked = {name: name for name in recipe.training.metrics} | dict(metrics or {})
+            asked = {name: name for name in recipe.training.metrics} | dict(parts.metrics)
             self.metrics = chosen(asked, self.engine.task)
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
         except BaseException:
