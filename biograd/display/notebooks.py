@@ -1,4 +1,4 @@
-"""Lines in a notebook, the last of which is written anew in its place, without widgets."""
+"""A few lines in a notebook that are written anew in their place, without widgets."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ def in_notebook() -> bool:
 
 
 class NotebookLines:
-    """Lines under a cell of a notebook; why not on stderr: notebooks paint that as an error."""
+    """The last lines of what goes on, under a cell of a notebook."""
 
     def __init__(self) -> None:
-        self._kept: list[str] = []
         self._handle: Any = None
+        self._lines: list[str] = []
 
-    def keep(self, text: str) -> None:
-        """Show a line that stays."""
-        self._kept.append(text)
+    def add(self, text: str) -> None:
+        """Show one more line; of many the first ones go."""
+        self._lines = [*self._lines, text][-KEPT_LINES:]
         self.write("")
 
     def write(self, text: str) -> None:
-        """Show a line below those that stay, in place of the one before."""
+        """Show a last line, which the next one replaces."""
         from IPython.display import display
 
-        shown = {"text/plain": "\n".join([*self._kept, *([text] if text else [])])}
+        shown = {"text/plain": "\n".join([*self._lines, text] if text else self._lines)}
         if self._handle is None:
             self._handle = display(shown, raw=True, display_id=True)
         else:
             self._handle.update(shown, raw=True)
+
+
+KEPT_LINES = 12

@@ -1,8 +1,8 @@
 """What a person sees while a network trains: a bar on a terminal, else plain lines.
 
-In a notebook the bar is a line under the cell that is written anew in its place; in a pipe, or a
-file, there is a line for each epoch, but no more than a person would read.  Everything else goes to
-stderr, so that stdout holds the result alone.  NO_COLOR is honoured.
+In a notebook a few lines are written anew in their place; in a pipe, or a file, there is a line for
+each epoch, but no more than a person would read.  All but a notebook's lines goes to stderr, so
+that stdout holds the result alone.  NO_COLOR is honoured.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ProgressDisplay(Progress):
         self.quiet = quiet
         self.stream = stream or sys.stderr
         self._bar: Bar | None = None
-        self._in_place = NotebookLines() if in_notebook() else None
+        self._in_place = NotebookLines() if not quiet and in_notebook() else None
         self._drawn = 0.0
         self._said, self._lines = time.monotonic(), 0
         self._done, self._total = 0.0, 0
@@ -88,7 +88,7 @@ class ProgressDisplay(Progress):
         self._restart()
         if self.quiet:
             return
-        self._print(title)
+        self._tell(title)
         self._done, self._total, self._lines = 0.0, total_steps, 0
         self._said = time.monotonic()
         if self._in_place is None and self.stream.isatty():
@@ -123,15 +123,11 @@ class ProgressDisplay(Progress):
         if not self._wanted(record):
             self._restart()
             return
-        self._print(self._told(record))
-        self._restart()
-
-    def _told(self, record: Record) -> str:
-        """Return the line of an epoch."""
         total = str(record.get("epochs", ""))
         number = str(record.get("epoch", "")).rjust(len(total))
         facts = describe(self._timed(record))
-        return f"epoch {number}{'/' if total else ''}{total}  {facts}"
+        self._tell(f"epoch {number}{'/' if total else ''}{total}  {facts}")
+        self._restart()
 
     def _plain_step(self, record: Record) -> None:
         """Say how far it went, in place in a notebook, or where nothing was said for long."""
@@ -173,11 +169,16 @@ class ProgressDisplay(Progress):
         elapsed = time.monotonic() - self._since
         return {"steps_per_second": self._steps / elapsed, **record} if elapsed > 0 else record
 
+    def _tell(self, text: str) -> None:
+        """Say how it goes on, which a notebook shows in place; what went wrong stays on stderr."""
+        if self._in_place is None:
+            self._print(text)
+        else:
+            self._in_place.add(visible(text))
+
     def _print(self, text: str) -> None:
         self._said = time.monotonic()
-        if self._in_place is not None:
-            self._in_place.keep(visible(text))
-        elif self._bar is not None:
+        if self._bar is not None:
             self._bar.console.print(visible(text), markup=False, soft_wrap=True)
         else:
             say(text, self.stream)
