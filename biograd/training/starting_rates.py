@@ -54,8 +54,8 @@ def tune_init(
     The layers take their turns in the order of the data flow, again where some feed back.  All
     weights that feed one current get one factor ``g``, found by bisection of ``log g`` on the mean
     number of spikes a unit and step over ``inputs``; the shape of their distribution, the share of
-    recurrent weights, biases and the readout stay as they are.  Call it before a rule is attached: rules, and decorrelation,
-    look at the weights that they find.
+    recurrent weights, biases and the readout stay as they are.  Call it before a rule is attached:
+    rules, and decorrelation, look at the weights that they find.
 
     Args:
         inputs: a batch, ``[B, ...]``; the larger, the nearer the rate of other data.
