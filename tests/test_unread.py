@@ -306,6 +306,14 @@ def test_common_settings_need_an_effect_in_one_run() -> None:
         without_effect(runs[:1])
 
 
+def test_a_common_setting_of_one_rule_is_that_rules_alone() -> None:
+    common = ("estimators.weak.copies=5",)
+    runs = [TrainingRequest(estimator=name, common=common) for name in ("weak", "backprop")]
+    assert without_effect(runs) == {}
+    with pytest.raises(RecipeError, match=r"estimators\.weak\.copies=5: has no effect in any"):
+        without_effect(runs[1:])
+
+
 def test_objects_are_refused_what_they_do_not_read() -> None:
     recipe = ModelRecipe(encoding=EncodingRecipe(gain=3.0))
     with pytest.raises(RecipeError, match=r"encoding\.gain: has no effect on a network without"):

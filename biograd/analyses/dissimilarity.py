@@ -165,9 +165,8 @@ def crossnobis(activity: Array, labels: Array, folds: Array) -> Array:
         MissingExtraError: rsatoolbox is not installed.
     """
     rsatoolbox = library("rsatoolbox", "analysis")
-    data = rsatoolbox.data.Dataset(
-        np.asarray(activity, float), obs_descriptors={"label": labels, "fold": folds}
-    )
+    about = {"label": np.asarray(labels, float), "fold": np.asarray(folds, float)}
+    data = rsatoolbox.data.Dataset(np.asarray(activity, float), obs_descriptors=about)
     noise = rsatoolbox.data.noise.prec_from_measurements(data, "label", method="diag")
     found = rsatoolbox.rdm.calc_rdm_crossnobis(data, "label", noise=noise, cv_descriptor="fold")
     return found.get_matrices()[0]

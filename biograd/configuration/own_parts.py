@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
 from torch import nn
 
 from biograd import user_code
 from biograd.errors import CapabilityError, RecipeError
-from biograd.randomness import derive_seed
+from biograd.randomness import seeded_globals
 from biograd.substrate.kept import Reset
 from biograd.substrate.return_values import Outputs
 from biograd.user_code import Located, UserCode
@@ -99,7 +95,7 @@ class OwnParts:
         if self.model is None or isinstance(self.model, nn.Module):
             return self.model
         said = f"--model {self.code['model'].code}"
-        with seeded(seed):
+        with seeded_globals(seed, "module"):
             found = user_code.called(self.model, copy.deepcopy(dict(arguments)), said)
         if not isinstance(found, nn.Module):
             raise RecipeError(f"{said}: returns {type(found).__name__}, not a torch.nn.Module")
@@ -139,19 +135,3 @@ def _check(part: str, thing: Any, option: str, name: str) -> None:
         raise RecipeError(f"{option} {name}: is {kind}, not {due[part]}")
     if part == "loss" and isinstance(thing, type):
         raise CapabilityError(f"{option} {name}: is a class: name a function, or what it makes")
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's, NumPy's and Python's random numbers; put them back afterwards."""
-    kept = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
-    derived = derive_seed(seed, "module")
-    torch.default_generator.manual_seed(derived)
-    numpy.random.seed(derived % 2**32)
-    random.seed(derived)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(kept[0])
-        numpy.random.set_state(kept[1])
-        random.setstate(kept[2])
