@@ -405,7 +405,9 @@ def test_weights_over_snapshots() -> None:
         weights.spectra(course)[2], np.linalg.svd(course[2], compute_uv=False), **close
     )
     found = weights.drift(course)
-    assert np.isclose(found["distance"][3], np.linalg.norm(course[3] - course[0]) / np.linalg.norm(course[0]))
+    assert np.isclose(
+        found["distance"][3], np.linalg.norm(course[3] - course[0]) / np.linalg.norm(course[0])
+    )
     assert (found["path"] >= found["distance"] - 1e-12).all() and found["path"][0] == 0
     straight = weights.drift(np.arange(1, 4)[:, None, None] * course[:1])
     assert np.allclose(straight["direct"][1:], 1) and np.allclose(straight["cosine"], 1)

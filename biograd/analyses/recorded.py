@@ -27,9 +27,7 @@ class RecordedSimilarity(NamedTuple):
     ceiling: NoiseCeiling | None
 
 
-def compare_rdms(
-    activity: Array, recorded: Array, method: str = "spearman"
-) -> RecordedSimilarity:
+def compare_rdms(activity: Array, recorded: Array, method: str = "spearman") -> RecordedSimilarity:
     """Return how alike a layer and recordings are.
 
     Args:

@@ -35,7 +35,7 @@ class TuningCurves(NamedTuple):
         mean: activity, ``[label, unit]``.
         error: standard error of the mean, NaN for one trial.
         preferred: label of the largest mean, ``[unit]``; -1: silent.
-        selectivity: ``(largest - mean of the others) / (largest + mean of the others)``, ``[unit]``.
+        selectivity: ``(best - others) / (best + others)``, others: their mean, ``[unit]``.
         explained: share of the variance over trials that is between labels (eta squared).
     """
 
