@@ -24,11 +24,11 @@ from biograd import disk
 from biograd.commands.options import Answer, show
 from biograd.display import printing
 from biograd.display.columns import columns
+from biograd.display.csv_text import as_csv, spreadsheet_cell
 from biograd.errors import RecipeError, visible, word
-from biograd.studies import as_csv
 from biograd.studies.results.page import html, table
 from biograd.studies.results.picture import _name
-from biograd.studies.results.writing import spreadsheet_cell, write_cell
+from biograd.studies.results.writing import write_cell
 
 SEEN = ["plain", "é ✓ – 漢 x", "a\u00a0b", "C:\\x"]
 UNSEEN = {

@@ -32,6 +32,8 @@ COMMANDS = {
     ),
     "inspect": Listing("biograd.commands.inspect:inspect", "Show what a run file holds."),
     "probe": Listing("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
+    "analyse": Listing("biograd.commands.analyse:analyse", "Analyse what a run holds."),
+    "plot": Listing("biograd.commands.plot:plot", "Draw figures of a run for paper."),
     "export": Listing("biograd.commands.export:export", "Export a run for other tools."),
     "compare": Listing(
         "biograd.commands.compare:compare", "Compare models and rules under equal conditions."

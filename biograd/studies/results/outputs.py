@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from biograd import disk
+from biograd.display.csv_text import as_csv
 from biograd.metrics import Shown, headline
 from biograd.progress import Key
 from biograd.runs.reader import open_run
-from biograd.studies import SAVED, Report, Row, as_csv
+from biograd.studies import SAVED, Report, Row
 from biograd.studies.results import page, picture, set_file
 
 VERSIONS = ("versions", "platform", "device", "git")
