@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from biograd.errors import RecipeError, nearest
-from biograd.plots import of_activity, of_learning
+from biograd.plots import (
+    of_activity,
+    of_answers,
+    of_learning,
+    of_representation,
+    of_weights,
+    rasters,
+)
 from biograd.plots.panel import Panel, save
 from biograd.plots.style import WIDTHS_MM
 from biograd.runs.reader import Run
@@ -19,19 +26,19 @@ FIGURES: dict[str, Drawn] = {
     "curves": of_learning.curves,
     "loss": of_learning.loss,
     "decorrelation": of_learning.decorrelation,
-    "raster": of_activity.rasters,
+    "raster": rasters.rasters,
     "rates": of_activity.rates,
     "silence": of_activity.silence,
-    "psth": of_activity.psth,
-    "classes": of_activity.classes,
-    "rdm": of_activity.rdms,
-    "probes": of_activity.probes,
-    "receptive_fields": of_activity.receptive_fields,
-    "gradients": of_learning.gradients,
-    "alignment": of_activity.alignment,
-    "weight_norms": of_learning.weight_norms,
-    "weights": of_learning.histograms,
-    "confusion": of_activity.confusion,
+    "psth": rasters.psth,
+    "classes": of_representation.classes,
+    "rdm": of_representation.rdms,
+    "probes": of_representation.probes,
+    "receptive_fields": of_representation.receptive_fields,
+    "gradients": of_weights.gradients,
+    "alignment": of_weights.alignment,
+    "weight_norms": of_weights.weight_norms,
+    "weights": of_weights.histograms,
+    "confusion": of_answers.confusion,
 }
 """What ``--what`` takes."""
 
