@@ -29,12 +29,15 @@ def unread(recipe: ModelRecipe, module: bool = False) -> dict[str, str]:
     >>> unread(ModelRecipe())["training.momentum"]
     "with training.optimiser = 'adam'"
     """
-    found = _of_module(recipe) if module or recipe.module.source else _of_network(recipe)
+    module = module or bool(recipe.module.source)
+    found = _of_module(recipe) if module else _of_network(recipe)
     found |= _of_training(recipe.training)
+    if not module and not of_network.in_time(recipe.network):
+        found["training.start_rate"] = "on a network without spikes"
     decorrelation, local = recipe.decorrelation, recipe.local
     found |= _switched("decorrelation", decorrelation, "rule", Decorrelation.unread)
     found |= _switched("local", local, "loss", LocalLosses.unread)
-    return found | _of_rule(recipe, module or bool(recipe.module.source))
+    return found | _of_rule(recipe, module)
 
 
 def _of_network(recipe: ModelRecipe) -> dict[str, str]:
