@@ -46,6 +46,30 @@ def recorded_layers(run: Run, spiking: bool = False) -> list[str]:
     return found
 
 
+def steps_of(run: Run) -> Array:
+    """Return the training step of every snapshot, ``[snapshot]``.
+
+    Raises:
+        RunFileError: there is none.
+    """
+    found = run.snapshots.get("step", ())
+    if not len(found):
+        raise RunFileError(f"{run.path}: holds no snapshots")
+    return np.asarray(found)
+
+
+def recorded_weights(run: Run, name: str) -> Any:
+    """Return a parameter at the snapshots, read when used.
+
+    Raises:
+        RunFileError: it was not recorded.
+    """
+    read: Any = run
+    if not hasattr(run, "weights"):
+        raise RunFileError(f"{run.path}: holds no weights at its snapshots")
+    return read.weights(name)
+
+
 def spread(count: int, wanted: int) -> Array:
     """Return up to ``wanted`` of ``count`` indices, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
@@ -266,7 +290,7 @@ def drift(run: Run) -> Named:
     """Return how far weights have gone, and their singular values, by snapshot."""
     found: Named = {}
     for name in run.params:
-        course = np.asarray(run.weights(name))
+        course = np.asarray(recorded_weights(run, name))
         found |= {f"{name}/{key}": values for key, values in weights.drift(course).items()}
         if course.ndim > 2:
             found[f"{name}/singular"] = weights.spectra(course)
@@ -322,4 +346,5 @@ def analyse(run: Run, name: str, **settings: Any) -> Named:
         RecipeError: there is no such analysis or setting.
         RunFileError: the run does not hold what it needs.
     """
-    return ANALYSES[name](run, **settings_of(name, settings))
+    chosen = settings_of(name, settings)
+    return ANALYSES[name](run, **chosen)

@@ -75,7 +75,7 @@ def standing_of(path: Path) -> dict[str, Any]:
         for name in sorted(stream, key=natural)
         if name not in POSITION
     }
-    steps = streams.get("train_step", stream).get("step", ())
+    steps: Any = streams.get("train_step", stream).get("step", ())
     budget = summary.get("budget") or {}
     return {
         "run": str(path),

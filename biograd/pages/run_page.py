@@ -147,7 +147,7 @@ def _figures(
             continue
         try:
             found = FIGURES[one](run)
-        except BiogradError as error:
+        except (BiogradError, LookupError, ValueError) as error:  # of a file of anybody's
             lacking.append(f"{one.replace('_', ' ')}: {str(error).removeprefix(f'{run.path}: ')}")
             continue
         panels += found if isinstance(found, list) else [found]

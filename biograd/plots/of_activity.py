@@ -36,7 +36,7 @@ def rates(run: Run) -> Panel:
         "rate of a unit (Hz)" if spiking else "activity of a unit",
         f"{what}Bars: quartiles of the units, silent ones included, over {probes} stimuli; the "
         "axis of the steps is broken before the first.",
-        run.snapshots["step"],
+        of_run.steps_of(run),
         median,
         quartiles=quartiles,
     )
@@ -53,7 +53,7 @@ def silence(run: Run) -> Panel:
         f"Units silent for all {probes} stimuli",
         "silent units (%)",
         f"Units: {units}. Other stimuli may make them active.",
-        run.snapshots["step"],
+        of_run.steps_of(run),
         found,
         limits=(-0.02 * top, top),
     )

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biograd.analyses import answers
+from biograd.errors import RunFileError
 from biograd.plots.panel import Panel, on_axes
 from biograd.plots.style import (
     BLUE,
     INK,
     SHADE,
     VERMILLION,
+    plain,
 )
 from biograd.runs.reader import Run
 
@@ -25,9 +27,11 @@ Array = NDArray[Any]
 
 def confusion(run: Run) -> list[Panel]:
     """Return counts of classes and answers on the stimuli, and the share right of each class."""
-    table = run.confusion()
-    counts = np.asarray(table.counts)
-    names = [str(k) for k in range(len(counts))]
+    read: Any = run
+    if not hasattr(run, "confusion"):
+        raise RunFileError(f"{run.path}: holds no outputs")
+    table = read.confusion()
+    counts, names = np.asarray(table.counts), [plain(name, 16) for name in table.classes]
     return [confusions(counts, names), class_shares(counts, names)]
 
 
@@ -50,7 +54,7 @@ def confusions(counts: Array, names: list[str]) -> Panel:
             if len(counts) <= 20:
                 dark = INK if row == column else "#1b1f23"
                 axes.text(
-                    column, row, int(counts[row, column]), ha="center", va="center", color=dark
+                    column, row, str(counts[row, column]), ha="center", va="center", color=dark
                 )
         ticks = np.arange(len(names))[:: max(1, len(names) // 12)]
         axes.set_xticks(ticks, [names[k] for k in ticks])

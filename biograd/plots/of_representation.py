@@ -47,7 +47,7 @@ def classes(run: Run) -> Panel:
         f"Rank correlation of 1 - Pearson with same class (0) or another (1), "
         f"{count * (count - 1) // 2} pairs of {count} stimuli, silent ones left out. Ties "
         "keep the maximum below 1. No interval: pairs share stimuli.",
-        run.snapshots["step"],
+        of_run.steps_of(run),
         courses,
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from biograd.analyses import weights
+from biograd.analyses import of_run, weights
 from biograd.errors import RunFileError
 from biograd.plots.of_learning import by_step
 from biograd.plots.panel import Panel, on_axes
@@ -32,7 +32,7 @@ def gradients(run: Run) -> list[Panel]:
     table = {n: v for n, v in run.learning.items() if "cosine" in v}
     if not table:
         raise RunFileError(f"{run.path}: holds no gradients: train with training.probe=4")
-    steps = run.snapshots["step"]
+    steps = of_run.steps_of(run)
     sizes = [
         math.prod(e["shape"])
         for n, e in run.credit.items()
@@ -87,7 +87,7 @@ def gradients(run: Run) -> list[Panel]:
 
 def weight_norms(run: Run) -> list[Panel]:
     """Return the norms of the weights, and their net change by step."""
-    steps, found, change = run.snapshots["step"], {}, {}
+    steps, found, change = of_run.steps_of(run), {}, {}
     gaps = np.diff(steps, prepend=steps[:1])
     for name, table in run.params.items():
         if name.endswith("weight") and "norm" in table and table["norm"][0] > 0:
@@ -132,7 +132,7 @@ def histograms(run: Run) -> list[Panel]:
     for name in run.params:
         if not name.endswith("weight"):
             continue
-        course = run.weights(name)
+        course = of_run.recorded_weights(run, name)
         both = np.stack([np.asarray(course[0]), np.asarray(course[-1])])
         if not np.isfinite(both).all():
             continue
@@ -181,7 +181,7 @@ def alignment(run: Run) -> Panel:
         "Angle to back-propagation",
         "angle (degrees)",
         "Of one draw of the estimate; 90: no alignment.",
-        run.snapshots["step"],
+        of_run.steps_of(run),
         found,
         limits=(-3, max(95.0, *(float(np.nanmax(v)) + 5 for v in found.values()))),
         levels=[(90.0, "no alignment")],

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from biograd import disk
 from biograd.display.csv_text import as_csv
 from biograd.plots.style import INK, NEUTRAL, WIDTHS_MM, plain, settings
@@ -123,7 +121,7 @@ def paper(panels: Sequence[Panel], column: str = "double", points: float = 7.0) 
         letter = 0
         for row, line, used in zip(_split(figure, tall), lines, taken, strict=True):
             shares = [2 if panel.wide else 1 for panel in line] + [1] * (max(taken) - used)
-            cells = np.atleast_1d(row.subfigures(1, len(shares), width_ratios=shares))
+            cells = row.subfigures(1, len(shares), width_ratios=shares, squeeze=False).ravel()
             for cell, panel in zip(cells, line, strict=False):
                 panel.draw(cell)
                 if len(panels) > 1:
@@ -134,7 +132,7 @@ def paper(panels: Sequence[Panel], column: str = "double", points: float = 7.0) 
 
 
 def _split(figure: Figure, tall: Sequence[float]) -> Sequence[SubFigure]:
-    return list(np.atleast_1d(figure.subfigures(len(tall), 1, height_ratios=list(tall))))
+    return list(figure.subfigures(len(tall), 1, height_ratios=list(tall), squeeze=False).ravel())
 
 
 def _lines(panels: Sequence[Panel], most: int) -> list[list[Panel]]:

@@ -62,7 +62,7 @@ def _few(labels: Array, allowed: Array) -> Array:
 def _raster(
     run: Run, name: str, spikes: Any, snapshot: int, trials: Array, order: Array, preferred: Array
 ) -> Panel:
-    step = int(run.snapshots["step"][snapshot])
+    step = int(of_run.steps_of(run)[snapshot])
     when = "before training" if step == 0 else f"after training (step {step})"
     title = f"{layer_title(name)}, {when}"
     labels, duration = spikes.trials["label"][trials], spikes.duration_ms
@@ -89,7 +89,7 @@ def _raster(
             grid[y, np.minimum((x / spikes.dt_ms).round().astype(int), grid.shape[1] - 1)] = True
             from matplotlib.colors import ListedColormap, to_rgba
 
-            clear = ListedColormap([to_rgba(PAPER, 0), SOFT])
+            clear = ListedColormap([to_rgba(PAPER, 0), to_rgba(SOFT)])
             extent = (0, len(trials) * duration, len(order) - 0.5, -0.5)
             axes.imshow(grid, cmap=clear, extent=extent, aspect="auto", interpolation="none")
         else:

@@ -52,7 +52,7 @@ WIDTHS_MM = {"single": 85.0, "double": 180.0}
 """Columns of journals."""
 
 
-def settings(points: float) -> dict[str, Any]:
+def settings(points: float) -> Any:
     """Return matplotlib's settings for letters of a size in points."""
     from matplotlib import font_manager
 
@@ -178,7 +178,7 @@ def name_lines(axes: Axes, ends: Sequence[tuple[str, float, Look]]) -> None:
 
 
 def _points(axes: Axes) -> float:
-    return float(axes.yaxis.label.get_size())
+    return float(axes.yaxis.label.get_fontsize())
 
 
 def _fraction(axes: Axes, value: float) -> float:
@@ -236,6 +236,6 @@ def log_axis(axes: Axes) -> None:
 def step_line(axes: Axes, steps: NDArray[Any], values: NDArray[Any], look: Look) -> None:
     """Draw a course over snapshots; what was before training is not joined to the rest."""
     places, after = step_places(steps), np.asarray(steps) > 0
-    how = {"color": look.colour, "marker": look.marker, "ls": look.line}
+    how: Any = {"color": look.colour, "marker": look.marker, "ls": look.line}
     axes.plot(places[after], values[after], **how)
-    axes.plot(places[~after], values[~after], **{**how, "ls": "none"})
+    axes.plot(places[~after], values[~after], **how | {"ls": "none"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,18 @@ def _read(paths: Sequence[Path]) -> tuple[dict[Path, dict[str, Any]], list[Failu
         with open_run(path) as run:
             said = {**run.attributes, **run.summary}
         said["estimator"] = said.get("estimator") or said.get("rule") or "unknown"
-        if f"test_{headline(said)}" not in said or type(said.get("seed")) is not int:
+        said["dataset"] = str(said.get("dataset", "unknown"))
+        needed = (f"test_{headline(said)}", f"train_{headline(said)}", "seconds")
+        if not all(map(_known, map(said.get, needed))) or type(said.get("seed")) is not int:
             why = f"it is {said.get('status', 'unknown')} and has no result"
             failures.append(Failure(visible(path.name), why))
             continue
         found[path] = {**said, "run": str(path)}
     return found, failures
+
+
+def _known(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _names(found: Mapping[Path, Mapping[str, Any]], given: Mapping[Path, str]) -> dict[Path, str]:

@@ -168,9 +168,9 @@ def _differences(found: Sequence[tuple[CellRuns, list[float]]], what: str, shown
     wide = sorted(
         max(abs(v) for v in (*two, *pairs)) for two, (_, pairs) in zip(ends, found, strict=True)
     )
-    spans = sorted(max(map(abs, two)) for two in ends)
-    limit = 1.15 * max(spans[-2] if len(spans) > 1 else wide[-1], 1e-9)
-    limit = wide[-1] * 1.1 if wide[-1] <= 1.6 * limit else limit
+    # one cell that is far wider would press all others together
+    second = wide[-2] if len(wide) > 1 else wide[-1]
+    limit = 1.1 * (wide[-1] if wide[-1] <= 2 * second else second) or 1.0
 
     def draw(axes: Axes) -> None:
         axes.set_xlim(-limit, limit)
@@ -208,8 +208,9 @@ def _differences(found: Sequence[tuple[CellRuns, list[float]]], what: str, shown
     return Panel(
         "differences",
         title,
-        f"{what[:1].upper()}{what[1:]}. Each tick is one seed with its own partner; line: 95 % t interval of the mean "
-        f"difference, up to {max(len(p) for _, p in found)} pairs. Overlap of "
+        f"{what[:1].upper()}{what[1:]}. Each tick is one seed with its own partner; "
+        "line: 95 % t interval of the mean difference, "
+        f"up to {max(len(p) for _, p in found)} pairs. Overlap of "
         "intervals on the left decides nothing; this does.",
         rows,
         on_axes(title, draw),
