@@ -59,7 +59,7 @@ from biograd.interchange import import_nir as import_nir
 from biograd.local import LocalLosses as LocalLosses
 from biograd.local.block_coordinate import BlockCoordinate as BlockCoordinate
 from biograd.networks import build as build
-from biograd.plots.figures import plot as plot
+from biograd.plots.run_figures import plot as plot
 from biograd.recipes import PopulationRecipe as PopulationRecipe
 from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata

@@ -26,7 +26,8 @@ from biograd.commands.watch import drawn, looks, spark, standing_of
 from biograd.errors import RecipeError, RunFileError
 from biograd.pages.run_page import run_page
 from biograd.pages.style_sheet import LIGHT, LINKS, TILES, WARNINGS
-from biograd.plots import figures, style
+from biograd.plots import run_figures as figures
+from biograd.plots import style
 from biograd.plots.panel import svg
 from biograd.runs.layout import LayerInfo, Probe
 

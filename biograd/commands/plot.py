@@ -50,12 +50,12 @@ FORMATS = ("pdf", "png", "svg")
 def plot(
     run: Path, what: str, out: Path | None, width: str, formats: tuple[str, ...], force: bool
 ) -> Answer:
-    """Draw figures of a run, and write their numbers.
+    """Draw figures of a run.
 
     RUN is a run file.  All figures go onto one sheet of a journal's width, lettered; the numbers of
     each are a CSV file beside it.
     """
-    from biograd.plots import figures
+    from biograd.plots import run_figures as figures
     from biograd.runs.reader import open_run
 
     names = listed(what)

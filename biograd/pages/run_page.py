@@ -10,9 +10,9 @@ from biograd.display.columns import costs, duration, large
 from biograd.errors import BiogradError, word
 from biograd.metrics import figure, headline, is_share, words, written
 from biograd.pages.markup import Figures, document, html, listing, missing, section, table, tiles
-from biograd.plots.figures import FIGURES
 from biograd.plots.of_learning import classes_of, evaluated
 from biograd.plots.panel import Panel
+from biograd.plots.run_figures import FIGURES
 from biograd.runs.reader import Run
 
 SECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {

@@ -22,7 +22,7 @@ from biograd.errors import RecipeError
 )
 @click.option("--force", is_flag=True, help="Overwrite the page if there is one.")
 def report(runs: tuple[Path, ...], out: Path | None, force: bool) -> Answer:
-    """Show a run, or compare several, on one page.
+    """Show runs on a page.
 
     RUN is a run file, also of a run that goes on or was killed, or the set.h5 or folder of a study.
     One run: what it learned, did, holds and cost, and how it is repeated.  Several: results with
