@@ -22,6 +22,11 @@ class Hook:
         memo[id(self)] = copy
         return copy
 
+    @property
+    def now(self) -> Any:
+        """The pass under way; None: there is none."""
+        return None if self.substrate is None else self.substrate._pass
+
 
 class Enter(Hook):
     """Looks at what a site's layer receives."""
@@ -66,3 +71,29 @@ class Reach(Hook):
     def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
         """Act, if the substrate still holds the network."""
         return self.substrate.reach(self.site, output) if self.substrate else None
+
+
+def takes_whole(layer: nn.Module) -> bool:
+    """Return whether all who look at a layer take one call for a trial in place of one a step."""
+    hooks: tuple[Any, ...] = (
+        *layer._forward_pre_hooks.values(),
+        *layer._forward_hooks.values(),
+    )
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    return all(
+        isinstance(hook, Hook) and (hook.now is None or hook.now.takes_whole(hook.site, hook.place))
+        for hook in hooks
+    )
+
+
+def announce_whole(layer: nn.Module, credited: bool) -> bool:
+    """Say to all who look at a layer that a whole trial comes; return whether there is any.
+
+    Args:
+        credited: whether something that is differentiated led to what the layer receives.
+    """
+    hooks = [h for h in layer._forward_hooks.values() if isinstance(h, Hook) and h.now is not None]
+    for hook in hooks:
+        hook.now.expect_whole(hook.site, hook.place, credited)
+    return bool(hooks)
