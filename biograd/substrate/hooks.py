@@ -75,16 +75,11 @@ class Reach(Hook):
 
 def takes_whole(layer: nn.Module) -> bool:
     """Return whether all who look at a layer take one call for a trial in place of one a step."""
-    hooks: tuple[Any, ...] = (
-        *layer._forward_pre_hooks.values(),
-        *layer._forward_hooks.values(),
-    )
-    if layer._backward_hooks or layer._backward_pre_hooks:
+    hooks: list[Any] = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+    own = [hook for hook in hooks if isinstance(hook, Hook)]
+    if len(own) < len(hooks) or layer._backward_hooks or layer._backward_pre_hooks:
         return False
-    return all(
-        isinstance(hook, Hook) and (hook.now is None or hook.now.takes_whole(hook.site, hook.place))
-        for hook in hooks
-    )
+    return all(one.now is None or one.now.takes_whole(one.site, one.place) for one in own)
 
 
 def announce_whole(layer: nn.Module, credited: bool) -> bool:
@@ -93,7 +88,8 @@ def announce_whole(layer: nn.Module, credited: bool) -> bool:
     Args:
         credited: whether something that is differentiated led to what the layer receives.
     """
-    hooks = [h for h in layer._forward_hooks.values() if isinstance(h, Hook) and h.now is not None]
-    for hook in hooks:
-        hook.now.expect_whole(hook.site, hook.place, credited)
-    return bool(hooks)
+    hooks: list[Any] = list(layer._forward_hooks.values())
+    looking = [one for one in hooks if isinstance(one, Hook) and one.now is not None]
+    for one in looking:
+        one.now.expect_whole(one.site, one.place, credited)
+    return bool(looking)
