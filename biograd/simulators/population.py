@@ -200,7 +200,7 @@ class Population(SteppedPopulation):
             and type(recurrent).forward in (nn.Linear.forward, GatheringLinear.forward)
             and self.neuron.spiking
             and len(into) == 1
-            and not (self.transport.slots or self.transport.traces)
+            and not (self.transport.slots or self.transport.traces or self.transport.derivative)
             and recurrent.weight.dtype == into[self.port].dtype
             and not torch.is_autocast_enabled(recurrent.weight.device.type)
             and not any(forward_ad.unpack_dual(v).tangent is not None for v in learned)
