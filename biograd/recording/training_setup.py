@@ -35,7 +35,6 @@ class Experiment:
         dataset: data.Dataset,
         parts: OwnParts | None = None,
         estimator: str | None = None,
-        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         parts, configuration = parts or OwnParts(), configuration.here()
         self.configuration, self.dataset = configuration, dataset
@@ -70,7 +69,7 @@ class Experiment:
             **self._ways(parts),
         )
         try:
-            asked = {name: name for name in recipe.training.metrics} | dict(metrics or {})
+            asked = {name: name for name in recipe.training.metrics} | dict(parts.metrics)
             self.metrics = chosen(asked, self.engine.task)
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
         except BaseException:
