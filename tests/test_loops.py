@@ -118,7 +118,7 @@ def learns(name: str, rule: str, course: bool) -> bool:
     inputs, targets = data(course)
     engine = attached(loop, make(rule))
     reason = refused(rule, course)
-    if rule == "gain" and name == "convolution":
+    if rule == "gain" and name in ("convolution", "pooled spikes"):
         reason = "do not match one to one"
     if rule in ("ottt", "sltt") and name == "two exponentials":
         reason = "does not depend on its current in that step"

@@ -51,6 +51,7 @@ EXTRAS = {
     "xarray": ("xarray", "h5netcdf"),
     "fast": ("numba",),
     "environments": ("gymnasium",),
+    "analysis": ("elephant", "rsatoolbox"),
 }
 """What may be installed besides, by the name of the extra."""
 

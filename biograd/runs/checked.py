@@ -246,6 +246,12 @@ class CheckedFile:
         with self._reading(name):
             return _texts(item) if item.dtype.kind == "O" else np.asarray(item[()])
 
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Return rows of a data set of numbers."""
+        item = self.dataset(name, "iufb")
+        with self._reading(name):
+            return np.asarray(item[start:stop])
+
     def text(self, name: str) -> bytes:
         """Return the text of a data set."""
         return bytes(self.array(name, "S", 0)[()])

@@ -6,61 +6,38 @@ first read. Nothing is loaded before it is asked for.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from biograd.errors import RecipeError, RunFileError, natural, nearest
-from biograd.runs.checked import PLAIN, CheckedFile
 from biograd.runs.contents import Commit, Contents, described, find
-from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, counted_by, grows, required
-from biograd.runs.parts.segments import Sources, table_rows
+from biograd.runs.layout import (
+    STATISTICS,
+    Array,
+    LayerInfo,
+    Probe,
+    as_array,
+    required,
+    row_shape,
+    units_of,
+)
+from biograd.runs.parts.segments import Sources
 from biograd.runs.storage import RunPaths
+from biograd.runs.views.entries import Entry, entries
+from biograd.runs.views.recorded_spikes import Spikes
+from biograd.runs.views.snapshot_array import SnapshotArray
 
 if TYPE_CHECKING:
+    import pandas
+    import xarray
+
     from biograd.runs.checkpoint import Checkpoint
 
 Answer = TypeVar("Answer")
-
-
-@dataclasses.dataclass(frozen=True)
-class Spikes:
-    """All spikes of one layer, sorted by time in one continuous raster.
-
-    Trial ``k`` owns ``timestamps[trial_ptr[k]:trial_ptr[k + 1]]``.
-
-    Attributes:
-        timestamps: ms, float64 ``[spike]``.
-        node_ids: index of the unit, uint64 ``[spike]``.
-        trial_ids: row of the trials, uint32 ``[spike]``.
-        trial_ptr: uint64 ``[trial + 1]``.
-    """
-
-    timestamps: Array
-    node_ids: Array
-    trial_ids: Array
-    trial_ptr: Array
-
-    def __len__(self) -> int:
-        """Return the number of spikes."""
-        return len(self.timestamps)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One data set of a run: logical bytes, and bytes on disk."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-    stored: int
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -243,28 +220,42 @@ class Run:
             groups.setdefault(group, {})[column] = values
         return groups
 
-    def activation(self, layer: str, snapshot: int | None = None) -> Array:
-        """Return the activation of a layer, float32 ``[snapshot, probe, unit]``.
+    def activity(self, layer: str) -> SnapshotArray:
+        """Return what a layer did on the stimuli, ``[snapshot, probe, unit]``, read when used.
 
-        Args:
-            layer: module path.
-            snapshot: read only this one, ``[probe, unit]``; negative counts from the end.
+        Of a spiking layer it is the mean number of spikes a step.
 
         Raises:
             RunFileError: there is no such layer, or nothing of it was recorded.
         """
-        name = f"layers/{self._layer(layer)}/activation"
-        if snapshot is None:
-            values = self._ask(lambda sources: sources.columns(f"layers/{layer}")).get(name)
-        else:
-            count = len(self.snapshots.get("step", ()))
-            index = snapshot + count if snapshot < 0 else snapshot
-            if not 0 <= index < count:
-                raise RunFileError(f"{self.path}: no snapshot {snapshot}, the run has {count}")
-            values = self._ask(lambda sources: sources.row(name, index))
-        if values is None:
-            raise RunFileError(f"{self.path}: nothing was recorded of layer {layer!r}")
-        return values
+        coords = {"probe": self._probe_index, "label": self._probe_label}
+        coords["unit"] = self._contents.layers[self._layer(layer)].units
+        name = f"layers/{layer}/activation"
+        return self._over_snapshots(name, ("snapshot", "probe", "unit"), coords)
+
+    @property
+    def _probe_index(self) -> Array:
+        return np.zeros(0, np.int64) if self.probe is None else as_array(self.probe.index)
+
+    @property
+    def _probe_label(self) -> Array:
+        return np.zeros(0, np.int64) if self.probe is None else as_array(self.probe.label)
+
+    def _over_snapshots(
+        self, name: str, dims: tuple[str, ...], coords: Mapping[str, Array]
+    ) -> SnapshotArray:
+        """Return a data set with a row for each snapshot."""
+        shape = row_shape(name, self._contents.layers, self.probe)
+        if shape is None or not self._ask(lambda sources: sources.holds(name)):
+            raise RunFileError(f"{self.path}: nothing was recorded as /{name}")
+        return SnapshotArray(
+            name,
+            lambda start, stop: self._ask(lambda sources: sources.rows(name, start, stop)),
+            (self._ask(lambda sources: sources.length(name)), *shape),
+            dims,
+            {"snapshot": self.snapshots["step"], **coords},
+            units_of(name, self._contents.layers) or "",
+        )
 
     def statistics(self, layer: str) -> dict[str, Array]:
         """Return mean, std, frac_active and max over the probes, ``[snapshot, unit]`` each."""
@@ -272,16 +263,53 @@ class Run:
         return {name: table[name] for name in STATISTICS if name in table}
 
     def spikes(self, layer: str) -> Spikes:
-        """Return all spikes of a spiking layer.
+        """Return the spikes of a spiking layer, of all trials; read when used.
 
         Raises:
             RunFileError: there is no such layer, or nothing of it was recorded.
         """
         group = f"spikes/{self._layer(layer)}"
-        values = self._ask(lambda sources: sources.ragged(group))
-        if not values:
+        pointer = self._ask(lambda sources: sources.pointer(group))
+        if pointer is None:
             raise RunFileError(f"{self.path}: no spikes were recorded of layer {layer!r}")
-        return Spikes(**values)
+
+        def read(name: str, start: int, stop: int) -> Array:
+            return self._ask(lambda sources: sources.spikes(f"{group}/{name}", start, stop))
+
+        return Spikes(layer, self._contents.layers[layer], self.trials, pointer, read)
+
+    def frame(self, stream: str = "epoch") -> pandas.DataFrame:
+        """Return a stream of scalars as a DataFrame by step.
+
+        Raises:
+            RunFileError: there is no such stream.
+            MissingExtraError: pandas is not installed.
+        """
+        from biograd.runs.views.tabulated import frame
+
+        return frame(self.scalars(stream), stream)
+
+    def to_xarray(self) -> xarray.DataTree:
+        """Return scalars, measures and activity as a DataTree; large arrays are read when used.
+
+        Raises:
+            MissingExtraError: xarray is not installed.
+        """
+        from biograd.runs.views.tabulated import data_tree
+
+        return data_tree(self)
+
+    def to_rsatoolbox(self, layer: str, snapshot: int = -1) -> Any:
+        """Return the activity of a layer as a data set of rsatoolbox, stimuli by units.
+
+        Its observations say which are ``silent``: these have no correlation with any other.
+
+        Raises:
+            MissingExtraError: rsatoolbox is not installed.
+        """
+        from biograd.runs.views.converters import rsatoolbox_dataset
+
+        return rsatoolbox_dataset(self.activity(layer), snapshot)
 
     def _layer(self, layer: str) -> str:
         if layer not in self._contents.layers:
@@ -345,41 +373,4 @@ class Run:
 
         In a parts folder these are those that grow, with the rows of all segments together.
         """
-        entries: dict[str, Entry] = {}
-
-        totals: Counter[str] = Counter()
-
-        def look(sources: Sources) -> None:
-            entries.clear()
-            totals.clear()
-            for file in sources:
-                totals.update(table_rows(file))
-                for entry in _entries(file):
-                    entries[entry.name] = _add(entries.get(entry.name), entry)
-
-        self._ask(look)
-        return [_full(entries[name], totals) for name in sorted(entries, key=natural)]
-
-
-def _entries(file: CheckedFile) -> Iterator[Entry]:
-    for name in file.datasets():
-        item = file.dataset(name, PLAIN + "O")
-        yield Entry(name, item.shape, str(item.dtype), item.nbytes, item.id.get_storage_size())
-
-
-def _add(total: Entry | None, entry: Entry) -> Entry:
-    if total is None:
-        return entry
-    rows = total.shape[0] + entry.shape[0]
-    stored = total.stored + entry.stored
-    return dataclasses.replace(entry, shape=(rows, *entry.shape[1:]), stored=stored)
-
-
-def _full(entry: Entry, totals: Mapping[str, int]) -> Entry:
-    """Count the rows of the table, also where a segment lacks the column."""
-    shape = entry.shape
-    if grows(entry.name) and counted_by(entry.name) in totals:
-        rows = totals[counted_by(entry.name)] + entry.name.endswith("/trial_ptr")
-        shape = (rows, *shape[1:])
-    nbytes = math.prod(shape) * np.dtype(entry.dtype).itemsize
-    return dataclasses.replace(entry, shape=shape, nbytes=nbytes)
+        return self._ask(entries)
