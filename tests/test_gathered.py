@@ -16,8 +16,8 @@ from biograd.neurons import Leaky
 from biograd.process import compiled
 from biograd.process.switches import COMPILED
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
-from biograd.substrate import gathered as module
-from biograd.substrate.gathered import GatheringLinear, gathered
+from biograd.simulators import gathered as module
+from biograd.simulators.gathered import GatheringLinear, gathered
 
 ROWS, TIME, INPUTS, OUTPUTS = 3, 40, 70, 33
 COMPILERS = ("0", "1")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import biograd
 from biograd.errors import CapabilityError
 from biograd.process.switches import COMPILED
+from biograd.simulators import gathered
 from biograd.simulators.layer_by_layer import stepped
-from biograd.substrate import gathered
 
 STEPS, ROWS, INPUTS, UNITS = 30, 4, 12, 40
 

@@ -14,8 +14,8 @@ from biograd.contracts import Transport
 from biograd.neurons import NEURONS, Leaky, Neuron
 from biograd.process.switches import COMPILED
 from biograd.recipes import EncodingRecipe, ModelRecipe, NetworkRecipe
+from biograd.simulators import gathered
 from biograd.simulators.population import Population
-from biograd.substrate import gathered
 
 STEPS, UNITS, ROWS = 25, 41, 4
 CELLS: dict[str, Neuron] = {

@@ -11,8 +11,8 @@ from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
 from biograd.recipes import ModelRecipe, PopulationRecipe
+from biograd.simulators.gathered import GatheringLinear
 from biograd.simulators.population import Population
-from biograd.substrate.gathered import GatheringLinear
 from biograd.substrate.normalisation import TimeNormalisation
 
 

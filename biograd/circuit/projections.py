@@ -13,7 +13,7 @@ from biograd.circuit.grids import Convolution, grid
 from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import Count, ProjectionRecipe, Range, validate
-from biograd.substrate.gathered import GatheringLinear, gathered
+from biograd.simulators.gathered import GatheringLinear, gathered
 from biograd.substrate.network import SynapticLayer
 
 Sign = Literal["both", "excitatory", "inhibitory"]

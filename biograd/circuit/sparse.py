@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from biograd.errors import CapabilityError
-from biograd.substrate.gathered import hear_the_warning
+from biograd.simulators.gathered import hear_the_warning
 
 ROWS, PAIRED_ROWS = 64, 128
 """Rows that the processor takes at once: more do not fit into its cache and cost up to twice."""

@@ -17,7 +17,7 @@ from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons import Rate
 from biograd.recipes import ModelRecipe, NetworkRecipe
-from biograd.substrate.gathered import GatheringLinear
+from biograd.simulators.gathered import GatheringLinear
 from biograd.substrate.normalisation import Dropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

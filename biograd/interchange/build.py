@@ -28,8 +28,8 @@ from biograd.interchange.parse import Parser
 from biograd.interchange.parts import Connection, PopulationNodes, plain
 from biograd.interchange.weighing import READS, Origin, weighing
 from biograd.recipes import EncodingRecipe, PopulationRecipe
+from biograd.simulators.gathered import GatheringLinear
 from biograd.simulators.population import Population, Simulator
-from biograd.substrate.gathered import GatheringLinear
 from biograd.substrate.normalisation import Dropout
 
 

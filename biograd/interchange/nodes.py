@@ -22,8 +22,8 @@ from biograd.errors import CapabilityError, MissingExtraError
 from biograd.interchange.forms import array, cell_of
 from biograd.interchange.nir_neuron import KEYS, Array, NirNeuron
 from biograd.interchange.weighing import READS, Read, origin_of, weighing
+from biograd.simulators.gathered import GatheringLinear
 from biograd.substrate.effective import effective_parameters
-from biograd.substrate.gathered import GatheringLinear
 
 Subtract = Literal["loop", "node"]
 """How a spike that takes from the potential is written."""

@@ -64,7 +64,7 @@ class Coefficients(NamedTuple):
         return found.without_unread()
 
 
-class Loop(NamedTuple):
+class SpikeLoop(NamedTuple):
     """By which the spikes of a step come back in the next: ``I[t] + W s[t-1] + b``."""
 
     weight: Tensor

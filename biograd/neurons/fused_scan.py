@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from biograd.contracts.credit_paths import starts
-from biograd.neurons.coefficients import Coefficients, Loop
+from biograd.neurons.coefficients import Coefficients, SpikeLoop
 from biograd.neurons.surrogate import arctan, fast_sigmoid
 from biograd.process.compiled import KERNEL_DTYPES, available, compiled, divided
 
@@ -72,7 +72,7 @@ def forward(
     steps: int,
     spiking: bool,
     keep: str,
-    loop: Loop | None = None,
+    loop: SpikeLoop | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
     """Return what is passed on, distances, states, ``[rows, steps, *U]``, and the last states.
 
@@ -110,7 +110,7 @@ def back(
     window: int | None,
     constant: Sequence[bool],
     keep: bool,
-    loop: Loop | None = None,
+    loop: SpikeLoop | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return ``dL/dx`` of every step with ``dL/d distance`` (if kept), and ``dL/dI``.
 

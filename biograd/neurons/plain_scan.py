@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from biograd.contracts.credit_paths import starts
-from biograd.neurons.coefficients import Coefficients, Loop, Number, zero
+from biograd.neurons.coefficients import Coefficients, Number, SpikeLoop, zero
 
 
 def forward(
@@ -21,7 +21,7 @@ def forward(
     steps: int,
     spiking: bool,
     keep: str,
-    loop: Loop | None = None,
+    loop: SpikeLoop | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
     """Return what is passed on, distances, states, ``[rows, steps, *U]``, and the last states.
 
@@ -153,7 +153,7 @@ def back(
     window: int | None,
     constant: Sequence[bool],
     keep: bool,
-    loop: Loop | None = None,
+    loop: SpikeLoop | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return ``dL/dx`` of every step with ``dL/d distance`` (if kept), and ``dL/dI`` by port.
 
@@ -218,7 +218,7 @@ def tangent(
     passed: Tensor,
     slopes: Tensor | None,
     window: int | None,
-    loop: Loop | None = None,
+    loop: SpikeLoop | None = None,
 ) -> Tensor:
     """Return the tangent of what is passed on for those of the currents, by port."""
     steps = passed.shape[1]

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError
 from biograd.neurons import fused_scan, plain_scan
-from biograd.neurons.coefficients import Coefficients, Loop
+from biograd.neurons.coefficients import Coefficients, SpikeLoop
 from biograd.neurons.neuron import Functions, Neuron, Spiking, constants_of, state_of
 from biograd.neurons.surrogate import SURROGATES, Derivative
 
@@ -89,7 +89,7 @@ def record(
     into: Mapping[str, Tensor],
     steps: int,
     keep: str = "nothing",
-    loop: Loop | None = None,
+    loop: SpikeLoop | None = None,
 ) -> Recorded:
     """Return what is passed on, distances and states, ``[rows, steps, *U]``, without a graph.
 
@@ -132,7 +132,7 @@ class Trial:
     window: int | None = None
     derivative: Derivative | None = None
     given: Course | None = None
-    loop: Loop | None = None
+    loop: SpikeLoop | None = None
     recorded: Recorded | None = None
 
     def constants(self, learned: Sequence[Tensor] = ()) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from biograd.errors import CapabilityError
 from biograd.neurons.coefficients import Coefficients
 from biograd.neurons.scan import Trial, scan
-from biograd.substrate.gathered import gathered
+from biograd.simulators.gathered import gathered
 
 ALIKE: tuple[type[nn.Module], ...] = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Identity, nn.Flatten),

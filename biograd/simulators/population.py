@@ -18,13 +18,13 @@ from torch.nn import functional
 from biograd.checking import Count, Positive, validate
 from biograd.contracts.credit_paths import State, differentiated, join, needed, with_way
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.neurons.coefficients import Coefficients, Loop, coefficients
+from biograd.neurons.coefficients import Coefficients, SpikeLoop, coefficients
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
 from biograd.neurons.scan import Course, Recorded, Trial, check_end, record, scan, simulate
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.values import bounded, check_trainable, spread
 from biograd.process.threads import Turn
-from biograd.substrate.gathered import GatheringLinear
+from biograd.simulators.gathered import GatheringLinear
 from biograd.substrate.hooks import announce_whole, takes_whole
 
 Simulator = Literal["torch", "snntorch", "brian2"]
@@ -223,7 +223,7 @@ class Population(SteppedPopulation):
             None if one is None else forward_ad.unpack_dual(one).primal.detach()
             for one in (recurrent.weight, recurrent.bias)
         ]
-        loop = Loop(*held)  # type: ignore[arg-type]
+        loop = SpikeLoop(*held)  # type: ignore[arg-type]
         asked = (drives[port], *recurrent.parameters(), *learned.values())
         graph = any(differentiated(values) for values in asked)
         keep = "nothing" if not graph else "states" if learned else "distance"
@@ -244,7 +244,7 @@ class Population(SteppedPopulation):
         k: Coefficients,
         learned: Mapping[str, Tensor],
         given: Course | None,
-        loop: Loop | None = None,
+        loop: SpikeLoop | None = None,
         recorded: Recorded | None = None,
     ) -> Tensor:
         """Return what is passed on, along one way."""

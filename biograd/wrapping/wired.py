@@ -19,7 +19,7 @@ from biograd.encoding import Encoding
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.neurons import Spiking
 from biograd.recipes import PopulationRecipe, construct
-from biograd.substrate.gathered import GatheringLinear
+from biograd.simulators.gathered import GatheringLinear
 from biograd.substrate.network import initialise
 from biograd.wrapping.ends import SPIKES, Columns, Ends, Pair, reading, taken
 from biograd.wrapping.groups import Group, assigned, brief

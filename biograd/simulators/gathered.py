@@ -39,7 +39,7 @@ class GatheringLinear(nn.Linear):
         return gathered(input, self.weight, self.bias)
 
 
-class Events(NamedTuple):
+class Gathering(NamedTuple):
     """Inputs that are not zero, by row: ``places[starts[r]:ends[r]]``, and their values."""
 
     starts: Any
@@ -48,8 +48,8 @@ class Events(NamedTuple):
     values: Any
 
 
-Found = Events | tuple[Tensor, Tensor]
-"""Events, or, without numba, the inputs ``[R, inputs]`` and their transpose, compressed."""
+Found = Gathering | tuple[Tensor, Tensor]
+"""Gathering, or, without numba, the inputs ``[R, inputs]`` and their transpose, compressed."""
 
 
 def gathered(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -89,7 +89,7 @@ def _found(inputs: Tensor, weight: Tensor) -> Found | None:
     return _events(rows) if available() else _compressed(rows)
 
 
-def _events(rows: Tensor) -> Events | None:
+def _events(rows: Tensor) -> Gathering | None:
     count, units = rows.shape
     each = int(MOST * units) + 1
     starts, ends = numpy.empty(count, numpy.int64), numpy.empty(count, numpy.int64)
@@ -98,7 +98,7 @@ def _events(rows: Tensor) -> Events | None:
     values = numpy.empty(len(places), given.dtype)
     # In one thread: each needs a room of its own for what it finds.
     enough = _finder()(given, starts, ends, places, values, count * each)
-    return Events(starts, ends, places, values) if enough else None
+    return Gathering(starts, ends, places, values) if enough else None
 
 
 def _compressed(rows: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -170,7 +170,7 @@ class _Gathered(torch.autograd.Function):
 
 def _response(found: Found, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     columns = weight.detach().T.contiguous()
-    if not isinstance(found, Events):
+    if not isinstance(found, Gathering):
         response = found[0] @ columns
         response = response if bias is None else response.add_(bias.detach())
     else:
@@ -182,7 +182,7 @@ def _response(found: Found, inputs: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def _by_weight(found: Found, gradient: Tensor, weight: Tensor) -> Tensor:
-    if not isinstance(found, Events):
+    if not isinstance(found, Gathering):
         return (found[1] @ gradient).T.contiguous()
     columns = gradient.new_zeros(weight.shape[1], weight.shape[0])
     arrays = (gradient.contiguous().numpy(), columns.numpy())
