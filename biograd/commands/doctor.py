@@ -48,7 +48,8 @@ EXTRAS = {
     "sweep": ("submitit", "optuna"),
     "dask": ("distributed", "dask-jobqueue"),
     "nir": ("nir",),
-    "xarray": ("xarray", "h5netcdf"),
+    "xarray": ("xarray", "h5netcdf", "pandas"),
+    "neo": ("neo",),
     "fast": ("numba",),
     "environments": ("gymnasium",),
 }
