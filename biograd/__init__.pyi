@@ -65,6 +65,8 @@ from biograd.studies.comparing import compare as compare
 from biograd.studies.results.set_file import load_set as load_set
 from biograd.substrate.return_values import Outputs as Outputs
 from biograd.substrate.return_values import Steps as Steps
+from biograd.training.starting_rates import StartingRate as StartingRate
+from biograd.training.starting_rates import tune_init as tune_init
 from biograd.wrapping.wrap import wrap as wrap
 
 __version__: str

@@ -156,7 +156,7 @@ def begin(
     for note in dataset.notes:
         progress.note(note)
     pristine = parts.another() if configuration.control else None
-    experiment = Experiment(configuration, dataset, parts, metrics=watchers.metrics)
+    experiment = Experiment(configuration, dataset, parts)
     if caveat := experiment.engine.estimator.caveat:
         progress.note(f"{configuration.estimator}: {caveat}")
     if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
@@ -175,8 +175,7 @@ def begin(
             path,
             config=configuration.table(),
             environment=environment(configuration.device),
-            attributes=description.attributes(experiment, {one.kind for one in layers.values()})
-            | ({"metrics": ", ".join(watchers.metrics)} if watchers.metrics else {}),
+            attributes=description.attributes(experiment, {one.kind for one in layers.values()}),
             probe=probe,
             layers=layers,
             credit=experiment.account.as_dict(),
@@ -263,7 +262,7 @@ def _known(path: Path) -> bytes:
     with open_run(path) as run:
         layers = {name: description.geometry(layer) for name, layer in run.layers.items()}
         known = [run.config, run.attribute("dataset_sha256"), run.last_step, layers]
-        known += [str(run.attributes.get("metrics", "")), run.further_rows]
+        known.append(run.further_rows)
     return json.dumps(known).encode()
 
 
@@ -276,13 +275,8 @@ def go_on(
     device: str | None = None,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
-    table, digest, step, layers, metrics, rows = json.loads(ranks.from_first(lambda: _known(path)))
+    table, digest, step, layers, rows = json.loads(ranks.from_first(lambda: _known(path)))
     configuration = Configuration.of(table, path)
-    if metrics and metrics != ", ".join(watchers.metrics):
-        raise RecipeError(
-            f"{path}: the run reports metrics of yours ({metrics}): give them again, "
-            "biograd.resume(path, metrics=...)"
-        )
     if epochs is not None:
         _check_epochs(configuration, epochs, path)
         if configuration.recipe.training.schedule != "constant":
@@ -296,7 +290,7 @@ def go_on(
     configuration = again_on(device, configuration.given(parts.data), path)
     ranks.own_device(configuration.device)
     dataset = _load(configuration, parts.data, digest, path)
-    experiment = Experiment(configuration, dataset, parts, metrics=watchers.metrics)
+    experiment = Experiment(configuration, dataset, parts)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
         experiment.engine.detach()

@@ -52,6 +52,7 @@ EXTRAS = {
     "neo": ("neo",),
     "fast": ("numba",),
     "environments": ("gymnasium",),
+    "analysis": ("elephant", "rsatoolbox"),
 }
 """What may be installed besides, by the name of the extra."""
 
