@@ -63,6 +63,7 @@ from biograd.plots.run_figures import plot as plot
 from biograd.recipes import PopulationRecipe as PopulationRecipe
 from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata
+from biograd.simulators.layer_by_layer import fuse as fuse
 from biograd.studies.comparing import compare as compare
 from biograd.studies.results.set_file import load_set as load_set
 from biograd.substrate.return_values import Outputs as Outputs
