@@ -110,7 +110,7 @@ def run(settings: Representations, place: Place, progress: Progress) -> Report:
         f"mean over {len(settings.seeds)} seeds; similarity: correlation of the dissimilarities "
         f"with those of {settings.baseline}; input left: share of its variance that is linear in "
         "the activity",
-        f"dissimilarities of the first seed: {place.folder / 'report.html'}",
+        "dissimilarities of the first seed: report.html, dissimilarities.pdf",
     ]
     made, panels = Report(columns, rows, notes), _panels(settings, found)
     with disk.writing(place.folder, "run the study again"):
@@ -258,7 +258,7 @@ def _page(settings: Representations, made: Report, panels: list[Panel], place: P
     heads, keys = list(made.columns.values()), list(made.columns)
     rows = [[short(row[key]) for key in keys] for row in made.rows]
     told = "".join(f'<p class="note">{html(note)}.</p>' for note in made.notes)
-    command = f"biograd run {word(place.folder / SAVED)} --out {word(place.folder)}"
+    command = f"biograd run {word(place.folder.name)}/{SAVED} --out {word(place.folder.name)}"
     return document(
         settings.description or "Representations",
         f"{len(settings.cells)} rules, {len(settings.seeds)} seeds, model {settings.model} on "
