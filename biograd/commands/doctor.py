@@ -48,9 +48,11 @@ EXTRAS = {
     "sweep": ("submitit", "optuna"),
     "dask": ("distributed", "dask-jobqueue"),
     "nir": ("nir",),
-    "xarray": ("xarray", "h5netcdf"),
+    "xarray": ("xarray", "h5netcdf", "pandas"),
+    "neo": ("neo",),
     "fast": ("numba",),
     "environments": ("gymnasium",),
+    "analysis": ("elephant", "rsatoolbox"),
 }
 """What may be installed besides, by the name of the extra."""
 
