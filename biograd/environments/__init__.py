@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from biograd.checking import Fraction, Range, validate
+from biograd.disk.bundled_digits import bundled_digits
 from biograd.environments.bandit import Bandit
 from biograd.environments.cart_pole import CartPole
 from biograd.environments.contextual_bandit import ContextualBandit
@@ -45,9 +46,7 @@ def digits_bandit(slips: Fraction = 0.0) -> ContextualBandit:
     Args:
         slips: probability that a reward is turned.
     """
-    from sklearn.datasets import load_digits
-
-    images, classes = load_digits(return_X_y=True)
+    images, classes = bundled_digits()
     return ContextualBandit(images / 16, classes, slips=slips)
 
 
