@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn, read from its file: its import takes as long as torch's."""
+"""The digits that come with scikit-learn, read from its file: its import is as slow as torch's."""
 
 from __future__ import annotations
 
@@ -29,4 +29,6 @@ def bundled_digits() -> tuple[np.ndarray, np.ndarray]:
             with gzip.open(path) as text:
                 table = np.loadtxt(text, delimiter=",")
             return table[:, :-1], table[:, -1].astype(np.int64)
-    raise DataError(f"digits: scikit-learn has no {FILE}: pip install --force-reinstall scikit-learn")
+    raise DataError(
+        f"digits: scikit-learn has no {FILE}: pip install --force-reinstall scikit-learn"
+    )

@@ -7,9 +7,9 @@ To add one: write a class in a file of its own (``interface.Environment``), and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from biograd.checking import Fraction, Range, validate
+from biograd.checking import Fraction, NotNegativeCount, validate
 from biograd.disk.bundled_digits import bundled_digits
 from biograd.environments.bandit import Bandit
 from biograd.environments.cart_pole import CartPole
@@ -20,8 +20,6 @@ from biograd.environments.gymnasium_rows import GymnasiumRows
 from biograd.environments.interface import HELD_OUT, RANGES, TESTED, Environment
 from biograd.errors import RecipeError
 from biograd.registry import Registry
-
-NotNegativeCount = Annotated[int, Range(0)]
 
 __all__ = [
     "ENVIRONMENTS",

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/start.py --rounds 7 --json start.json
 
-Figures are CPU times of fresh processes, in turns, their medians.  The script of torch takes one step
-of Adam on random numbers of the same shape, without reading data; what it waits for is torch, and
-``torch._dynamo``, which Adam imports.  With ``BIOGRAD_DATA`` the folder of MNIST, that is measured
-too.
+Figures are CPU times of fresh processes, in turns, their medians.  The script of torch takes one
+step of Adam on random numbers of the same shape, without reading data; what it waits for is torch,
+and ``torch._dynamo``, which Adam imports.  With ``BIOGRAD_DATA`` the folder of MNIST, that is
+measured too.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ SCRIPTS = {
 }
 MNIST = {
     "torch alone, 784 inputs": BARE.format(inputs=784),
-    "biograd train --model spiking --dataset mnist": OURS.format(
-        model="spiking", dataset="mnist"
-    ),
+    "biograd train --model spiking --dataset mnist": OURS.format(model="spiking", dataset="mnist"),
 }
 
 
