@@ -82,7 +82,7 @@ class Decorrelation(nn.Module):
         """The layers that it does not act on, in words."""
         self.only: frozenset[str] | None = None
         """The layers whose matrices learn; None: all."""
-        self._passes: deque[dict[str, list[_Seen]]] = deque(maxlen=MOST_PASSES)
+        self._passes: deque[dict[str, list[_Received]]] = deque(maxlen=MOST_PASSES)
         self._substrate: Substrate | None = None
         self._temporal: set[str] = set()
         self._handles: list[Any] = []
@@ -232,7 +232,7 @@ class Decorrelation(nn.Module):
         if not self._passes:
             self.begin()
         known = outputs.detach() if outputs is not None and self.shares(name) else None
-        self._passes[-1].setdefault(name, []).append(_Seen(inputs.detach(), known))
+        self._passes[-1].setdefault(name, []).append(_Received(inputs.detach(), known))
 
     @torch.no_grad()
     def update(self, pace: float = 1.0) -> None:
@@ -308,7 +308,7 @@ def make(recipe: DecorrelationRecipe, where: object) -> Decorrelation | None:
     return None if recipe.rule == "off" else construct(Decorrelation, table, where, "decorrelation")
 
 
-class _Seen(NamedTuple):
+class _Received(NamedTuple):
     """An input that a layer received, and its rows times the matrix, if they were computed."""
 
     inputs: Tensor
