@@ -158,6 +158,17 @@ class Run(RecordedRun):
         path = self._contents.place.parts / "checkpoints" / str(commit.checkpoint)
         return checkpoint.load(path, commit.checkpoint_sha256)
 
+    def unexplained(self) -> list[str]:
+        """Return data sets of a finished file that lack a name, units or a sentence.
+
+        Files of before format 1.1, and those that still grow, owe none.
+        """
+        file = self._contents.sources.file
+        if file is None or self._contents.attributes.get("format_version") == "1.0":
+            return []
+        owed = {"long_name", "units", "description"}
+        return [name for name in file.datasets() if owed - file.attributes(name).keys()]
+
     def tree(self) -> list[Entry]:
         """Return every data set with its shape, dtype and sizes, sorted by name.
 
