@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from biograd import disk
-from biograd.errors import RecipeError, visible
+from biograd.display.csv_text import spreadsheet_cell
+from biograd.errors import RecipeError
 from biograd.runs.reader import Run
 from biograd.runs.views.converters import library
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet would compute."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -50,24 +49,14 @@ def plain(name: str) -> str:
     return "".join(signs)[:200]
 
 
-def cell(value: Any) -> Any:
-    """Return what a cell of a CSV file holds.
-
-    >>> cell("=1+1"), cell(-1.5), cell("a\\x1b")
-    ("'=1+1", -1.5, 'a\\\\x1b')
-    """
-    if not isinstance(value, str):
-        return value
-    text = visible(value)
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
 def _csv(columns: Mapping[str, Iterable[Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([cell(name) for name in columns])
+    writer.writerow([spreadsheet_cell(name) for name in columns])
     lists = [np.asarray(column).tolist() for column in columns.values()]
-    writer.writerows([[cell(value) for value in row] for row in zip(*lists, strict=True)])
+    writer.writerows(
+        [[spreadsheet_cell(value) for value in row] for row in zip(*lists, strict=True)]
+    )
     return stream.getvalue()
 
 
