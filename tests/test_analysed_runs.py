@@ -362,7 +362,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.exception
     text = (tmp_path / "report.html").read_text()
     assert "2 cells, 2 seeds, 4 runs" in text and 'href="./weak0.h5"' in text
-    assert "Dissimilarities" in text and "Rank correlation with" in text
+    assert "Dissimilarities" in text and "Similarity with weak" in text
     twice = invoke("report", paths[0], tmp_path / "weak0.h5", paths[0])
     assert twice.exit_code == 0  # one and the same run, once
     copy = tmp_path / "copy.h5"

@@ -58,18 +58,6 @@ def steps_of(run: Run) -> Array:
     return np.asarray(found)
 
 
-def recorded_weights(run: Run, name: str) -> Any:
-    """Return a parameter at the snapshots, read when used.
-
-    Raises:
-        RunFileError: it was not recorded.
-    """
-    read: Any = run
-    if not hasattr(run, "weights"):
-        raise RunFileError(f"{run.path}: holds no weights at its snapshots")
-    return read.weights(name)
-
-
 def spread(count: int, wanted: int) -> Array:
     """Return up to ``wanted`` of ``count`` indices, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
@@ -290,7 +278,7 @@ def drift(run: Run) -> Named:
     """Return how far weights have gone, and their singular values, by snapshot."""
     found: Named = {}
     for name in run.params:
-        course = np.asarray(recorded_weights(run, name))
+        course = np.asarray(run.weights(name), np.float64)
         found |= {f"{name}/{key}": values for key, values in weights.drift(course).items()}
         if course.ndim > 2:
             found[f"{name}/singular"] = weights.spectra(course)

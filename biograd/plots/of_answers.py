@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biograd.analyses import answers
-from biograd.errors import RunFileError
 from biograd.plots.panel import Panel, on_axes
 from biograd.plots.style import (
     BLUE,
@@ -27,10 +26,7 @@ Array = NDArray[Any]
 
 def confusion(run: Run) -> list[Panel]:
     """Return counts of classes and answers on the stimuli, and the share right of each class."""
-    read: Any = run
-    if not hasattr(run, "confusion"):
-        raise RunFileError(f"{run.path}: holds no outputs")
-    table = read.confusion()
+    table = run.confusion()
     counts, names = np.asarray(table.counts), [plain(name, 16) for name in table.classes]
     return [confusions(counts, names), class_shares(counts, names)]
 

@@ -132,7 +132,7 @@ def histograms(run: Run) -> list[Panel]:
     for name in run.params:
         if not name.endswith("weight"):
             continue
-        course = of_run.recorded_weights(run, name)
+        course = run.weights(name)
         both = np.stack([np.asarray(course[0]), np.asarray(course[-1])])
         if not np.isfinite(both).all():
             continue

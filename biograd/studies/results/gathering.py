@@ -160,7 +160,7 @@ def with_similarity(panel: Panel, similar: Sequence[float], baseline: str) -> Pa
     ]
     said = ", ".join(f"{row['matrix']} {row['similar_to_first']:.2f}" for row in rows[1:])
     caption = (
-        f"{panel.caption} After training, one seed of each. Rank correlation with "
+        f"{panel.caption} After training, one seed of each. Similarity with "
         f"{visible(baseline)}: {said}."
     )
     return dataclasses.replace(panel, rows=rows, caption=caption, name=f"{panel.name}_cells")
