@@ -126,3 +126,11 @@ def test_a_sound_run_is_valid_and_a_changed_one_is_not(path: Path, tmp_path: Pat
     done = CliRunner().invoke(console, ["validate", str(other)])
     assert isinstance(done.exception, RunFileError) and "snapshot 1" in str(done.exception)
     assert CliRunner().invoke(console, ["validate", str(path)]).exit_code == 0
+
+
+def test_a_notebook_shows_texts_of_a_file_as_text(tmp_path: Path) -> None:
+    attributes = {"rule": "<script>alert(1)</script>", "dataset": "\x1b[2J", "seed": 1}
+    synthetic.writer(tmp_path / "run.h5", attributes=attributes).close()
+    with open_run(tmp_path / "run.h5") as run:
+        shown = run._repr_html_()
+    assert "<script" not in shown and "&lt;script" in shown and "\x1b" not in shown

@@ -26,13 +26,14 @@ def _exporter(kind: str) -> Callable[..., Path]:
     from biograd.exporting import nwb_export, tables_export
     from biograd.runs.sonata import export_sonata
 
-    return {
+    writers: dict[str, Callable[..., Path]] = {
         "sonata": export_sonata,
         "nwb": nwb_export.export_nwb,
         "csv": tables_export.export_csv,
         "netcdf": tables_export.export_netcdf,
         "tensorboard": tables_export.export_tensorboard,
-    }[kind]
+    }
+    return writers[kind]
 
 
 @command("export")
