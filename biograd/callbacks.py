@@ -84,19 +84,16 @@ class Watchers:
 
     Attributes:
         callbacks: called in this order.
-        metrics: by name, of every evaluation (``tasks.further_metrics.chosen``).
     """
 
     callbacks: tuple[Callback, ...] = ()
-    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, callbacks: object, log: Log | None, metrics: object) -> Watchers:
+    def of(cls, callbacks: object, log: Log | None) -> Watchers:
         """Return the watchers that a call names.
 
         Args:
             callbacks: one, or several.
-            metrics: names, or by name what ``tasks.further_metrics.chosen`` takes.
 
         Raises:
             RecipeError: one of them cannot watch.
@@ -109,8 +106,7 @@ class Watchers:
             if not callable(log):
                 raise RecipeError(f"log: {log!r} is no function of a stream, a step and figures")
             several.append(Logged(log))
-        named = metrics if isinstance(metrics, Mapping) else {one: one for one in metrics}  # type: ignore[attr-defined]
-        return cls(tuple(several), dict(named))
+        return cls(tuple(several))
 
 
 NONE = Watchers()

@@ -12,7 +12,7 @@ from torch import nn
 from biograd import experiment
 from biograd.callbacks import Callback, Log, Watchers
 from biograd.checking import Table
-from biograd.configuration import OwnParts
+from biograd.configuration import Metrics, OwnParts
 from biograd.diagnosis import Diagnosis, Reference
 from biograd.display import ProgressChoice, shown
 from biograd.engine import Engine, Outside
@@ -48,7 +48,7 @@ def train(
     local: str | Mapping[str, Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
-    metrics: Sequence[str] | Mapping[str, Any] = (),
+    metrics: Metrics = (),
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
     allow_code: bool = False,
@@ -84,10 +84,10 @@ def train(
         reset: puts a module of yours that keeps a state from pass to pass back before every one
             (see ``attach``): the name of a method, a function, or text that names one.
         outputs: what of the return value of a module of yours its outputs are (see ``attach``).
-        metrics: beside the task's own, of every evaluation: names (``training.metrics``), or by a
-            name of yours each a name, a function of outputs and targets that gives one number a
-            row, ``[B]``, or an object with ``reset``, ``update(outputs, targets)`` and
-            ``compute``, as those of torchmetrics.
+        metrics: beside the task's own, of every evaluation: names (``training.metrics``) and text
+            that names code, or by a name of yours each a name, a function of outputs and targets
+            that gives one number a row, ``[B]``, or an object with ``reset``,
+            ``update(outputs, targets)`` and ``compute``, as those of torchmetrics, or its class.
         callbacks: are called at the start, steps, epochs and the end.
         log: a function of a stream, the step and figures, called for every row of the streams
             "train_step" and "epoch".
@@ -124,9 +124,10 @@ def train(
         laid={name: table for name, table in parts.items() if table is not None},
         loss=loss,
         reset=reset,
+        metrics=metrics,
         allow_code=allow_code,
     )
-    watchers = Watchers.of(callbacks, log, metrics)
+    watchers = Watchers.of(callbacks, log)
     with shown(progress) as display:
         done = experiment.execute(request, display, watchers)
     return open_run(Path(done["run"]))
@@ -147,7 +148,7 @@ def resume(
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
-    metrics: Sequence[str] | Mapping[str, Any] = (),
+    metrics: Metrics = (),
     callbacks: Callback | Sequence[Callback] = (),
     log: Log | None = None,
     device: str | None = None,
@@ -168,8 +169,8 @@ def resume(
         RunFileError: there is no such run, or it cannot be read.
         RecipeError: the code that is given is another than the run's.
     """
-    parts = OwnParts.of(network, data, loss, reset, outputs)
-    watchers = Watchers.of(callbacks, log, metrics)
+    parts = OwnParts.of(network, data, loss, reset, outputs, metrics)
+    watchers = Watchers.of(callbacks, log)
     with shown(progress) as display:
         done = experiment.proceed(Path(path), epochs, display, parts, watchers, device)
     return open_run(Path(done["run"]))

@@ -135,7 +135,7 @@ def check_rows(run: Any, count: int) -> int:
     steps = run.snapshots["step"]
     np.testing.assert_array_equal(steps, np.arange(0, rows, 3))
     expected_rates = np.stack([rates(step).reshape(PROBES, -1) for step in steps])
-    np.testing.assert_array_equal(run.activation("0.linear"), expected_rates)
+    np.testing.assert_array_equal(run.activity("0.linear"), expected_rates)
     check_spikes(run, steps)
     return rows
 

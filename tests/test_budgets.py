@@ -84,7 +84,7 @@ def contents(path: Path) -> dict[str, np.ndarray]:
             rows = run.scalars(stream)
             found |= {f"{stream}.{k}": v for k, v in rows.items() if k != "wall_time"}
         for layer in run.layers:
-            found[layer] = run.activation(layer)
+            found[layer] = np.asarray(run.activity(layer))
     return found
 
 

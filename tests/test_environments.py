@@ -550,6 +550,33 @@ def test_a_comparison_in_an_environment(tmp_path: Path) -> None:
     assert "weight_perturbation" in str(found)
 
 
+WORLDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "shipped": ({"datasets": ["delayed_reward"]}, ()),
+    "own": ({"data": Corridor()}, ()),
+    "reward": ({"datasets": ["digits"]}, ("dataset.task.name=reward",)),
+}
+
+
+@pytest.mark.parametrize("kind", WORLDS)
+def test_a_control_that_cannot_learn_is_refused_before_the_first_step(
+    kind: str, tmp_path: Path
+) -> None:
+    data, settings = WORLDS[kind]
+    words: dict[str, Any] = {"folder": tmp_path / "compared", "seeds": 1, **data}
+    with pytest.raises(RecipeError, match="frozen hidden: the control trains the readout") as found:
+        biograd.compare(["ann"], ["node_perturbation"], settings=settings, **words)
+    assert "--no-control" in str(found.value) and not list(tmp_path.rglob("*.h5"))
+    assert ("score=true" in str(found.value)) is (kind != "reward")
+
+
+def test_under_the_score_function_it_learns(tmp_path: Path) -> None:
+    found = biograd.compare(
+        ["ann"], ["backprop"], datasets=["delayed_reward"], seeds=1, folder=tmp_path / "compared",
+        settings=(*FEW, "training.epochs=1", "dataset.task.score=true", "decorrelation.rule=off"),
+    )  # fmt: skip
+    assert "frozen hidden" in str(found)
+
+
 @pytest.mark.slow
 def test_the_cart_pole_is_balanced_by_noise_at_the_currents(tmp_path: Path) -> None:
     """Measured: 195 steps and more after 8 to 16 batches of 16 episodes."""

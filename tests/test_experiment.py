@@ -75,7 +75,7 @@ def contents(path: Path) -> dict[str, np.ndarray]:
                     f"{stream}.{k}": v for k, v in run.scalars(stream).items() if k != "wall_time"
                 }
         for layer in run.layers:
-            found[f"{layer}.activation"] = run.activation(layer)
+            found[f"{layer}.activation"] = np.asarray(run.activity(layer))
     return found
 
 
@@ -160,7 +160,7 @@ def test_spikes_in_the_file_are_those_of_the_network(tmp_path: Path) -> None:
     experiment.execute(request(tmp_path / "a.h5", "spiking", "backprop"))
     with biograd.load(tmp_path / "a.h5") as run:
         for layer in run.layers:
-            counts = run.activation(layer).sum() * run.layers[layer].n_steps
+            counts = np.asarray(run.activity(layer)).sum() * run.layers[layer].n_steps
             assert len(run.spikes(layer)) == round(float(counts)) > 0
 
 

@@ -203,6 +203,15 @@ def test_arrays_that_are_no_events(tmp_path: Path, change: dict[str, Any], expec
     assert expected in message(DataError, lambda: read("event_arrays", tmp_path / "a.npz"))
 
 
+def test_events_whose_compressed_bytes_are_damaged_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, **{name: np.arange(500) for name in "txyp"})
+    content = bytearray(path.read_bytes())
+    content[60:80] = b"\xff" * 20
+    path.write_bytes(content)
+    assert "cannot be read as np" in message(DataError, lambda: read("event_arrays", path))
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

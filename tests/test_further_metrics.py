@@ -166,8 +166,71 @@ def test_metrics_stand_in_the_run(tmp_path: Path) -> None:
     assert run.summary["test_macro_f1"] == pytest.approx(
         float(run.scalars("epoch")["test_macro_f1"][-1])
     )
-    with pytest.raises(RecipeError, match=r"reports metrics of yours \(rows\): give them again"):
+    with pytest.raises(RecipeError, match=r"has the metric rows of yours .*give it, biograd"):
         biograd.resume(tmp_path / "run.h5", epochs=3, network=network(), data=data)
+    more = {"rows": Counting(), "other": Counting()}
+    with pytest.raises(RecipeError, match="the run has no metric other: leave yours out"):
+        biograd.resume(tmp_path / "run.h5", epochs=3, network=network(), data=data, metrics=more)
     again = {"epochs": 3, "network": network(), "data": data, "metrics": {"rows": Counting()}}
     longer = biograd.resume(tmp_path / "run.h5", **again)
     assert list(longer.scalars("epoch")["test_rows"]) == [50, 50, 50]
+
+
+# Objects of torchmetrics -------------------------------------------------------------------------
+
+
+OBJECTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "Accuracy": (
+        {"task": "multiclass", "num_classes": 7, "average": "micro"},
+        lambda o, y: sklearn.accuracy_score(y, o.argmax(1)),
+    ),
+    "F1Score": (
+        {"task": "multiclass", "num_classes": 7, "average": "weighted"},
+        lambda o, y: sklearn.f1_score(y, o.argmax(1), average="weighted"),
+    ),
+    "MatthewsCorrCoef": (
+        {"task": "multiclass", "num_classes": 7},
+        lambda o, y: sklearn.matthews_corrcoef(y, o.argmax(1)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_an_object_of_torchmetrics(name: str) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    settings, oracle = OBJECTS[name]
+    engine = attach(network(), biograd.Backpropagation(), task=Classes(7))
+    asked = {"it": getattr(torchmetrics, name)(**settings)}
+    for _ in range(2):  # the second time it begins anew
+        values = evaluate(engine, Arrays(OUTPUTS, CLASSES), 64, chosen(asked, engine.task))
+    with torch.no_grad():
+        expected = oracle(engine.network(OUTPUTS), CLASSES)
+    assert values["it"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_objects_of_torchmetrics_in_a_run(tmp_path: Path) -> None:
+    """A collection, a mean of numbers in time, one that is no number, one of other targets."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    single = {"task": "multiclass", "num_classes": 7}
+    both = torchmetrics.MetricCollection(
+        {"right": torchmetrics.Accuracy(average="micro", **single),
+         "kappa": torchmetrics.CohenKappa(**single)}
+    )  # fmt: skip
+    labels = CLASSES.clone()
+    labels[0] = 6
+    data = {"train": (OUTPUTS, labels), "test": (OUTPUTS[:50], labels[:50])}
+    words: dict[str, Any] = {"estimator": "backprop", "epochs": 1, "path": tmp_path / "run.h5"}
+    run = biograd.train(network(), data, metrics={"of": both}, **words)
+    assert run.summary["test_of_right"] == pytest.approx(run.summary["test_accuracy"])
+    assert "test_of_kappa" in run.summary
+    words["force"] = True
+    matrix = torchmetrics.ConfusionMatrix(**single)
+    with pytest.raises(CapabilityError, match=r"m: compute\(\) gives Tensor, not one number"):
+        biograd.train(network(), data, metrics={"m": matrix}, **words)
+    with pytest.raises(CapabilityError, match=r"m: \w+: .* \(outputs \[50, 7\] torch.float"):
+        biograd.train(network(), data, metrics={"m": torchmetrics.MeanSquaredError()}, **words)
+    with pytest.raises(RecipeError, match="metrics: m: is a class that is made without arguments"):
+        biograd.train(network(), data, metrics={"m": torchmetrics.Accuracy}, **words)
+    numbers = {"train": (OUTPUTS, OUTPUTS.flip(1)), "test": (OUTPUTS[:50], OUTPUTS[:50].flip(1))}
+    run = biograd.train(network(), numbers, metrics={"m": torchmetrics.MeanSquaredError}, **words)
+    assert run.summary["test_m"] == pytest.approx(run.summary["test_loss"] * 2 / 7, rel=1e-5)

@@ -337,4 +337,4 @@ def test_a_run_records_the_course_that_a_population_passes_on(tmp_path: Path) ->
     course = network.activity(dataset.test.inputs[run.probe.index])[name]
     assert run.layers[name].kind == "rate"
     assert course.any()
-    assert np.allclose(run.activation(name, -1), course.mean(1), atol=1e-6)
+    assert np.allclose(run.activity(name)[-1], course.mean(1), atol=1e-6)

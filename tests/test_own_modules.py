@@ -326,6 +326,106 @@ def test_missing_targets_and_weights_count_for_a_named_loss() -> None:
     assert outputs.grad is not None and outputs.grad.isfinite().all()
 
 
+# Metrics -----------------------------------------------------------------------------------------
+
+
+METRICS = """
+import torch
+
+
+def margin(outputs, targets):
+    best = outputs.topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]
+
+
+class Rows:
+    def reset(self):
+        self.count = 0
+
+    def update(self, outputs, targets):
+        self.count += len(targets)
+
+    def compute(self):
+        return self.count
+
+
+class Wants:
+    def __init__(self, width):
+        self.width = width
+
+    reset = update = compute = None
+
+
+rows = Rows()
+"""
+MEASURED = ["--metric", "measures.py:margin", "--metric", "n=measures.py:Rows"]
+
+
+def test_metrics_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "measures.py").write_text(METRICS)
+    assert train(*MEASURED, "--metric", "macro_f1") == 0
+    with biograd.load("a.h5") as run:
+        assert {"test_margin", "test_n", "test_macro_f1"} <= {*run.scalars("epoch")}
+        code = Configuration.of(run.config, "a.h5").code
+        assert str(code["metric.margin"]) == "measures.py:margin"
+        assert run.config["recipe"]["training"]["metrics"] == ["macro_f1"]
+        assert run.code["metric.margin"]["measures.py"] == METRICS
+        assert code["metric.n"].sha256 == hashlib.sha256(METRICS.encode()).hexdigest()
+    capsys.readouterr()
+    own = ["--model", "net.py:Net"]
+    assert main(["resume", "a.h5", "--epochs", "2", "-q", *own]) == 2
+    assert "give it, --metric margin=measures.py:margin" in said(capsys)
+    assert main(["reproduce", "a.h5", "-q", *own, *MEASURED]) == 0
+    assert main(["reproduce", "a.h5", "-q", *own]) == 3  # their columns are missing
+    assert main(["resume", "a.h5", "--epochs", "2", "-q", *own, *MEASURED]) == 0
+    assert "--metric margin=measures.py:margin" in capsys.readouterr().out
+    (place / "measures.py").write_text(METRICS + "\n")
+    assert main(["resume", "a.h5", "--epochs", "3", "-q", *own, *MEASURED]) == 2
+    assert "measures.py of SHA-256" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["measures.py:gone"], "--metric measures.py:gone: measures.py has no gone"),
+        (["other.py:margin"], "there is no file other.py"),
+        (["measures.py:Wants"], "metrics: Wants: is a class that is made without arguments"),
+        (["measures.py:rows", "measures.py:rows"], "metrics: two are called rows"),
+        (["macro_f"], "did you mean 'macro_f1'?"),
+        (["accuracy"], "what the task itself reports"),
+    ],
+)
+def test_what_is_no_metric_of_ones_own(
+    given: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "measures.py").write_text(METRICS)
+    assert train(*(word for text in given for word in ("--metric", text))) == 2
+    assert message in said(capsys) and not Path("a.h5").exists()
+
+
+def test_a_comparison_and_a_study_have_metrics(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "measures.py").write_text(METRICS)
+    words = ["compare", "--models", "ann", "--estimators", "backprop", "--seeds", "1", *FAST]
+    words += ["--epochs", "1", "-w", "1", "-q", "--no-control", "-o", "c", *MEASURED]
+    assert main([*words, "--metric", "macro_f1"]) == 0
+    found = biograd.load("c/ann-seed0.h5")
+    assert {"test_margin", "test_n", "test_macro_f1"} <= {*found.summary}
+    capsys.readouterr()
+    again = ["compare", "--resume", "c", "-w", "1", "-q"]
+    assert main(again) == 2 and "a file does not run code by itself" in said(capsys)
+    assert main([*again, *MEASURED]) == 0
+    (place / "study.toml").write_text(
+        'dataset = "mine.npz"\nseeds = [0]\nestimator = "backprop"\nset = ["training.epochs=1"]\n'
+        'metrics = ["measures.py:margin"]\n[cells.one]\nmodel = "ann"\n'
+    )
+    study = ["run", "study.toml", "-w", "1", "-q", "-o", "s"]
+    assert main(study) == 2 and "give --allow-code" in said(capsys)
+    assert main([*study, "--allow-code"]) == 0
+    assert "test_margin" in biograd.load("s/one-seed0.h5").summary
+
+
 # Studies -----------------------------------------------------------------------------------------
 
 

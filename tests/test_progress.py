@@ -12,6 +12,8 @@ import pytest
 
 import biograd
 from biograd.display import shown
+from biograd.display.board import Board
+from biograd.display.notebooks import KEPT_LINES
 from biograd.display.progress_display import FIRST_LINES, ProgressDisplay
 from biograd.errors import RecipeError
 from biograd.progress import Progress
@@ -147,7 +149,7 @@ def test_in_a_pipe_a_long_epoch_gives_signs_of_life(clock: list[float]) -> None:
     assert len(lines) == 10 and lines[0].startswith("60/600  loss 0.5000")
 
 
-def test_in_a_notebook_one_line_is_written_anew(notebook: Notebook, clock: list[float]) -> None:
+def test_in_a_notebook_lines_are_written_anew(notebook: Notebook, clock: list[float]) -> None:
     stream = io.StringIO()
     with ProgressDisplay(stream=stream) as display:
         display.begin(10, "title")
@@ -155,9 +157,25 @@ def test_in_a_notebook_one_line_is_written_anew(notebook: Notebook, clock: list[
             clock[0] += 0.15
             display.step({"loss": 0.5})
         display.epoch({"epoch": 1, "epochs": 1, "test_accuracy": 0.5})
-    assert 4 <= len(notebook.lines) <= 7 and notebook.lines[0].startswith("2/10  loss 0.5000")
-    said = stream.getvalue()
-    assert "\r" not in said and said.splitlines()[-1].startswith("epoch 1/1  test 50.0 %")
+        display.note("worth a look")
+    assert 5 <= len(notebook.lines) <= 9
+    assert notebook.lines[1].startswith("title\n2/10  loss 0.5000")
+    title, epoch = notebook.lines[-1].splitlines()
+    assert title == "title" and epoch.startswith("epoch 1/1  test 50.0 %")
+    assert stream.getvalue() == "worth a look\n"  # and nothing else
+
+
+def test_in_a_notebook_the_last_of_many_lines_stay(notebook: Notebook) -> None:
+    stream = io.StringIO()
+    order = [("own", seed) for seed in range(30)]
+    with Board(stream=stream) as board:
+        board.trainings(order, {})
+        for key in order:
+            board.event(key, "started", "", None)
+        board.event(order[0], "failed", "no memory", None)
+    assert notebook.lines[-1].splitlines()[-1] == "own, seed 29: started"
+    assert len(notebook.lines[-1].splitlines()) == KEPT_LINES
+    assert stream.getvalue() == "own, seed 0: no memory (1 of 30)\n"
 
 
 def test_a_repetition_takes_what_a_training_takes(tmp_path: Path) -> None:

@@ -60,9 +60,12 @@ def everything(run: Run) -> dict[str, Any]:
     for stream in run.streams:
         found |= {f"{stream}.{name}": values for name, values in run.scalars(stream).items()}
     for layer in run.layers:
-        found[f"{layer}.activation"] = run.activation(layer)
+        found[f"{layer}.activation"] = np.asarray(run.activity(layer))
         found |= {f"{layer}.{name}": values for name, values in run.statistics(layer).items()}
-    found |= {f"spikes.{k}": v for k, v in vars(run.spikes("1.lif")).items()}
+    spikes = run.spikes("1.lif")
+    names = ("timestamps", "node_ids", "trial_ids", "trial_ptr")
+    found |= {f"spikes.{name}": getattr(spikes, name) for name in names}
+    found["raster"] = spikes.raster().time_ms
     found |= {f"probe.{k}": v for k, v in vars(run.probe).items()}
     found |= {f"trials.{k}": v for k, v in run.trials.items()}
     found |= {f"snapshots.{k}": v for k, v in run.snapshots.items()}

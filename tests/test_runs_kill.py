@@ -138,7 +138,7 @@ def results(path: Path) -> dict[str, Any]:
         for stream in run.streams:
             columns = run.scalars(stream)
             found |= {f"{stream}.{k}": v for k, v in columns.items() if "time" not in k}
-        found |= {f"layers.{name}": run.activation(name) for name in run.layers}
+        found |= {f"layers.{name}": np.asarray(run.activity(name)) for name in run.layers}
     return {name: v for name, v in found.items() if "second" not in name and "memory" not in name}
 
 

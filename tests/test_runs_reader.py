@@ -89,11 +89,11 @@ def test_questions_without_an_answer_are_refused(finished: Path) -> None:
         with pytest.raises(RunFileError, match="train_step"):
             run.scalars("train")
         with pytest.raises(RunFileError, match="linear"):
-            run.activation("0.linea")
+            run.activity("0.linea")
         with pytest.raises(RunFileError, match="no spikes"):
             run.spikes("0.linear")
         with pytest.raises(RunFileError, match="no snapshot"):
-            run.activation("0.linear", snapshot=9)
+            run.activity("0.linear")[9]
         with pytest.raises(RecipeError, match="step 4"):
             run.checkpoint(4)
         assert run.checkpoint(5)[1] == {"step": 5}

@@ -109,8 +109,8 @@ def test_statistics_follow_their_definitions(tmp_path: Path) -> None:
             np.testing.assert_allclose(found["std"][0], values.std(0), rtol=1e-5)
             np.testing.assert_allclose(found["frac_active"][0], (values > 0).mean(0), rtol=1e-6)
             np.testing.assert_allclose(found["max"][0], values.max(0), rtol=1e-6)
-        np.testing.assert_allclose(run.activation("1.lif", snapshot=-1), fired, rtol=1e-6)
-        assert not np.allclose(run.activation("1.lif", snapshot=0), fired[::-1])
+        np.testing.assert_allclose(run.activity("1.lif")[-1], fired, rtol=1e-6)
+        assert not np.allclose(run.activity("1.lif")[0], fired[::-1])
 
 
 def test_the_file_follows_the_layout(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_file_follows_the_layout(tmp_path: Path) -> None:
         for step in range(200):
             write_step(target, step)
     with h5py.File(path) as file:
-        assert file.attrs["format"] == "biograd-run" and file.attrs["format_version"] == "1.0"
+        assert file.attrs["format"] == "biograd-run" and file.attrs["format_version"] == "1.1"
         assert file.attrs["magic"] == 0x0A7A and file.attrs["version"].tolist() == [0, 1]
         assert file["config"].dtype.kind == "S" and json.loads(file["config"][()])
         activation = file["layers/0.linear/activation"]
@@ -184,9 +184,9 @@ def test_missing_values_are_nan_wherever_they_are_missing(tmp_path: Path) -> Non
         np.testing.assert_array_equal(table["b.c"], [np.nan, np.inf, np.nan])
         np.testing.assert_array_equal(run.params["w"]["norm"], [1, np.nan, 2])
         np.testing.assert_array_equal(run.learning["0.linear"]["angle_deg"], [np.nan, np.nan, 3])
-        assert np.isnan(run.activation("0.linear")[1:]).all()
-        assert not np.isnan(run.activation("0.linear")[0]).any()
-        assert np.isnan(run.activation("1.lif")[[0, 2]]).all()
+        assert np.isnan(run.activity("0.linear")[1:]).all()
+        assert not np.isnan(run.activity("0.linear")[0]).any()
+        assert np.isnan(run.activity("1.lif")[[0, 2]]).all()
         trials = run.spikes("1.lif").trial_ids
         assert trials.min() >= PROBES and trials.max() < 2 * PROBES
 
@@ -202,7 +202,7 @@ def test_tensors_and_other_shapes_are_taken_as_they_come(tmp_path: Path) -> None
         numbers: dict[str, Any] = {"loss": torch.tensor(0.5), "n": np.int64(3)}
         target.scalars("s", 0, 0, numbers)
     with open_run(path) as run:
-        np.testing.assert_array_equal(run.activation("conv")[0], np.arange(24).reshape(2, 12))
+        np.testing.assert_array_equal(run.activity("conv")[0], np.arange(24).reshape(2, 12))
         assert len(run.spikes("lif")) == int(fired.sum())
         assert run.probe is not None and list(run.probe.split) == ["train", "test"]
         assert run.scalars("s")["n"].tolist() == [3]

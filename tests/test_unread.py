@@ -85,7 +85,8 @@ OTHER: dict[str, Any] = {
     "local.sites": "['blocks.0.synapse']", "local.beta": 0.2, "local.normalise": "true",
     "training.outside": None,
     "training.epochs": None, "training.passes": None, "training.seconds": None,
-    "training.probe": None, "training.batch_size": 3, "training.optimiser": "'sgd'",
+    "training.probe": None, "training.start_rate": 0.2, "training.batch_size": 3,
+    "training.optimiser": "'sgd'",
     "training.learning_rate": 0.03, "training.momentum": 0.2, "training.weight_decay": 0.1,
     "training.schedule": "'cosine'", "training.warm_up": 0.5, "training.decay": 0.5,
     "training.milestones": "[0.01]", "training.clip": 1e-7, "training.accumulate": None,
@@ -304,6 +305,14 @@ def test_common_settings_need_an_effect_in_one_run() -> None:
     assert without_effect(runs) == {"encoding.gain=0.5": [0]}
     with pytest.raises(RecipeError, match=r"--set encoding\.gain=0\.5: has no effect in any"):
         without_effect(runs[:1])
+
+
+def test_a_common_setting_of_one_rule_is_that_rules_alone() -> None:
+    common = ("estimators.weak.copies=5",)
+    runs = [TrainingRequest(estimator=name, common=common) for name in ("weak", "backprop")]
+    assert without_effect(runs) == {}
+    with pytest.raises(RecipeError, match=r"estimators\.weak\.copies=5: has no effect in any"):
+        without_effect(runs[1:])
 
 
 def test_objects_are_refused_what_they_do_not_read() -> None:

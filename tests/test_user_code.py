@@ -46,7 +46,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "unused.py").write_text("raise RuntimeError\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path  # type: ignore[misc]
-    for name in ("helper", "deeper", "lab", "lab.nets"):
+    for name in ("helper", "deeper", *[name for name in sys.modules if name[:3] == "lab"]):
         sys.modules.pop(name, None)
 
 
@@ -119,8 +119,49 @@ def test_a_package_is_named_with_its_version(place: Path) -> None:
     assert str(found.code) == "lab.nets:Net"
     assert (found.code.package, found.code.version) == ("lab", "1.2")
     assert found.code.sha256 == sha(place / "lab" / "nets.py")
+    assert found.code.files == {"lab/__init__.py": sha(place / "lab" / "__init__.py")}
     sites = user_code.find("torch.nn.modules.linear:Linear").code
     assert sites.package == "torch" and sites.version and not sites.files
+
+
+PACKAGE = {
+    "lab/__init__.py": "",
+    "lab/layers.py": "from torch import nn\nfrom . import sizes\nclass Layer(nn.Linear): ...\n",
+    "lab/sizes.py": "WIDTH = 3\n",
+    "lab/deep/__init__.py": "",
+    "lab/deep/nets.py": "from torch import nn\nfrom ..layers import Layer\nclass Net(Layer): ...\n",
+    "lab/other.py": "raise RuntimeError\n",
+}
+
+
+def test_relative_imports_of_a_package_are_kept_and_digested(place: Path) -> None:
+    (place / "lab" / "deep").mkdir(parents=True)
+    for name, text in PACKAGE.items():
+        (place / name).write_text(text)
+    found = user_code.find("lab.deep.nets:Net")
+    due = ("lab/__init__.py", "lab/layers.py", "lab/sizes.py", "lab/deep/__init__.py")
+    assert found.code.files == {name: sha(place / name) for name in due}
+    assert {*found.texts} == {"lab.deep.nets", "lab/layers.py", "lab/sizes.py"}  # none are empty
+    (place / "lab" / "sizes.py").write_text("WIDTH = 4\n")
+    (change,) = found.code.differs(user_code.find("lab.deep.nets:Net").code)
+    assert change.startswith("lab/sizes.py of SHA-256")
+
+
+def test_a_module_beside_has_its_files(place: Path) -> None:
+    found = user_code.find("net:Net")
+    assert found.code.files == {name: sha(place / name) for name in ("helper.py", "deeper.py")}
+
+
+def test_a_relative_import_of_a_file_names_the_way_out(place: Path) -> None:
+    """A file alone has no package; one that tries another way is executed as it is."""
+    (place / "alone.py").write_text("from .helper import deeper\n")
+    words = message(RecipeError, lambda: user_code.load("alone.py:Net"))
+    assert "alone.py, line 1: ImportError" in words and "package.module:NAME" in words
+    (place / "alone.py").write_text(
+        "try:\n    from .helper import deeper\nexcept ImportError:\n    from helper import deeper\n"
+    )
+    found = user_code.load("alone.py:deeper")
+    assert found.thing.VALUE == 1 and {*found.code.files} == {"helper.py", "deeper.py"}
 
 
 ERRORS = {

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from biograd import recipes
-from biograd.commands.options import Answer, command, loss_option, model_args_option, reset_option
+from biograd.commands.options import (
+    Answer,
+    command,
+    loss_option,
+    metric_option,
+    model_args_option,
+    reset_option,
+)
 from biograd.commands.run import conduct, place, placing_options
 from biograd.commands.standing import check_alone, standing
 from biograd.errors import RecipeError
-from biograd.user_code import is_named, whole
+from biograd.user_code import is_named, named_metrics, whole
 
 if TYPE_CHECKING:
     from biograd.studies import Place
@@ -23,7 +30,12 @@ PLACES = (
     "allow_code",
 )
 """Options that say where trainings run."""
-OPTIONS = {"datasets": "dataset", "model_args": "model-arg", "settings": "set"}
+OPTIONS = {
+    "datasets": "dataset",
+    "model_args": "model-arg",
+    "settings": "set",
+    "metrics": "metric",
+}
 """Options whose values have another name here."""
 
 
@@ -88,6 +100,7 @@ def _seeds(
 )
 @click.option("--task", metavar="NAME", help="What the targets ask for.  [default: what they tell]")
 @loss_option
+@metric_option
 @reset_option
 @click.option(
     "--seeds",
@@ -187,9 +200,12 @@ def compare(
     places = {key: choices.pop(key) for key in PLACES}
     if resume is not None:
         code = [name for key in ("models", "datasets") for name in choices[key]]
+        code += [choices[key] for key in ("loss", "reset") if choices[key]]
+        code += named_metrics(choices["metrics"]).values()
         if all(map(is_named, code)):  # it must be typed anew
             places["typed"] = frozenset(map(whole, code))
-            choices["models"] = choices["datasets"] = ()
+            choices |= dict.fromkeys(("models", "datasets", "metrics"), ())
+            choices["loss"] = choices["reset"] = None
         given = sorted(
             k for k, v in choices.items() if not (v is None or v is False or v == ())
         ) + ["out"] * bool(out)

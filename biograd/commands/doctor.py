@@ -48,9 +48,13 @@ EXTRAS = {
     "sweep": ("submitit", "optuna"),
     "dask": ("distributed", "dask-jobqueue"),
     "nir": ("nir",),
-    "xarray": ("xarray", "h5netcdf"),
+    "xarray": ("xarray", "h5netcdf", "pandas"),
+    "neo": ("neo",),
+    "nwb": ("pynwb",),
+    "tensorboard": ("tensorboard",),
     "fast": ("numba",),
     "environments": ("gymnasium",),
+    "analysis": ("elephant", "rsatoolbox"),
 }
 """What may be installed besides, by the name of the extra."""
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from biograd.brian.learned import Learned
-    from biograd.runs.reader import Entry, Run
+    from biograd.runs.reader import Run
+    from biograd.runs.views.entries import Entry
 
 HEADER = {
     "model": "model",

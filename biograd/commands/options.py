@@ -131,6 +131,22 @@ loss_option = click.option(
     help="In place of the task's: its own by name (squared_error, huber, ...), torch's (l1_loss, "
     "...), or FILE.py:FUNCTION.",
 )
+metric_option = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME|FUNCTION",
+    help="Beside the task's own: one of biograd's by name (macro_f1, ...), or "
+    "[NAME=]FILE.py:NAME, a function of outputs and targets, or an object or a class as "
+    "torchmetrics has them; repeatable.",
+)
+own_metric_option = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="[NAME=]FILE.py:NAME",
+    help="Likewise a metric of yours; repeatable.",
+)
 reset_option = click.option(
     "--reset",
     metavar="METHOD|FUNCTION",

@@ -10,6 +10,7 @@ from biograd.commands.options import (
     Answer,
     command,
     data_dir_option,
+    own_metric_option,
     own_parts_options,
     quiet_option,
     run_device_option,
@@ -27,6 +28,7 @@ from biograd.display.progress_display import ProgressDisplay
     help="Keep the repeated run there.  [default: it is deleted]",
 )
 @own_parts_options
+@own_metric_option
 @run_device_option
 @data_dir_option
 @click.option("--offline", is_flag=True, help="Do not download; use what is in the data folder.")
@@ -38,6 +40,7 @@ def reproduce(
     dataset: str | None,
     loss: str | None,
     reset: str | None,
+    metrics: tuple[str, ...],
     device: str | None,
     data_dir: Path | None,
     offline: bool,
@@ -61,6 +64,7 @@ def reproduce(
             data=dataset,
             loss=loss,
             reset=reset,
+            metrics=metrics,
             device=device,
             out=out,
             data_dir=data_dir,

@@ -9,6 +9,7 @@ import click
 from biograd.commands.options import (
     Answer,
     command,
+    own_metric_option,
     own_parts_options,
     quiet_option,
     run_device_option,
@@ -26,10 +27,16 @@ from biograd.display.progress_display import ProgressDisplay
     help="Train to epoch N.  [default: as many as the run was started with]",
 )
 @own_parts_options
+@own_metric_option
 @run_device_option
 @quiet_option
 def resume(
-    run: Path, epochs: int | None, device: str | None, quiet: bool, **own: str | None
+    run: Path,
+    epochs: int | None,
+    metrics: tuple[str, ...],
+    device: str | None,
+    quiet: bool,
+    **own: str | None,
 ) -> Answer:
     """Go on with a run that was interrupted, or train it for longer.
 
@@ -40,6 +47,6 @@ def resume(
     from biograd.configuration import OwnParts
 
     with ProgressDisplay(quiet) as progress:
-        parts = OwnParts.of(own["model"], own["dataset"], own["loss"], own["reset"])
+        parts = OwnParts.of(own["model"], own["dataset"], own["loss"], own["reset"], None, metrics)
         record = experiment.proceed(run, epochs, progress, parts, device=device)
     return Answer(record, summary(record))

@@ -16,6 +16,7 @@ from biograd.commands.options import (
     data_dir_option,
     device_option,
     loss_option,
+    metric_option,
     model_args_option,
     quiet_option,
     reset_option,
@@ -50,6 +51,7 @@ from biograd.metrics import headline, words, written
     help="What the targets ask for: classes, regression, ...  [default: what they tell]",
 )
 @loss_option
+@metric_option
 @reset_option
 @click.option("--estimator", metavar="NAME", help="How gradients are estimated.  [default: model]")
 @click.option(

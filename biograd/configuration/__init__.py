@@ -2,7 +2,7 @@
 
 from biograd.configuration.elsewhere import again_on, on_some_device
 from biograd.configuration.no_effect import without_effect
-from biograd.configuration.own_parts import OwnParts
+from biograd.configuration.own_parts import Metrics, OwnParts
 from biograd.configuration.resolved import (
     Configuration,
     Stage,
@@ -13,6 +13,7 @@ from biograd.configuration.training_request import TrainingRequest
 
 __all__ = [
     "Configuration",
+    "Metrics",
     "OwnParts",
     "Stage",
     "TrainingRequest",

@@ -15,24 +15,26 @@ def without_effect(requests: Iterable[TrainingRequest]) -> dict[str, list[int]]:
     """Return the common assignments of several runs that have no effect in some of them.
 
     Returns:
-        each with the places of these runs.
+        each with the places of these runs, but for those whose key names another estimator.
 
     Raises:
         RecipeError: one that has no effect in any.
     """
-    found: dict[str, list[int]] = {}
+    idle: dict[str, list[int]] = {}
+    named: dict[str, list[int]] = {}
     count = 0
     for place, request in enumerate(requests):
         count = place + 1
-        for text in _without_effect(request):
-            found.setdefault(text, []).append(place)
-    for text, places in found.items():
-        if len(places) == count:
+        for text, other in _without_effect(request):
+            (named if other else idle).setdefault(text, []).append(place)
+    for text in {**idle, **named}:
+        if len(idle.get(text, ())) + len(named.get(text, ())) == count:
             raise RecipeError(f"--set {text}: has no effect in any of the {count} cells")
-    return found
+    return idle
 
 
-def _without_effect(request: TrainingRequest) -> list[str]:
+def _without_effect(request: TrainingRequest) -> list[tuple[str, bool]]:
+    """Return such assignments, and whether the key names another estimator than the run's."""
     configuration = configure(request)
     recipe, idle = configuration.recipe, unread(configuration.recipe, configuration.module)
     found = []
@@ -40,5 +42,5 @@ def _without_effect(request: TrainingRequest) -> list[str]:
         key = text.partition("=")[0].strip()
         other = key.startswith("estimators.") and key.split(".")[1] != recipe.estimator
         if other or covered(key, idle):
-            found.append(text)
+            found.append((text, other))
     return found

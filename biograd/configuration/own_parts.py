@@ -1,29 +1,27 @@
-"""What a user brings to a call and no file brings back: module, data, loss, reset."""
+"""What a user brings to a call and no file brings back: module, data, loss, reset, metrics."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
 from torch import nn
 
 from biograd import user_code
-from biograd.errors import CapabilityError, RecipeError
-from biograd.randomness import derive_seed
+from biograd.errors import CapabilityError, RecipeError, word
+from biograd.randomness import seeded_globals
 from biograd.substrate.kept import Reset
 from biograd.substrate.return_values import Outputs
 from biograd.user_code import Located, UserCode
 
-OPTIONS = {"model": "--model", "loss": "--loss", "reset": "--reset"}
-"""Parts that code can be, and what names them on the console."""
+METRIC = "metric."
+"""Begins the name of a part that is a metric."""
+Metrics = Sequence[str] | Mapping[str, Any]
+"""Names, or by a name of the user's what ``tasks.further_metrics.chosen`` takes."""
 _made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Modules that came of a call: the same may not come twice."""
 
@@ -38,7 +36,9 @@ class OwnParts:
         loss: function of outputs and targets.
         reset: takes the network, or is the name of a method.
         outputs: what of the module's return value its outputs are.
-        code: what is known of those that are code, by ``model``, ``loss``, ``reset``.
+        metrics: beside the task's, by name: functions, objects, or names of biograd's.
+        code: what is known of those that are code, by ``model``, ``loss``, ``reset`` and
+            ``metric.NAME``.
     """
 
     model: nn.Module | Callable[..., Any] | None = None
@@ -46,6 +46,7 @@ class OwnParts:
     loss: Callable[..., Any] | None = None
     reset: Reset | None = None
     outputs: Outputs | None = None
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     code: Mapping[str, Located] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -56,6 +57,7 @@ class OwnParts:
         loss: Any = None,
         reset: Any = None,
         outputs: Outputs | None = None,
+        metrics: Metrics = (),
     ) -> OwnParts:
         """Return the parts of a call, code that text names loaded.
 
@@ -64,20 +66,17 @@ class OwnParts:
         """
         things, code = dict[str, Any](), dict[str, Located]()
         for part, given in {"model": model, "loss": loss, "reset": reset}.items():
-            given = str(given) if isinstance(given, Path) else given
-            if user_code.is_named(given):
-                wanted = nn.Module if part == "model" else None
-                loaded = user_code.load(given, OPTIONS[part], wanted)
-                things[part], code[part] = loaded.thing, loaded
-            elif isinstance(given, str) or given is None:  # of a recipe, or a method's
-                things[part] = given if part == "reset" else None
-            else:
-                things[part] = given
-                if part != "model" or not isinstance(given, nn.Module):
-                    code[part] = user_code.of_object(given)
-            if part in code:
-                _check(part, things[part], OPTIONS[part], str(code[part].code))
-        return cls(things["model"], data, things["loss"], things["reset"], outputs, code)
+            things[part], located = _part(part, given)
+            if located is not None:
+                code[part] = located
+                _check(part, things[part], f"--{part}", str(located.code))
+        measured = dict[str, Any]()
+        for name, given in user_code.named_metrics(metrics).items():
+            measured[name], located = _part(f"{METRIC}{name}", given)
+            if located is not None:
+                measured[name] = _made_metric(measured[name], f"metrics: {name}")
+                code[f"{METRIC}{name}"] = located
+        return cls(things["model"], data, things["loss"], things["reset"], outputs, measured, code)
 
     @property
     def known(self) -> dict[str, UserCode]:
@@ -99,7 +98,7 @@ class OwnParts:
         if self.model is None or isinstance(self.model, nn.Module):
             return self.model
         said = f"--model {self.code['model'].code}"
-        with seeded(seed):
+        with seeded_globals(seed, "module"):
             found = user_code.called(self.model, copy.deepcopy(dict(arguments)), said)
         if not isinstance(found, nn.Module):
             raise RecipeError(f"{said}: returns {type(found).__name__}, not a torch.nn.Module")
@@ -115,6 +114,48 @@ class OwnParts:
         if not isinstance(self.model, nn.Module):
             return self
         return dataclasses.replace(self, model=copy.deepcopy(self.model))
+
+
+def typed(part: str, code: object) -> str:
+    """Return the option that brings code back, as it is typed."""
+    if part.startswith(METRIC):
+        return f"--metric {word(f'{part.removeprefix(METRIC)}={code}')}"
+    return f"--{part} {word(str(code))}"
+
+
+def _part(part: str, given: Any) -> tuple[Any, Located | None]:
+    """Return what was given, loaded if text names it, and where it is from if it is code."""
+    given = str(given) if isinstance(given, Path) else given
+    metric = part.startswith(METRIC)
+    if user_code.is_named(given):
+        wanted = nn.Module if part == "model" else None
+        loaded = user_code.load(given, "--metric" if metric else f"--{part}", wanted)
+        return loaded.thing, loaded
+    if given is None or (isinstance(given, str) and not metric):  # of a recipe, or a method's
+        return (given if part == "reset" else None), None
+    if isinstance(given, str):
+        alias = part != f"{METRIC}{given}"
+        return given, Located(UserCode(given, "<biograd>"), {}, None) if alias else None
+    module = part == "model" and isinstance(given, nn.Module)
+    return given, None if module else user_code.of_object(given)
+
+
+def _made_metric(thing: Any, said: str) -> Any:
+    """Return a metric, of a class an object of it.
+
+    Raises:
+        RecipeError: the class wants arguments, or fails.
+    """
+    if not isinstance(thing, type):
+        return thing
+    try:
+        with user_code.named(said):
+            return thing()
+    except TypeError as error:
+        raise RecipeError(
+            f"{said}: is a class that is made without arguments: {user_code.words(error)}: give an "
+            "object of it"
+        ) from error
 
 
 def _check(part: str, thing: Any, option: str, name: str) -> None:
@@ -139,19 +180,3 @@ def _check(part: str, thing: Any, option: str, name: str) -> None:
         raise RecipeError(f"{option} {name}: is {kind}, not {due[part]}")
     if part == "loss" and isinstance(thing, type):
         raise CapabilityError(f"{option} {name}: is a class: name a function, or what it makes")
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's, NumPy's and Python's random numbers; put them back afterwards."""
-    kept = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
-    derived = derive_seed(seed, "module")
-    torch.default_generator.manual_seed(derived)
-    numpy.random.seed(derived % 2**32)
-    random.seed(derived)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(kept[0])
-        numpy.random.set_state(kept[1])
-        random.setstate(kept[2])

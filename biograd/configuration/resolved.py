@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from biograd import decorrelation, devices, estimators, local, recipes, tasks, user_code
-from biograd.configuration.own_parts import OwnParts
+from biograd.configuration.own_parts import OwnParts, typed
 from biograd.configuration.training_request import TrainingRequest
 from biograd.data import Dataset
 from biograd.data import load as load_data
@@ -57,7 +57,8 @@ class Configuration:
     module: bool = False
     """The network is a module of the user's, which no recipe can build again."""
     code: Mapping[str, UserCode] = dataclasses.field(default_factory=dict)
-    """What the user's ``model``, ``loss`` and ``reset`` came from, those that are code."""
+    """What the user's ``model``, ``loss``, ``reset`` and ``metric.NAME`` came from, as far as they
+    are code."""
     stages: tuple[Stage, ...] = ()
     """What came before ``biograd resume --epochs`` gave the run the budget that it has now."""
 
@@ -98,7 +99,7 @@ class Configuration:
         named = {part: code for part, code in self.code.items() if user_code.is_named(str(code))}
         method = self.recipe.module.reset
         reset = f" --reset {word(method)}" if method and not method.startswith("reset") else ""
-        return "".join(f" --{part} {word(str(code))}" for part, code in named.items()) + reset
+        return "".join(f" {typed(part, code)}" for part, code in named.items()) + reset
 
     def longer(self, epochs: int, step: int) -> Configuration:
         """Return the configuration of the run trained to ``epochs``, from ``step`` on."""
@@ -255,7 +256,11 @@ def _title(request: TrainingRequest, parts: OwnParts) -> tuple[str, list[object]
 
 
 def _settled(recipe: ModelRecipe, parts: OwnParts) -> ModelRecipe:
-    """Return the recipe as a run file has it: code by its name, without its folder."""
+    """Return the recipe as a run file has it: code by its name, biograd's metrics in a key."""
+    names = [name for name, one in parts.metrics.items() if one == name]
+    metrics = tuple(dict.fromkeys((*recipe.training.metrics, *names)))
+    training = dataclasses.replace(recipe.training, metrics=metrics)
+    recipe = dataclasses.replace(recipe, training=training)
     if "model" not in parts.code or not recipe.module.source:
         return recipe
     module = dataclasses.replace(recipe.module, source=str(parts.code["model"].code))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from biograd import data
-from biograd.configuration.own_parts import OwnParts
+from biograd.configuration.own_parts import METRIC, OwnParts, typed
 from biograd.configuration.resolved import Configuration
 from biograd.errors import RecipeError
 from biograd.user_code import is_named
@@ -27,6 +27,7 @@ def matching(
         raise RecipeError(f"{path}: outputs: the run's are {form}: leave yours out")
     for part in ("loss", "reset"):
         _need(part, configuration, parts, path, call)
+    _need_metrics(configuration, parts, path, call)
     return [
         change
         for part, code in configuration.code.items()
@@ -94,3 +95,22 @@ def _need(
         raise RecipeError(f"{path}: the run's {part} is {named!r}: leave yours out")
     if part == "loss" and known is None and given is not None:
         raise RecipeError(f"{path}: the run has the loss of its task: leave yours out")
+
+
+def _need_metrics(configuration: Configuration, parts: OwnParts, path: object, call: str) -> None:
+    """Refuse metrics that the run does not have, and to go on without those of the user's.
+
+    A repetition may do without: it then names their columns as differences.
+    """
+    known = [part.removeprefix(METRIC) for part in configuration.code if part.startswith(METRIC)]
+    for name in known:
+        if call == "resume" and name not in parts.metrics:
+            code = configuration.code[f"{METRIC}{name}"]
+            way = f"{typed(f'{METRIC}{name}', code)}, or " * is_named(str(code))
+            raise RecipeError(
+                f"{path}: the run has the metric {name} of yours ({code}), and a file imports "
+                f"nothing by itself: give it, {way}biograd.resume(path, metrics=...)"
+            )
+    for name in parts.metrics:
+        if name not in (*known, *configuration.recipe.training.metrics):
+            raise RecipeError(f"{path}: the run has no metric {name}: leave yours out")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from biograd import recipes
-from biograd.configuration.own_parts import OwnParts
+from biograd.configuration.own_parts import Metrics, OwnParts
 from biograd.substrate.kept import Reset
 
 
@@ -46,6 +46,8 @@ class TrainingRequest:
     """A name, that of code, or a function."""
     reset: Reset | None = None
     """A method's name, that of code, or a function."""
+    metrics: Metrics = ()
+    """Beside the task's own; see ``OwnParts``."""
     allow_code: bool = False
     """Let a recipe's file name code that is run."""
 
@@ -72,4 +74,4 @@ class TrainingRequest:
     def parts(self) -> OwnParts:
         """Return the user's own parts, code that was named loaded."""
         model = self.model if not isinstance(self.model, str) else self.code or None
-        return OwnParts.of(model, self.own, self.loss, self.reset)
+        return OwnParts.of(model, self.own, self.loss, self.reset, metrics=self.metrics)

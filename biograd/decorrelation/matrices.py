@@ -242,7 +242,9 @@ class Decorrelation(nn.Module):
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
             passes = [seen[name] for seen in self._passes if name in seen]
             matrices, means = self.matrices[module_key(name)], self.means[module_key(name)]
-            known = _together([seen.outputs for visits in passes for seen in visits], matrices)
+            whole = all(len(visits) == 1 for visits in passes)  # several are averaged
+            seen = [visit.outputs if whole else None for visits in passes for visit in visits]
+            known = _together(seen, matrices)
             visits = [self._rows(name, [seen.inputs for seen in visits]) for visits in passes]
             rows = _joined(visits, 1).to(matrices.dtype)
             places = zip(matrices, means, rows, strict=True)
@@ -258,7 +260,7 @@ class Decorrelation(nn.Module):
         """Return a sample of input rows ``[groups, rows, size]``, patches for a convolution."""
         layer = self.layers[name]
         if isinstance(layer, nn.Linear):
-            if name in self._temporal:
+            if name in self._temporal or len(visits) > 1:  # a loop calls it once a step
                 means = [visit.mean(1) if visit.dim() > 2 else visit for visit in visits]
                 visits = [torch.stack(means).mean(0)]
             visits = [parallel.gather(visit) for visit in visits]

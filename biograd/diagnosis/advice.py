@@ -46,8 +46,9 @@ def silent(diagnosis: Findings) -> Iterator[str]:
         if (layer.silent or 0) > MANY:
             yield (
                 f"{name}: {layer.silent:.0%} of {layer.units} units are silent for all "
-                f"{diagnosis.examples} examples: raise network.gain, the input (encoding.gain) or "
-                "the biases, or lower the threshold"
+                f"{diagnosis.examples} examples: let every layer begin to fire "
+                "(training.start_rate = 0.05, or biograd.tune_init), raise network.gain, the input "
+                "(encoding.gain) or the biases, or lower the threshold"
             )
 
 

@@ -49,8 +49,9 @@ class Board(ProgressDisplay):
         if self.quiet:
             return
         if known:
-            self._print(f"{len(known)} of {len(order)} trainings are in the folder already")
-        if self.live and self.stream.isatty() and len(known) < len(order):
+            self._tell(f"{len(known)} of {len(order)} trainings are in the folder already")
+        watched = self.live and self._in_place is None and self.stream.isatty()
+        if watched and len(known) < len(order):
             from rich.live import Live
 
             self._table = Live(
@@ -79,7 +80,7 @@ class Board(ProgressDisplay):
         place = f" ({len(ended)} of {total})" if state in _ENDS else ""
         # a table shows all but what went wrong
         if not self.quiet and (self._table is None or reason):
-            self._print(f"{cell}, seed {seed}: {told}{place}")
+            (self._print if reason else self._tell)(f"{cell}, seed {seed}: {told}{place}")
 
     def _note(self, training: Key, summary: Mapping[str, Any]) -> None:
         self._shown = Shown.of([summary], False)

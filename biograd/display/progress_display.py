@@ -1,8 +1,8 @@
 """What a person sees while a network trains: a bar on a terminal, else plain lines.
 
-In a notebook the bar is a line that is written anew in its place; in a pipe, or a file, there is a
-line for each epoch, but no more than a person would read.  Everything goes to stderr, so that
-stdout holds the result alone.  NO_COLOR is honoured.
+In a notebook a few lines are written anew in their place; in a pipe, or a file, there is a line for
+each epoch, but no more than a person would read.  All but a notebook's lines goes to stderr, so
+that stdout holds the result alone.  NO_COLOR is honoured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from biograd.display.columns import duration, percent
-from biograd.display.notebooks import NotebookLine, in_notebook
+from biograd.display.notebooks import NotebookLines, in_notebook
 from biograd.display.printing import say, terminal
 from biograd.errors import visible
 from biograd.metrics import headline, words, written
@@ -72,7 +72,7 @@ class ProgressDisplay(Progress):
         self.quiet = quiet
         self.stream = stream or sys.stderr
         self._bar: Bar | None = None
-        self._in_place: NotebookLine | None = None
+        self._in_place = NotebookLines() if not quiet and in_notebook() else None
         self._drawn = 0.0
         self._said, self._lines = time.monotonic(), 0
         self._done, self._total = 0.0, 0
@@ -88,12 +88,10 @@ class ProgressDisplay(Progress):
         self._restart()
         if self.quiet:
             return
-        self._print(title)
+        self._tell(title)
         self._done, self._total, self._lines = 0.0, total_steps, 0
         self._said = time.monotonic()
-        if in_notebook():
-            self._in_place = NotebookLine()
-        elif self.stream.isatty():
+        if self._in_place is None and self.stream.isatty():
             self._bar = _bar(self.stream)
             self._bar.add_task(title, total=total_steps, facts="")
             self._bar.start()
@@ -128,7 +126,7 @@ class ProgressDisplay(Progress):
         total = str(record.get("epochs", ""))
         number = str(record.get("epoch", "")).rjust(len(total))
         facts = describe(self._timed(record))
-        self._print(f"epoch {number}{'/' if total else ''}{total}  {facts}")
+        self._tell(f"epoch {number}{'/' if total else ''}{total}  {facts}")
         self._restart()
 
     def _plain_step(self, record: Record) -> None:
@@ -162,7 +160,6 @@ class ProgressDisplay(Progress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        self._in_place = None
 
     def _restart(self) -> None:
         self._steps, self._since = 0, time.monotonic()
@@ -171,6 +168,13 @@ class ProgressDisplay(Progress):
         """Return the record with the speed since the last epoch."""
         elapsed = time.monotonic() - self._since
         return {"steps_per_second": self._steps / elapsed, **record} if elapsed > 0 else record
+
+    def _tell(self, text: str) -> None:
+        """Say how it goes on, which a notebook shows in place; what went wrong stays on stderr."""
+        if self._in_place is None:
+            self._print(text)
+        else:
+            self._in_place.add(visible(text))
 
     def _print(self, text: str) -> None:
         self._said = time.monotonic()

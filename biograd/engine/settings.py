@@ -14,6 +14,7 @@ from biograd.encoding import ENCODINGS
 from biograd.errors import CapabilityError
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.local import LocalLosses
+from biograd.neurons import EventDriven
 from biograd.recipes import ModelRecipe, TrainingRecipe
 from biograd.recipes.schedules import READS
 
@@ -29,12 +30,17 @@ def unread(recipe: ModelRecipe, module: bool = False) -> dict[str, str]:
     >>> unread(ModelRecipe())["training.momentum"]
     "with training.optimiser = 'adam'"
     """
-    found = _of_module(recipe) if module or recipe.module.source else _of_network(recipe)
+    module = module or bool(recipe.module.source)
+    found = _of_module(recipe) if module else _of_network(recipe)
     found |= _of_training(recipe.training)
+    if not module and recipe.network.kind not in ("spiking", "circuit"):
+        found["training.start_rate"] = "on a network without spikes"
+    elif not module and recipe.network.kind == "spiking" and isinstance(recipe.neuron, EventDriven):
+        found["training.start_rate"] = "with neuron.kind = 'event_driven', which has no steps"
     decorrelation, local = recipe.decorrelation, recipe.local
     found |= _switched("decorrelation", decorrelation, "rule", Decorrelation.unread)
     found |= _switched("local", local, "loss", LocalLosses.unread)
-    return found | _of_rule(recipe, module or bool(recipe.module.source))
+    return found | _of_rule(recipe, module)
 
 
 def _of_network(recipe: ModelRecipe) -> dict[str, str]:

@@ -97,6 +97,9 @@ class TrainingRecipe(RateRecipe):
     one's own is given by ``--loss``, which then stands here by name."""
     outside: Literal["refuse", "freeze", "exact"] = "refuse"
     """What becomes of parameters that the rule does not credit (``attach``)."""
+    start_rate: Annotated[float, Range(0, 0.9)] = 0.0
+    """Spikes a unit and step to which each hidden layer's weights are scaled before the training,
+    on ``START_EXAMPLES`` training rows (``tune_init``); 0: weights stay as they are drawn."""
     probe: Annotated[int, Range(0)] = 0
     """Draws, two at least, by which every snapshot measures the gradient estimate; 0: none."""
 

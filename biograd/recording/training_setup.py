@@ -20,6 +20,10 @@ from biograd.recipes import TrainingRecipe
 from biograd.recording.observation import Observed, observe
 from biograd.tasks.further_metrics import chosen
 from biograd.training import StepRecord, Trainer, evaluate, placed
+from biograd.training.starting_rates import StartingRate, tune_init
+
+START_EXAMPLES = 256
+"""Training rows by which ``training.start_rate`` is measured."""
 
 
 class Experiment:
@@ -31,7 +35,6 @@ class Experiment:
         dataset: data.Dataset,
         parts: OwnParts | None = None,
         estimator: str | None = None,
-        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         parts, configuration = parts or OwnParts(), configuration.here()
         self.configuration, self.dataset = configuration, dataset
@@ -53,30 +56,47 @@ class Experiment:
         check_time(built, dataset)
         check_choice(recipe.training, dataset)
         self.network = in_environment(built, dataset).to(configuration.device)
+        self.started = self._start(parts)
         self.engine = Engine(
             self.network,
             estimators.make(name, settings, configuration.model),
             decorrelation.make(recipe.decorrelation, configuration.model),
             local.make(recipe.local, configuration.model),
-            task=tasks.learned(
-                dataset.task,
-                recipe.training.loss,
-                configuration.data.task.get("loss"),
-                parts.loss,
-            ),
+            task=self._task(parts),
             seed=configuration.seed,
             outside=recipe.training.outside,
             sites=_within(configuration.sites, dataset),
-            reset=parts.reset or recipe.module.reset or None,
-            outputs=parts.outputs or configuration.outputs,
+            **self._ways(parts),
         )
         try:
-            asked = {name: name for name in recipe.training.metrics} | dict(metrics or {})
+            asked = {name: name for name in recipe.training.metrics} | dict(parts.metrics)
             self.metrics = chosen(asked, self.engine.task)
             self.trainer = Trainer(self.engine, recipe.training, dataset.train, configuration.seed)
         except BaseException:
             self.engine.detach()
             raise
+
+    def _task(self, parts: OwnParts) -> tasks.Task:
+        told, asked = self.configuration.data.task.get("loss"), self.configuration.recipe.training
+        return tasks.learned(self.dataset.task, asked.loss, told, parts.loss)
+
+    def _ways(self, parts: OwnParts) -> dict[str, Any]:
+        """Return how the network is run."""
+        return {
+            "reset": parts.reset or self.configuration.recipe.module.reset or None,
+            "outputs": parts.outputs or self.configuration.outputs,
+        }
+
+    def _start(self, parts: OwnParts) -> dict[str, StartingRate]:
+        """Scale the weights to the rate that is asked for, if one is."""
+        rate = self.configuration.recipe.training.start_rate
+        if not rate:
+            return {}
+        batch = self.dataset.shown(self.dataset.train, START_EXAMPLES)
+        inputs, targets = placed(self.network, batch.inputs, batch.targets)
+        sites = _within(self.configuration.sites, self.dataset)
+        given = {"task": self._task(parts), "sites": sites, **self._ways(parts)}
+        return tune_init(self.network, inputs, targets, rate, **given)
 
     @property
     def account(self) -> Account:

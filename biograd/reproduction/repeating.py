@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from biograd import user_code
 from biograd.callbacks import StopAt, Watchers
 from biograd.calls import Model
-from biograd.configuration import Configuration, OwnParts, matching, on_some_device
+from biograd.configuration import Configuration, Metrics, OwnParts, matching, on_some_device
 from biograd.display import ProgressChoice, shown
 from biograd.errors import RecipeError
 from biograd.experiment import begin, go_on
@@ -34,7 +34,7 @@ def reproduce(
     loss: str | Callable[..., Any] | None = None,
     reset: Reset | None = None,
     outputs: Outputs | None = None,
-    metrics: Sequence[str] | Mapping[str, Any] = (),
+    metrics: Metrics = (),
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
     offline: bool | None = None,
@@ -71,8 +71,7 @@ def reproduce(
         display = stack.enter_context(shown(progress))
         run = stack.enter_context(open_run(path))
         configuration = _configuration(run, data_dir, offline, device)
-        parts = OwnParts.of(network, data, loss, reset, outputs)
-        own = Watchers.of((), None, metrics)
+        parts = OwnParts.of(network, data, loss, reset, outputs, metrics)
         changed = matching(configuration, parts, run.path, "reproduce")
         configuration = dataclasses.replace(configuration, code=parts.known)
         if not run.attribute("dataset_sha256"):
@@ -88,7 +87,7 @@ def reproduce(
                 raise RecipeError(f"{target}: exists; give another --out")
         try:
             with user_code.named("the module"):
-                _repeat(run, configuration, target, step, display, parts, own)
+                _repeat(run, configuration, target, step, display, parts)
         except Interrupted as error:
             if out is not None:
                 raise
@@ -135,13 +134,12 @@ def _repeat(
     step: int,
     progress: Progress,
     parts: OwnParts,
-    own: Watchers,
 ) -> None:
     """Train as the run did, with every budget that it had, up to ``step``."""
     last = None if run.status == "completed" else step
     stopped = run.summary.get("stopped_by") == "callback"
     ends = (StopAt(step, str(run.summary["stopped"])),) if stopped else ()
-    watchers = dataclasses.replace(own, callbacks=ends)
+    watchers = Watchers(ends)
     stages = configuration.stages
     training = configuration.recipe.training
     budgets = [*(stage.epochs for stage in stages), training.epochs]

@@ -78,7 +78,7 @@ def _snapshots(run: Run, count: int) -> Iterator[Part]:
             for name, values in columns.items():
                 yield part(f"{title}/{group}/{name}", values)
     for layer in run.layers:
-        yield part(f"layers/{layer}/activation", run.activation(layer))
+        yield part(f"layers/{layer}/activation", np.asarray(run.activity(layer)))
         for name, values in run.statistics(layer).items():
             yield part(f"layers/{layer}/{name}", values)
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from biograd.runs.layout import Probe as Probe
     from biograd.runs.parts.pack import pack_run as pack_run
     from biograd.runs.reader import Run as Run
-    from biograd.runs.reader import Spikes as Spikes
     from biograd.runs.reader import open_run as open_run
     from biograd.runs.sonata import export_sonata as export_sonata
+    from biograd.runs.views.recorded_spikes import Spikes as Spikes
     from biograd.runs.writer import RunWriter as RunWriter
 
 _HOME = {
@@ -29,7 +29,7 @@ _HOME = {
     "Probe": "layout",
     "Run": "reader",
     "RunWriter": "writer",
-    "Spikes": "reader",
+    "Spikes": "views.recorded_spikes",
     "export_sonata": "sonata",
     "open_run": "reader",
     "pack_run": "parts.pack",

@@ -22,6 +22,7 @@ from biograd.studies.design import Trainings, check_same, plain
 from biograd.studies.grid import Cell
 from biograd.studies.notes import TrainingFiles
 from biograd.studies.results.comparison import Summary
+from biograd.user_code import named_metrics
 
 OWN = (*ASKED, "npz", "hdf5", "folder")
 """Sources whose content no recipe fixes."""
@@ -83,6 +84,9 @@ class Training:
             own=place.data(self.cell.dataset),
             loss=place.code(settings.loss) if settings.loss else None,
             reset=place.code(settings.reset) if settings.reset and own else None,
+            metrics={
+                name: place.code(text) for name, text in named_metrics(settings.metrics).items()
+            },
             allow_code=place.allow_code,
             repeatable=True,
             estimator=self.cell.estimator,

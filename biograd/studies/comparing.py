@@ -23,7 +23,7 @@ from biograd.studies.grid import CONTROL
 from biograd.studies.results import set_file
 from biograd.studies.results.set_file import RunSet
 from biograd.studies.trial_storage import check_storage
-from biograd.user_code import is_named, of_object, whole
+from biograd.user_code import is_named, named_metrics, of_object, whole
 
 
 def study(
@@ -43,6 +43,7 @@ def study(
     task: str | None = None,
     loss: str | None = None,
     reset: str | None = None,
+    metrics: Sequence[str] = (),
     model_args: Sequence[str] = (),
     title: str | None = None,
     tune: Sequence[str] = (),
@@ -53,6 +54,7 @@ def study(
     Args:
         cells: ``MODEL:ESTIMATOR`` or ``MODEL:ESTIMATOR:DECORRELATION``, in place of a grid.
         loss, reset: names, or those of code.
+        metrics: names, or those of code, ``[NAME=]FILE.py:NAME``.
         model_args: ``NAME=VALUE``, arguments of the user's modules.
 
     Raises:
@@ -95,6 +97,11 @@ def study(
     }
     code = {"loss": loss, "reset": reset}
     table |= {key: whole(name) for key, name in code.items() if name and is_named(name)}
+    measured = named_metrics(metrics)
+    names = [one for one in measured.values() if not is_named(one)]
+    table["set"] += [f"training.metrics={json.dumps(names)}"] if names else []
+    own = [f"{name}={whole(one)}" for name, one in measured.items() if is_named(one)]
+    table |= {"metrics": own} if own else {}
     if cells:
         table["cells"] = _listed(cells, datasets, control)
     else:
@@ -171,6 +178,7 @@ def compare(
     task: str | None = None,
     loss: str | None = None,
     reset: str | None = None,
+    metrics: Sequence[str] = (),
     arguments: Mapping[str, Any] | None = None,
     seeds: int | Sequence[int] = 3,
     epochs: int | None = None,
@@ -201,7 +209,7 @@ def compare(
         datasets: shipped names, TOML files, or files and folders of data; empty: digits.
         data: your own data in place of ``datasets``, as ``biograd.train`` takes them.
         task: what the targets ask for; None: what they tell.
-        loss, reset: of ``biograd.train``, names or text that names code.
+        loss, reset, metrics: of ``biograd.train``, names or text that names code.
         arguments: of the classes or functions.
         seeds: their number, or the seeds themselves.
         baseline: name of the cell to which the others are compared; None: the first.
@@ -245,6 +253,7 @@ def compare(
         task=task,
         loss=loss,
         reset=reset,
+        metrics=metrics,
         tune=tune,
         trials=trials,
     )
@@ -287,6 +296,7 @@ def typed(table: Table) -> frozenset[str]:
     cells = table.get("cells", {}).values()
     names = [*grid.get("models", ()), *grid.get("datasets", ())]
     names += [cell[key] for cell in cells for key in ("model", "dataset") if key in cell]
+    names += named_metrics(table.get("metrics", ())).values()
     return frozenset({*names, table.get("loss", ""), table.get("reset", "")})
 
 

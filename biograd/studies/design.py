@@ -16,7 +16,7 @@ from biograd.studies import Place, grid
 from biograd.studies.grid import Cell, Grid
 from biograd.studies.notes import stem
 from biograd.studies.search import Search
-from biograd.user_code import is_named
+from biograd.user_code import is_named, named_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Trainings:
     """A function of the user's, ``FILE.py:NAME``, for every training; others by a key."""
     reset: str = ""
     """Likewise, for every module of theirs."""
+    metrics: tuple[str, ...] = ()
+    """Likewise, of every training, ``[NAME=]FILE.py:NAME``; biograd's by training.metrics."""
     seeds: tuple[Annotated[int, Range(0)], ...] = (0, 1, 2)
     baseline: str | None = None
     """The cell to which the others are compared; by default the first."""
@@ -54,6 +56,9 @@ class Trainings:
             if text and not is_named(text):
                 where = {"loss": "training.loss", "reset": "module.reset"}[key]
                 raise RecipeError(f"study: {key} = {text!r}: is no code: give it as {where}")
+        for name, text in named_metrics(self.metrics).items():
+            if not is_named(text):
+                raise RecipeError(f"study: metrics: {name} is no code: give it as training.metrics")
         stems = [stem(cell.name) for cell in cells]
         for own, cell in zip(stems, cells, strict=True):
             if stems.count(own) > 1:
@@ -86,7 +91,7 @@ def check_consent(settings: Trainings, cells: Sequence[Cell], place: Place) -> N
             table = recipes.model_table(model)[0].get("module", {})
             source = table.get("source", "") if isinstance(table, dict) else ""
             recipes.check_consent(source, model, place.allow_code)
-    for text in (settings.loss, settings.reset):
+    for text in (settings.loss, settings.reset, *named_metrics(settings.metrics).values()):
         if text:
             place.code(text)
 

@@ -85,5 +85,6 @@ def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
         "set": list(settings.set),
         "loss": settings.loss,
         "reset": settings.reset,
+        "metrics": list(settings.metrics),
         "tune": ranges,
     }

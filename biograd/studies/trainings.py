@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from biograd import devices, disk, experiment, placement
+from biograd.environments import ENVIRONMENTS
 from biograd.errors import BiogradError, RecipeError
 from biograd.placement import Event, Failure, Work
 from biograd.placement.allotment import own_device, shared
@@ -27,6 +28,7 @@ from biograd.studies.notes import TrainingFiles, noted
 from biograd.studies.results import comparison, outputs
 from biograd.studies.results.comparison import Comparison, Summary
 from biograd.studies.search import Search
+from biograd.tasks import TASKS, Decisions
 
 
 def tune(settings: Search, training: Training) -> None:
@@ -47,7 +49,40 @@ def planned(settings: Trainings, place: Place) -> list[Training]:
     """
     cells = settings.lines()
     check_consent(settings, cells, place)
-    return [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
+    found = [Training(settings, cell, seed, place) for seed in settings.seeds for cell in cells]
+    if place.task is None:
+        _check_controls(found[: len(cells)])
+    return found
+
+
+def _check_controls(trainings: Sequence[Training]) -> None:
+    """Refuse a control where the task has no gradient, by which it trains the readout.
+
+    Raises:
+        RecipeError: with what to do.
+    """
+    for one in trainings:
+        if not one.cell.control or _mistake(one):  # which is said where it is planned
+            continue
+        request = one.request()
+        configuration = experiment.configure(request)
+        if not _rewarded(configuration):
+            continue
+        task = configuration.read(request.own).task
+        if not task.differentiable:
+            score = "--set dataset.task.score=true, or " * isinstance(task, Decisions)
+            raise RecipeError(
+                f"{one.cell.name}: the control trains the readout by the gradient of the loss, and "
+                f"{type(task).__name__} has none: {score}no control (--no-control; in a study "
+                "control = false)"
+            )
+
+
+def _rewarded(configuration: experiment.Configuration) -> bool:
+    """Return whether data may be an environment, or have a task without a gradient."""
+    source, name = configuration.data.source, configuration.data.task.get("name", "")
+    graph = name not in TASKS or TASKS[name].differentiable is True
+    return source in ENVIRONMENTS or source in ("environment", "python") or not graph
 
 
 def run(settings: Trainings, place: Place, progress: Progress) -> Report:

@@ -6,17 +6,18 @@ shape.  What is missing (``MISSING``, NaN) counts nowhere.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from biograd.errors import CapabilityError, RecipeError
+from biograd.errors import BiogradError, CapabilityError, RecipeError, brief
 from biograd.registry import Registry
 from biograd.tasks.classes import Classes
 from biograd.tasks.regression import Regression, TimeSeries
@@ -146,6 +147,15 @@ class Pooled:
     name: str
     held: Any
 
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Hand a batch to the object.
+
+        Raises:
+            CapabilityError: it does not take it.
+        """
+        with taking(self.name, outputs, targets):
+            self.held.update(outputs, targets)
+
     def computed(self) -> dict[str, float]:
         """Return what the object found, one number or several by name.
 
@@ -166,9 +176,29 @@ class Pooled:
             ) from error
 
 
+@contextlib.contextmanager
+def taking(name: str, outputs: Tensor, targets: Tensor) -> Iterator[None]:
+    """Say in one line with what a metric of the user's failed.
+
+    Raises:
+        CapabilityError: it did.
+    """
+    try:
+        yield
+    except BiogradError:
+        raise
+    except Exception as error:
+        raise CapabilityError(
+            f"metrics: {name}: {type(error).__name__}: {brief(str(error))} (outputs "
+            f"{list(outputs.shape)} {outputs.dtype}, targets {list(targets.shape)} "
+            f"{targets.dtype})"
+        ) from error
+
+
 def _of_function(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Metric:
     def parts(outputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        found = torch.as_tensor(function(outputs, targets))
+        with taking(name, outputs, targets):
+            found = torch.as_tensor(function(outputs, targets))
         if found.shape != (len(targets),):
             raise CapabilityError(
                 f"metrics: {name}: gives {list(found.shape)}, not one number a row, "

@@ -65,7 +65,7 @@ def evaluate(
                 found = folded([0.0] * len(flat(found)), found)
             totals = added(totals, found)
             for each in pooled:
-                each.held.update(outputs, plain(targets, task))
+                each.update(outputs, plain(targets, task))
     network.train(training)
     sums = [sum(column) for column in zip(*ranks.table(flat(totals)), strict=True)]
     totals = folded(sums, totals)

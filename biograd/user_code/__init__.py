@@ -14,9 +14,11 @@ from biograd.user_code.finding import (
     UserCode,
     find,
     is_named,
+    named_metrics,
     of_object,
     short,
     whole,
+    words,
 )
 from biograd.user_code.loading import Loaded, called, load, named, where
 
@@ -30,8 +32,10 @@ __all__ = [
     "is_named",
     "load",
     "named",
+    "named_metrics",
     "of_object",
     "short",
     "where",
     "whole",
+    "words",
 ]

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,26 @@ def is_named(text: object) -> bool:
 def short(text: str) -> str:
     """Return what code is called for short: its name, without its place."""
     return text.rpartition(":")[2] if NAMED.fullmatch(text) else Path(text).stem
+
+
+def named_metrics(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Return metrics by name, of text ``NAME`` or ``[NAME=]FILE.py:NAME`` what it names.
+
+    Raises:
+        RecipeError: two have one name.
+    """
+    if isinstance(given, Mapping):
+        return {str(name): one for name, one in given.items()}
+    found = dict[str, Any]()
+    for text in [given] if isinstance(given, str) else given:
+        left, equals, right = text.partition("=")
+        aliased = bool(equals) and left.isidentifier()
+        code = right if aliased else text
+        name = left if aliased else short(code) if is_named(code) else code
+        if name in found:
+            raise RecipeError(f"metrics: two are called {name}: give one a name, NAME={code}")
+        found[name] = code
+    return found
 
 
 def whole(text: str, folder: Path | None = None) -> str:
@@ -93,11 +113,13 @@ class Located:
     Attributes:
         texts: by the name of the file; empty if they are longer than ``LONGEST``, or no text.
         path: of the file; None: it has none.
+        home: the folder from which the other files' names go out.
     """
 
     code: UserCode
     texts: Mapping[str, str]
     path: Path | None
+    home: Path | None = None
 
 
 def find(text: str, option: str = "--model") -> Located:
@@ -157,13 +179,20 @@ def _origin(place: str, text: str, option: str) -> Path:
 
 def _read(path: Path, place: str, said: str) -> Located:
     """Return what a file is, and those beside it that it imports."""
-    alone = not place.endswith(".py")
+    path, file = path.resolve(), place.endswith(".py")
+    top = "" if file else place.partition(".")[0]
+    version, main = (_version(top) if top else ""), (path.name if file else place)
+    # of a single file those beside it, of a package its own; one that is installed has a version
+    depth = 0 if file else len(place.split(".")) - (path.name != "__init__.py")
+    home = path.parents[min(depth, len(path.parents) - 1)]
+    installed = not file and (_installed(top) or "site-packages" in path.parts)
+    known = {} if installed else _beside(path, home, top if depth else "")
     texts, digests = dict[str, str](), dict[str, str]()
     try:
-        for name, file in ({place: path} if alone else _beside(path)).items():
-            if file.stat().st_size > LONGEST:
-                raise RecipeError(f"{said}: {file} is longer than {LONGEST >> 20} MB: no code")
-            content = file.read_bytes()
+        for name, each in {main: path, **known}.items():
+            if each.stat().st_size > LONGEST:
+                raise RecipeError(f"{said}: {each} is longer than {LONGEST >> 20} MB: no code")
+            content = each.read_bytes()
             digests[name] = hashlib.sha256(content).hexdigest()
             texts[name] = _decoded(content)
     except OSError as error:
@@ -171,11 +200,9 @@ def _read(path: Path, place: str, said: str) -> Located:
     if sum(map(len, texts.values())) > LONGEST:
         texts = {}
     texts = {name: text for name, text in texts.items() if text}
-    main = place if alone else path.name
-    top = place.partition(".")[0] if alone else ""
     rest = {name: digest for name, digest in digests.items() if name != main}
-    code = UserCode("", main, digests[main], rest, top, _version(top) if top else "")
-    return Located(code, texts, path.resolve())
+    code = UserCode("", main, digests[main], rest, top, version)
+    return Located(code, texts, path, home)
 
 
 def _decoded(content: bytes) -> str:
@@ -188,36 +215,56 @@ def _decoded(content: bytes) -> str:
 
 
 def _version(package: str) -> str:
+    return _installed(package) or str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+def _installed(package: str) -> str:
+    """Return the version of the distribution of a package, "" if it is of none."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    return str(getattr(sys.modules.get(package), "__version__", ""))
+    return ""
 
 
-def _beside(path: Path) -> dict[str, Path]:
-    """Return a file and those of its folder that it imports, theirs too, by their names."""
-    folder, found = path.resolve().parent, {path.name: path.resolve()}
-    waiting = [path.resolve()]
+def _beside(path: Path, folder: Path, top: str = "") -> dict[str, Path]:
+    """Return the files of a folder that a file imports, and those that these do, by their names.
+
+    Args:
+        top: the package that it belongs to, whose files alone are looked at; "": none.
+    """
+    found, waiting = dict[str, Path](), [path]
     while waiting and len(found) < MOST:
-        for name in _imported(waiting.pop()):
+        asking = waiting.pop()
+        package = asking.relative_to(folder).parts[:-1] if top else ()
+        for name in _imported(asking, package):
+            if top and name.partition(".")[0] != top:
+                continue
             stem = folder.joinpath(*name.split("."))
             for file in (stem.with_suffix(".py"), stem / "__init__.py"):
                 known = file.relative_to(folder).as_posix()
-                if file.is_file() and known not in found:
+                if file.is_file() and known not in found and file != path:
                     found[known] = file
                     waiting.append(file)
     return found
 
 
-def _imported(path: Path) -> set[str]:
-    """Return the names that the text of a file imports; of one that is no Python, none."""
+def _imported(path: Path, package: Sequence[str] = ()) -> set[str]:
+    """Return the names that the text of a file imports; of one that is no Python, none.
+
+    Args:
+        package: in which it lies, from which relative names go out; of none they are passed over.
+    """
     try:
         nodes = list(ast.walk(ast.parse(path.read_bytes())))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {".".join(package)} if package else set()  # which Python runs first
     for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if not isinstance(node, ast.ImportFrom) or node.level > len(package):
+            continue
+        above = package[: len(package) - node.level + 1] if node.level else ()
+        module = ".".join([*above, *([node.module] if node.module else [])])
+        names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return {".".join(parts[:n]) for name in names if (parts := name.split("."))
             for n in range(1, len(parts) + 1)}  # fmt: skip
 

@@ -45,7 +45,7 @@ def load(text: str, option: str = "--model", wanted: type | None = None) -> Load
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise RecipeError(f"{said}: {found.code.place} has no {name}: {nearest(name, known)}")
     code = dataclasses.replace(found.code, name=name)
-    return Loaded(code, found.texts, found.path, getattr(module, name))
+    return Loaded(code, found.texts, found.path, found.home, getattr(module, name))
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def _module(found: Located, said: str) -> ModuleType:
 def _check_fresh(found: Located, said: str) -> None:
     """Refuse files that Python has imported in this process and that are others by now."""
     assert found.path is not None
-    folder, code = found.path.parent, found.code
+    folder, code = found.home or found.path.parent, found.code
     own = {str(folder / name): digest for name, digest in code.files.items()}
     if not code.place.endswith(".py"):
         own[str(found.path)] = code.sha256
@@ -144,6 +144,14 @@ def _execute(found: Located) -> ModuleType:
     try:
         with searched(path.parent):
             spec.loader.exec_module(module)
+    except ImportError as error:
+        del sys.modules[name]
+        if "relative import" not in str(error):
+            raise
+        raise ImportError(
+            f"{error}: a file that is named alone has none: write from NAME import ... of a file "
+            "beside it, or name the module, package.module:NAME, from the package's folder"
+        ).with_traceback(error.__traceback__) from error
     except BaseException:
         del sys.modules[name]
         raise

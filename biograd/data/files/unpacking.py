@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,3 +121,28 @@ def open_npy(path: Path) -> np.ndarray[Any, Any]:
             return read_npy(stream, path.stat().st_size, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` by their names.
+
+    Raises:
+        DataError: it is none, an array is of objects, or would take more memory than there is.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                where = f"{path}: {info.filename}"
+                check_size(info.file_size, info.compress_size, where)
+                check_memory(info.file_size, where)
+                with file.open(info) as stream:
+                    name = info.filename.removesuffix(".npy")
+                    found[name] = read_npy(stream, info.file_size, where)
+    except DAMAGED as error:
+        raise DataError(f"{path}: cannot be read as npz: {brief(str(error))}") from error
+    return found
+
+
+DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+"""What a zip file can come to; an unknown method is a RuntimeError."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from biograd.data.files.unpacking import check_memory, check_size, open_npy, read_npy
+from biograd.data.files.unpacking import open_npy, read_npz
 from biograd.data.formats.address_events import AddressEvents, camera
-from biograd.errors import DataError, brief
+from biograd.errors import DataError
 
 COLUMNS = ("x", "y", "p", "t")
-UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 def read(path: Path) -> AddressEvents:
@@ -27,7 +25,7 @@ def read(path: Path) -> AddressEvents:
         DataError: it holds something else, or values that are not whole and finite.
     """
     if path.suffix == ".npz":
-        return _camera(_arrays(path), path)
+        return _camera(read_npz(path), path)
     table = open_npy(path)
     if table.dtype.names:
         return of_records(table, path)
@@ -76,20 +74,4 @@ def _whole(table: dict[str, Any], where: object) -> dict[str, np.ndarray]:
         ):
             raise DataError(f"{where}: {name}: a value is not a whole number")
         found[name] = values.astype(np.int64)
-    return found
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as file:
-            for info in file.infolist():
-                where = f"{path}: {info.filename}"
-                check_size(info.file_size, info.compress_size, where)
-                check_memory(info.file_size, where)
-                with file.open(info) as stream:
-                    name = info.filename.removesuffix(".npy")
-                    found[name] = read_npy(stream, info.file_size, where)
-    except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read as npz: {brief(str(error))}") from error
     return found

@@ -13,9 +13,10 @@ from biograd.data.formats.event_arrays import of_records
 from biograd.data.request import Request
 from biograd.data.rows.arrays import as_targets
 from biograd.data.rows.events import Events, of_request
-from biograd.data.rows.items import drawing, named
+from biograd.data.rows.items import named
 from biograd.data.source import FIXED
 from biograd.errors import DataError
+from biograd.randomness import seeded_globals
 
 
 class RecordItems:
@@ -40,7 +41,7 @@ class RecordItems:
             DataError: fields that are no events, or one outside of the sensor.
         """
         if self._last is None or self._last[0] != row:
-            with drawing(*FIXED, row):
+            with seeded_globals(0, "examples", *FIXED, row):
                 table = named(self.dataset[row], self.where)["x"]
             events = of_records(np.asarray(table), f"{self.where}, row {row}")
             numbers = events.numbers(self.shape, f"{self.where}, row {row}")
@@ -83,7 +84,7 @@ def event_items(dataset: Any, request: Request, where: str) -> Events:
     _check_fixed(dataset, where)
     targets, latest, digests = list[Tensor](), list[int](), list[str]()
     for row in range(len(dataset)):
-        with drawing(*FIXED, row):
+        with seeded_globals(0, "examples", *FIXED, row):
             target = named(dataset[row], where)["y"]
         times, numbers = items.at(row)
         if len(times) and times.min() < 0:
@@ -114,7 +115,7 @@ def _check_fixed(dataset: Any, where: str) -> None:
     """Refuse a transform that draws at random: of events it would be drawn once and for all."""
     found = []
     for epoch in (0, 1):
-        with drawing(0, epoch, 0):
+        with seeded_globals(0, "examples", 0, epoch, 0):
             found.append(np.asarray(named(dataset[0], where)["x"]))
     if found[0].shape != found[1].shape or found[0].tobytes() != found[1].tobytes():
         raise DataError(

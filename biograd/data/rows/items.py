@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +13,7 @@ from biograd.data.digests import combined, sha256_of
 from biograd.data.rows.arrays import as_inputs, as_targets, ended, tensor, whole_lengths
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError, nearest
-from biograd.randomness import derive_seed
+from biograd.randomness import seeded_globals
 
 MOST_READ = 20_000
 """Of more examples not all are read before the training: the digest is of the first ``FIRST`` and
@@ -94,22 +91,6 @@ def within(found: dict[str, Any], timed: bool, where: str) -> dict[str, Any]:
     return {**found, "x": ended(inputs, lengths), "lengths": lengths}
 
 
-@contextmanager
-def drawing(*names: object) -> Iterator[None]:
-    """Let what an example draws at random from global generators follow from ``names`` alone."""
-    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    seed = derive_seed(0, "examples", *names)
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(kept[0])
-        np.random.set_state(kept[1])
-        random.setstate(kept[2])
-
-
 class Drawn(torch.utils.data.Dataset[Any]):
     """A Dataset whose example depends on seed, epoch and number alone, in whatever process."""
 
@@ -117,7 +98,7 @@ class Drawn(torch.utils.data.Dataset[Any]):
         self.dataset, self.key = dataset, key
 
     def __getitem__(self, row: int) -> Any:
-        with drawing(*self.key, row):
+        with seeded_globals(0, "examples", *self.key, row):
             return self.dataset[row]
 
     def __len__(self) -> int:

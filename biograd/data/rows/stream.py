@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from biograd.data.rows.arrays import Arrays
-from biograd.data.rows.items import collated, drawing
+from biograd.data.rows.items import collated
 from biograd.data.source import FIXED, Batch, Key
 from biograd.errors import DataError, RecipeError
+from biograd.randomness import seeded_globals
 
 END = object()
 """What stands for the end of an iterator, whose examples may be anything."""
@@ -58,11 +59,11 @@ class Stream:
 
     def first(self, count: int) -> Arrays:
         """Return the first ``count`` examples of the pass that evaluation sees."""
-        with drawing("stream", 0, 0):
+        with seeded_globals(0, "examples", "stream", 0, 0):
             iterator = iter(self.start(0, 0))
         examples = list[Any]()
         for place in range(count):
-            with drawing("stream", 0, 0, place):
+            with seeded_globals(0, "examples", "stream", 0, 0, place):
                 example = next(iterator, END)
             if example is END:
                 break
@@ -99,7 +100,7 @@ class Stream:
     def _next(self) -> Any:
         """Return the next example; at the end of a pass, the first of the next."""
         for _ in range(2):
-            with drawing("stream", self._seed, self._pass, self._read):
+            with seeded_globals(0, "examples", "stream", self._seed, self._pass, self._read):
                 example = next(self._iterator, END)
             if example is not END:
                 self._place, self._read = self._place + 1, self._read + 1
@@ -110,10 +111,10 @@ class Stream:
     def _begin(self) -> None:
         assert self._seed is not None
         self._pass, self._read = self._pass + 1, 0
-        with drawing("stream", self._seed, self._pass):
+        with seeded_globals(0, "examples", "stream", self._seed, self._pass):
             self._iterator = iter(self.start(self._seed, self._pass))
         for _ in range(self.skip):
-            with drawing("stream", self._seed, self._pass, self._read):
+            with seeded_globals(0, "examples", "stream", self._seed, self._pass, self._read):
                 next(self._iterator, END)
             self._read += 1
 

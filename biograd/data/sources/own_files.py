@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,21 @@ def read(request: Request) -> Parts:
             )
         return _pictures(examples, tops, request, load_course, len(names))
     return _recordings(examples, request, kind, len(names))
+
+
+@dataclass(frozen=True)
+class FolderSettings(SoundSettings):
+    """``[settings]`` of a folder, for those who list them.
+
+    Attributes:
+        format: of recordings of events, or of sounds, whose the other keys are; "": their ending
+            tells.
+    """
+
+    format: str = ""
+
+
+vars(read)["Settings"] = FolderSettings
 
 
 def _without_settings(request: Request, kind: str) -> None:

@@ -5,6 +5,7 @@ A finished file is read as a run of one segment: both hold the same names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -17,7 +18,8 @@ import numpy as np
 from biograd import disk
 from biograd.errors import RunFileError
 from biograd.runs.checked import CheckedFile, open_file
-from biograd.runs.layout import GROWING, STEPS, TRIALS, Array, counted_by, grows, kinds_of
+from biograd.runs.layout import Array
+from biograd.runs.schema.run_tables import GROWING, STEPS, TRIALS, counted_by, grows, kinds_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +49,34 @@ class Sources:
         """Keep where the rows are; nothing is opened yet."""
         self._shape, self.segments, self.file = shape, list(segments), file
         self._checked: set[Path] = set()
+        self._rows: dict[int, dict[str, int]] = {}
+        self._spikes: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.segments) if self.file is None else 1
 
     def __iter__(self) -> Iterator[CheckedFile]:
         """Yield every file, open for the time of its turn."""
+        for number in range(len(self)):
+            with self._opened(number) as file:
+                yield file
+
+    @contextlib.contextmanager
+    def _opened(self, number: int) -> Iterator[CheckedFile]:
         if self.file is not None:
             yield self.file
-        for segment in self.segments:
-            self.check(segment)
-            with open_file(segment.path) as file:
-                yield file
+            return
+        self.check(self.segments[number])
+        with open_file(self.segments[number].path) as file:
+            yield file
+
+    def _counts(self, number: int) -> dict[str, int]:
+        """Return the rows of each table of a file, which never changes."""
+        if number not in self._rows:
+            with self._opened(number) as file:
+                self._rows[number] = table_rows(file)
+        return self._rows[number]
 
     def check(self, segment: Segment) -> None:
         """Compare a segment with its digest, once.
@@ -91,15 +112,31 @@ class Sources:
             for name, pieces in found.items()
         }
 
-    def row(self, name: str, index: int) -> Array | None:
-        """Return one row of a column from the only file that has it, None if no file has."""
-        for file in self:
-            counts = table_rows(file)
-            count = counts.get(counted_by(name), 0)
-            if index < count:
-                return self.column(file, name, counts)[index] if file.holds(name) else None
-            index -= count
-        return None
+    def length(self, name: str) -> int:
+        """Return the number of rows of a column over all files, whether it is there or not."""
+        return sum(self._counts(number).get(counted_by(name), 0) for number in range(len(self)))
+
+    def holds(self, name: str) -> bool:
+        """Return whether some file has a column."""
+        return any(file.holds(name) for file in self)
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Return rows of a column from the files that have them; NaN where a file lacks it."""
+        shape = self._shape(name) or ()
+        pieces = [np.zeros((0, *shape), np.float32)]
+        for number, low, high in self._parts(name, start, stop):
+            with self._opened(number) as file:
+                if file.holds(name):
+                    self.column(file, name, self._counts(number))
+                    pieces.append(file.rows(name, low, high))
+                else:
+                    pieces.append(np.full((high - low, *shape), np.nan, np.float32))
+        return np.concatenate(pieces[1:] or pieces)
+
+    def _parts(self, name: str, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the files that hold some of the rows, and which of their own."""
+        counts = [self._counts(number).get(counted_by(name), 0) for number in range(len(self))]
+        return _overlaps(counts, start, stop)
 
     def column(self, file: CheckedFile, name: str, rows: Mapping[str, int]) -> h5py.Dataset:
         """Return a growing data set, which must have the rows of its table.
@@ -116,26 +153,56 @@ class Sources:
             raise file.damaged(name, f"it has {len(item)} rows, not those of its table")
         return item
 
-    def ragged(self, group: str) -> dict[str, Array]:
-        """Return the SONATA group of one layer with ``trial_ptr`` over all files."""
-        found: dict[str, list[Array]] = {}
-        pointer = [np.zeros(1, np.uint64)]
+    def pointer(self, group: str) -> Array | None:
+        """Return ``trial_ptr`` of a layer's SONATA group over all files; None: no file has it.
+
+        Raises:
+            RunFileError: the group does not hold so many spikes.
+        """
+        pieces, counts, total = [np.zeros(1, np.uint64)], [], np.uint64(0)
         for file in self:
-            if not file.holds(group):
-                continue
             trials = table_rows(file).get(TRIALS, 0)
-            if file.dataset(f"{group}/trial_ptr", "iu", 1).shape != (trials + 1,):
-                raise file.damaged(f"{group}/trial_ptr", "it does not count the trials")
-            own = pointers(file, group)
-            for name in ("timestamps", "node_ids", "trial_ids"):
-                kinds = kinds_of(f"{group}/{name}")
-                if file.dataset(f"{group}/{name}", kinds, 1).shape != (int(own[-1]),):
-                    raise file.damaged(f"{group}/{name}", "it has not the length of the others")
-                part = file.array(f"{group}/{name}", kinds, 1)
-                found.setdefault(name, []).append(part)
-            pointer.append(own[1:] + pointer[-1][-1])
-        values = {name: np.concatenate(pieces) for name, pieces in found.items()}
-        return {**values, "trial_ptr": np.concatenate(pointer)} if values else {}
+            own = _group_pointer(file, group, trials) if file.holds(group) else None
+            counts.append(-1 if own is None else int(own[-1]))
+            added = np.zeros(trials, np.uint64) if own is None else own[1:]
+            pieces.append(added + total)
+            total += np.uint64(max(counts[-1], 0))
+        self._spikes[group] = [max(count, 0) for count in counts]
+        return np.concatenate(pieces) if max(counts, default=-1) >= 0 else None
+
+    def spikes(self, name: str, start: int, stop: int) -> Array:
+        """Return a column's values from one spike to another; its group's pointer was read."""
+        group, _, column = name.rpartition("/")
+        if group not in self._spikes:
+            self.pointer(group)
+        pieces = [np.zeros(0, {"timestamps": np.float64}.get(column, np.uint64))]
+        for number, low, high in _overlaps(self._spikes[group], start, stop):
+            with self._opened(number) as file:
+                file.dataset(name, kinds_of(name), 1)
+                pieces.append(file.rows(name, low, high))
+        return np.concatenate(pieces[1:] or pieces)
+
+
+def _overlaps(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yield number and own rows of the files that hold rows ``start`` to ``stop`` of all."""
+    first = 0
+    for number, count in enumerate(counts):
+        low, high = max(start - first, 0), min(stop - first, count)
+        if low < high:
+            yield number, low, high
+        first += count
+
+
+def _group_pointer(file: CheckedFile, group: str, trials: int) -> Array:
+    """Return where the spikes of the trials begin in one file; see :meth:`Sources.pointer`."""
+    own = pointers(file, group)
+    if len(own) != trials + 1:
+        raise file.damaged(f"{group}/trial_ptr", "it does not count the trials")
+    for name in ("timestamps", "node_ids", "trial_ids"):
+        kinds = kinds_of(f"{group}/{name}")
+        if file.dataset(f"{group}/{name}", kinds, 1).shape != (int(own[-1]),):
+            raise file.damaged(f"{group}/{name}", "it has not the length of the others")
+    return own
 
 
 def whole(segment: Segment) -> bool:
