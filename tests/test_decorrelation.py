@@ -469,7 +469,7 @@ def test_only_clean_training_passes_are_learned_from() -> None:
     engine(inputs, targets)
     (kept,) = engine.decorrelate._passes  # type: ignore[union-attr]
     assert {name: len(visits) for name, visits in kept.items()} == {"0": 1, "2": 1, "4": 1}
-    assert torch.equal(kept["0"][0], inputs)
+    assert torch.equal(kept["0"][0].inputs, inputs)
     engine.update()
     matrices = {name: m.clone() for name, m in engine.decorrelate.matrices.items()}  # type: ignore[union-attr]
     engine.network.eval()
@@ -516,7 +516,7 @@ def test_rates_by_layer_and_samples(rule: str) -> None:
     engine = attach(build("mlp"), make("backprop"), decorrelation)
     engine(inputs, targets)
     (seen,) = decorrelation._passes
-    last = seen["4"][0].numpy()
+    last = seen["4"][0].inputs.numpy()
     engine.update(pace=0.5)
     assert torch.equal(decorrelation.matrices["2"][0], torch.eye(5, dtype=torch.float64))
     stream = generator(0, "decorrelation")
