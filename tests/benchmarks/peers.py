@@ -9,8 +9,8 @@ set to zero; they have no other reset in common.  Peers are written as their use
 product for all steps of the input, steps taken apart by ``unbind``.
 
 ``biograd.fuse`` is a network of snnTorch run layer by layer.  ``biograd`` is with compiled loops
-(``biograd[fast]``), ``biograd, plain`` without, and ``biograd, memory given back`` with the allocator
-as it is.
+(``biograd[fast]``), ``biograd, plain`` without, and ``biograd, memory given back`` with the
+allocator as it is.
 """
 
 from __future__ import annotations
