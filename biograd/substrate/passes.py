@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from biograd.contracts import Plan, Site, SiteShape, SiteTrace, Visits, bin_lengths
 from biograd.contracts.credit_paths import split
 from biograd.errors import CapabilityError
-from biograd.substrate.effective import of_bias, through
+from biograd.substrate.effective import of_bias, through, with_feedback
 
 
 @dataclasses.dataclass
@@ -130,11 +130,10 @@ class Pass:
         assert own is not None
         weight = own.detach() if feedback is None else feedback.to(own.dtype)
         live = self._live.pop(layer)
-        via = through(module, weight, live)
         if self._divides(site):  # a bias has no presynaptic trace: it takes the input's way
-            bias = of_bias(module, live)
+            via, bias = through(module, weight, live), of_bias(module, live)
             return split(output - bias, via + bias) if bias is not None else split(output, via)
-        return output + (via - via.detach())  # adds zero, and the way back
+        return with_feedback(module, weight, output, live)
 
     def leave(self, site: Site, place: int, output: Any) -> Tensor:
         """Return the current that goes on from a site's layer."""

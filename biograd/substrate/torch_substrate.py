@@ -27,6 +27,7 @@ from biograd.contracts import (
     Transport,
     Visits,
 )
+from biograd.contracts.parameter_noise import along
 from biograd.contracts.precision import forget_casts
 from biograd.errors import CapabilityError
 from biograd.substrate.calling import called
@@ -343,11 +344,9 @@ class TorchSubstrate(Arranged):
         for copy, scale in enumerate(noise.scales):
             now = self._begin(trace.plan, "tangent", trace.objective)
             with forward_mode(), self._running(now), self.shared.noisy():
-                draws = noise.draw(copy, named.values())
+                draws = noise.draw(copy, [*named.values()])
                 dual = {
-                    name: forward_ad.make_dual(
-                        parameter.detach(), (scale * draw).to(parameter.dtype)
-                    )
+                    name: forward_ad.make_dual(parameter.detach(), along(parameter, draw, scale))
                     for (name, parameter), draw in zip(named.items(), draws, strict=True)
                 }
                 outputs = torch.func.functional_call(runner, dual, (encoded,))
