@@ -126,9 +126,9 @@ class Prepared(Structured):
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
-        with callers(self.network) as found:
+        with callers(self.network) as inside:
             trace = self._tried(Plan(graph=False), encoded, targets, stream)
-        check_callers(self.estimator, found)
+        check_callers(self.estimator, inside)
         check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
         if not isinstance(self.network, Network):
