@@ -177,6 +177,13 @@ def test_examples_that_see_each_other_are_refused(way: Any, rule: str) -> None:
         step(made(way), rule)
 
 
+def test_one_loss_may_be_that_of_all_examples() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(outputs, targets).expand(len(outputs))
+
+    step(made(), "node_perturbation", loss=loss)
+
+
 class Twice(nn.Module):
     """A readout and a way past the hidden layers."""
 

@@ -324,12 +324,20 @@ class Prepared(Structured):
         if apart:
             return
         still = self._tried(Plan(noise={first: noise * 0}, graph=False), encoded, targets, stream)
-        if torch.allclose(still.losses[1], still.losses[0], rtol=1e-3, atol=1e-4):
+        alike = torch.allclose(still.losses[1], still.losses[0], rtol=1e-3, atol=1e-4)
+        if alike and self._loss_apart(found):
             raise CapabilityError(
                 f"noise at one example, in {first}, moves the losses of others: the network looks "
                 f"at several rows at once, and to {type(rule).__name__} each example is an "
                 "experiment of its own: keep the rows apart, or take biograd.WeightPerturbation"
             )
+
+    def _loss_apart(self, trace: Trace) -> bool:
+        """Return whether the loss of an example is its own; one reward may be that of all."""
+        moved = trace.outputs.clone()
+        moved[0] += 1 + moved[0].abs()
+        before, after = (self.task.losses(o, trace.targets) for o in (trace.outputs, moved))
+        return torch.allclose(before[1:], after[1:], rtol=1e-3, atol=1e-4)
 
     def _load_own(self, state: Mapping[str, Tensor]) -> None:
         with loading(self.estimator):
