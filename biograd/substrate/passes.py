@@ -14,8 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from biograd.contracts import Plan, Site, SiteShape, SiteTrace, Visits, bin_lengths
+from biograd.contracts import (
+    ActivityBounds,
+    Plan,
+    Site,
+    SiteShape,
+    SiteTrace,
+    Visits,
+    bin_lengths,
+)
 from biograd.contracts.credit_paths import split
+from biograd.contracts.precision import widened
 from biograd.errors import CapabilityError
 from biograd.substrate.effective import of_bias, through
 
@@ -33,6 +42,7 @@ class Pass:
         watched: sites whose activity is kept.
         temporal: sites whose activity is that of a population over time.
         readout: name of the last site.
+        sites: all.
         visits: outputs and inputs of each site's layers.
         activities: outputs of each block, one a call.
         slots: what followed saw in their place, if the plan asks for leaves.
@@ -52,6 +62,7 @@ class Pass:
     watched: frozenset[str] = frozenset()
     temporal: frozenset[str] = frozenset()
     readout: str = ""
+    sites: tuple[Site, ...] = ()
     visits: dict[str, list[Visits]] = dataclasses.field(default_factory=dict)
     activities: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
     slots: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
@@ -223,6 +234,19 @@ class Pass:
             states=self.states.get(site.neurons or "", []),
             variables=self.variables.get(site.neurons or "", 0),
         )
+
+    def bounded(self, bounds: ActivityBounds) -> dict[str, Tensor]:
+        """Return the activity of the blocks that have bounds, ``[rows, T, *U]``."""
+        found = {}
+        for name in bounds.watched(self.sites):
+            activity = self.activity(name)
+            if activity is not None:
+                stacked = self.reached.get(name, 0) > 1
+                site = SiteTrace(
+                    self.shapes[name], self.visits[name], activity=activity, stacked=stacked
+                )
+                found[name] = widened(activity if site.timed else activity.unsqueeze(1))
+        return found
 
     def activity(self, name: str) -> Tensor | None:
         """Return a block's output, several calls stacked, ``[rows, time, ...]``."""
