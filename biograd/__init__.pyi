@@ -1,5 +1,6 @@
 """The public names, each with its home: the one place that states them."""
 
+from biograd.analyses.of_run import analyse as analyse
 from biograd.brian.box import Brian2Box as Brian2Box
 from biograd.brian.layer import Brian2Layer as Brian2Layer
 from biograd.callbacks import Callback as Callback
@@ -59,9 +60,11 @@ from biograd.interchange import import_nir as import_nir
 from biograd.local import LocalLosses as LocalLosses
 from biograd.local.block_coordinate import BlockCoordinate as BlockCoordinate
 from biograd.networks import build as build
+from biograd.plots.run_figures import plot as plot
 from biograd.recipes import PopulationRecipe as PopulationRecipe
 from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata
+from biograd.simulators.layer_by_layer import fuse as fuse
 from biograd.studies.comparing import compare as compare
 from biograd.studies.results.set_file import load_set as load_set
 from biograd.substrate.return_values import Outputs as Outputs

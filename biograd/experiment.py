@@ -28,7 +28,7 @@ from biograd.configuration import (
     matching,
     on_some_device,
 )
-from biograd.errors import DataError, RecipeError, RunFileError, fitting
+from biograd.errors import DataError, RecipeError, fitting
 from biograd.progress import Progress
 from biograd.recipes import EncodingRecipe
 from biograd.recording import (
@@ -36,8 +36,10 @@ from biograd.recording import (
     Interrupted,
     NullWriter,
     Recording,
+    Sampling,
     description,
     epoch_sums,
+    fitting_sampling,
     restore,
 )
 from biograd.runs.checkpoint import Checkpoint, from_bytes, to_bytes
@@ -159,12 +161,16 @@ def begin(
         progress.note(f"{configuration.estimator}: {caveat}")
     if (decorrelate := experiment.engine.decorrelate) and decorrelate.passed_over:
         progress.note(decorrelate.passed_over)
-    probe = description.make_probe(dataset)
+    probe = description.make_probe(dataset, configuration.recipe.recording.stimuli)
+    sampling: Sampling | None = None
     writer: RunWriter | NullWriter
     if ranks.rank():
         writer = NullWriter(path)
     else:
         layers = description.layers(experiment, probe)  # first: Brian2 chooses its target by it
+        sampling = Sampling(experiment, probe, layers)
+        if size := sampling.check():
+            progress.note(size)
         writer = RunWriter(
             path,
             config=configuration.table(),
@@ -174,9 +180,11 @@ def begin(
             layers=layers,
             credit=experiment.account.as_dict(),
             code=parts.texts,
+            rows=sampling.rows,
+            recording=sampling.said(),
             force=force,
         )
-    recording = Recording(experiment, writer, probe, progress, watchers)
+    recording = Recording(experiment, writer, probe, sampling, progress, watchers)
     recording.pristine = pristine
     return recording
 
@@ -254,6 +262,7 @@ def _known(path: Path) -> bytes:
     with open_run(path) as run:
         layers = {name: description.geometry(layer) for name, layer in run.layers.items()}
         known = [run.config, run.attribute("dataset_sha256"), run.last_step, layers]
+        known.append(run.further_rows)
     return json.dumps(known).encode()
 
 
@@ -266,7 +275,7 @@ def go_on(
     device: str | None = None,
 ) -> Recording:
     """Return a run that is ready to go on from its last commit (see ``proceed``)."""
-    table, digest, step, layers = json.loads(ranks.from_first(lambda: _known(path)))
+    table, digest, step, layers, rows = json.loads(ranks.from_first(lambda: _known(path)))
     configuration = Configuration.of(table, path)
     if epochs is not None:
         _check_epochs(configuration, epochs, path)
@@ -289,9 +298,11 @@ def go_on(
             f"{path}: --epochs {epochs}: the run is in epoch {done} already; give at least as many"
         )
     try:
-        probe = description.make_probe(dataset)
-        writer, checkpoint = _taken_over(path, configuration, experiment, probe, layers)
-        recording = Recording(experiment, writer, probe, progress, watchers)
+        probe = description.make_probe(dataset, configuration.recipe.recording.stimuli)
+        writer, checkpoint, sampling = _taken_over(
+            path, configuration, experiment, probe, layers, rows
+        )
+        recording = Recording(experiment, writer, probe, sampling, progress, watchers)
         recording.restore(*checkpoint, path)
         recording.pristine = parts if parts.repeats or not configuration.module else None
     except BaseException:
@@ -316,38 +327,36 @@ def _taken_over(
     experiment: Experiment,
     probe: Probe,
     layers: Mapping[str, object],
-) -> tuple[RunWriter | NullWriter, Checkpoint]:
-    """Return a run's writer and its last checkpoint, which rank 0 reads for all.
+    rows: Mapping[str, Any],
+) -> tuple[RunWriter | NullWriter, Checkpoint, Sampling | None]:
+    """Return a run's writer, its last checkpoint, which rank 0 reads for all, and its sampling.
 
     The checkpoint is tried before anything on the disk is changed.
     """
+    sampled: list[Sampling] = []
 
     def tried(checkpoint: Checkpoint) -> None:
         restore(experiment, *checkpoint, path)
         epoch_sums(checkpoint[1], configuration.recipe.training.batch_size, path)
-        for name, layer in sorted(description.layers(experiment, probe).items()):
-            if name not in layers:
-                raise RunFileError(f"{path}: has no layer {name}, which its network has: damaged")
-            if layers[name] != (due := description.geometry(layer)):
-                raise RunFileError(
-                    f"{path}: layer {name} is {layers[name]}, but the run's configuration makes it "
-                    f"{due}: it is damaged"
-                )
+        sampled.append(fitting_sampling(experiment, probe, layers, rows, path))
 
     if ranks.size() == 1:
-        return RunWriter.resume(path, config=configuration.table(), tried=tried)
+        writer, checkpoint = RunWriter.resume(path, config=configuration.table(), tried=tried)
+        return writer, checkpoint, sampled[-1]
     taken: list[RunWriter] = []
 
     def read() -> bytes:
-        writer, checkpoint = RunWriter.resume(path, config=configuration.table(), tried=tried)
-        taken.append(writer)
+        one, checkpoint = RunWriter.resume(path, config=configuration.table(), tried=tried)
+        taken.append(one)
         body, text = to_bytes(*checkpoint)
         return len(text).to_bytes(8, "big") + text + body
 
     sent = ranks.from_first(read)
     start = 8 + int.from_bytes(sent[:8], "big")
     checkpoint = from_bytes(sent[start:], sent[8:start], str(path))
-    return taken[0] if taken else NullWriter(path), checkpoint
+    if taken:
+        return taken[0], checkpoint, sampled[-1]
+    return NullWriter(path), checkpoint, None
 
 
 def asked(given: Any) -> dict[str, Any]:

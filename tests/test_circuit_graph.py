@@ -238,7 +238,7 @@ def test_a_circuit_of_everything_is_the_same() -> None:
     first = networks["torch"].eval().activity(inputs)
     assert order(networks["torch"]) == ("grid", "a", "b", "c") and looped(networks["torch"])
     kinds = {name: type(layer).__name__ for name, layer in networks["torch"].projections.items()}
-    assert {name: kind for name, kind in kinds.items() if kind != "Linear"} == {
+    assert {name: kind for name, kind in kinds.items() if kind != "GatheringLinear"} == {
         **{"image": "Convolution", "some": "Sparse", "back": "Masked", "last": "Masked"},
         **dict.fromkeys(("one", "again"), "OneToOne"),
     }

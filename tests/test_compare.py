@@ -21,11 +21,12 @@ from biograd.__main__ import main
 from biograd.commands import console
 from biograd.errors import BiogradError, RecipeError, RunFileError
 from biograd.metrics import Shown
+from biograd.plots.panel import files, paper
 from biograd.progress import Progress
 from biograd.studies import Place, Report, comparing, study_folder
 from biograd.studies.design import Trainings
 from biograd.studies.grid import Cell, Grid, expand
-from biograd.studies.results import page, picture, set_file
+from biograd.studies.results import page, panels, set_file
 from biograd.studies.results.comparison import Comparison, report
 
 FAST = ("--epochs", "1", "--workers", "1", "--quiet")
@@ -340,9 +341,12 @@ def test_the_page_needs_nothing_else(done: Path) -> None:
     text = (done / "report.html").read_text(encoding="utf-8")
     found = Tags()
     found.feed(text)
-    assert {"table", "img", "h1"} <= set(found.tags) and "script" not in found.tags
-    assert "b" not in found.tags and html.escape("Two <b>rules</b>") in text
-    assert all(source.startswith("data:image/svg+xml") for source in found.sources)
+    assert {"table", "svg", "h1"} <= set(found.tags) and "script" not in found.tags
+    assert "<b>rules" not in text and html.escape("Two <b>rules</b>") in text
+    kinds = ("#", "data:", "./")
+    assert found.sources and all(source.startswith(kinds) for source in found.sources)
+    linked = {source[2:] for source in found.sources if source.startswith("./")}
+    assert len(linked) == 6 and all((done / name).is_file() for name in linked)
     assert "frozen hidden" in text and "biograd run" in text
 
 
@@ -357,7 +361,7 @@ def test_hostile_names_are_escaped() -> None:
         Report(found.columns, found.rows, [name], found.tables, bad),
         {name: name},
         {},
-        None,
+        panels.panels(found.rows, found.tables["runs"], [], Shown()),
         name,
     )
     tags = Tags()
@@ -373,12 +377,14 @@ def test_pictures_are_made_and_repeat(done: Path) -> None:
         run["estimator"] = "weak"
     curves = [{"cell": "a", "seed": 0, "epoch": 1, "value": 50.0}]
     once, again = (
-        dict(picture.files(drawn))
+        files(paper(panels.panels(found.rows, found.tables["runs"], curves, Shown())), ENDINGS)
         for _ in range(2)
-        if (drawn := picture.draw(found.rows, found.tables["runs"], curves, Shown(error=True)))
     )
-    assert once == again
-    assert picture.draw([{"cell": "a", "n": 0}], [], [], "accuracy") is None
+    assert once == again and set(once) == set(ENDINGS)
+    assert panels.panels([{"cell": "a", "n": 0}], [], [], Shown()) == []
+
+
+ENDINGS = ("pdf", "png", "svg")
 
 
 # Going on -----------------------------------------------------------------------------------------

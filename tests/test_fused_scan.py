@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from biograd.neurons import NEURONS, Neuron, fused_scan
 from biograd.neurons.coefficients import coefficients
 from biograd.neurons.neuron import constants_of
+from biograd.process import compiled
 from biograd.process.switches import COMPILED
 from biograd.simulators.population import Population
 
@@ -118,7 +119,7 @@ def test_rounding_may_move_few_spikes_of_single_precision(monkeypatch: pytest.Mo
 def test_rows_are_the_same_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     population, current = made(NEURONS["leaky"](), torch.float64), drive(torch.float64, False)
     one = answer(population, current, monkeypatch, compiled=True)
-    monkeypatch.setattr(fused_scan, "LEAST_A_THREAD", 100)
+    monkeypatch.setattr(compiled, "LEAST_A_THREAD", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     several = answer(population, current, monkeypatch, compiled=True)
     assert torch.equal(one[0], several[0]) and torch.equal(one[1][0], several[1][0])
@@ -141,6 +142,6 @@ def test_what_the_loops_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_without_rows_has_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     population = made(NEURONS["leaky"](), torch.float64)
     current = drive(torch.float64, False)[:0].detach().requires_grad_()
-    for compiled in (True, False):
-        passed, (found,) = answer(population, current, monkeypatch, compiled)
+    for fast in (True, False):
+        passed, (found,) = answer(population, current, monkeypatch, fast)
         assert passed.shape == found.shape == (0, STEPS, UNITS)

@@ -104,6 +104,21 @@ def test_rules_are_those_of_the_network_built_by_recipe(name: str, rule: str) ->
     check_as_built(name, rule)
 
 
+@pytest.mark.parametrize("rule", ["backprop", "direct_feedback", "weak"])
+@pytest.mark.parametrize("name", ["dense", "recurrent"])
+def test_decorrelation_is_that_of_the_network_built_by_recipe(name: str, rule: str) -> None:
+    (inputs, targets), loop = data(), drawn(name)
+    network = as_built(loop, name)
+    engines = [
+        attached(each, make(rule), seed=3, decorrelate=biograd.Decorrelation("kappa", rate=1e-3))
+        for each in (loop, network)
+    ]
+    found, expected = (trained(engine, inputs, targets) for engine in engines)
+    check_equal({named(k): v for k, v in found.items()}, expected)
+    plain = trained(attached(drawn(name), make(rule), seed=3), inputs, targets)
+    assert not torch.allclose(plain["second.weight"], found["second.weight"], rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule in ESTIMATORS if rule not in NEVER])
 @pytest.mark.parametrize("name", [name for name in ALIKE if name not in ("dense", "recurrent")])

@@ -119,7 +119,7 @@ def test_the_file_follows_the_layout(tmp_path: Path) -> None:
         for step in range(200):
             write_step(target, step)
     with h5py.File(path) as file:
-        assert file.attrs["format"] == "biograd-run" and file.attrs["format_version"] == "1.0"
+        assert file.attrs["format"] == "biograd-run" and file.attrs["format_version"] == "1.1"
         assert file.attrs["magic"] == 0x0A7A and file.attrs["version"].tolist() == [0, 1]
         assert file["config"].dtype.kind == "S" and json.loads(file["config"][()])
         activation = file["layers/0.linear/activation"]

@@ -11,6 +11,7 @@ from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
 from biograd.recipes import ModelRecipe, PopulationRecipe
+from biograd.simulators.gathered import GatheringLinear
 from biograd.simulators.population import Population
 from biograd.substrate.normalisation import TimeNormalisation
 
@@ -118,7 +119,8 @@ def reading(
         if timed:
             return Counts(), None, nn.Identity()
         return Counts(), Readout("rate", encoding.steps), None
-    layer, rate = nn.Linear(units, outputs), network.kind == "rate"
+    rate = network.kind == "rate"
+    layer = (GatheringLinear if timed and not rate else nn.Linear)(units, outputs)
     if timed:
         return layer, None, nn.Identity() if rate else LeakyReadout.of(network, encoding.dt_ms)
     if rate:

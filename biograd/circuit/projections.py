@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from biograd.circuit import sparse
 from biograd.circuit.grids import Convolution, grid
 from biograd.errors import RecipeError
 from biograd.randomness import generator
 from biograd.recipes import Count, ProjectionRecipe, Range, validate
+from biograd.simulators.gathered import GatheringLinear, gathered
 from biograd.substrate.network import SynapticLayer
 
 Sign = Literal["both", "excitatory", "inhibitory"]
@@ -64,7 +64,7 @@ class Masked(SynapticLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the currents ``[..., outputs]`` for ``[..., inputs]``."""
-        return functional.linear(inputs, _signed(self.weight, self.sign) * self.mask, self.bias)
+        return gathered(inputs, _signed(self.weight, self.sign) * self.mask, self.bias)
 
     def _guard(self) -> None:
         """Take away what rules credit to weights that do not exist."""
@@ -236,7 +236,7 @@ def connect(recipe: ProjectionRecipe, name: str, source: tuple[int, ...], units:
         return Masked(nothing, recipe.bias, recipe.sign, recipe.density)
     if recipe.sign != "both":
         return Masked(torch.ones(units, count), recipe.bias, recipe.sign)
-    return nn.Linear(count, units, bias=recipe.bias)
+    return GatheringLinear(count, units, bias=recipe.bias)
 
 
 def _convolution(

@@ -79,7 +79,7 @@ class Readout(nn.Module):
             silent: Tensor = torch.cumprod(1 - course, 1)
             return 1 - silent.mean(1)
         weights = self.get_buffer("weights")
-        return torch.einsum("t,rtu->ru", weights.to(course.dtype), course)
+        return weights.to(course.dtype) @ course
 
     def extra_repr(self) -> str:
         """Return the kind for ``print``."""

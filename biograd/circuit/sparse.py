@@ -9,14 +9,13 @@ forward and of any order, need no dense matrix.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from biograd.errors import CapabilityError
+from biograd.simulators.gathered import hear_the_warning
 
 ROWS, PAIRED_ROWS = 64, 128
 """Rows that the processor takes at once: more do not fit into its cache and cost up to twice."""
@@ -66,7 +65,7 @@ class Pattern:
         if turned:
             starts, others, order = self.turned
             weight, shape = weight[order], (shape[1], shape[0])
-        _hear_the_warning()
+        hear_the_warning()
         return torch.sparse_csr_tensor(starts, others, weight, shape, check_invariants=False)
 
 
@@ -161,14 +160,6 @@ def _product(weight: Tensor, rows: Tensor, pattern: Pattern, turned: bool) -> Te
 def _paired(ends: Tensor, rows: Tensor, pattern: Pattern) -> Tensor:
     found: Tensor = _Paired.apply(ends, rows, pattern)
     return found
-
-
-@functools.cache
-def _hear_the_warning() -> None:
-    """Let torch say once, to nobody, that its compressed matrices are young."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1))
 
 
 def _keep(ctx: Any, *tensors: Tensor) -> None:

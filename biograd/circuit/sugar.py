@@ -17,6 +17,7 @@ from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons import Rate
 from biograd.recipes import ModelRecipe, NetworkRecipe
+from biograd.simulators.gathered import GatheringLinear
 from biograd.substrate.normalisation import Dropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -166,7 +167,8 @@ class Layers:
 
     def _dense(self, width: int, pooling: int) -> None:
         before = self._before(pooling, dense=True)
-        layer = nn.Linear(self.place.units, width)
+        kind = nn.Linear if self.encoding is None else GatheringLinear
+        layer = kind(self.place.units, width)
         skip = self.network.residual and self.place.units == width
         self._block(layer, width, width, before, None, skip)
 
@@ -183,7 +185,7 @@ class Layers:
         source = self.place.source
         self.parts.append(Projection(f"{path}.synapse", source, path, layer, before=before))
         if network.recurrent:
-            loop = nn.Linear(units, units, bias=False)
+            loop = GatheringLinear(units, units, bias=False)
             self.parts.append(Projection(f"{path}.recurrent", path, path, loop, lag=1))
         cells, spiking = self._cells(units, path)
         self.parts.append(

@@ -32,6 +32,10 @@ COMMANDS = {
     ),
     "inspect": Listing("biograd.commands.inspect:inspect", "Show what a run file holds."),
     "probe": Listing("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
+    "analyse": Listing("biograd.commands.analyse:analyse", "Analyse what a run holds."),
+    "plot": Listing("biograd.commands.plot:plot", "Draw figures of a run."),
+    "report": Listing("biograd.commands.report_page:report", "Show runs on a page."),
+    "watch": Listing("biograd.commands.watch:watch", "Follow a run that goes on."),
     "export": Listing("biograd.commands.export:export", "Export a run for other tools."),
     "compare": Listing(
         "biograd.commands.compare:compare", "Compare models and rules under equal conditions."

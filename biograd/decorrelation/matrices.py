@@ -233,7 +233,7 @@ class Decorrelation(nn.Module):
         """Return a sample of input rows ``[groups, rows, size]``, patches for a convolution."""
         layer = self.layers[name]
         if isinstance(layer, nn.Linear):
-            if name in self._temporal:
+            if name in self._temporal or len(visits) > 1:  # a loop calls it once a step
                 means = [visit.mean(1) if visit.dim() > 2 else visit for visit in visits]
                 visits = [torch.stack(means).mean(0)]
             visits = [parallel.gather(visit) for visit in visits]

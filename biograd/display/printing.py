@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -130,6 +130,19 @@ def draw(thing: RenderableType) -> None:
     """Print what rich can draw on stdout."""
     # a terminal that is too narrow folds a line; rich would drop columns
     terminal(sys.stdout, 1000).print(Plain(thing), soft_wrap=True)
+
+
+@contextmanager
+def redrawn() -> Iterator[Callable[[str], None]]:
+    """Yield what shows lines on stderr in place of those before; without a terminal, after them."""
+    if not sys.stderr.isatty():
+        yield lambda text: page(f"{text}\n", err=True)
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=terminal(sys.stderr), auto_refresh=False, transient=True) as live:
+        yield lambda text: live.update(Text(visible(text, "\n")), refresh=True)
 
 
 def terminal(stream: TextIO, width: int | None = None) -> Console:

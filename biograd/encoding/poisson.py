@@ -41,4 +41,5 @@ class Poisson(Encoding):
             len(inputs),
         )
         chance = self.most * inputs.reshape(len(inputs), 1, self.units).float()
-        return (draws.to(inputs.device) < chance).to(inputs.dtype)
+        draws = draws.to(inputs.device)
+        return torch.lt(draws, chance, out=draws).to(inputs.dtype)

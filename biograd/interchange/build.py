@@ -28,6 +28,7 @@ from biograd.interchange.parse import Parser
 from biograd.interchange.parts import Connection, PopulationNodes, plain
 from biograd.interchange.weighing import READS, Origin, weighing
 from biograd.recipes import EncodingRecipe, PopulationRecipe
+from biograd.simulators.gathered import GatheringLinear
 from biograd.simulators.population import Population, Simulator
 from biograd.substrate.normalisation import Dropout
 
@@ -293,7 +294,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
 
 
 def _linear(weight: Array, bias: Array | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer = GatheringLinear(weight.shape[1], weight.shape[0], bias=bias is not None)
     _filled(layer, weight, bias)
     return layer
 

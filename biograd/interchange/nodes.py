@@ -22,6 +22,7 @@ from biograd.errors import CapabilityError, MissingExtraError
 from biograd.interchange.forms import array, cell_of
 from biograd.interchange.nir_neuron import KEYS, Array, NirNeuron
 from biograd.interchange.weighing import READS, Read, origin_of, weighing
+from biograd.simulators.gathered import GatheringLinear
 from biograd.substrate.effective import effective_parameters
 
 Subtract = Literal["loop", "node"]
@@ -341,7 +342,7 @@ def _dense(layer: nn.Module, path: str) -> tuple[Array, Array | None, Array | No
     if isinstance(layer, Masked):
         mask = array(layer.mask)
         return _signed(layer) * mask, _optional(layer.bias), mask
-    if type(layer) is not nn.Linear:
+    if type(layer) not in (nn.Linear, GatheringLinear):
         raise CapabilityError(f"{path}: NIR has no node for a layer {layer}")
     own, bias = effective_parameters(layer)
     return array(own), _optional(bias), None

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from biograd.neurons.neuron import Neuron, state_of
 
@@ -61,6 +62,22 @@ class Coefficients(NamedTuple):
         names = tuple(self.names[q] for q in kept)
         found = Coefficients(square[0], square[1], *rows, self.sight, names)  # type: ignore[arg-type,call-arg]
         return found.without_unread()
+
+
+class SpikeLoop(NamedTuple):
+    """By which the spikes of a step come back in the next: ``I[t] + W s[t-1] + b``."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def rows(self, like: Tensor) -> tuple[Any, Any]:
+        """Return what a spike of each neuron adds, ``[U, U]``, and what every step does."""
+        start = like.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return self.weight.T.contiguous().numpy(), start.detach().numpy()
+
+    def moved(self, values: Tensor) -> Tensor:
+        """Return ``W s``, ``[rows, U]``."""
+        return functional.linear(values, self.weight)
 
 
 def _of(rows: Sequence[Any]) -> range:

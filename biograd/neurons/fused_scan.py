@@ -10,38 +10,27 @@ The coefficients stand in one table ``k``, ``[K, U or 1]``: ``A``, ``G`` (``n n`
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from biograd.neurons.coefficients import Coefficients
+from biograd.contracts.credit_paths import starts
+from biograd.neurons.coefficients import Coefficients, SpikeLoop
 from biograd.neurons.surrogate import arctan, fast_sigmoid
-from biograd.process.switches import COMPILED, allowed
+from biograd.process.compiled import KERNEL_DTYPES, available, compiled, divided
 
 LEAST = 1000
 """Neurons times steps below which importing and calling a compiler does not pay."""
-LEAST_A_THREAD = 500_000
-"""Neurons times steps times rows that are worth another thread."""
-KERNEL_DTYPES = (torch.float32, torch.float64)
 KNOWN = (fast_sigmoid, arctan)
 """Surrogates whose slope the way back computes by itself; others are given to it."""
 GIVEN = len(KNOWN)
 Slopes = tuple[Tensor, int, float]
 """Distances, the number of their surrogate and its steepness; or slopes, and ``GIVEN``."""
-
-
-@cache
-def installed() -> bool:
-    """Return whether numba is there."""
-    return find_spec("numba") is not None
 
 
 def serves(k: Coefficients, like: Tensor, steps: int) -> bool:
@@ -52,8 +41,7 @@ def serves(k: Coefficients, like: Tensor, steps: int) -> bool:
         and like.dtype in KERNEL_DTYPES
         and len(k.B[0]) == 1
         and steps * units >= LEAST
-        and allowed(COMPILED)
-        and installed()
+        and available()
     )
 
 
@@ -78,25 +66,20 @@ def _flat(values: Tensor) -> Any:
     return values.detach().contiguous().flatten(2).numpy()
 
 
-def _each(work: Callable[..., None], rows: int, *arrays: Any) -> None:
-    """Run a kernel over the rows, by as many threads as torch has."""
-    threads = min(torch.get_num_threads(), max(rows, 1), 1 + arrays[2].size // LEAST_A_THREAD)
-    if threads == 1:
-        return work(0, rows, *arrays)
-    edges = [rows * n // threads for n in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda n: work(edges[n], edges[n + 1], *arrays), range(threads)))
-    return None
-
-
 def forward(
-    k: Coefficients, current: Tensor, steps: int, spiking: bool, keep: str
+    k: Coefficients,
+    current: Tensor,
+    steps: int,
+    spiking: bool,
+    keep: str,
+    loop: SpikeLoop | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
     """Return what is passed on, distances, states, ``[rows, steps, *U]``, and the last states.
 
     Args:
         current: ``[rows, steps or 1, *U]``.
         keep: "nothing", "distance", or "states" as well.
+        loop: by which the spikes of a step come back in the next.
     """
     rows, _, *shape = current.shape
     n, (coefs, wide) = len(k.d), table(k, current)
@@ -106,11 +89,16 @@ def forward(
     distance = new((rows, steps, *shape)) if keep != "nothing" else None
     states = new((n, rows, steps, *shape)) if keep == "states" else new((n, 1, 1, *shape))
     ends = new((n, rows, *shape))
-    work = _forward_kernel(n, wide, k.gated, spiking, distance is not None, keep == "states")
+    looped = loop is not None
+    work = _forward_kernel(
+        n, wide, k.gated, spiking, distance is not None, keep == "states", looped
+    )
     seen = distance if distance is not None else new((1, 1, *shape))
     places = states.view(n, states.shape[1], states.shape[2], units).numpy()
     last = ends.view(n, rows, units).numpy()
-    _each(work, rows, _flat(current), coefs, _flat(passed), _flat(seen), places, last)
+    fed = loop.rows(current) if loop is not None else (new((1, 1)).numpy(), new(1).numpy())
+    arrays = (_flat(current), coefs, _flat(passed), _flat(seen), places, last)
+    divided(work, rows, passed.numel(), *arrays, *fed)
     return passed, distance, list(states) if keep == "states" else [], list(ends)
 
 
@@ -122,6 +110,7 @@ def back(
     window: int | None,
     constant: Sequence[bool],
     keep: bool,
+    loop: SpikeLoop | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return ``dL/dx`` of every step with ``dL/d distance`` (if kept), and ``dL/dI``.
 
@@ -136,10 +125,21 @@ def back(
     found = gradient.new_empty((rows, 1 if constant[0] else steps, *shape))
     kept = gradient.new_empty((n + 1, rows, steps, *shape) if keep else (n + 1, 1, 1, *shape))
     distance, surrogate, steep = slopes if slopes is not None else (gradient[:1, :1], GIVEN, 1.0)
-    work = _back_kernel(n, wide, k.gated, slopes is not None, surrogate, constant[0], keep)
+    looped = loop is not None
+    work = _back_kernel(n, wide, k.gated, slopes is not None, surrogate, constant[0], keep, looped)
     arrays = (_flat(gradient), coefs, _flat(passed), _flat(distance), _flat(found))
     places = kept.view(n + 1, kept.shape[1], kept.shape[2], units).numpy()
-    _each(work, rows, *arrays, places, window or 0, _kind(gradient)(steep))
+    carried, more = gradient.new_zeros(n, rows, units), gradient.new_zeros(rows, units)
+    settings = (window or 0, _kind(gradient)(steep), carried.numpy(), more.numpy())
+    if loop is None:
+        divided(work, rows, gradient.numel(), *arrays, places, *settings, 0, steps)
+        return list(kept) if keep else [], [found]
+    for t in reversed(range(steps)):  # the product of all rows is the library's
+        if t + 1 < steps and not starts(t + 1, window):
+            torch.mm(found[:, t + 1], loop.weight, out=more)
+        elif t + 1 < steps:
+            more.zero_()
+        divided(work, rows, more.numel(), *arrays, places, *settings, t, t + 1)
     return list(kept) if keep else [], [found]
 
 
@@ -156,36 +156,37 @@ def tangent(
     distance, surrogate, steep = slopes if slopes is not None else (passed[:1, :1], GIVEN, 1.0)
     work = _tangent_kernel(len(k.d), wide, k.gated, slopes is not None, surrogate)
     arrays = (_flat(moved), coefs, _flat(passed), _flat(distance), _flat(found))
-    _each(work, rows, *arrays, window or 0, _kind(passed)(steep))
+    divided(work, rows, passed.numel(), *arrays, window or 0, _kind(passed)(steep))
     return found
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    import numba
-
-    made: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    with contextlib.suppress(RuntimeError):  # no folder to write to: compiled in every process
-        made.enable_caching()
-    return cast(Callable[..., None], made)
 
 
 @cache
 def _forward_kernel(
-    n: int, wide: bool, gated: bool, spiking: bool, seen: bool, states: bool
+    n: int, wide: bool, gated: bool, spiking: bool, seen: bool, states: bool, looped: bool
 ) -> Callable[..., None]:
     """Return the loop forward; the arguments are constants for the compiler."""
     G, H, B, S, D = n * n, 2 * n * n + n, 2 * n * n + 2 * n, 2 * n * n + 3 * n, 2 * n * n + 4 * n
 
-    def run(first, end, current, k, passed, distance, places, ends):  # type: ignore[no-untyped-def]
+    def run(first, end, current, k, passed, distance, places, ends, loop, start):  # type: ignore[no-untyped-def]
         _, steps, units = passed.shape
         one, none = passed.dtype.type(1), passed.dtype.type(0)
         x, new = numpy.zeros((n, units), passed.dtype), numpy.zeros((n, units), passed.dtype)
         last = numpy.zeros(units, passed.dtype)
+        total = numpy.zeros(units, passed.dtype)
         for b in range(first, end):
             x[:] = none
             last[:] = none
             for t in range(steps):
                 drive, out = current[b, t if current.shape[1] > 1 else 0], passed[b, t]
+                if looped:
+                    for u in range(units):
+                        total[u] = drive[u] + start[u]
+                    for s in range(units):
+                        if last[s] > none:
+                            row = loop[s]
+                            for u in range(units):
+                                total[u] += row[u]
+                    drive = total
                 far = distance[b if seen else 0, t if seen else 0]
                 for p in range(n):
                     into = new[p]
@@ -217,27 +218,49 @@ def _forward_kernel(
             for p in range(n):
                 ends[p, b] = x[p]
 
-    return _compiled(run)
+    return compiled(run)
 
 
 @cache
 def _back_kernel(
-    n: int, wide: bool, gated: bool, spiking: bool, surrogate: int, constant: bool, keep: bool
+    n: int,
+    wide: bool,
+    gated: bool,
+    spiking: bool,
+    surrogate: int,
+    constant: bool,
+    keep: bool,
+    looped: bool,
 ) -> Callable[..., None]:
     """Return the loop back; the arguments are constants for the compiler."""
     G, J, B, D = n * n, 2 * n * n, 2 * n * n + 2 * n, 2 * n * n + 4 * n
     slope_of = _slope(surrogate)
 
-    def run(first, end, gradient, k, passed, distance, found, kept, window, steep):  # type: ignore[no-untyped-def]
+    def run(  # type: ignore[no-untyped-def]
+        first,
+        end,
+        gradient,
+        k,
+        passed,
+        distance,
+        found,
+        kept,
+        window,
+        steep,
+        carried,
+        more,
+        low,
+        high,
+    ):
         _, steps, units = gradient.shape
         none = gradient.dtype.type(0)
         lam, new = numpy.zeros((n, units), gradient.dtype), numpy.zeros((n, units), gradient.dtype)
         credit = numpy.zeros(units, gradient.dtype)
         for b in range(first, end):
-            lam[:] = none
+            lam[:] = carried[:, b]
             if constant:
                 found[b, 0] = none
-            for t in range(steps - 1, -1, -1):
+            for t in range(high - 1, low - 1, -1):
                 if window > 0 and t + 1 < steps and (t + 1) % window == 0:
                     lam[:] = none
                 given, into = gradient[b, t], found[b, 0 if constant else t]
@@ -245,6 +268,8 @@ def _back_kernel(
                 for u in range(units):
                     w = u if wide else 0
                     value = given[u]
+                    if looped:
+                        value += more[b, u]
                     if spiking:
                         for p in range(n):
                             value += k[J + p, w] * lam[p, u]
@@ -274,8 +299,9 @@ def _back_kernel(
                         into[u] += value
                     else:
                         into[u] = value
+            carried[:, b] = lam
 
-    return _compiled(run)
+    return compiled(run)
 
 
 @cache
@@ -324,7 +350,7 @@ def _tangent_kernel(
                     into[u] = value
                 x, new = new, x
 
-    return _compiled(run)
+    return compiled(run)
 
 
 @cache

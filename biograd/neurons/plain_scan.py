@@ -12,17 +12,23 @@ import torch
 from torch import Tensor
 
 from biograd.contracts.credit_paths import starts
-from biograd.neurons.coefficients import Coefficients, Number, zero
+from biograd.neurons.coefficients import Coefficients, Number, SpikeLoop, zero
 
 
 def forward(
-    k: Coefficients, into: Sequence[Tensor], steps: int, spiking: bool, keep: str
+    k: Coefficients,
+    into: Sequence[Tensor],
+    steps: int,
+    spiking: bool,
+    keep: str,
+    loop: SpikeLoop | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
     """Return what is passed on, distances, states, ``[rows, steps, *U]``, and the last states.
 
     Args:
         into: currents by port, ``[rows, steps or 1, *U]``.
         keep: "nothing", "distance", or "states" as well.
+        loop: by which the spikes of a step come back in the next.
     """
     first = into[0]
     passed = first.new_empty((len(first), steps, *first.shape[2:]))
@@ -33,11 +39,14 @@ def forward(
     away, last, rows = torch.empty_like(first[:, 0]), None, _rows(k, k.H, first)
     seen, level = _Seen.of(k, first), torch.zeros((), dtype=first.dtype, device=first.device)
     for t in range(steps):
+        now = [values[:, t if values.shape[1] > 1 else 0] for values in into]
+        if loop is not None:
+            now[0] = now[0] + loop.moved(torch.zeros_like(now[0]) if last is None else last)
+            now[0] = now[0] if loop.bias is None else now[0].add_(loop.bias)
         for row, total in zip(rows, new, strict=True):
             row.decay(x, total, last)
             for port, factor in row.ports:
-                values = into[port]
-                add(total, values[:, t if values.shape[1] > 1 else 0], factor)
+                add(total, now[port], factor)
             if last is not None:
                 add(total, last, row.taken)
             if row.begins:
@@ -144,6 +153,7 @@ def back(
     window: int | None,
     constant: Sequence[bool],
     keep: bool,
+    loop: SpikeLoop | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return ``dL/dx`` of every step with ``dL/d distance`` (if kept), and ``dL/dI`` by port.
 
@@ -170,6 +180,8 @@ def back(
             for values in lam:
                 values.zero_()
         given = gradient[:, t]
+        if loop is not None and t + 1 < steps and not starts(t + 1, window):
+            given = torch.addmm(given, found[0][:, t + 1], loop.weight)
         if slopes is None:
             credit = given
         elif not jumps:
@@ -206,6 +218,7 @@ def tangent(
     passed: Tensor,
     slopes: Tensor | None,
     window: int | None,
+    loop: SpikeLoop | None = None,
 ) -> Tensor:
     """Return the tangent of what is passed on for those of the currents, by port."""
     steps = passed.shape[1]
@@ -222,6 +235,7 @@ def tangent(
             for values in (*x, out):
                 values.zero_()
         last = passed[:, t - 1] if t and slopes is not None else None
+        fed = None if loop is None else loop.moved(out)
         for row, total in zip(rows, new, strict=True):
             row.decay(x, total, last)
             if slopes is not None:
@@ -230,6 +244,8 @@ def tangent(
                 given = moved[port]
                 if given is not None:
                     add(total, given[:, t if given.shape[1] > 1 else 0], factor)
+                if fed is not None:
+                    add(total, fed, factor)
         x, new = new, x
         seen.put(x, out)
         if slopes is not None:

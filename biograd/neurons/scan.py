@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from biograd.contracts.credit_paths import without_derivative
 from biograd.errors import BiogradError
 from biograd.neurons import fused_scan, plain_scan
-from biograd.neurons.coefficients import Coefficients
+from biograd.neurons.coefficients import Coefficients, SpikeLoop
 from biograd.neurons.neuron import Functions, Neuron, Spiking, constants_of, state_of
 from biograd.neurons.surrogate import SURROGATES, Derivative
 
@@ -79,21 +79,31 @@ def check_end(states: Mapping[str, Tensor], fired: Tensor, steps: int) -> None:
             )
 
 
+Recorded = tuple[Tensor, Tensor | None, list[Tensor]]
+"""What is passed on, distances and states, ``[rows, steps, *U]``."""
+
+
 def record(
-    neuron: Neuron, k: Coefficients, into: Mapping[str, Tensor], steps: int, keep: str = "nothing"
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    neuron: Neuron,
+    k: Coefficients,
+    into: Mapping[str, Tensor],
+    steps: int,
+    keep: str = "nothing",
+    loop: SpikeLoop | None = None,
+) -> Recorded:
     """Return what is passed on, distances and states, ``[rows, steps, *U]``, without a graph.
 
     Args:
         k: the coefficients of its step.
         into: by port ``[rows, steps or 1, *U]``.
         keep: "nothing", "distance", or "states" as well.
+        loop: by which the spikes of a step come back in the next.
     """
     drives = [into[port].detach() for port in neuron.ports]
     if fused_scan.serves(k, drives[0], steps):
-        found = fused_scan.forward(k, drives[0], steps, neuron.spiking, keep)
+        found = fused_scan.forward(k, drives[0], steps, neuron.spiking, keep, loop)
     else:
-        found = plain_scan.forward(k, drives, steps, neuron.spiking, keep)
+        found = plain_scan.forward(k, drives, steps, neuron.spiking, keep, loop)
     passed, distance, states, ends = found
     if neuron.spiking:
         check_end(dict(zip(k.names, ends, strict=True)), passed[:, -1], steps)
@@ -110,6 +120,8 @@ class Trial:
         learned: names of those that are learned, whose values are arguments.
         derivative: stands in for the neuron's surrogate.
         given: the course, if another simulator has run it.
+        loop: by which the spikes of a step come back in the next; the current then holds what they
+            bring, and ``recorded`` is the trial.
     """
 
     neuron: Neuron
@@ -120,6 +132,8 @@ class Trial:
     window: int | None = None
     derivative: Derivative | None = None
     given: Course | None = None
+    loop: SpikeLoop | None = None
+    recorded: Recorded | None = None
 
     def constants(self, learned: Sequence[Tensor] = ()) -> Any:
         """Return the constants of a step."""
@@ -160,7 +174,9 @@ class _RecordedScan(torch.autograd.Function):
         ctx.fused = fused_scan.serves(k, tensors[0], trial.steps)
         ctx.surrogate = trial.surrogate if ctx.fused else (fused_scan.GIVEN, 1.0)
         if trial.given is None:
-            passed, slopes, states = record(neuron, k, into, trial.steps, trial.keep)
+            known = trial.recorded
+            passed, slopes, states = known or record(neuron, k, into, trial.steps, trial.keep)
+            trial.recorded = None  # what backward needs is saved
             if neuron.spiking and ctx.surrogate[0] == fused_scan.GIVEN:
                 assert slopes is not None
                 slopes = (trial.derivative or neuron.derivative)(slopes)
@@ -187,12 +203,12 @@ class _RecordedScan(torch.autograd.Function):
         trial = ctx.trial
         passed, slopes, tensors, states = _RecordedScan._saved(ctx)
         learns = bool(trial.learned)
-        k, window, constant = ctx.k, trial.window, ctx.constant
+        told = (trial.window, ctx.constant, learns, trial.loop)
         if ctx.fused:
             seen = None if slopes is None else (slopes, *ctx.surrogate)
-            credit, by_port = fused_scan.back(k, gradient, passed, seen, window, constant, learns)
+            credit, by_port = fused_scan.back(ctx.k, gradient, passed, seen, *told)
         else:
-            credit, by_port = plain_scan.back(k, gradient, passed, slopes, window, constant, learns)
+            credit, by_port = plain_scan.back(ctx.k, gradient, passed, slopes, *told)
         learned = _by_constants(trial, tensors, states, passed, credit) if learns else []
         return (None, None, *by_port, *learned)
 
@@ -213,12 +229,12 @@ class _RecordedScan(torch.autograd.Function):
         slopes: Tensor | None,
         window: int | None,
     ) -> Tensor:
-        if ctx.fused and moved[0] is not None:
+        if ctx.fused and moved[0] is not None and ctx.trial.loop is None:
             seen = None if slopes is None else (slopes, *ctx.surrogate)
             return fused_scan.tangent(ctx.k, moved[0], passed, seen, window)
         if ctx.surrogate[0] != fused_scan.GIVEN and slopes is not None:
             slopes = ctx.trial.neuron.derivative(slopes)
-        return plain_scan.tangent(ctx.k, moved, passed, slopes, window)
+        return plain_scan.tangent(ctx.k, moved, passed, slopes, window, ctx.trial.loop)
 
 
 def _by_constants(

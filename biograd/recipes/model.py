@@ -21,6 +21,7 @@ from biograd.recipes.architecture import (
 from biograd.recipes.encoding_recipe import EncodingRecipe
 from biograd.recipes.learning import DecorrelationRecipe, LocalRecipe, TrainingRecipe
 from biograd.recipes.module_recipe import ModuleRecipe, model_table
+from biograd.recipes.recording_recipe import RecordingRecipe
 from biograd.recipes.toml import leaves, merge, override, without
 
 MOVED = {"readout", "readout_time_constant_ms", "method"}
@@ -48,6 +49,7 @@ class ModelRecipe(Checked):
     activity: ActivityBounds = dataclasses.field(default_factory=ActivityBounds)
     """Bounds of hidden units' activity, whose cost is a part of the loss."""
     training: TrainingRecipe = dataclasses.field(default_factory=TrainingRecipe)
+    recording: RecordingRecipe = dataclasses.field(default_factory=RecordingRecipe)
     estimators: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     """Settings by estimator name: ``[estimators.weak] copies = 17``."""
     dataset: Table = dataclasses.field(default_factory=dict)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from biograd import data
+from biograd.errors import RecipeError, nearest
 from biograd.recording.observation import neurons, neurons_of
 from biograd.recording.training_setup import Experiment
 from biograd.runs.layout import LayerInfo, Probe
 from biograd.substrate.network import Network
 
-PROBES = 200
 LONGEST = 20_000
 """Characters of the text of a module."""
 STIMULI = 2**24
 """Bytes of stimuli that a run file takes; larger ones are found by their rows."""
 
 
-def make_probe(dataset: data.Dataset) -> Probe:
+def make_probe(dataset: data.Dataset, stimuli: int) -> Probe:
     """Return the fixed stimuli of all snapshots: the evaluated split, its groups in turn."""
     source = dataset.evaluated
-    index = dataset.probes(source, PROBES)
+    index = dataset.probes(source, stimuli)
     inputs = source.take(index).inputs
     targets = source.take(index).targets if source.targets is None else source.targets[index]
     strata = dataset.task.strata(targets)
@@ -33,6 +35,7 @@ def make_probe(dataset: data.Dataset) -> Probe:
         label=label.cpu().numpy(),
         split=dataset.evaluated_on,
         input=inputs.numpy() if inputs.nbytes <= STIMULI else None,
+        target=targets.numpy() if targets.nbytes <= STIMULI else None,
         source_row=data.original(source, index).numpy(),
     )
 
@@ -87,4 +90,20 @@ def layers(experiment: Experiment, probe: Probe) -> dict[str, LayerInfo]:
             n_steps=one.steps or None,
             neuron_params=neurons_of(name, known),
         )
-    return found
+    wanted = chosen("layers", experiment.configuration.recipe.recording.layers, found)
+    return {name: found[name] for name in wanted}
+
+
+def chosen(key: str, patterns: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that patterns match, in their order.
+
+    Raises:
+        RecipeError: a pattern matches none.
+    """
+    names = tuple(known)
+    for pattern in patterns:
+        if names and not fnmatch.filter(names, pattern):
+            raise RecipeError(
+                f"recording.{key}: {pattern!r} matches none: {nearest(pattern, names)}"
+            )
+    return tuple(n for n in names if any(fnmatch.fnmatchcase(n, one) for one in patterns))

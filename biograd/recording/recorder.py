@@ -20,18 +20,21 @@ from biograd.recipes import TrainingRecipe
 from biograd.recording.costs import operations, peak_memory
 from biograd.recording.figures import (
     EpochSums,
-    ends_with_snapshot,
     firing,
-    log_spaced,
     prefixed,
     silent,
 )
+from biograd.recording.moments import SnapshotSchedule
 from biograd.recording.restoring import SNAPSHOT, epoch_sums, restore
+from biograd.recording.sampling import Sampling
 from biograd.recording.training_setup import Experiment, frozen_hidden
-from biograd.runs.layout import Probe
+from biograd.runs.layout import Array, Probe
 from biograd.runs.writer import RunWriter
 from biograd.signals import BASE, Interrupted, graceful
 from biograd.training import StepRecord, placed
+
+Looked = tuple[dict[str, torch.Tensor], dict[str, Array]]
+"""Activity by layer, and rows of further data sets."""
 
 
 class NullWriter:
@@ -61,12 +64,15 @@ class Recording:
         experiment: Experiment,
         writer: RunWriter | NullWriter,
         probe: Probe,
+        sampling: Sampling | None,
         progress: Progress,
         watchers: Watchers = NONE,
     ) -> None:
         self.experiment, self.writer, self.progress = experiment, writer, progress
         self.callbacks = () if ranks.rank() else watchers.callbacks
-        self.probe = probe
+        self.probe, self.sampling = probe, sampling
+        recipe = experiment.configuration.recipe.recording
+        self.moments = SnapshotSchedule(recipe, experiment.trainer.per_epoch)
         self.pristine: OwnParts | None = None
         self._stopped_by = "validation"
         self.restored = False
@@ -233,7 +239,7 @@ class Recording:
         self.progress.step({**values, "spent": record.spent, **self._shown, **self._firing})
         self._tell("on_step", record.step, values)
         self._sums = self._sums.and_of(record)
-        if not record.last and record.step in log_spaced(self.experiment.trainer.per_epoch):
+        if not record.last and self.moments.within(record.step):
             self._snapshot(record.step, self._look())
         if record.last:
             self._end_epoch(record)
@@ -245,39 +251,40 @@ class Recording:
         values |= prefixed("train", engine.task.figures(sums.totals))
         found = self.experiment.evaluate(self.experiment.dataset.evaluated)
         values |= prefixed("test", found)
+        epoch, recipe = record.epoch + 1, configuration.recipe.training
+        best = False
         if trainer.recipe.chooses:
             trainer.judge(found[engine.task.headline])
-        epoch, recipe = record.epoch + 1, configuration.recipe.training
+            best = trainer.selection.epoch == epoch
         epochs = recipe.epochs if recipe.budget[0] == "epochs" else None
-        activity = self._look()
+        looked = self._look()
+        activity = looked[0]
         self._firing = firing(activity)
         values |= self._firing
         self._silent = silent(activity)
         values |= {f"off_diagonal_energy.{name}": e for name, e in self._energies().items()}
         values |= self.experiment.engine.estimator.measures()
-        if ends_with_snapshot(epoch) or trainer.ended:
-            self._snapshot(record.step, activity)
+        shot = self.moments.ends(epoch, record.step, best) or trainer.ended
+        if shot:
+            self._snapshot(record.step, looked)
         self.writer.scalars("epoch", record.step, record.epoch, values)
         self._sums = EpochSums()
-        self._commit()
+        rule = configuration.recipe.recording.checkpoints
+        self._commit({"last": False, "best": best, "snapshots": shot}[rule])
         place = {"epoch": epoch, "step": record.step} | ({"epochs": epochs} if epochs else {})
-        looked = {"evaluated_on": self.experiment.dataset.evaluated_on}
-        self.progress.epoch({**place, **values, **self._shown, **looked})
+        on = {"evaluated_on": self.experiment.dataset.evaluated_on}
+        self.progress.epoch({**place, **values, **self._shown, **on})
         if trainer.stopped:
             self.progress.note(f"the training ends: {trainer.stopped}")
         self._tell("on_epoch", record.step, values)
 
-    def _look(self) -> dict[str, torch.Tensor]:
-        """Return the probes' activity in every watched layer; rank 0 does so for all."""
-        if ranks.rank():
-            return {}
-        experiment = self.experiment
-        inputs = experiment.dataset.evaluated.take(torch.as_tensor(self.probe.index)).inputs
-        return {name: one.values for name, one in experiment.observe(inputs).items()}
+    def _look(self) -> Looked:
+        """Return what the network does on the stimuli; rank 0 looks for all."""
+        return ({}, {}) if self.sampling is None else self.sampling.look()
 
-    def _snapshot(self, step: int, found: Mapping[str, torch.Tensor]) -> None:
-        """Write the probes' activity and the parameters' norms."""
-        if isinstance(self.writer, NullWriter):
+    def _snapshot(self, step: int, looked: Looked) -> None:
+        """Write what was seen, and the parameters' norms."""
+        if isinstance(self.writer, NullWriter) or self.sampling is None:
             return
         experiment = self.experiment
         params = {}
@@ -291,11 +298,12 @@ class Recording:
             }
             self._norms[name] = now
         epoch = max(step - 1, 0) // experiment.trainer.per_epoch
-        arrays = {name: value.numpy() for name, value in found.items()}
+        arrays = {n: one.numpy() for n, one in looked[0].items() if n in self.sampling.layers}
+        known = {name: row for name, row in looked[1].items() if name in self.writer.rows}
         learning: dict[str, dict[str, float]] = self._quality()
         for name, energy in self._energies().items():
             learning.setdefault(name, {})["off_diagonal_energy"] = energy
-        self.writer.snapshot(step, epoch, arrays, params, learning)
+        self.writer.snapshot(step, epoch, arrays, params, learning, known)
 
     def _quality(self) -> dict[str, dict[str, float]]:
         """Return how good the estimate of each layer's gradient is, if the recipe asks for it."""
@@ -311,9 +319,9 @@ class Recording:
         found = {} if decorrelate is None else decorrelate.energy
         return {name: float(energy) for name, energy in found.items()}
 
-    def _commit(self) -> None:
+    def _commit(self, lasting: bool = False) -> None:
         if not isinstance(self.writer, NullWriter):
-            self.writer.commit(self.experiment.trainer.step, self.checkpoint())
+            self.writer.commit(self.experiment.trainer.step, self.checkpoint(), lasting)
         self._saved = self.experiment.trainer.step
 
     def _summary(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ LARGE, LARGE_EXPANDS = 2**28, 200
 """Bytes of a data set that is large, and how many times its size such a one may be compressed."""
 LEVELS = 8
 DEPTHS = {"trials": 2, "snapshots": 2, "scalars": 3, "params": 3, "learning": 3, "spikes": 3}
+DEPTHS |= {"weights": 3, "outputs": 2}
 """At how many names the data sets of a table lie."""
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,20 @@ from biograd.runs.layout import (
     Probe,
     Raster,
     plain_attributes,
-    row_shape,
 )
 from biograd.runs.parts.seal import is_sealed
 from biograd.runs.parts.segments import Segment, Sources
 from biograd.runs.parts.settling import located
 from biograd.runs.said import LATER, TEXTS, described_by, integers
+from biograd.runs.schema.row_info import RowInfo, rows_of
+from biograd.runs.schema.run_tables import row_shape
 from biograd.runs.storage import RunPaths
 
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 """Names of checkpoints: a step, and the segment if another of that step was there."""
 DIGESTS = ("file", "sha256", "checkpoint_sha256")
 MARKS = ("magic", "version")  # attributes of the file, not of the run
-OPTIONAL = ("input", "source_row")
+OPTIONAL = ("input", "source_row", "target")
 GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")  # all have them
 
 
@@ -50,6 +51,7 @@ class Commit:
     Attributes:
         rows: rows of every table up to and with this commit.
         checkpoint: name and digest of the checkpoint that belongs to it.
+        lasting: whether that stays when there are later ones.
     """
 
     segment: int
@@ -62,6 +64,7 @@ class Commit:
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
+    lasting: bool = False
 
     def line(self) -> str:
         """Return the line of ``commits.jsonl``."""
@@ -89,6 +92,7 @@ class Commit:
             and all(type(count) is int and 0 <= count < 2**63 for count in rows.values())
             and (name is None or (isinstance(name, str) and CHECKPOINT.fullmatch(name)))
             and all(isinstance(own.get(key) or "", str) for key in DIGESTS)
+            and isinstance(own.get("lasting", False), bool)
         )
         if not sound:
             raise RunFileError(f"{where}: is damaged (not a commit of a run)")
@@ -121,6 +125,7 @@ class Contents:
     summary: dict[str, Any]
     credit: dict[str, Any]
     code: dict[str, Any]
+    recording: dict[str, Any]
     layers: dict[str, LayerInfo]
     probe: Probe | None
     history: list[list[int]]
@@ -132,6 +137,11 @@ class Contents:
     def raster(self) -> Raster | None:
         """The times of the trials, None if nothing spikes."""
         return Raster.of(self.layers, self.probe)
+
+    @property
+    def rows(self) -> dict[str, RowInfo]:
+        """The data sets that only some runs have."""
+        return rows_of(self.recording)
 
     @property
     def numbers(self) -> Array:
@@ -200,10 +210,18 @@ def read_parts(place: RunPaths, header: Mapping[str, Any] | None = None) -> Cont
         status=_status(place),
         probe=probe,
         commits=commits,
-        sources=Sources(partial(row_shape, layers=said["layers"], probe=probe), segments),
+        sources=Sources(_shapes(said, probe), segments),
         sealed=True,
         **said,
     )
+
+
+def _shapes(
+    said: Mapping[str, Any], probe: Probe | None
+) -> Callable[[str], tuple[int, ...] | None]:
+    """Return what tells the shape of a row of a data set."""
+    rows = rows_of(said["recording"])
+    return partial(row_shape, layers=said["layers"], probe=probe, rows=rows)
 
 
 def segment_path(place: RunPaths, number: int) -> Path:
@@ -301,7 +319,7 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
         status=str(attributes.get("status")),
         probe=probe,
         commits=[_checkpoint(file, name) for name in file.members("checkpoints")],
-        sources=Sources(partial(row_shape, layers=said["layers"], probe=probe), file=file),
+        sources=Sources(_shapes(said, probe), file=file),
         sealed=sealed,
         **said,
     )
@@ -330,6 +348,7 @@ def _checkpoint(file: CheckedFile, name: str) -> Commit:
         "rows": parse(str(values.get("rows")), f"{file.path}: /{group}"),
         "checkpoint": name,
         "checkpoint_sha256": values.get("sha256"),
+        "lasting": bool(values.get("lasting", False)),
     }
     return Commit.of(table, f"{file.path}: /{group}")
 

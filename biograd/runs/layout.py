@@ -1,4 +1,4 @@
-r"""The layout ``biograd-run`` 1.0: names, shapes, units, and the equations of time.
+r"""The layout ``biograd-run`` 1.1: names, shapes, units, and the equations of time.
 
 Finished file ``run.h5``::
 
@@ -6,18 +6,25 @@ Finished file ``run.h5``::
                           parts_id biograd_version ... and whatever the run says about itself
                           (of a module of the user's: network, its text; neurons, encoding, JSON)
     /config /environment /hyperparameters /summary     JSON text, one scalar each
+    /README               text, how to read the file
+    /recording            JSON text: rows of the data sets that only some runs have, classes
     /credit /code         JSON text: parameter to shape and creditor; the user's code, never run
     /scalars/<stream>/    step i8 | epoch i4 | wall_time f8 [s] | <metric> f4, NaN = missing
     /probe/               index i8 (row of the split) | label i4 | split | input f4, the stimuli
                           source_row i8 (row of what the source gave: of the file of the split,
                           or of all of it if biograd divided it, as load_digits of scikit-learn)
+                          target (what the task asks for)
     /snapshots/           step i8 | epoch i4 | wall_time f8 [s]
     /layers/<module>/     snapshot i8 (its step) | probe i8 (its index) | unit i8
                           activation f4 (snapshot, probe, unit)
                           stats/{mean,std,frac_active,max} f4 (snapshot, unit)
+                          potential | synaptic_current | adaptation f4 (snapshot, probe, time,
+                          unit) | credit, if the recipe asks for them (/recording names them)
     /spikes/<module>/     SONATA: timestamps f8 [ms] | node_ids u8, sorted by time
                           trial_ids u4 (row of /trials) | trial_ptr u8 (trial + 1)
     /trials/              start_ms f8 | stop_ms f8 | snapshot i4 | probe i4 | label i4
+    /outputs/             value f4 (snapshot, probe, output)
+    /weights/<name>/      value f4 (snapshot, ...) | gradient
     /params/<name>/       norm | update_norm | sparsity f4 (snapshot)
     /learning/<module>/   cos_to_bp | angle_deg | ... f4 (snapshot)
     /progress/commits     i8 (commit, [segment, step, rank, unix_ns])
@@ -78,27 +85,11 @@ from biograd.errors import RecipeError
 FORMAT = "biograd-run"
 SET = "biograd-set"
 """The format of a file that links several runs."""
-VERSION = "1.0"
+VERSION = "1.1"
 SONATA_MAGIC = 0x0A7A
 SONATA_VERSION = (0, 1)
 STATISTICS = ("mean", "std", "frac_active", "max")
 COMMIT_COLUMNS = ("segment", "step", "rank", "unix_ns")
-
-STEPS = "snapshots/step"
-TRIALS = "trials/start_ms"
-GROWING = ("scalars", "snapshots", "layers", "params", "learning", "trials", "spikes")
-
-COORDINATES = ("snapshot", "probe", "unit")
-"""Coordinates that the groups of layers, parameters and learning measures have of their own."""
-
-TIMES = ("start_ms", "stop_ms")
-WHOLE = {
-    "scalars": ("step", "epoch"),
-    "snapshots": ("step", "epoch"),
-    "trials": ("snapshot", "probe", "label"),
-    "spikes": ("node_ids", "trial_ids", "trial_ptr"),
-}
-"""Columns of whole numbers."""
 
 Array = npt.NDArray[Any]
 
@@ -161,6 +152,7 @@ class Probe:
         source_row: row of each stimulus in what the source gave as this split, or as a whole if
             biograd divided it, int64 ``[probe]``; optional.
         gap_ms: silence between two trials in the continuous raster.
+        target: what the task asks for on each stimulus, ``[probe, ...]``; optional.
     """
 
     index: Array
@@ -169,6 +161,7 @@ class Probe:
     input: Array | None = None
     gap_ms: float = 10.0
     source_row: Array | None = None
+    target: Array | None = None
 
     def __len__(self) -> int:
         """Return the number of stimuli."""
@@ -184,6 +177,8 @@ class Probe:
         }
         if self.input is not None:
             values["input"] = as_array(self.input)
+        if self.target is not None:
+            values["target"] = as_array(self.target)
         if self.source_row is not None:
             values["source_row"] = as_array(self.source_row).astype(np.int64)
         lengths = {name: len(value) for name, value in values.items()}
@@ -288,89 +283,6 @@ class Raster:
     def start_ms(self, trials: Array) -> Array:
         """Return when trials begin, ``k (T dt + g)``, float64 of the shape of ``trials``."""
         return np.asarray(trials, np.float64) * (self.duration_ms + self.gap_ms)
-
-
-def counted_by(name: str) -> str:
-    """Return the data set whose length counts the rows of the growing data set ``name``.
-
-    >>> counted_by("layers/fc1/stats/mean"), counted_by("scalars/eval/loss")
-    ('snapshots/step', 'scalars/eval/step')
-    >>> counted_by("spikes/fc1/node_ids"), counted_by("spikes/fc1/trial_ptr")
-    ('spikes/fc1/timestamps', 'trials/start_ms')
-    """
-    top, *rest = name.split("/")
-    if top == "scalars":
-        return f"scalars/{rest[0]}/step"
-    if top == "trials" or rest[-1] == "trial_ptr":
-        return TRIALS
-    return f"spikes/{rest[0]}/timestamps" if top == "spikes" else STEPS
-
-
-def grows(name: str) -> bool:
-    """Return whether ``name`` is a data set that grows with the run.
-
-    >>> grows("layers/fc1/activation"), grows("layers/fc1/unit"), grows("probe/index")
-    (True, False, False)
-    """
-    top, *rest = name.split("/")
-    fixed = top in ("layers", "params", "learning") and {*rest[-1:]} <= {*COORDINATES}
-    return top in GROWING and bool(rest) and not fixed
-
-
-def kinds_of(name: str) -> str:
-    """Return the kinds, as NumPy names them, that the values of a growing data set may have.
-
-    >>> kinds_of("scalars/epoch/step"), kinds_of("scalars/epoch/loss")
-    ('iu', 'f')
-    """
-    return "iu" if name.rpartition("/")[2] in WHOLE.get(name.split("/")[0], ()) else "f"
-
-
-def row_shape(
-    name: str, layers: Mapping[str, LayerInfo], probe: Probe | None
-) -> tuple[int, ...] | None:
-    """Return the shape of a row of a growing data set; None: it is of no layer of the run."""
-    top, *rest = name.split("/")
-    if top != "layers":
-        return ()
-    if rest[0] not in layers or probe is None:
-        return None
-    units = len(layers[rest[0]].units)
-    return (len(probe), units) if rest[1:] == ["activation"] else (units,)
-
-
-def required(table: str) -> tuple[str, ...]:
-    """Return the columns that a table cannot lack.
-
-    >>> required("scalars/epoch")
-    ('step', 'epoch', 'wall_time')
-    """
-    top = table.split("/")[0]
-    more = {"scalars": ("wall_time",), "snapshots": ("wall_time",), "trials": TIMES}
-    return (*WHOLE[top], *more[top]) if top in more else ()
-
-
-def units_of(name: str, layers: Mapping[str, LayerInfo]) -> str | None:
-    """Return the text of the ``units`` attribute of a data set, None if it has no dimension."""
-    last = name.split("/")[-1]
-    fixed = {"wall_time": "s", "timestamps": "ms", "start_ms": "ms", "stop_ms": "ms"}
-    if last in fixed or last == "angle_deg":
-        return fixed.get(last, "deg")
-    if name.startswith("layers/") and last in ("activation", "mean", "std", "max"):
-        units = {"rate": "1", "spiking": "spikes/step"}
-        return units.get(layers[name.split("/")[1]].kind, "unknown")
-    return None
-
-
-def chunks_of(name: str, shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Return the chunk of a data set: whole unit axis, 64 kB or 64 probes, whichever is more."""
-    if name.startswith("layers/") and len(shape) == 3:
-        probes = max(64, 65536 // max(1, shape[2] * itemsize))
-        return (1, min(shape[1], probes), shape[2])
-    rows = max(1, 65536 // max(1, math.prod(shape[1:]) * itemsize))
-    if name.startswith("scalars/"):
-        rows = 4096
-    return (min(shape[0], rows), *shape[1:])
 
 
 def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from biograd.errors import RecipeError
-from biograd.runs.layout import COORDINATES, check_name
+from biograd.runs.layout import check_name
 from biograd.runs.parts.buffer import RESERVED
+from biograd.runs.schema.run_tables import COORDINATES
 
 
 def metric_name(name: str) -> str:

@@ -7,37 +7,17 @@ first read. Nothing is loaded before it is asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from biograd.errors import RecipeError, RunFileError, natural, nearest
-from biograd.runs.contents import Commit, Contents, described, find
-from biograd.runs.layout import (
-    STATISTICS,
-    Array,
-    LayerInfo,
-    Probe,
-    as_array,
-    required,
-    row_shape,
-    units_of,
-)
-from biograd.runs.parts.segments import Sources
+from biograd.errors import RecipeError, RunFileError
+from biograd.runs.contents import Commit, described, find
+from biograd.runs.layout import Array
 from biograd.runs.storage import RunPaths
 from biograd.runs.views.entries import Entry, entries
-from biograd.runs.views.recorded_spikes import Spikes
-from biograd.runs.views.snapshot_array import SnapshotArray
+from biograd.runs.views.recorded_run import RecordedRun
 
 if TYPE_CHECKING:
-    import pandas
-    import xarray
-
     from biograd.runs.checkpoint import Checkpoint
-
-Answer = TypeVar("Answer")
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -51,12 +31,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return Run(find(RunPaths.of(path)))
 
 
-class Run:
+class Run(RecordedRun):
     """One run; see :func:`open_run`."""
-
-    def __init__(self, contents: Contents) -> None:
-        """Show what was found."""
-        self._contents = contents
 
     def __enter__(self) -> Run:
         """Return the run; leaving closes it."""
@@ -73,25 +49,6 @@ class Run:
     def close(self) -> None:
         """Close the file."""
         self._contents.close()
-
-    def _ask(self, question: Callable[[Sources], Answer]) -> Answer:
-        """Answer from the sources; if they were packed meanwhile, from the finished file."""
-        where = self._contents.place
-        try:
-            return question(self._contents.sources)
-        except FileNotFoundError:
-            self._contents = find(where)
-        try:
-            return question(self._contents.sources)
-        except FileNotFoundError as error:
-            message = f"{error.filename or where.parts}: is missing, though it was committed"
-            raise RunFileError(message) from error
-
-    @property
-    def path(self) -> Path:
-        """The finished file, or the parts folder if there is none yet."""
-        place = self._contents.place
-        return place.file if self._contents.packed else place.parts
 
     @property
     def sealed(self) -> bool:
@@ -148,173 +105,6 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What came out in the end; empty until then."""
         return self._contents.summary
-
-    @property
-    def layers(self) -> dict[str, LayerInfo]:
-        """What is recorded, by module path."""
-        return dict(self._contents.layers)
-
-    @property
-    def probe(self) -> Probe | None:
-        """The stimuli of all snapshots."""
-        return self._contents.probe
-
-    @property
-    def streams(self) -> list[str]:
-        """Names of the streams of scalars."""
-        found: set[str] = set()
-
-        def look(sources: Sources) -> None:
-            for file in sources:
-                found.update(file.members("scalars"))
-
-        self._ask(look)
-        return sorted(found, key=natural)
-
-    def scalars(self, stream: str) -> dict[str, Array]:
-        """Return the columns of a stream: step, epoch, wall_time and the metrics, ``[row]``.
-
-        Raises:
-            RunFileError: there is no such stream.
-        """
-        table = self._table(f"scalars/{stream}")
-        if not table:
-            raise RunFileError(
-                f"{self.path}: no stream {stream!r}: {nearest(stream, self.streams)}"
-            )
-        return table
-
-    def _table(self, prefix: str) -> dict[str, Array]:
-        columns = self._ask(lambda sources: sources.columns(prefix))
-        names = sorted(columns, key=natural)
-        table = {name.removeprefix(prefix + "/"): columns[name] for name in names}
-        lacking = [name for name in required(prefix) if table and name not in table]
-        if lacking:
-            raise RunFileError(f"{self.path}: /{prefix} is damaged (it lacks {lacking[0]})")
-        return table
-
-    @property
-    def snapshots(self) -> dict[str, Array]:
-        """Step, epoch and wall_time of every snapshot, ``[snapshot]``."""
-        return self._table("snapshots")
-
-    @property
-    def trials(self) -> dict[str, Array]:
-        """start_ms, stop_ms, snapshot, probe and label of every trial, ``[trial]``."""
-        return self._table("trials")
-
-    @property
-    def params(self) -> dict[str, dict[str, Array]]:
-        """Measures of every parameter, ``[snapshot]``."""
-        return self._groups("params")
-
-    @property
-    def learning(self) -> dict[str, dict[str, Array]]:
-        """Measures of every layer's learning, ``[snapshot]``."""
-        return self._groups("learning")
-
-    def _groups(self, prefix: str) -> dict[str, dict[str, Array]]:
-        groups: dict[str, dict[str, Array]] = {}
-        for name, values in self._table(prefix).items():
-            group, column = name.split("/")
-            groups.setdefault(group, {})[column] = values
-        return groups
-
-    def activity(self, layer: str) -> SnapshotArray:
-        """Return what a layer did on the stimuli, ``[snapshot, probe, unit]``, read when used.
-
-        Of a spiking layer it is the mean number of spikes a step.
-
-        Raises:
-            RunFileError: there is no such layer, or nothing of it was recorded.
-        """
-        coords = {"probe": self._probe_index, "label": self._probe_label}
-        coords["unit"] = self._contents.layers[self._layer(layer)].units
-        name = f"layers/{layer}/activation"
-        return self._over_snapshots(name, ("snapshot", "probe", "unit"), coords)
-
-    @property
-    def _probe_index(self) -> Array:
-        return np.zeros(0, np.int64) if self.probe is None else as_array(self.probe.index)
-
-    @property
-    def _probe_label(self) -> Array:
-        return np.zeros(0, np.int64) if self.probe is None else as_array(self.probe.label)
-
-    def _over_snapshots(
-        self, name: str, dims: tuple[str, ...], coords: Mapping[str, Array]
-    ) -> SnapshotArray:
-        """Return a data set with a row for each snapshot."""
-        shape = row_shape(name, self._contents.layers, self.probe)
-        if shape is None or not self._ask(lambda sources: sources.holds(name)):
-            raise RunFileError(f"{self.path}: nothing was recorded as /{name}")
-        return SnapshotArray(
-            name,
-            lambda start, stop: self._ask(lambda sources: sources.rows(name, start, stop)),
-            (self._ask(lambda sources: sources.length(name)), *shape),
-            dims,
-            {"snapshot": self.snapshots["step"], **coords},
-            units_of(name, self._contents.layers) or "",
-        )
-
-    def statistics(self, layer: str) -> dict[str, Array]:
-        """Return mean, std, frac_active and max over the probes, ``[snapshot, unit]`` each."""
-        table = self._table(f"layers/{self._layer(layer)}/stats")
-        return {name: table[name] for name in STATISTICS if name in table}
-
-    def spikes(self, layer: str) -> Spikes:
-        """Return the spikes of a spiking layer, of all trials; read when used.
-
-        Raises:
-            RunFileError: there is no such layer, or nothing of it was recorded.
-        """
-        group = f"spikes/{self._layer(layer)}"
-        pointer = self._ask(lambda sources: sources.pointer(group))
-        if pointer is None:
-            raise RunFileError(f"{self.path}: no spikes were recorded of layer {layer!r}")
-
-        def read(name: str, start: int, stop: int) -> Array:
-            return self._ask(lambda sources: sources.spikes(f"{group}/{name}", start, stop))
-
-        return Spikes(layer, self._contents.layers[layer], self.trials, pointer, read)
-
-    def frame(self, stream: str = "epoch") -> pandas.DataFrame:
-        """Return a stream of scalars as a DataFrame by step.
-
-        Raises:
-            RunFileError: there is no such stream.
-            MissingExtraError: pandas is not installed.
-        """
-        from biograd.runs.views.tabulated import frame
-
-        return frame(self.scalars(stream), stream)
-
-    def to_xarray(self) -> xarray.DataTree:
-        """Return scalars, measures and activity as a DataTree; large arrays are read when used.
-
-        Raises:
-            MissingExtraError: xarray is not installed.
-        """
-        from biograd.runs.views.tabulated import data_tree
-
-        return data_tree(self)
-
-    def to_rsatoolbox(self, layer: str, snapshot: int = -1) -> Any:
-        """Return the activity of a layer as a data set of rsatoolbox, stimuli by units.
-
-        Its observations say which are ``silent``: these have no correlation with any other.
-
-        Raises:
-            MissingExtraError: rsatoolbox is not installed.
-        """
-        from biograd.runs.views.converters import rsatoolbox_dataset
-
-        return rsatoolbox_dataset(self.activity(layer), snapshot)
-
-    def _layer(self, layer: str) -> str:
-        if layer not in self._contents.layers:
-            raise RunFileError(f"{self.path}: no layer {layer!r}: {nearest(layer, self.layers)}")
-        return layer
 
     @property
     def commits(self) -> Array:

@@ -8,9 +8,10 @@ from typing import Any
 from biograd.errors import RecipeError, RunFileError, brief
 from biograd.runs.json_text import are_texts
 from biograd.runs.layout import LayerInfo, checked_layer
+from biograd.runs.schema.row_info import rows_of
 
-TEXTS = ("config", "environment", "hyperparameters", "summary", "credit", "code")
-LATER = ("credit", "code")  # early files lack them
+TEXTS = ("config", "environment", "hyperparameters", "summary", "credit", "code", "recording")
+LATER = ("credit", "code", "recording")  # early files lack them
 PARTS = {
     "parts_id": str,
     "attributes": dict,
@@ -78,9 +79,20 @@ def described_by(values: Mapping[str, Any], where: object) -> dict[str, Any]:
     if not are_texts(found["code"]):
         raise RunFileError(f"{where}: is damaged (code is not that of files)")
     check_summary(found["summary"], where)
+    _check_recording(found["recording"], where)
     if not all(integers(row, 4) for row in found["history"]):
         raise RunFileError(f"{where}: is damaged (history is not rows of four integers)")
     return found
+
+
+def _check_recording(recording: Mapping[str, Any], where: object) -> None:
+    try:
+        rows_of(recording)
+    except RecipeError as error:
+        raise RunFileError(f"{where}: is damaged (recording: {brief(str(error))})") from error
+    classes = recording.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+        raise RunFileError(f"{where}: is damaged (recording: classes are not texts)")
 
 
 def integers(row: object, length: int) -> bool:

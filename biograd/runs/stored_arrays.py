@@ -13,7 +13,8 @@ import numpy as np
 
 from biograd import disk
 from biograd.disk.atomic import WholeWrites
-from biograd.runs.layout import SONATA_MAGIC, SONATA_VERSION, Array, LayerInfo, Probe, chunks_of
+from biograd.runs.layout import SONATA_MAGIC, SONATA_VERSION, Array, LayerInfo, Probe
+from biograd.runs.schema.run_tables import chunks_of
 
 SORTING = h5py.enum_dtype({"none": 0, "by_id": 1, "by_time": 2}, basetype="u1")
 SMALL = 1024
@@ -88,8 +89,10 @@ def write_dataset(output: h5py.Group, name: str, values: Array) -> h5py.Dataset:
 
 
 def write_text(output: h5py.Group, name: str, text: bytes) -> None:
-    """Write UTF-8 text of fixed length as one scalar."""
-    output.create_dataset(name, data=np.bytes_(text), dtype=h5py.string_dtype(length=len(text)))
+    """Write text of fixed length as one scalar: ASCII if it is, as older readers want it."""
+    coding = "ascii" if text.isascii() else "utf-8"
+    dtype = h5py.string_dtype(coding, max(1, len(text)))
+    output.create_dataset(name, data=np.bytes_(text), dtype=dtype)
 
 
 def write_probe(output: h5py.File, probe: Probe) -> None:

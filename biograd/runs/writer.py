@@ -7,7 +7,6 @@ exist. See :mod:`biograd.runs.layout` for the files.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -22,13 +21,16 @@ from biograd import disk
 from biograd.errors import BiogradError, OutputError, RecipeError
 from biograd.runs.contents import Commit, find, read_commits, read_parts, segment_path
 from biograd.runs.json_text import read_object
-from biograd.runs.layout import STEPS, LayerInfo, Probe, check_layers, to_json
+from biograd.runs.layout import LayerInfo, Probe, check_layers, to_json
 from biograd.runs.logger import Logger, Status
 from biograd.runs.names import flattened, metric_name
+from biograd.runs.parts import kept_checkpoints
 from biograd.runs.parts.buffer import Buffer, Snapshot, record, segment_bytes
 from biograd.runs.parts.folder import begin, complete, config_digest, header, refuse_existing
 from biograd.runs.parts.pack import pack_parts
 from biograd.runs.parts.settling import settle
+from biograd.runs.schema.row_info import RowInfo, rows_of
+from biograd.runs.schema.run_tables import STEPS
 from biograd.runs.storage import RunPaths
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 
 STATUSES = ("completed", "interrupted", "crashed")
 COMMIT_BYTES = 8 * 2**20
-KEPT_CHECKPOINTS = 2
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class RunWriter(Logger):
         layers: what is recorded, by module path.
         credit: shape and creditor of each parameter by its name (``engine.Account``).
         code: text of the user's own files, by part and by file.
+        rows: data sets of snapshots that this run has beside those of all, by name.
+        recording: what else to say of what is recorded and when, as JSON values.
         force: replace an existing run.
         commit_bytes: commit without being asked when so many bytes wait.
 
@@ -78,6 +81,8 @@ class RunWriter(Logger):
         layers: Mapping[str, LayerInfo],
         credit: Mapping[str, Any] | None = None,
         code: Mapping[str, Any] | None = None,
+        rows: Mapping[str, RowInfo] | None = None,
+        recording: Mapping[str, Any] | None = None,
         force: bool = False,
         commit_bytes: int = COMMIT_BYTES,
     ) -> None:
@@ -92,7 +97,12 @@ class RunWriter(Logger):
             probe=probe,
             credit=credit,
             code=code,
+            recording={
+                **(recording or {}),
+                "rows": {name: row.as_json() for name, row in (rows or {}).items()},
+            },
         )
+        rows_of(head["recording"])
         self._start(place, begin(place, head, probe, force), commit_bytes)
 
     def _start(self, place: RunPaths, lock: disk.Lock, commit_bytes: int) -> None:
@@ -102,7 +112,7 @@ class RunWriter(Logger):
         self._commits: list[Commit] = contents.commits
         self._written = (place.parts / "commits.jsonl").stat().st_size
         self._rows = Counter(self._commits[-1].rows if self._commits else {})
-        self._buffer = Buffer(contents.layers, contents.probe)
+        self._buffer = Buffer(contents.layers, contents.probe, contents.rows)
         self._commit_bytes = commit_bytes
         self._step = self._commits[-1].step if self._commits else 0
         self._closed = False
@@ -183,6 +193,11 @@ class RunWriter(Logger):
         return self._place.file
 
     @property
+    def rows(self) -> frozenset[str]:
+        """Names of the data sets that this run has beside those of all."""
+        return frozenset(self._buffer.known)
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """The attributes of the run, with those that the writer added."""
         return dict(self._head["attributes"])
@@ -208,6 +223,7 @@ class RunWriter(Logger):
         activity: Mapping[str, Any],
         params: Mapping[str, Mapping[str, float]] | None = None,
         learning: Mapping[str, Mapping[str, float]] | None = None,
+        rows: Mapping[str, Any] | None = None,
     ) -> None:
         """Append one look at the network.
 
@@ -218,6 +234,8 @@ class RunWriter(Logger):
                 ``[probe, time, *units]``. A layer that is left out is NaN.
             params: by parameter: norm, update_norm, sparsity.
             learning: by layer: cos_to_bp, angle_deg and the like.
+            rows: of the data sets that this run has beside those of all, by name; NaN where one
+                is left out.
 
         Raises:
             RecipeError: a layer is not known, or its activity has another shape.
@@ -231,7 +249,10 @@ class RunWriter(Logger):
                 raise RecipeError(f"snapshot: layer {name!r} cannot be recorded ({why})")
             layers[name] = record(name, values, known[name], len(probe))
         numbers = {**flattened("params", params or {}), **flattened("learning", learning or {})}
-        row = Snapshot(int(step), int(epoch), time.time(), layers, numbers)
+        further = {
+            name: self._buffer.further(name, values) for name, values in (rows or {}).items()
+        }
+        row = Snapshot(int(step), int(epoch), time.time(), layers, numbers, further)
         self._buffer.add_snapshot(row)
         self._grew(step)
 
@@ -244,10 +265,16 @@ class RunWriter(Logger):
         self,
         step: int,
         checkpoint: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
+        lasting: bool = False,
     ) -> None:
         """Put all waiting rows, and a checkpoint of the same step, on disk.
 
         If it fails, the rows wait for the next attempt and earlier commits are untouched.
+
+        Args:
+            step: of the training.
+            checkpoint: tensors and meta.
+            lasting: keep the checkpoint when there are later ones, and in the finished file.
 
         Raises:
             RecipeError: the checkpoint holds what cannot be stored.
@@ -258,7 +285,9 @@ class RunWriter(Logger):
         if not self._buffer and checkpoint is None:
             return
         number = self._commits[-1].segment + 1 if self._commits else 0
-        name, digest, files = self._checkpoint_files(int(step), number, checkpoint)
+        name, digest, files = kept_checkpoints.files_of(
+            self._place, self._commits, int(step), number, checkpoint
+        )
         data = segment_bytes(self._buffer.arrays(first_snapshot=self._rows[STEPS]))
         rows = self._rows + Counter(self._buffer.rows())
         path = segment_path(self._place, number)
@@ -273,13 +302,14 @@ class RunWriter(Logger):
             rows=dict(rows),
             checkpoint=name,
             checkpoint_sha256=digest,
+            lasting=lasting,
         )
         with disk.writing(self._place.parts, self._hint):
             for target, content in [*files, (path, data)]:
                 disk.write_bytes(target, content)
             disk.append_line(self._place.parts / "commits.jsonl", commit.line())
         self._confirm(commit)
-        self._prune()
+        kept_checkpoints.prune(self._place, self._commits)
 
     def _confirm(self, commit: Commit) -> None:
         """Forget the rows that a commit has put on disk."""
@@ -297,33 +327,6 @@ class RunWriter(Logger):
                 for commit in read_commits(path)[len(self._commits) :]:
                     self._confirm(commit)
                 os.truncate(path, self._written)  # a line that is torn
-
-    def _checkpoint_files(
-        self,
-        step: int,
-        number: int,
-        checkpoint: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None,
-    ) -> tuple[str | None, str | None, list[tuple[Path, bytes]]]:
-        """Return the name and digest of a checkpoint, and its files with what they will hold."""
-        if checkpoint is None:
-            return None, None, []
-        from biograd.runs.checkpoint import files, to_bytes  # loads torch
-
-        taken = {commit.checkpoint for commit in self._commits}
-        name = f"{step}-{number}" if str(step) in taken else str(step)
-        content = to_bytes(*checkpoint)
-        targets = files(self._place.parts / "checkpoints" / name)
-        digest = hashlib.sha256(content[1]).hexdigest()
-        return name, digest, list(zip(targets, content, strict=True))
-
-    def _prune(self) -> None:
-        """Delete all but the last checkpoints that commits name."""
-        names = [commit.checkpoint for commit in self._commits if commit.checkpoint]
-        folder = self._place.parts / "checkpoints"
-        for name in names[:-KEPT_CHECKPOINTS][-KEPT_CHECKPOINTS:]:
-            for ending in (".safetensors", ".json"):
-                with contextlib.suppress(OSError):
-                    (folder / (name + ending)).unlink()
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Keep what came out in the end, as JSON values, in ``/summary``."""

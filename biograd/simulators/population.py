@@ -13,16 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional
 
 from biograd.checking import Count, Positive, validate
 from biograd.contracts.credit_paths import State, differentiated, join, needed, with_way
 from biograd.errors import BiogradError, CapabilityError, RecipeError
-from biograd.neurons.coefficients import Coefficients, coefficients
+from biograd.neurons.coefficients import Coefficients, SpikeLoop, coefficients
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
-from biograd.neurons.scan import Course, Trial, check_end, record, scan, simulate
+from biograd.neurons.scan import Course, Recorded, Trial, check_end, record, scan, simulate
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.values import bounded, check_trainable, spread
 from biograd.process.threads import Turn
+from biograd.simulators.gathered import GatheringLinear
+from biograd.substrate.hooks import announce_whole, takes_whole
 
 Simulator = Literal["torch", "snntorch", "brian2"]
 
@@ -146,6 +149,8 @@ class Population(SteppedPopulation):
         """
         with self._turn, self._named():  # a prepared simulation holds one trial
             into = self.trials(current)
+            if recurrent is not None and self._takes_loop(recurrent, into):
+                return self._looped(into, recurrent)
             if recurrent is not None or self.transport.slots or self.simulator == "snntorch":
                 return self._by_steps(into, recurrent)
             return self._whole(into)
@@ -186,6 +191,51 @@ class Population(SteppedPopulation):
             [self._scanned(drives, window, c, k, learned, given) for drives, window in needed(both)]
         )
 
+    def _takes_loop(self, recurrent: nn.Module, into: Mapping[str, Tensor]) -> bool:
+        """Return whether a recurrent trial is one scan: all who watch the layer agree to it."""
+        learned = self.learned().values()
+        return (
+            self.simulator == "torch"
+            and isinstance(recurrent, (nn.Linear, GatheringLinear))
+            and type(recurrent).forward in (nn.Linear.forward, GatheringLinear.forward)
+            and self.neuron.spiking
+            and len(into) == 1
+            and not (self.transport.slots or self.transport.traces or self.transport.derivative)
+            and recurrent.weight.dtype == into[self.port].dtype
+            and not torch.is_autocast_enabled(recurrent.weight.device.type)
+            and not any(forward_ad.unpack_dual(v).tangent is not None for v in learned)
+            and takes_whole(recurrent)
+            and self._linear(self.constants()) is not None
+        )
+
+    def _looped(self, into: Mapping[str, Tensor], recurrent: Any) -> Tensor:
+        """Return what is passed on: the trial without a graph first, then its derivative.
+
+        The recurrent layer is called once, on the spikes of all steps; credit through it to
+        earlier steps is the scan's.
+        """
+        c, learned, port = self.constants(), self.learned(), self.port
+        ((drives, window),) = self.ways(into)
+        found = self._linear(c)
+        assert found is not None
+        k = found if learned else found.without_unread()
+        held = [
+            None if one is None else forward_ad.unpack_dual(one).primal.detach()
+            for one in (recurrent.weight, recurrent.bias)
+        ]
+        loop = SpikeLoop(*held)  # type: ignore[arg-type]
+        asked = (drives[port], *recurrent.parameters(), *learned.values())
+        graph = any(differentiated(values) for values in asked)
+        keep = "nothing" if not graph else "states" if learned else "distance"
+        with torch.no_grad():
+            recorded = record(self.neuron, k, drives, self.steps, keep, loop)
+        if not announce_whole(recurrent, graph) and not graph:
+            return recorded[0]
+        drive = drives[port] + recurrent(functional.pad(recorded[0][:, :-1], (0, 0, 1, 0)))
+        if not graph:
+            return recorded[0]
+        return self._scanned({port: drive}, window, c, k, learned, None, loop, recorded)
+
     def _scanned(
         self,
         drives: Mapping[str, Tensor],
@@ -194,13 +244,14 @@ class Population(SteppedPopulation):
         k: Coefficients,
         learned: Mapping[str, Tensor],
         given: Course | None,
+        loop: SpikeLoop | None = None,
+        recorded: Recorded | None = None,
     ) -> Tensor:
         """Return what is passed on, along one way."""
         other = self.transport.derivative
         values = {name: self._initial(name) for name in self.differing}
-        trial = Trial(
-            self.neuron, self.dt_ms, self.steps, values, tuple(learned), window, other, given
-        )
+        held = (self.neuron, self.dt_ms, self.steps, values, tuple(learned), window, other, given)
+        trial = Trial(*held, loop, recorded)
         return scan(trial, k, drives, *learned.values())
 
     def _without_graph(self, into: Mapping[str, Tensor], c: Any) -> Tensor:

@@ -9,20 +9,18 @@ To add a kind: write a file with a settings class and a ``run`` function, and na
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from biograd import disk, recipes, user_code
+from biograd.display.csv_text import as_csv
 from biograd.errors import RecipeError, nearest
 from biograd.placement import Placement
 from biograd.progress import Progress
 from biograd.recipes import Table
-from biograd.studies.results.writing import spreadsheet_cell
 
 Row = dict[str, Any]
 
@@ -236,28 +234,3 @@ def write(report: Report, folder: Path) -> None:
             disk.write_bytes(folder / f"{name}.csv", as_csv(rows).encode())
         else:  # of an earlier table
             (folder / f"{name}.csv").unlink(missing_ok=True)
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Return rows as CSV; a pair under ``key`` becomes ``key_low`` and ``key_high``."""
-    flat = [
-        {spreadsheet_cell(key): spreadsheet_cell(value) for key, value in flattened(row).items()}
-        for row in rows
-    ]
-    keys = list(dict.fromkeys(key for row in flat for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
-
-
-def flattened(row: Row) -> Row:
-    """Return a row with a pair under ``key`` as ``key_low`` and ``key_high``."""
-    found: Row = {}
-    for key, value in row.items():
-        if isinstance(value, (tuple, list)) and len(value) == 2:
-            found |= {f"{key}_low": value[0], f"{key}_high": value[1]}
-        else:
-            found[key] = value
-    return found

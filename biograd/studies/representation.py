@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import textwrap
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,10 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from biograd import data, disk, experiment
+from biograd.analyses.dissimilarity import rdm, rsa
+from biograd.errors import word
 from biograd.experiment import Experiment
+from biograd.pages.markup import Figures, document, html, listing, section, short, table
+from biograd.plots.of_representation import matrices
+from biograd.plots.panel import Panel, save
+from biograd.plots.style import layer_title
 from biograd.progress import Progress
 from biograd.recipes import Positive, Range, Table, construct
-from biograd.studies import Place, Report
+from biograd.studies import SAVED, Place, Report
+from biograd.studies.results.gathering import with_similarity
 from biograd.training import evaluate
 
 Matrix = NDArray[np.float64]
@@ -67,9 +72,14 @@ class MeasuredBlock:
     """What was measured in one block."""
 
     dissimilarity: Matrix
+    labels: NDArray[np.int64]
+    """Of the examples in the matrix."""
     classified: float
     left: float
     norm: float
+
+
+Found = dict[str, list[tuple[float, dict[str, MeasuredBlock]]]]
 
 
 def run(settings: Representations, place: Place, progress: Progress) -> Report:
@@ -78,7 +88,7 @@ def run(settings: Representations, place: Place, progress: Progress) -> Report:
         name: construct(TrainedRule, table, "study", f"cells.{name}")
         for name, table in settings.cells.items()
     }
-    found: dict[str, list[tuple[float, dict[str, MeasuredBlock]]]] = {name: [] for name in cells}
+    found: Found = {name: [] for name in cells}
     for seed in settings.seeds:
         for name, cell in cells.items():
             progress.note(f"{name}, seed {seed}")
@@ -87,8 +97,6 @@ def run(settings: Representations, place: Place, progress: Progress) -> Report:
     for name, of_seeds in found.items():
         for block in of_seeds[0][1]:
             rows.append(_row(settings, found, name, block))
-    first = {name: of_seeds[0][1] for name, of_seeds in found.items()}
-    picture = _draw(first, place.folder / "dissimilarities.png")
     columns = {
         "cell": "",
         "block": "block",
@@ -102,9 +110,15 @@ def run(settings: Representations, place: Place, progress: Progress) -> Report:
         f"mean over {len(settings.seeds)} seeds; similarity: correlation of the dissimilarities "
         f"with those of {settings.baseline}; input left: share of its variance that is linear in "
         "the activity",
-        f"dissimilarity matrices: {picture}",
+        "dissimilarities of the first seed: report.html, dissimilarities.pdf",
     ]
-    return Report(columns, rows, notes)
+    made, panels = Report(columns, rows, notes), _panels(settings, found)
+    with disk.writing(place.folder, "run the study again"):
+        place.folder.mkdir(parents=True, exist_ok=True)
+        save(panels, place.folder / "dissimilarities", "double", ("pdf", "png"))
+        text = _page(settings, made, panels, place)
+        disk.write_bytes(place.folder / "report.html", text.encode())
+    return made
 
 
 def _trained(
@@ -157,7 +171,8 @@ def _measure(
         pixels = inputs.flatten(1).double()
         weight = made.network.get_submodule(site).get_parameter("weight")
         layers[name] = MeasuredBlock(
-            dissimilarity(test[chosen]),
+            rdm(test[chosen].numpy()),
+            labels[count:][chosen].numpy(),
             100 * classified(learn, labels[:count], test, labels[count:], settings.ridge),
             100 * variance_left(learn, pixels[:count], test, pixels[count:], settings.ridge),
             float(weight.detach().norm()),
@@ -165,24 +180,9 @@ def _measure(
     return layers
 
 
-def dissimilarity(values: Tensor) -> Matrix:
-    """Return ``1 - correlation`` of every pair of rows, ``[n, n]``; 1 for a constant row.
-
-    >>> dissimilarity(torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [3.0, 2.0, 1.0]])).round(6)
-    array([[0., 0., 2.],
-           [0., 0., 2.],
-           [2., 2., 0.]])
-    """
-    centred = values.double() - values.double().mean(1, keepdim=True)
-    norm = centred.norm(dim=1, keepdim=True)
-    unit = torch.where(norm > 0, centred / norm.clamp_min(1e-300), 0.0)
-    return (1 - unit @ unit.T).fill_diagonal_(0.0).abs().numpy()
-
-
 def agreement(one: Matrix, other: Matrix) -> float:
-    """Return the correlation of the upper triangles of two dissimilarity matrices."""
-    upper = np.triu_indices(len(one), 1)
-    return float(np.corrcoef(one[upper], other[upper])[0, 1])
+    """Return the correlation of the upper triangles of two matrices, silent examples left out."""
+    return rsa(one, other, "pearson")
 
 
 def _fit(learn: Tensor, targets: Tensor, test: Tensor, ridge: float) -> Tensor:
@@ -214,7 +214,7 @@ def variance_left(
 
 def _row(
     settings: Representations,
-    found: dict[str, list[tuple[float, dict[str, MeasuredBlock]]]],
+    found: Found,
     name: str,
     block: str,
 ) -> dict[str, Any]:
@@ -234,30 +234,40 @@ def _row(
     }
 
 
-def _draw(found: dict[str, dict[str, MeasuredBlock]], path: Path) -> Path:
-    """Draw the dissimilarity matrices: a row for each cell, a column for each block."""
-    from matplotlib.figure import Figure
+def _panels(settings: Representations, found: Found) -> list[Panel]:
+    """Return the dissimilarities of each block, the cells beside one another, of the first seed."""
+    first = {name: of_seeds[0][1] for name, of_seeds in found.items()}
+    base, panels = first[settings.baseline], []
+    for block, measured in base.items():
+        names = [name for name, blocks in first.items() if block in blocks]
+        made = matrices(
+            layer_title(block),
+            np.stack([first[name][block].dissimilarity for name in names]),
+            names,
+            measured.labels,
+        )
+        similar = [
+            agreement(first[name][block].dissimilarity, measured.dissimilarity) for name in names
+        ]
+        panels.append(with_similarity(made, similar, settings.baseline))
+    return panels
 
-    blocks = list(next(iter(found.values())))
-    size = (1.6 * len(blocks) + 1.4, 1.7 * len(found) + 0.6)
-    figure = Figure(figsize=size, layout="constrained", dpi=150)
-    axes = figure.subplots(len(found), len(blocks), squeeze=False)
-    image = None
-    for place, (name, layers) in enumerate(found.items()):
-        row = axes[place]
-        for axis, (block, layer) in zip(row, layers.items(), strict=True):
-            image = axis.imshow(layer.dissimilarity, vmin=0, vmax=1.5, cmap="magma")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if place == 0:
-                axis.set_title(
-                    block.removesuffix(".activity").replace("blocks.", "block "), fontsize=8
-                )
-        row[0].set_ylabel(textwrap.fill(name, 20), fontsize=8)
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=0.6)
-        bar.set_label("dissimilarity, 1 - correlation", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
-    with disk.replacing(path) as stream:
-        figure.savefig(stream, format="png", bbox_inches="tight")
-    return path
+
+def _page(settings: Representations, made: Report, panels: list[Panel], place: Place) -> str:
+    drawing = Figures()
+    heads, keys = list(made.columns.values()), list(made.columns)
+    rows = [[short(row[key]) for key in keys] for row in made.rows]
+    told = "".join(f'<p class="note">{html(note)}.</p>' for note in made.notes)
+    command = f"biograd run {word(place.folder.name)}/{SAVED} --out {word(place.folder.name)}"
+    return document(
+        settings.description or "Representations",
+        f"{len(settings.cells)} rules, {len(settings.seeds)} seeds, model {settings.model} on "
+        f"{settings.dataset}; the blocks are those of the hidden layers, examples sorted by class.",
+        "",
+        [
+            section("Dissimilarities", drawing.grid(panels)),
+            section("Numbers", table(["rule", *heads[1:]], rows, "Numbers"), told),
+            section("Settings", listing(dataclasses.asdict(settings), "Settings")),
+            section("Repeat", f"<pre>{html(command)}</pre>"),
+        ],
+    )

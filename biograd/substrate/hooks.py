@@ -22,6 +22,11 @@ class Hook:
         memo[id(self)] = copy
         return copy
 
+    @property
+    def now(self) -> Any:
+        """The pass under way; None: there is none."""
+        return None if self.substrate is None else self.substrate._pass
+
 
 class Enter(Hook):
     """Looks at what a site's layer receives."""
@@ -66,3 +71,25 @@ class Reach(Hook):
     def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
         """Act, if the substrate still holds the network."""
         return self.substrate.reach(self.site, output) if self.substrate else None
+
+
+def takes_whole(layer: nn.Module) -> bool:
+    """Return whether all who look at a layer take one call for a trial in place of one a step."""
+    hooks: list[Any] = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+    own = [hook for hook in hooks if isinstance(hook, Hook)]
+    if len(own) < len(hooks) or layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    return all(one.now is None or one.now.takes_whole(one.site, one.place) for one in own)
+
+
+def announce_whole(layer: nn.Module, credited: bool) -> bool:
+    """Say to all who look at a layer that a whole trial comes; return whether there is any.
+
+    Args:
+        credited: whether something that is differentiated led to what the layer receives.
+    """
+    hooks: list[Any] = list(layer._forward_hooks.values())
+    looking = [one for one in hooks if isinstance(one, Hook) and one.now is not None]
+    for one in looking:
+        one.now.expect_whole(one.site, one.place, credited)
+    return bool(looking)

@@ -41,6 +41,7 @@ class Pass:
         boundaries: sites behind whose activity no credit flows.
         watched: sites whose activity is kept.
         temporal: sites whose activity is that of a population over time.
+        untouched: those of them behind which nothing works in place.
         readout: name of the last site.
         sites: all.
         visits: outputs and inputs of each site's layers.
@@ -61,6 +62,7 @@ class Pass:
     boundaries: frozenset[str] = frozenset()
     watched: frozenset[str] = frozenset()
     temporal: frozenset[str] = frozenset()
+    untouched: frozenset[str] = frozenset()
     readout: str = ""
     sites: tuple[Site, ...] = ()
     visits: dict[str, list[Visits]] = dataclasses.field(default_factory=dict)
@@ -102,6 +104,17 @@ class Pass:
             return inputs.detach()
         return inputs.detach() if layer in self.plan.detach else inputs
 
+    def takes_whole(self, site: Site, place: int) -> bool:
+        """Return whether a layer may be called once with all steps, and not step by step."""
+        plan, layer = self.plan, site.modules[place]
+        special = plan.slots or layer in plan.detach or layer in plan.transport.feedback
+        return place > 0 and not special and not plan.transport.traces
+
+    def expect_whole(self, site: Site, place: int, credited: bool) -> None:
+        """Take the next call of a layer for all steps of the trial."""
+        visits = self.visits[site.name][place]
+        visits.time, visits.credited = True, visits.credited or credited
+
     def _divides(self, site: Site) -> bool:
         return self.plan.transport.traces and site.name in self.temporal
 
@@ -141,7 +154,7 @@ class Pass:
         if self.plan.graph and site.name == self.readout and not output.requires_grad:
             output = output.detach().requires_grad_()  # errors arrive also where all is frozen
         self.visits[site.name][place].outputs.append(output)
-        if self._divides(site):
+        if self._divides(site) or (site.name in self.untouched and site.name not in self.plan.cut):
             return output
         # a copy goes on, so that an operation in place (ReLU) cannot alter what was recorded
         return (output.detach() if site.name in self.plan.cut else output).clone()

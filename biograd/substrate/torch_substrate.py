@@ -205,6 +205,7 @@ class TorchSubstrate(Arranged):
             boundaries=frozenset((*plan.boundaries, *plan.clamp, *objective.local)),
             watched=frozenset((*names, *objective.local)),
             temporal=self._temporal,
+            untouched=self._temporal if isinstance(self.module, Network) else frozenset(),
             readout=self.sites[-1].name,
             sites=self.sites,
             visits={site.name: [Visits(time) for time in site.time] for site in self.sites},

@@ -19,6 +19,7 @@ from biograd.encoding import Encoding
 from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.neurons import Spiking
 from biograd.recipes import PopulationRecipe, construct
+from biograd.simulators.gathered import GatheringLinear
 from biograd.substrate.network import initialise
 from biograd.wrapping.ends import SPIKES, Columns, Ends, Pair, reading, taken
 from biograd.wrapping.groups import Group, assigned, brief
@@ -95,7 +96,7 @@ class Wiring:
         if way is None:
             layer = self._stimulus(one)
         elif way.mask.all():
-            layer = nn.Linear(way.mask.shape[1], way.mask.shape[0], bias=False)
+            layer = GatheringLinear(way.mask.shape[1], way.mask.shape[0], bias=False)
         else:
             layer = Masked(torch.from_numpy(way.mask), bias=False)
         source, before = INPUT, None
@@ -110,7 +111,7 @@ class Wiring:
     def _stimulus(self, one: Projection) -> nn.Module:
         units, features = self.cells[one.target].units, self.encoding.units
         if self.stimulus == "dense":
-            return nn.Linear(features, units)
+            return GatheringLinear(features, units)
         if features != units:
             raise RecipeError(
                 f"wrap: stimulus = {self.stimulus!r}: group {one.target!r} has {units} neurons, "

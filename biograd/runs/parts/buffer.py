@@ -15,16 +15,9 @@ import h5py
 import numpy as np
 
 from biograd.errors import RecipeError
-from biograd.runs.layout import (
-    STATISTICS,
-    STEPS,
-    Array,
-    LayerInfo,
-    Probe,
-    Raster,
-    as_array,
-    check_name,
-)
+from biograd.runs.layout import STATISTICS, Array, LayerInfo, Probe, Raster, as_array, check_name
+from biograd.runs.schema.row_info import RowInfo
+from biograd.runs.schema.run_tables import STEPS
 from biograd.runs.stored_arrays import mark_sorted, storage_options
 
 RESERVED = ("step", "epoch", "wall_time")
@@ -74,14 +67,20 @@ class Snapshot:
     wall_time: float
     layers: dict[str, LayerRecord]
     values: dict[str, float]
+    further: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
 class Buffer:
     """Rows since the last commit."""
 
-    def __init__(self, layers: Mapping[str, LayerInfo], probe: Probe | None) -> None:
-        """Start empty."""
-        self.layers = layers
+    def __init__(
+        self,
+        layers: Mapping[str, LayerInfo],
+        probe: Probe | None,
+        known: Mapping[str, RowInfo] | None = None,
+    ) -> None:
+        """Start empty; ``known`` are data sets that only this run has."""
+        self.layers, self.known = layers, known or {}
         self.probe = probe
         self.raster = Raster.of(layers, probe)
         self.scalars: dict[str, list[Row]] = {}
@@ -104,6 +103,20 @@ class Buffer:
         self.snapshots.append(snapshot)
         self.nbytes += sum(record.nbytes for record in snapshot.layers.values())
         self.nbytes += ROW_BYTES + 4 * len(snapshot.values)
+        self.nbytes += sum(values.nbytes for values in snapshot.further.values())
+
+    def further(self, name: str, values: Any) -> Array:
+        """Return a row of a data set that only this run has, float32.
+
+        Raises:
+            RecipeError: the run said nothing of it, or said another shape.
+        """
+        array = as_array(values)
+        if name not in self.known or array.shape != self.known[name].shape:
+            owed = self.known[name].shape if name in self.known else "none such"
+            raise RecipeError(f"snapshot: {name} {array.shape} is not what the run said: {owed}")
+        with np.errstate(over="ignore"):
+            return np.array(array, np.float32)
 
     def rows(self) -> dict[str, int]:
         """Return the number of waiting rows of every table, by the data set that counts them."""
@@ -147,6 +160,9 @@ class Buffer:
             records = [snapshot.layers.get(name) for snapshot in self.snapshots]
             if any(record is not None for record in records):
                 arrays.update(_layer_arrays(name, records))
+        for name in dict.fromkeys(name for one in self.snapshots for name in one.further):
+            blank = np.full(self.known[name].shape, np.nan, np.float32)
+            arrays[name] = np.stack([one.further.get(name, blank) for one in self.snapshots])
         return arrays
 
     def _spikes(

@@ -33,6 +33,7 @@ def header(
     hyperparameters: Mapping[str, Any] | None = None,
     credit: Mapping[str, Any] | None = None,
     code: Mapping[str, Any] | None = None,
+    recording: Mapping[str, Any] | None = None,
     history: list[list[int]] | None = None,
 ) -> dict[str, Any]:
     """Return what ``header.json`` holds.
@@ -51,6 +52,7 @@ def header(
         "summary": {},
         "credit": dict(credit or {}),
         "code": dict(code or {}),
+        "recording": dict(recording or {}),
         "layers": {name: layer.as_json() for name, layer in layers.items()},
         "gap_ms": None if probe is None else float(probe.gap_ms),
         "history": history or [],

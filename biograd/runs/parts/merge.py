@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from biograd.runs.checked import CheckedFile
-from biograd.runs.layout import STEPS, TRIALS, LayerInfo, counted_by, grows, units_of
 from biograd.runs.parts.segments import Sources, growing, pointers, table_rows
+from biograd.runs.schema.run_tables import TRIALS, counted_by
 from biograd.runs.stored_arrays import storage_options
 
 Column = tuple[tuple[int, ...], np.dtype[Any]]
@@ -25,7 +25,6 @@ BLOCK = 16 * 2**20
 def merge(
     sources: Sources,
     output: h5py.File,
-    layers: Mapping[str, LayerInfo],
     limits: Mapping[str, int] | None = None,
 ) -> None:
     """Write all growing data sets of ``sources`` into ``output``.
@@ -42,7 +41,7 @@ def merge(
         totals.update(counts)
         columns.update(found)
     targets = {
-        name: _create(output, name, (_length(name, totals), *column[0]), column[1], layers)
+        name: _create(output, name, (_length(name, totals), *column[0]), column[1])
         for name, column in columns.items()
     }
     offsets: Counter[str] = Counter()
@@ -87,15 +86,10 @@ def _create(
     name: str,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
-    layers: Mapping[str, LayerInfo],
 ) -> h5py.Dataset:
     fill = np.nan if dtype.kind == "f" else None
     options = storage_options(name, shape, dtype)
-    dataset = output.create_dataset(name, shape, dtype, fillvalue=fill, **options)
-    units = units_of(name, layers)
-    if units is not None:
-        dataset.attrs["units"] = units
-    return dataset
+    return output.create_dataset(name, shape, dtype, fillvalue=fill, **options)
 
 
 def _copy(
@@ -114,41 +108,3 @@ def _copy(
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         target[offset + start : offset + stop] = source[start:stop]
-
-
-def link_scales(output: h5py.File) -> None:
-    """Give every table its coordinates, and attach them to the axes of its data sets.
-
-    Why copies of the coordinates: netCDF4 looks for a dimension in the group of a variable and
-    above it, so a group with its own can be opened by xarray as it stands.
-    """
-    steps = output[STEPS][()] if STEPS in output else None
-    for top in ("layers", "params", "learning"):
-        for group in output.get(top, {}).values():
-            if steps is not None and set(group) != {"unit"}:
-                group["snapshot"] = steps
-                if "activation" in group:
-                    group["probe"] = output["probe/index"][()]
-    names: list[str] = []
-    output.visit(names.append)
-    for name in names:
-        item = output[name]
-        if not isinstance(item, h5py.Dataset) or not grows(name):
-            continue
-        for axis, scale in enumerate(_scales(name)):
-            if scale != name and scale in output:
-                if not output[scale].is_scale:
-                    output[scale].make_scale(scale.split("/")[-1])
-                item.dims[axis].attach_scale(output[scale])
-                item.dims[axis].label = scale.split("/")[-1]
-
-
-def _scales(name: str) -> list[str]:
-    """Return the coordinates of the axes of a growing data set."""
-    top, *rest = name.split("/")
-    if top in ("layers", "params", "learning"):
-        axes = ["snapshot"]
-        if top == "layers":
-            axes += ["probe", "unit"] if rest[-1] == "activation" else ["unit"]
-        return [f"{top}/{rest[0]}/{axis}" for axis in axes]
-    return [] if top == "spikes" else [counted_by(name)]

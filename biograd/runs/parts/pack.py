@@ -20,12 +20,13 @@ import numpy as np
 from biograd import disk
 from biograd.errors import OutputError, RunFileError
 from biograd.runs import stored_arrays
-from biograd.runs.contents import GROUPS, Contents, described, read_parts
+from biograd.runs.contents import GROUPS, Commit, Contents, described, read_parts
 from biograd.runs.layout import COMMIT_COLUMNS
-from biograd.runs.parts.merge import link_scales, merge
+from biograd.runs.parts.merge import merge
 from biograd.runs.parts.seal import write_seal
 from biograd.runs.parts.settling import settle
 from biograd.runs.said import TEXTS
+from biograd.runs.schema.explained import explain
 from biograd.runs.storage import RunPaths, clear, holds_run, own
 
 log = logging.getLogger(__name__)
@@ -88,11 +89,11 @@ def write_all(contents: Contents, output: h5py.File) -> None:
     """Write a whole run into an empty HDF5 file."""
     _write_head(contents, output)
     for name, layer in contents.layers.items():
-        constants = json.dumps(dict(layer.neuron_params), ensure_ascii=False)
+        constants = json.dumps(dict(layer.neuron_params))
         stored_arrays.write_layer(output.create_group(f"layers/{name}"), layer, constants)
     if contents.probe is not None:
         stored_arrays.write_probe(output, contents.probe)
-    merge(contents.sources, output, contents.layers)
+    merge(contents.sources, output)
     for group in GROUPS:
         output.require_group(group)
     for group in output.get("spikes", {}).values():
@@ -100,8 +101,8 @@ def write_all(contents: Contents, output: h5py.File) -> None:
     if contents.raster is not None and "trials" in output:
         output["trials"].attrs["duration_ms"] = contents.raster.duration_ms
         output["trials"].attrs["gap_ms"] = contents.raster.gap_ms
-    link_scales(output)
-    _write_checkpoint(contents, output)
+    _write_checkpoints(contents, output)
+    explain(output, contents.layers, contents.rows)
 
 
 def _write_head(contents: Contents, output: h5py.File) -> None:
@@ -110,25 +111,30 @@ def _write_head(contents: Contents, output: h5py.File) -> None:
         output.attrs[name] = value
     stored_arrays.mark_sonata(output)
     for name in TEXTS:
-        text = json.dumps(getattr(contents, name), ensure_ascii=False).encode()
+        text = json.dumps(getattr(contents, name)).encode()
         stored_arrays.write_text(output, name, text)
     commits = stored_arrays.write_dataset(output, "progress/commits", contents.numbers)
     commits.attrs["columns"] = json.dumps(COMMIT_COLUMNS)
 
 
-def _write_checkpoint(contents: Contents, output: h5py.File) -> None:
-    """Copy the last checkpoint, with the number of rows that were written when it was made."""
+def _write_checkpoints(contents: Contents, output: h5py.File) -> None:
+    """Copy those checkpoints that last, and the last."""
+    named = [commit for commit in contents.commits if commit.checkpoint]
+    for commit in named:
+        if commit.lasting or commit is named[-1]:
+            _write_checkpoint(contents, output, commit)
+
+
+def _write_checkpoint(contents: Contents, output: h5py.File, commit: Commit) -> None:
+    """Copy a checkpoint, with the number of rows that were written when it was made."""
     from biograd.runs import checkpoint  # loads torch
 
-    named = [commit for commit in contents.commits if commit.checkpoint]
-    if not named:
-        return
-    last = named[-1]
-    path = contents.place.parts / "checkpoints" / str(last.checkpoint)
-    body, text = checkpoint.load_bytes(path, last.checkpoint_sha256)
-    group = output.create_group(f"checkpoints/{last.checkpoint}")
+    path = contents.place.parts / "checkpoints" / str(commit.checkpoint)
+    body, text = checkpoint.load_bytes(path, commit.checkpoint_sha256)
+    group = output.create_group(f"checkpoints/{commit.checkpoint}")
     group["tensors"] = np.frombuffer(body, np.uint8)
     stored_arrays.write_text(group, "meta", text)
-    group.attrs["sha256"] = str(last.checkpoint_sha256)
-    group.attrs["commit"] = np.array(last.numbers, np.int64)
-    group.attrs["rows"] = json.dumps(last.rows)
+    group.attrs["sha256"] = str(commit.checkpoint_sha256)
+    group.attrs["commit"] = np.array(commit.numbers, np.int64)
+    group.attrs["rows"] = json.dumps(commit.rows)
+    group.attrs["lasting"] = commit.lasting

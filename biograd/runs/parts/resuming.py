@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from biograd import disk
 from biograd.errors import RunFileError
 from biograd.runs import checkpoint, stored_arrays
 from biograd.runs.contents import Commit, Contents, read_parts, segment_path
+from biograd.runs.parts.buffer import segment_bytes
 from biograd.runs.parts.folder import header, laid_out
 from biograd.runs.parts.merge import merge
 from biograd.runs.parts.segments import Sources, whole
@@ -101,14 +103,27 @@ def unpack(contents: Contents, tried: Trial) -> tuple[disk.Lock, checkpoint.Chec
         disk.writing(place.parts, f"`biograd resume {place.file}`"),
         laid_out(place, head, contents.probe) as lock,
     ):
+        for earlier in contents.commits[:-1]:
+            _carry(contents, place, earlier)
         target = segment_path(place, last.segment)
         with stored_arrays.create(target) as output:
-            merge(contents.sources, output, contents.layers, limits=last.rows)
+            merge(contents.sources, output, last.rows)
         checkpoint.save_bytes(place.parts / "checkpoints" / str(last.checkpoint), body, text)
         size = target.stat().st_size
         commit = dataclasses.replace(last, file=target.name, sha256=disk.sha256(target), size=size)
         disk.append_line(place.parts / "commits.jsonl", commit.line())
     return lock, restored
+
+
+def _carry(contents: Contents, place: RunPaths, commit: Commit) -> None:
+    """Take over an earlier checkpoint that lasts, with a segment of no rows: the last has all."""
+    body, text = packed_checkpoint(contents, commit)
+    checkpoint.save_bytes(place.parts / "checkpoints" / str(commit.checkpoint), body, text)
+    target, data = segment_path(place, commit.segment), segment_bytes({})
+    disk.write_bytes(target, data)
+    digest = hashlib.sha256(data).hexdigest()
+    kept = dataclasses.replace(commit, file=target.name, sha256=digest, size=len(data), rows={})
+    disk.append_line(place.parts / "commits.jsonl", kept.line())
 
 
 def packed_checkpoint(contents: Contents, commit: Commit) -> tuple[bytes, bytes]:
@@ -133,6 +148,7 @@ def _continued(contents: Contents, segment: int) -> dict[str, Any]:
         hyperparameters=contents.hyperparameters,
         credit=contents.credit,
         code=contents.code,
+        recording=contents.recording,
         history=[row for row in contents.history if row[0] < segment],
     )
 

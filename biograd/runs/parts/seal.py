@@ -34,6 +34,14 @@ def write_seal(stream: FileIO) -> None:
     stream.write(f"\nbiograd sha256 {digest}\n".encode())
 
 
+def written_digest(path: Path) -> str:
+    """Return the digest that a file carries, unchecked; "": none."""
+    with FileIO(str(path)) as stream:
+        stream.seek(max(0, os.stat(path).st_size - LENGTH))
+        seal = SEAL.fullmatch(stream.read(LENGTH))
+    return "" if seal is None else seal[1].decode()
+
+
 def is_sealed(path: Path) -> bool:
     """Return whether a file carries a digest, which is then right.
 

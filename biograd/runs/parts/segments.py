@@ -18,7 +18,8 @@ import numpy as np
 from biograd import disk
 from biograd.errors import RunFileError
 from biograd.runs.checked import CheckedFile, open_file
-from biograd.runs.layout import GROWING, STEPS, TRIALS, Array, counted_by, grows, kinds_of
+from biograd.runs.layout import Array
+from biograd.runs.schema.run_tables import GROWING, STEPS, TRIALS, counted_by, grows, kinds_of
 
 
 @dataclasses.dataclass(frozen=True)

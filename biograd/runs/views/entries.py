@@ -11,8 +11,8 @@ import numpy as np
 
 from biograd.errors import natural
 from biograd.runs.checked import PLAIN, CheckedFile
-from biograd.runs.layout import counted_by, grows
 from biograd.runs.parts.segments import Sources, table_rows
+from biograd.runs.schema.run_tables import counted_by, grows
 
 
 @dataclasses.dataclass(frozen=True)

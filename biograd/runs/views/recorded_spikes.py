@@ -163,6 +163,11 @@ class Spikes:
             keep &= True if value is None else self.trials[name] == value
         return Spikes(self.layer, self.info, self._all, self._pointer, self._read, self.rows[keep])
 
+    def part(self, start: int, stop: int) -> Spikes:
+        """Return the trials of the selection from one to another."""
+        rows = self.rows[start:stop]
+        return Spikes(self.layer, self.info, self._all, self._pointer, self._read, rows)
+
     def trial(self, number: int) -> SpikeTrial:
         """Return the spikes of one trial of the selection; negative counts from the end.
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from biograd import disk
+from biograd.display.csv_text import as_csv
 from biograd.metrics import Shown, headline
+from biograd.plots.panel import files as figure_files
+from biograd.plots.panel import paper
 from biograd.progress import Key
 from biograd.runs.reader import open_run
-from biograd.studies import SAVED, Report, Row, as_csv
-from biograd.studies.results import page, picture, set_file
+from biograd.studies import SAVED, Report, Row
+from biograd.studies.results import page, panels, set_file
 
 VERSIONS = ("versions", "platform", "device", "git")
 
@@ -37,17 +40,17 @@ def write(
     set_file.write(folder / "set.h5", study, names, {n: t for n, t in tables.items() if t})
     if curves:
         disk.write_bytes(folder / "courses.csv", as_csv(curves).encode())
-    figure = picture.draw(report.rows, report.tables["runs"], curves, shown)
-    drawn = dict(picture.files(figure)) if figure else {}
-    for ending, data in drawn.items():
-        disk.write_bytes(folder / f"comparison.{ending}", data)
+    drawn = panels.panels(report.rows, report.tables["runs"], curves, shown)
+    if drawn:
+        for ending, data in figure_files(paper(drawn), ("pdf", "png", "svg")).items():
+            disk.write_bytes(folder / f"comparison.{ending}", data)
     command = shlex.join(["biograd", "run", str(folder / SAVED), "--out", str(folder)])
     text = page.page(
         str(study.get("description") or "Comparison"),
         report,
         study,
-        _environment(files),
-        drawn.get("svg"),
+        environment_of(files),
+        drawn,
         command,
     )
     disk.write_bytes(folder / "report.html", text.encode())
@@ -64,7 +67,7 @@ def courses(files: Mapping[Key, Path], shown: Shown) -> Iterator[Row]:
             yield {"cell": cell, "seed": seed, "epoch": epoch, "value": shown.value(value)}
 
 
-def _environment(files: Mapping[Key, Path]) -> dict[str, Any]:
+def environment_of(files: Mapping[Key, Path]) -> dict[str, Any]:
     """Return the software of the first run; the others say theirs in their files."""
     for path in files.values():
         with open_run(path) as run:

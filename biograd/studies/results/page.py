@@ -1,48 +1,20 @@
 """A comparison as one HTML page that needs nothing else: no network, no script.
 
-Everything that comes from a user's file or a run is escaped; the picture is an image, in which no
-script can run.
+Everything that comes from a user's file or a run is escaped.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
+from urllib.parse import quote
 
-from biograd.errors import visible
 from biograd.metrics import headline
+from biograd.pages.markup import Figures, document, html, listing, region, section
+from biograd.plots.panel import Panel
 from biograd.studies import Report, Row
+from biograd.studies.results.cell_runs import gathered
 from biograd.studies.results.writing import COSTLY, write_cell
-
-STYLE = """
-:root { --ink: #1c2024; --soft: #60646c; --line: #d9dbe0; --paper: #fff; --mark: #f2f5fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --soft: #9ba1a6; --line: #3a3f42; --paper: #16181a; --mark: #202427; }
-  img { background: #fff; }
-}
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 72rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
-p.lead, .note { color: var(--soft); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
-tr.control td { color: var(--soft); }
-tr:hover td { background: var(--mark); }
-td.text { text-align: left; white-space: normal; }
-img { max-width: 100%; height: auto; }
-pre { background: var(--mark); padding: .8rem 1rem; overflow-x: auto; border-radius: 6px;
-  font-size: .85rem; }
-.failed { border-left: 4px solid #c62a2f; padding-left: 1rem; }
-"""
 
 CONTRASTS = {
     "axis": "axis",
@@ -55,53 +27,6 @@ CONTRASTS = {
     "p_holm": "p",
     "effect": "effect",
 }
-
-
-def html(text: object) -> str:
-    """Return a text as HTML has it, all of it visible."""
-    return escape(visible(str(text), "\n"))
-
-
-def page(
-    title: str,
-    report: Report,
-    settings: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    picture: bytes | None,
-    command: str,
-) -> str:
-    """Return the page of a comparison.
-
-    Args:
-        settings: of the study, as a table.
-        environment: of its runs: versions and machine.
-        picture: an SVG.
-        command: that repeats it.
-    """
-    parts = [
-        f"<h1>{html(title)}</h1>",
-        f'<p class="lead">{html(_lead(report))}</p>',
-        _failures(report.failures),
-        *_results(report),
-        *_contrasts(report.tables.get("contrasts", []), report.fine),
-        *_tuning(report.tables.get("tuning", [])),
-        *_picture(picture),
-        *_costs(report.rows),
-        *_runs(report.tables.get("runs", [])),
-        *_block("Settings", settings),
-        *_block("Software and machine", environment),
-        "<h2>Again</h2>",
-        f"<pre>{html(command)}</pre>",
-    ]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
 RUNS = {
     "cell": "cell",
     "seed": "seed",
@@ -119,11 +44,86 @@ COSTS = (
 )
 
 
+def page(
+    title: str,
+    report: Report,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    panels: Sequence[Panel],
+    command: str,
+    representation: Sequence[Panel] = (),
+) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        settings: of the study, as a table.
+        environment: of its runs: versions and machine.
+        panels: its figures.
+        command: that repeats it.
+        representation: figures of what the layers hold.
+    """
+    drawing = Figures()
+    results = [panel for panel in panels if not panel.name.startswith("curves")]
+    courses = [panel for panel in panels if panel.name.startswith("curves")]
+    runs = report.tables.get("runs", [])
+    parts = [
+        section("Results", drawing.grid(results) if results else ""),
+        section("Learning curves", drawing.grid(courses) if courses else ""),
+        section("Representation", drawing.grid(representation) if representation else ""),
+        section("Numbers", *_results(report)),
+        section("Contrasts", *_contrasts(report.tables.get("contrasts", []), report.fine)),
+        section("Search", *_tuning(report.tables.get("tuning", []))),
+        section("Costs", *_costs(report.rows)),
+        section("Runs", *_runs(runs)),
+        section("Settings", listing(settings, "Settings")),
+        section("Environment", listing(environment, "Environment")),
+        section("Repeat", f"<pre>{html(command)}</pre>"),
+    ]
+    head = _key(report.rows, runs) + _failures(report.failures)
+    return document(title, _lead(report), head, parts)
+
+
 def _lead(report: Report) -> str:
     runs = report.tables.get("runs", [])
     data = ", ".join(dict.fromkeys(str(run["dataset"]) for run in runs)) or "no data"
     seeds = len({run["seed"] for run in runs})
-    return f"{len(report.rows)} cells, {seeds} seeds, {len(runs)} runs on {data}."
+    return (
+        f"{len(report.rows)} cells, {seeds} seeds, {len(runs)} runs on {data}. Runs of a seed "
+        "share the order of the data and, where shapes agree, the initial weights."
+    )
+
+
+def _key(rows: Sequence[Row], runs: Sequence[Row]) -> str:
+    """Return one key for all figures: colours of rules, markers of models, strokes."""
+    cells = gathered(rows, runs)
+    rules = {str(cell.runs[0].get("estimator", "")): cell.look.colour for cell in cells}
+    marks = {cell.model: cell.look.marker for cell in cells}
+    entries = [
+        (f'<rect y="3" width="30" height="8" rx="2" fill="{c}"/>', n) for n, c in rules.items()
+    ]
+    if len(marks) > 1:
+        entries += [(SHAPES.get(mark, SHAPES["o"]), name) for name, mark in marks.items()]
+    if any(cell.open for cell in cells):
+        line = '<path d="M1 7H29" stroke="var(--ink)" stroke-width="2"{}/>'
+        entries += [
+            (line.format(""), "decorrelated"),
+            (line.format(' stroke-dasharray="2 3"'), "not decorrelated"),
+        ]
+    each = (
+        f'<li><svg viewBox="0 0 32 14" aria-hidden="true">{mark}</svg>{html(name)}</li>'
+        for mark, name in entries
+    )
+    return f'<ul class="key" aria-label="Key of the figures">{"".join(each)}</ul>' if cells else ""
+
+
+SHAPES = {
+    "o": '<circle cx="15" cy="7" r="5" fill="var(--ink)"/>',
+    "s": '<rect x="10" y="2" width="10" height="10" fill="var(--ink)"/>',
+    "^": '<path d="M15 1l6 11H9z" fill="var(--ink)"/>',
+    "D": '<path d="M15 1l6 6-6 6-6-6z" fill="var(--ink)"/>',
+    "v": '<path d="M15 13L9 2h12z" fill="var(--ink)"/>',
+    "P": '<path d="M13 2h4v3h3v4h-3v3h-4V9h-3V5h3z" fill="var(--ink)"/>',
+}
 
 
 def _failures(failures: Sequence[Mapping[str, str]]) -> str:
@@ -135,19 +135,28 @@ def _failures(failures: Sequence[Mapping[str, str]]) -> str:
     return f'<div class="failed"><b>Not trained</b><ul>{lines}</ul></div>'
 
 
-def table(rows: Sequence[Row], columns: Mapping[str, str], fine: bool = False) -> str:
+def table(
+    rows: Sequence[Row], columns: Mapping[str, str], fine: bool = False, name: str = "Results"
+) -> str:
     """Return rows as an HTML table."""
-    head = "".join(f"<th>{html(name)}</th>" for name in columns.values())
+    head = "".join(f'<th scope="col">{html(title or "cell")}</th>' for title in columns.values())
     lines = []
     for row in rows:
         control = ' class="control"' if "frozen" in str(row.get("cell", "")) else ""
-        cells = "".join(f"<td>{html(write_cell(key, row.get(key), fine))}</td>" for key in columns)
+        cells = "".join(f"<td>{_cell(key, row.get(key), fine)}</td>" for key in columns)
         lines.append(f"<tr{control}>{cells}</tr>")
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    body = "".join(lines)
+    return region(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", name)
+
+
+def _cell(key: str, value: Any, fine: bool) -> str:
+    text = html(write_cell(key, value, fine))
+    # behind "./" a name is never an address
+    linked = key == "run" and isinstance(value, str)
+    return f'<a href="./{quote(str(value), safe="")}">{text}</a>' if linked else text
 
 
 def _results(report: Report) -> Iterator[str]:
-    yield "<h2>Results</h2>"
     shown = {key: name for key, name in report.columns.items() if key not in COSTLY}
     yield table(report.rows, shown, report.fine)
     for note in report.notes:
@@ -156,31 +165,20 @@ def _results(report: Report) -> Iterator[str]:
 
 def _contrasts(rows: Sequence[Row], fine: bool) -> Iterator[str]:
     if rows:
-        yield "<h2>What each choice gives</h2>"
-        yield table(rows, CONTRASTS, fine)
+        yield table(rows, CONTRASTS, fine, "Contrasts")
         words = "Each level against the first, with all else the same, averaged over the other axes"
         yield f'<p class="note">{words}, paired by seed; controls are left out.</p>'
 
 
 def _tuning(rows: Sequence[Row]) -> Iterator[str]:
     if rows:
-        yield "<h2>What the search chose</h2>"
-        yield table(rows, {key: key.replace("_", " ") for row in rows for key in row})
-
-
-def _picture(picture: bytes | None) -> Iterator[str]:
-    if picture is not None:
-        data = base64.b64encode(picture).decode()
-        alternative = "Result of every cell, its course over the epochs, and its cost"
-        yield "<h2>Picture</h2>"
-        yield f'<p><img alt="{alternative}" src="data:image/svg+xml;base64,{data}"></p>'
+        yield table(rows, {k: k.replace("_", " ") for row in rows for k in row}, name="Search")
 
 
 def _costs(rows: Sequence[Row]) -> Iterator[str]:
     shown = {key: name for key, name in COSTLY.items() if any(row.get(key) for row in rows)}
     if shown:
-        yield "<h2>Costs</h2>"
-        yield table(rows, {"cell": "", **shown})
+        yield table(rows, {"cell": "", **shown}, name="Costs")
         yield f'<p class="note">{html(COSTS)}</p>'
 
 
@@ -191,10 +189,4 @@ def _runs(runs: Sequence[Row]) -> Iterator[str]:
     known = {**head, **results, **tail}
     shown = {k: name for k, name in known.items() if any(run.get(k) is not None for run in runs)}
     if runs:
-        yield "<h2>Every run</h2>"
-        yield table(runs, shown)
-
-
-def _block(title: str, values: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h2>{title}</h2>"
-    yield f"<pre>{html(json.dumps(values, indent=2, ensure_ascii=False))}</pre>"
+        yield table(runs, shown, name="Runs")

@@ -65,23 +65,3 @@ def _large(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value:.0f}"
-
-
-FORMULA = tuple("=+-@＝＋－＠")
-"""With these a spreadsheet begins what it computes, or runs."""
-
-
-def spreadsheet_cell(value: Any) -> Any:
-    """Return a cell of a CSV file: a text that is no number and begins as a formula is quoted.
-
-    >>> spreadsheet_cell("=1+1"), spreadsheet_cell("-1e3"), spreadsheet_cell("a=1")
-    ("'=1+1", '-1e3', 'a=1')
-    """
-    if not isinstance(value, str):
-        return value
-    text = visible(value)
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
-    return text
