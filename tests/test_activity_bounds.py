@@ -202,8 +202,9 @@ def rates_after(path: Path, seed: int, *settings: str, **given: Any) -> tuple[fl
     run = biograd.train("spiking", "digits", seed=seed, path=path, settings=list(settings), **given)
     network, _ = biograd.trained(run)
     from biograd import data
+    from biograd.recipes import load_dataset
 
-    rows = data.load("digits").test.take(torch.arange(200)).inputs
+    rows = data.load(load_dataset("digits"), name="digits").test.take(torch.arange(200)).inputs
     found = [float(spikes.mean()) for spikes in network.activity(rows).values()]
     return float(run.summary["test_accuracy"]), found
 
