@@ -123,7 +123,7 @@ class Known:
     def of(cls, trace: Trace, round: Round) -> Known:
         """Return what autograd finds in a trace with the cuts of ``ended``."""
         found = gradients(trace.loss, round.parameters)
-        sites = [trace.sites[name] for name in round.hidden]
+        sites = [trace.sites[name] for name in round.hidden if name in trace.sites]
         values = [v for site in sites for visits in site.visits for v in visits.outputs]
         values += [site.activity for site in sites if site.activity is not None]
         total = sum((value.sum() for value in values), torch.zeros_like(trace.loss))

@@ -74,8 +74,18 @@ class Pass:
         return self.shared[0]
 
     def enter(self, site: Site, place: int, inputs: Tensor) -> Tensor:
-        """Return what a site's layer shall receive."""
+        """Return what a site's layer shall receive.
+
+        Raises:
+            CapabilityError: the site was not met before, so that the rule does not know it.
+        """
         layer = site.modules[place]
+        if site.name not in self.visits:
+            raise CapabilityError(
+                f"layer {layer} is called in this pass, and was not in the first, so that the rule "
+                "does not know it: call engine.prepare(inputs, targets) with a batch that meets "
+                "every layer"
+            )
         if self.shared and inputs is self.shared[0]:
             self._once.add(layer)
             return self.shared[1]

@@ -98,7 +98,7 @@ class TorchSubstrate(Arranged):
                 layer = module.get_submodule(name)
                 behind = layer if site.current is None else module.get_submodule(site.current)
                 enter = self._hook(Enter(self, site, place))
-                self._handles.append(layer.register_forward_pre_hook(enter))
+                self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 if behind is layer:
                     through = self._hook(Through(self, site, place))
                     self._handles.append(layer.register_forward_hook(through))
@@ -177,6 +177,7 @@ class TorchSubstrate(Arranged):
             for site in self.sites
             if now.visits[site.name][0].outputs
         }
+        self._check_met({*(plan.noise or ()), *(plan.tangents or ()), *now.boundaries} - {*sites})
         return Trace(
             plan,
             losses.detach()[None],
@@ -189,6 +190,19 @@ class TorchSubstrate(Arranged):
             step_losses=None if steps is None else steps.detach()[None],
             alive=None if objective.alive is None else objective.alive(outputs.detach())[None],
         )
+
+    def _check_met(self, missing: set[str]) -> None:
+        """Refuse sites that a plan acts on and that a pass did not call.
+
+        Raises:
+            CapabilityError: with the site.
+        """
+        if missing:
+            raise CapabilityError(
+                f"layer {min(missing)} is not called in this pass, and was in the first: this rule "
+                "needs every layer in every pass: call it always, or take biograd.Backpropagation "
+                "or biograd.FeedbackAlignment"
+            )
 
     def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
         watch = plan.graph if kind == "clean" else plan.observe_activity and kind == "noisy"
