@@ -14,13 +14,13 @@ which a perturbation stays constant (1: frozen over the trial), ``U`` the shape 
 Credit is the derivative of the *mean* loss: the factor 1/B is always included.
 """
 
+from biograd.contracts.parameter_noise import ParameterNoise
 from biograd.contracts.plan import (
     Capability,
     Credit,
     LocalLoss,
     Loss,
     Objective,
-    ParameterNoise,
     Plan,
     Site,
     SiteShape,

@@ -287,6 +287,8 @@ def read_packed(place: RunPaths) -> Contents:
         file = open_file(path)
     except FileNotFoundError as error:
         raise RunFileError(f"{path}: there is no such run") from error
+    except OSError as error:  # permissions, a failing disk
+        raise RunFileError(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
         return _packed_contents(place, file, sealed)
     except BaseException:
