@@ -72,6 +72,7 @@ Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(1)]
+NotNegativeCount = Annotated[int, Range(0)]
 
 
 def construct(

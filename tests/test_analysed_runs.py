@@ -234,6 +234,9 @@ def test_what_is_not_there_is_refused(path: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0 and (tmp_path / "y-curves.csv").is_file()
     again = invoke("plot", path, "--what", "curves", "--out", tmp_path / "y", "--format", "svg")
     assert isinstance(again.exception, RecipeError) and "--force" in str(again.exception)
+    (tmp_path / "y.svg").unlink()  # the numbers of it are somebody's too
+    again = invoke("plot", path, "--what", "curves", "--out", tmp_path / "y", "--format", "svg")
+    assert "y-curves.csv" in str(again.exception) and not (tmp_path / "y.svg").exists()
 
 
 def test_a_raster_is_sorted_by_one_half_and_shown_on_the_other() -> None:

@@ -358,6 +358,7 @@ def test_generated_sources_are_listed_with_their_settings(
     assert "fidelity" in keys["evidence_accumulation"] and "smoothness" in keys["random_manifolds"]
     assert "train_seed" in keys["yin_yang"] and "rate_hz" in keys["pattern_generation"]
     assert {"arms", "train_rows"} <= {*keys["bandit"]} and "force" in keys["cart_pole"]
+    assert {"format", "bands"} <= {*keys["folder"]}
     assert keys["idx"] == keys["digits"] == keys["npz"] == []
 
 
@@ -391,7 +392,7 @@ def test_keys_of_a_source_are_those_that_its_settings_have(
 def test_every_source_that_reads_settings_lists_them() -> None:
     declared = {name for name, read in SOURCES.items() if hasattr(read, "Settings")}
     reads = {name for name, keys in READS.items() if "settings" in keys}
-    assert reads - declared == {"folder", "environment"}  # whose keys depend on what is given
+    assert reads - declared == {"environment"}  # whose keys are those of the user's own
 
 
 def test_the_list_of_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ import biograd
 from biograd import decorrelation as matrices
 from biograd import experiment
 from biograd.decorrelation import MOST_PASSES, Decorrelation
+from biograd.decorrelation.input_transform import InputTransform
 from biograd.decorrelation.rules import RULES, Moments
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
@@ -153,9 +154,7 @@ def test_update_follows_the_equations(name: str, rule: str, kappa: float | None)
 
 
 def test_a_broken_rule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        RULES.own, "copi", lambda moments, rate: moments.matrix - rate * moments.product
-    )
+    monkeypatch.setitem(RULES.own, "copi", lambda moments, rate: moments.without(rate))
     with pytest.raises(AssertionError):
         test_update_follows_the_equations("dense", "copi", None)
 
@@ -187,8 +186,11 @@ def test_copi_is_kappa_zero(name: str) -> None:
 def test_the_first_small_step_of_foldiak_is_that_of_copi() -> None:
     """Where ``M`` is the identity, ``(I + eta O)^-1 = I - eta O + eta^2 O^2 - ...``."""
     rows, eye, rate = normal(20, 6), torch.eye(6, dtype=torch.float64), 1e-5
-    moments = Moments(rows, rows, eye, 0.5)
-    steps = [(RULES[rule](moments, rate) - eye) / rate for rule in ("foldiak", "copi")]
+
+    def step(rule: str) -> Tensor:
+        return (RULES[rule](Moments(rows, rows, eye.clone(), 0.5), rate) - eye) / rate
+
+    steps = [step("foldiak"), step("copi")]
     second = rate * (steps[1] @ steps[1])
     assert (steps[0] - steps[1] - second).abs().max() < 1e-8
     assert second.abs().max() > 1e-6
@@ -382,7 +384,9 @@ def test_a_kept_product_follows_every_change(change: Callable[[Engine, nn.Module
 
 
 def test_a_product_kept_too_long_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("biograd.decorrelation.matrices._unchanged", lambda before, now: True)
+    monkeypatch.setattr(
+        "biograd.decorrelation.input_transform._unchanged", lambda before, now: True
+    )
     with pytest.raises(AssertionError):
         test_a_kept_product_follows_every_change(change_weight)
 
@@ -465,7 +469,7 @@ def test_only_clean_training_passes_are_learned_from() -> None:
     engine(inputs, targets)
     (kept,) = engine.decorrelate._passes  # type: ignore[union-attr]
     assert {name: len(visits) for name, visits in kept.items()} == {"0": 1, "2": 1, "4": 1}
-    assert torch.equal(kept["0"][0], inputs)
+    assert torch.equal(kept["0"][0].inputs, inputs)
     engine.update()
     matrices = {name: m.clone() for name, m in engine.decorrelate.matrices.items()}  # type: ignore[union-attr]
     engine.network.eval()
@@ -512,7 +516,7 @@ def test_rates_by_layer_and_samples(rule: str) -> None:
     engine = attach(build("mlp"), make("backprop"), decorrelation)
     engine(inputs, targets)
     (seen,) = decorrelation._passes
-    last = seen["4"][0].numpy()
+    last = seen["4"][0].inputs.numpy()
     engine.update(pace=0.5)
     assert torch.equal(decorrelation.matrices["2"][0], torch.eye(5, dtype=torch.float64))
     stream = generator(0, "decorrelation")
@@ -605,3 +609,51 @@ def test_layers_that_cannot_be_decorrelated_are_named(kind: str) -> None:
     engine = biograd.attach(network, biograd.Backpropagation(), rates)
     assert list(rates.layers) == ["readout"] and not rates.passed_over
     engine.detach()
+
+
+def on_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InputTransform, "by_rows", lambda *given: False)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "estimator", ["backprop", "weak", "feedback_alignment", "node_perturbation"]
+)
+def test_rows_and_weights_are_transformed_alike(
+    rule: str, centre: bool, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows are multiplied by the matrix, many leave it to the weights: the same numbers."""
+
+    def learned() -> list[Tensor]:
+        network = drawn(
+            nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 30), nn.Linear(30, 3))
+        )
+        decorrelation = Decorrelation(rule, rate=0.01, centre=centre)
+        engine = attach(network, make(estimator), decorrelation, seed=1)
+        optimiser = torch.optim.SGD(network.parameters(), 0.1)
+        for turn in range(3):
+            engine(normal(8, 6, seed=turn), torch.arange(8) % 3).backward()
+            optimiser.step(), optimiser.zero_grad(), engine.update()
+        own = [*decorrelation.matrices.values(), *decorrelation.means.values()]
+        return [p.detach() for p in network.parameters()] + own
+
+    asked: list[bool] = []
+    by_rows = InputTransform.by_rows
+
+    def noted(*given: Any) -> bool:
+        asked.append(by_rows(*given))
+        return asked[-1]
+
+    monkeypatch.setattr(InputTransform, "by_rows", noted)
+    found = learned()
+    assert True in asked and False in asked  # the readout has few units
+    on_weights(monkeypatch)
+    for one, other in zip(found, learned(), strict=True):
+        assert (one - other).abs().max() < 1e-12 * max(1, float(other.abs().max()))
+
+
+def test_a_matrix_on_rows_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decorrelation, "moved", lambda self, name, inputs: inputs)
+    with pytest.raises(AssertionError):
+        test_rows_and_weights_are_transformed_alike("kappa", False, "backprop", monkeypatch)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import biograd
 from biograd.contracts import ParameterNoise, Plan, Round, Site, Trace, bin_lengths
+from biograd.contracts.parameter_noise import NUMBERS as DIRECTIONS
 from biograd.engine import Engine, attach
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import (
@@ -39,7 +40,6 @@ from biograd.estimators import (
     WeightPerturbation,
     make,
 )
-from biograd.estimators.forward_gradient_weight import DIRECTIONS
 from biograd.estimators.likelihood_ratio import SIGN
 from biograd.estimators.loss_regression import centred_ranks
 from biograd.estimators.tangents import TANGENTS

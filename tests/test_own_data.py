@@ -501,7 +501,7 @@ def test_lengths_of_examples_that_are_none_are_refused(wrong: float) -> None:
     rows = [(torch.ones(5, 3), n % 2, wrong) for n in range(30)]
     with pytest.raises(DataError, match="lengths must be whole numbers from 1 to 5"):
         load(rows_of(rows), timed=True)
-    with pytest.raises(DataError, match="lengths of data without a time axis"):
+    with pytest.raises(DataError, match="of data without a time axis"):
         load(rows_of([(torch.ones(5), 1, 3)] * 30))
 
 
@@ -722,6 +722,23 @@ def test_a_course_of_targets_trains_a_network_in_time(small: Path) -> None:
 # Refusals ----------------------------------------------------------------------------------------
 
 
+class Broken(torch.utils.data.Dataset[Any]):
+    """Fails at one of its examples."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, row: int) -> Any:
+        if row == 7:
+            raise ValueError("no such picture")
+        return X[row], int(Y[row])
+
+
+def test_numbers_of_16_bits_are_data() -> None:
+    wide = load((torch.tensor(X).bfloat16(), Y))
+    assert inputs_of(wide.train).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -731,10 +748,23 @@ def test_a_course_of_targets_trains_a_network_in_time(small: Path) -> None:
         ({"x": X, "y": Y, "z": Y}, "unknown key 'z'"),
         ({"x": X}, "no y"),
         ({"x": X, "y": Y, "x_test": X, "y_test": Y}, "give one kind"),
-        ({"x": X, "y": Y, "lengths": Y}, "lengths of data without a time axis"),
+        ({"x": X, "y": Y, "lengths": Y}, "of data without a time axis"),
         ({"x": X, "y": Y, "weight": Y[:3]}, "weight is [3], must be [60]"),
         ({"test": (X, Y)}, "no train beside test"),
         ((X, Y == 1), "may be of several tasks"),
+        ((X, Y[:, None]), "a column of whole numbers, [60, 1]: give targets[:, 0]"),
+        ((X[:, 0], Y), "inputs must be [N, ...] with an axis of features"),
+        ((np.float32(3), np.int64(4)), "inputs must be [N, ...] with an axis of features"),
+        ((np.ma.masked_less(X, 0.1), Y), "values are masked: fill them"),
+        ((X, np.ma.masked_equal(Y, 2)), "20 values are masked"),
+        ({"x": np.ma.masked_less(X, 0.1), "y": Y}, "values are masked"),
+        ((torch.tensor(X).to_sparse(), Y), "sparse: give x.to_dense()"),
+        ((torch.tensor(X).to("meta"), Y), "on the device meta, without values"),
+        ((torch.tensor(X).to(torch.cfloat), Y), "complex: give real and imaginary parts"),
+        ((X, np.full(60, 2**64 - 1, "u8")), "beyond 63 bits"),
+        (rows_of([(torch.rand(3) + 1j, 0)] * 9), "complex: give real and imaginary parts"),
+        (Broken(), "Broken, row 7 of 60: ValueError: no such picture"),
+        ({"train": (X, Y), "tset": (X, Y)}, "unknown split 'tset': did you mean 'test'?"),
         ((np.where(X > 0.99, np.nan, X), Y), "an input is NaN or infinite"),
         (rows_of([(torch.rand(n % 2 + 1), 0) for n in range(9)]), "examples differ in shape"),
         (rows_of([torch.rand(3)] * 9), "must be (inputs, targets), or a mapping"),

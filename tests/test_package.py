@@ -63,6 +63,30 @@ def test_the_check_of_lightness_can_fail() -> None:
     assert _output("-c", source) == "['numpy']"
 
 
+SLOW_TO_IMPORT = (
+    *("torch._dynamo", "torch._inductor", "sklearn", "scipy", "sympy", "pandas", "matplotlib"),
+    *("brian2", "snntorch", "networkx", "triton", "numba", "optuna"),
+)
+
+
+@pytest.mark.parametrize("model", ["spiking", "ann"])
+def test_a_training_waits_for_nothing_but_torch_and_its_run_file(
+    model: str, tmp_path: Path
+) -> None:
+    words = ["train", "--model", model, "--epochs", "1", "-q", "-o", str(tmp_path / "run.h5")]
+    run = f"from biograd.__main__ import main; main({words!r})"
+    names = f"[name for name in {SLOW_TO_IMPORT!r} if name in sys.modules]"
+    source = f"import atexit, sys; atexit.register(lambda: print({names})); {run}"
+    assert _output("-c", source).splitlines()[-1] == "[]"
+
+
+def test_an_optimiser_of_torch_imports_its_compiler() -> None:
+    made = "torch.optim.Adam([torch.zeros(1)])"
+    assert _output("-c", f"import sys, torch; {made}; print('torch._dynamo' in sys.modules)") in (
+        "True"
+    )
+
+
 def test_imports_only_look_back(root: Path) -> None:
     command = "from importlinter.cli import lint_imports_command as run; run()"
     done = subprocess.run(

@@ -211,3 +211,9 @@ def check_order(path: Path, names: list[str]) -> None:
         assert list(run.params) == [f"{name}.weight" for name in names]
         tree = [entry.name.split("/")[1] for entry in run.tree() if "/norm" in entry.name]
         assert tree == [f"{name}.weight" for name in names]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
+def test_what_the_disk_does_not_give_is_one_line() -> None:
+    with pytest.raises(RunFileError, match="cannot be read"):
+        open_run(Path("/proc/self/mem"))

@@ -31,6 +31,9 @@ COMMANDS = {
         "Repeat a run from its file and compare.",
     ),
     "inspect": Listing("biograd.commands.inspect:inspect", "Show what a run file holds."),
+    "validate": Listing(
+        "biograd.commands.validate:validate", "Check a run file to the last value."
+    ),
     "probe": Listing("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
     "analyse": Listing("biograd.commands.analyse:analyse", "Analyse what a run holds."),
     "plot": Listing("biograd.commands.plot:plot", "Draw figures of a run."),

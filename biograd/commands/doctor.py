@@ -50,6 +50,8 @@ EXTRAS = {
     "nir": ("nir",),
     "xarray": ("xarray", "h5netcdf", "pandas"),
     "neo": ("neo",),
+    "nwb": ("pynwb",),
+    "tensorboard": ("tensorboard",),
     "fast": ("numba",),
     "environments": ("gymnasium",),
     "analysis": ("elephant", "rsatoolbox"),

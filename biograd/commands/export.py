@@ -1,7 +1,8 @@
-"""``biograd export``: hand a run to other tools, as a network or as its spikes."""
+"""``biograd export``: hand a run to other tools, as a network, its spikes or its tables."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -9,8 +10,30 @@ import click
 from biograd.commands.options import Answer, Words, command, own_parts_options
 from biograd.errors import RecipeError
 
-ENDINGS = {"nir": ".nir", "sonata": ".sonata.h5"}
+ENDINGS = {
+    "nir": ".nir",
+    "sonata": ".sonata.h5",
+    "nwb": ".nwb",
+    "csv": ".csv",
+    "netcdf": ".nc",
+    "tensorboard": ".tensorboard",
+}
 """What the file is called if nobody says it, by format."""
+
+
+def _exporter(kind: str) -> Callable[..., Path]:
+    """Return what writes spikes or tables in a format."""
+    from biograd.exporting import nwb_export, tables_export
+    from biograd.runs.sonata import export_sonata
+
+    writers: dict[str, Callable[..., Path]] = {
+        "sonata": export_sonata,
+        "nwb": nwb_export.export_nwb,
+        "csv": tables_export.export_csv,
+        "netcdf": tables_export.export_netcdf,
+        "tensorboard": tables_export.export_tensorboard,
+    }
+    return writers[kind]
 
 
 @command("export")
@@ -21,7 +44,9 @@ ENDINGS = {"nir": ".nir", "sonata": ".sonata.h5"}
     type=Words(list(ENDINGS)),
     metavar="|".join(ENDINGS),
     required=True,
-    help="nir: the trained network, for other simulators and chips; sonata: the recorded spikes.",
+    help="nir: the trained network, for other simulators and chips; sonata: the recorded spikes; "
+    "nwb: those of the last snapshot, with trials, stimuli and weights; csv: a folder of tables; "
+    "netcdf: scalars, measures and activity; tensorboard: scalars.",
 )
 @click.option(
     "--out",
@@ -72,8 +97,6 @@ def export(
             how = "node" if subtract == "node" else "loop"
             written = export_nir(opened, target, subtract=how, force=force, own=given)  # type: ignore[arg-type]
         else:
-            from biograd.runs.sonata import export_sonata
-
-            written = export_sonata(opened, target, force=force)
+            written = _exporter(kind)(opened, target, force=force)
     record = {"run": opened.path, "format": kind, "file": written}
     return Answer(record, f"{written}")

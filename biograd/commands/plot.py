@@ -8,7 +8,6 @@ import click
 
 from biograd.commands.analyse import listed
 from biograd.commands.options import Answer, Words, command
-from biograd.disk.atomic import check_target
 from biograd.errors import RecipeError
 
 FORMATS = ("pdf", "png", "svg")
@@ -63,9 +62,7 @@ def plot(
         raise RecipeError("--what: names at least one figure")
     endings = list(dict.fromkeys(formats)) or ["pdf", "png"]
     stem = out or run.with_suffix("")
-    for ending in endings:
-        check_target(stem.with_name(f"{stem.name}.{ending}"), force)
     with open_run(run) as opened:
-        written = figures.plot(opened, names, stem, width=width, formats=endings)
+        written = figures.plot(opened, names, stem, width=width, formats=endings, force=force)
     record = {"run": run, "figures": names, "files": written}
     return Answer(record, "\n".join(str(path) for path in written))

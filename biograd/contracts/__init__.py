@@ -15,13 +15,13 @@ Credit is the derivative of the *mean* loss: the factor 1/B is always included.
 """
 
 from biograd.contracts.activity_bounds import ActivityBounds
+from biograd.contracts.parameter_noise import ParameterNoise
 from biograd.contracts.plan import (
     Capability,
     Credit,
     LocalLoss,
     Loss,
     Objective,
-    ParameterNoise,
     Plan,
     Site,
     SiteShape,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biograd.checking import Checked, Count
 from biograd.contracts.activity_bounds import ActivityBounds
-from biograd.contracts.precision import computing
+from biograd.contracts.parameter_noise import ParameterNoise
 from biograd.errors import RecipeError
 from biograd.tasks.task import vectors
 
@@ -112,30 +112,6 @@ class SiteShape:
 
     units: tuple[int, ...]
     steps: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterNoise:
-    """Perturbation of all parameters by ``sigma`` times the noise that each seed regenerates."""
-
-    seeds: tuple[int, ...]
-    """One seed for each noisy copy; equal seeds draw equal noise."""
-    scales: tuple[float, ...]
-    """Signed size of each copy's noise; an antithetic pair has equal seeds, opposite scales."""
-
-    def draw(self, copy: int, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
-        """Yield the standard normal noise of one copy, parameter by parameter."""
-        parameters = list(parameters)
-        device = parameters[0].device if parameters else torch.device("cpu")
-        stream = torch.Generator(device=device)
-        stream.manual_seed(self.seeds[copy])
-        for parameter in parameters:
-            yield torch.randn(
-                parameter.shape,
-                generator=stream,
-                device=device,
-                dtype=computing(parameter.dtype),
-            )
 
 
 @dataclasses.dataclass(frozen=True)

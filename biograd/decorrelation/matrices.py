@@ -4,12 +4,13 @@
 updated by one of the rules (``decorrelation_rules``) from the clean rows of each training step and
 stays as it is in evaluation.  It is orthogonal to the estimator.
 
-Why the matrix is folded into the weights, ``W R``, instead of applied to the input: the cost does
-not depend on the number of rows (copies x examples x time steps), it is the same for dense and
-convolutional layers, whose input is the patch, and spikes stay spikes.  Without gradients the
-product is kept until the weight or the matrix changes, so that inference costs what it costs
-without the transform.  In layers with a time axis ``x`` is the mean input over the trial, which is
-what frozen noise and a mean readout see, and what every substrate can observe.
+Where a dense layer's input has few rows, they are multiplied by ``R``, and the update takes them as
+they are.  Elsewhere the matrix is folded into the weights, ``W R``: the cost does not depend on the
+number of rows (copies x examples x time steps), it is the same for dense and convolutional layers,
+whose input is the patch, and spikes stay spikes.  Without gradients the product is kept until the
+weight or the matrix changes, so that inference costs what it costs without the transform.  In
+layers with a time axis ``x`` is the mean input over the trial, which is what frozen noise and a
+mean readout see, and what every substrate can observe.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from biograd import ranks
 from biograd.contracts import Substrate
 from biograd.contracts.plan import module_key
 from biograd.contracts.precision import computing, unmixed
+from biograd.decorrelation.input_transform import InputTransform, uncover
 from biograd.decorrelation.rules import RULES, Moments
 from biograd.errors import CapabilityError, nearest
 from biograd.ranks import parallel
@@ -79,7 +82,7 @@ class Decorrelation(nn.Module):
         """The layers that it does not act on, in words."""
         self.only: frozenset[str] | None = None
         """The layers whose matrices learn; None: all."""
-        self._passes: deque[dict[str, list[Tensor]]] = deque(maxlen=MOST_PASSES)
+        self._passes: deque[dict[str, list[_Received]]] = deque(maxlen=MOST_PASSES)
         self._substrate: Substrate | None = None
         self._temporal: set[str] = set()
         self._handles: list[Any] = []
@@ -135,9 +138,9 @@ class Decorrelation(nn.Module):
         zero = torch.zeros(groups, size, dtype=eye.dtype, device=weight.device)
         self.means[key] = nn.Parameter(zero, requires_grad=False)
         self.layers[name] = layer
-        hook = _Fold(self, name)
+        hook = InputTransform(self, name)
         self._handles.append(layer.register_forward_pre_hook(hook))
-        self._handles.append(layer.register_forward_hook(_unfold, always_call=True))
+        self._handles.append(layer.register_forward_hook(uncover, always_call=True))
 
     def detach(self) -> None:
         """Take the matrices away from the layers; ``fold`` first to keep their effect."""
@@ -202,14 +205,34 @@ class Decorrelation(nn.Module):
         """Start a clean pass; several passes before an update count as one larger batch."""
         self._passes.append({})
 
-    def observe(self, name: str, inputs: Tensor) -> None:
-        """Keep a clean input of a layer for the next update."""
+    def moved(self, name: str, inputs: Tensor) -> Tensor:
+        """Return ``R (x - mean)`` for the rows of a dense layer's input."""
+        key = module_key(name)
+        matrix, kind = self.matrices[key][0], computing(inputs.dtype)
+        with unmixed(inputs.device):
+            rows = inputs.to(kind)
+            rows = rows - self.means[key][0].to(kind) if self.centre else rows
+            return functional.linear(rows, matrix.to(kind)).to(inputs.dtype)
+
+    def watches(self, name: str) -> bool:
+        """Return whether an input that a layer receives now is one for the next update."""
         learns = self.only is None or name in self.only
         recording = self._substrate is not None and self._substrate.recording
-        if learns and recording and self.layers[name].training:
-            if not self._passes:
-                self.begin()
-            self._passes[-1].setdefault(name, []).append(inputs.detach())
+        return learns and recording and self.layers[name].training
+
+    def shares(self, name: str) -> bool:
+        """Return whether the update can take the rows that the layer received as they are."""
+        whole = self.sample >= 1 and not self.centre and name not in self._temporal
+        return whole and ranks.size() == 1 and self.watches(name)
+
+    def observe(self, name: str, inputs: Tensor, outputs: Tensor | None = None) -> None:
+        """Keep a clean input of a layer for the next update, and what became of it, if known."""
+        if not self.watches(name):
+            return
+        if not self._passes:
+            self.begin()
+        known = outputs.detach() if outputs is not None and self.shares(name) else None
+        self._passes[-1].setdefault(name, []).append(_Received(inputs.detach(), known))
 
     @torch.no_grad()
     def update(self, pace: float = 1.0) -> None:
@@ -217,11 +240,15 @@ class Decorrelation(nn.Module):
         names = dict.fromkeys(name for inputs in self._passes for name in inputs)
         for name in names:
             rate = self.rate if isinstance(self.rate, (int, float)) else self.rate.get(name, 0.0)
-            seen = [inputs[name] for inputs in self._passes if name in inputs]
-            rows = torch.cat([self._rows(name, visits) for visits in seen], dim=1)
+            passes = [seen[name] for seen in self._passes if name in seen]
             matrices, means = self.matrices[module_key(name)], self.means[module_key(name)]
-            places = zip(matrices, means, rows.to(matrices.dtype), strict=True)
-            energies = [self._update(*place, rate * pace) for place in places]
+            whole = all(len(visits) == 1 for visits in passes)  # several are averaged
+            seen = [visit.outputs if whole else None for visits in passes for visit in visits]
+            known = _together(seen, matrices)
+            visits = [self._rows(name, [seen.inputs for seen in visits]) for visits in passes]
+            rows = _joined(visits, 1).to(matrices.dtype)
+            places = zip(matrices, means, rows, strict=True)
+            energies = [self._update(*place, rate * pace, known) for place in places]
             self.energy[name] = torch.stack(energies).mean()
         self._passes.clear()
 
@@ -237,7 +264,7 @@ class Decorrelation(nn.Module):
                 means = [visit.mean(1) if visit.dim() > 2 else visit for visit in visits]
                 visits = [torch.stack(means).mean(0)]
             visits = [parallel.gather(visit) for visit in visits]
-            rows = torch.cat([visit.reshape(-1, visit.shape[-1]) for visit in visits])
+            rows = _joined([visit.reshape(-1, visit.shape[-1]) for visit in visits])
             return self._sample(rows)[None]
         images = self._sample(torch.cat([parallel.gather(visit) for visit in visits]))
         return _patches(layer, images)
@@ -250,14 +277,22 @@ class Decorrelation(nn.Module):
         chosen = torch.randperm(len(rows), generator=self.stream, device=device)[:count]
         return rows[chosen.to(rows.device)]
 
-    def _update(self, matrix: Tensor, mean: Tensor, rows: Tensor, rate: float) -> Tensor:
-        """Apply the rule to one group of a layer; return the energy that it found."""
+    def _update(
+        self, matrix: Tensor, mean: Tensor, rows: Tensor, rate: float, known: Tensor | None
+    ) -> Tensor:
+        """Apply the rule to one group of a layer; return the energy that it found.
+
+        Args:
+            known: the rows times the matrix, if a pass has computed them.
+        """
         if self.centre:
             mean.lerp_(rows.mean(0), 0.1)
             rows = rows - mean
-        moments = Moments(rows, rows @ matrix.T, matrix, self.kappa)
+        moments = Moments(rows, rows @ matrix.T if known is None else known, matrix, self.kappa)
         energy = moments.energy()
-        matrix.copy_(RULES[self.rule](moments, rate))
+        changed = RULES[self.rule](moments, rate)
+        if changed is not matrix:
+            matrix.copy_(changed)
         return energy
 
     def extra_repr(self) -> str:
@@ -275,66 +310,23 @@ def make(recipe: DecorrelationRecipe, where: object) -> Decorrelation | None:
     return None if recipe.rule == "off" else construct(Decorrelation, table, where, "decorrelation")
 
 
-class _Fold:
-    """A forward pre-hook: ``W R`` stands in for ``W`` while the layer is called.
+class _Received(NamedTuple):
+    """An input that a layer received, and its rows times the matrix, if they were computed."""
 
-    The stand-in lies in the instance's dictionary, which attribute look-up reads before the
-    module's parameters; the parameters themselves, their keys and the class stay untouched.
-
-    Without gradients the product is kept as long as autograd's counters of changes stand still;
-    a change that goes past them (``weight.data``) is seen at the next call in training mode.
-    """
-
-    def __init__(self, owner: Decorrelation, name: str) -> None:
-        self.owner, self.name = owner, name
-        self.kept: tuple[list[_Mark], tuple[Tensor, Tensor | None]] | None = None
-
-    def effective(
-        self, layer: nn.Module, weight: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        if weight is not None:
-            return self.owner.effective(self.name, layer, weight)
-        marks = None if layer.training else self._marks(layer)
-        if marks is None:
-            self.kept = None
-            return self.owner.effective(self.name, layer)
-        if self.kept is None or not _unchanged(self.kept[0], marks):
-            self.kept = (marks, self.owner.effective(self.name, layer))
-        return self.kept[1]
-
-    def _marks(self, layer: nn.Module) -> list[_Mark] | None:
-        """Return the state of all that the product depends on; None: it must not be kept."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        key, own = module_key(self.name), layer._parameters
-        parts = [own["weight"], own["bias"], self.owner.matrices[key], self.owner.means[key]]
-        parts = [part for part in parts if part is not None]
-        if not all(isinstance(part, nn.Parameter) and not part.is_inference() for part in parts):
-            return None  # swapped for a call (functional_call), or without a counter
-        return [(part, part._version, part.data_ptr()) for part in parts]
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.owner.observe(self.name, inputs[0])
-        weight, bias = self.effective(layer)
-        layer.__dict__["weight"] = weight
-        layer.__dict__["bias"] = bias
+    inputs: Tensor
+    outputs: Tensor | None
 
 
-_Mark = tuple[Tensor, int, int]
-"""A parameter, how often it was changed, and where its values lie."""
+def _joined(parts: list[Tensor], axis: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
-def _unchanged(before: list[_Mark], now: list[_Mark]) -> bool:
-    """Return whether two lists of marks tell of the same values."""
-    return len(before) == len(now) and all(
-        old is new and rest == others
-        for (old, *rest), (new, *others) in zip(before, now, strict=True)
-    )
-
-
-def _unfold(layer: nn.Module, _inputs: object, _output: object) -> None:
-    layer.__dict__.pop("weight", None)
-    layer.__dict__.pop("bias", None)
+def _together(outputs: list[Tensor | None], like: Tensor) -> Tensor | None:
+    """Return the rows of all visits, ``[n, d]``; None: some are missing, or in other precision."""
+    known = [one.reshape(-1, one.shape[-1]) for one in outputs if one is not None]
+    if len(known) < len(outputs) or any(one.dtype != like.dtype for one in known):
+        return None
+    return _joined(known)
 
 
 def _patches(layer: nn.Module, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ foldiak    ``M <- M + eta (C - diag C)`` with ``R = M^-1``: lateral inhibition `
            x'`` at its equilibrium; ``R`` stays symmetric (Foldiak 1989; arXiv 2407.10780)
 =========  =====================================================================================
 
-To add a rule: write a function and name it in ``RULES``.
+To add a rule: write a function and name it in ``RULES``; it may change ``R`` in its place.
 """
 
 from __future__ import annotations
@@ -49,24 +49,36 @@ class Moments:
         """``diag C``, ``[d]``."""
         return self.outputs.square().mean(0)
 
-    @cached_property
-    def product(self) -> Tensor:
-        """``C R = <x' (R' x')'>``, ``[d, d]``, without a product of size ``d^3`` for few rows."""
-        return self.outputs.T @ (self.outputs @ self.matrix) / len(self.outputs)
+    @property
+    def many(self) -> bool:
+        """Whether the rows are so many that products of size ``d^3`` cost less."""
+        count, size = self.outputs.shape
+        return count > 1.5 * size
 
-    def without(self, share: float, scale: Tensor) -> Tensor:
-        """Return ``diag(scale) R - share C R``, the large matrices touched as seldom as can be."""
-        kept = self.matrix * scale[:, None]
-        seen, count = self.outputs, len(self.outputs)
-        return kept.addmm_(seen.T, seen @ self.matrix, alpha=-share / count)
+    @cached_property
+    def correlation(self) -> Tensor:
+        """``C``, ``[d, d]``."""
+        return self.outputs.T @ self.outputs / len(self.outputs)
+
+    def without(self, share: float, scale: Tensor | None = None) -> Tensor:
+        """Return ``diag(scale) R - share C R``, which takes the place of ``R``.
+
+        For few rows ``C R = <x' (R' x')'>`` is a product of these rows.
+        """
+        count = len(self.outputs)
+        left, shared = (self.correlation, 1) if self.many else (self.outputs.T, count)
+        right = self.matrix.clone() if self.many else self.outputs @ self.matrix
+        if scale is not None:
+            self.matrix.mul_(scale[:, None])
+        return self.matrix.addmm_(left, right, alpha=-share / shared)
 
     def energy(self) -> Tensor:
         """Return the mean squared off-diagonal of ``C`` over its mean squared diagonal."""
         count, size = self.outputs.shape
         few = count < size  # |C| = |x' x'^T| / n
-        gram = self.outputs @ self.outputs.T if few else self.outputs.T @ self.outputs
+        gram = self.outputs @ self.outputs.T / count if few else self.correlation
         diagonal = self.variance.square().sum()
-        off = (gram.square().sum() / count**2 - diagonal).clamp_min(0)
+        off = (gram.square().sum() - diagonal).clamp_min(0)
         return off / max(size - 1, 1) / diagonal.clamp_min(1e-30)
 
 
@@ -88,7 +100,7 @@ def scaled(moments: Moments, rate: float) -> Tensor:
     counted = (before > 0) & (after > 0)
     ratios = torch.where(counted, before, 0.0) / torch.where(counted, after, 1.0)
     gain = torch.where(counted.any(), ratios.sum() / counted.sum().clamp_min(1), 1.0)
-    return gain * (moments.matrix - rate * moments.product)
+    return moments.without(rate).mul_(gain)
 
 
 def foldiak(moments: Moments, rate: float) -> Tensor:
@@ -99,9 +111,8 @@ def foldiak(moments: Moments, rate: float) -> Tensor:
     in one update.  The equation is solved in double precision.
     """
     matrix, outputs = moments.matrix.double(), moments.outputs.double()
-    crossed = outputs.T @ outputs / len(outputs)
-    crossed.fill_diagonal_(0)
-    push = matrix @ crossed
+    push = (matrix @ outputs.T) @ (outputs / len(outputs))  # R C of these rows, then R diag C
+    push -= matrix * outputs.square().mean(0)
     push *= (0.5 / push.norm().clamp_min(1e-30)).clamp_max(rate)
     push.diagonal().add_(1)
     found = torch.linalg.solve(push, matrix)

@@ -16,12 +16,19 @@ from biograd.decorrelation import Decorrelation
 from biograd.engine import structure
 from biograd.engine.accounting import Account, Bookkeeper, check_outside, trained
 from biograd.engine.foreign_neurons import ForeignNeurons, smooth
-from biograd.engine.outside import Withheld
+from biograd.engine.outside import (
+    Withheld,
+    check_callers,
+    check_one_readout,
+    check_registered,
+    taken_apart,
+)
 from biograd.engine.repeating_passes import Repeated
 from biograd.engine.verification import comparable
 from biograd.errors import CapabilityError
 from biograd.estimators.weight_perturbation import gradients
 from biograd.randomness import generator
+from biograd.substrate.calling import callers
 from biograd.substrate.kept import Keepsake
 from biograd.substrate.network import Network
 
@@ -82,7 +89,15 @@ class Accounted(Repeated):
         self.withheld.release()
         stream = generator(self.seed, "account", device=self.streams["noise"].device)
         sites = self.substrate.sites
-        trace = self._runner(encoded, targets, stream)(structure.dissected(sites))
+        run = self._runner(encoded, targets, stream)
+        with callers(self.network) as found, taken_apart(self.network):
+            trace = run(structure.dissected(sites))
+        check_callers(self.estimator, found)
+        if not isinstance(self.network, Network):
+            check_registered(self.network, trace, encoded)
+        one = self.estimator.reach == "readout" or "local_vjp" in self.estimator.needs
+        if one and self.differentiable and not isinstance(self.network, Network):
+            check_one_readout(self.estimator, structure.heads(run(Plan(slots=True))), sites)
         names = tuple(site.name for site in sites if site.name in trace.sites)
         named, local = getattr(self.substrate, "named", False), self.local is not None
         book = Bookkeeper(self.network, self.estimator, names, local, named, trace, self.unrolled)

@@ -74,7 +74,7 @@ def refused(network: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator[Non
     except BiogradError:
         raise
     except FAULTS as error:
-        where = culprit(error, network) or "the loss"
+        where = culprit(error, network) or "the loss or the rule"
         given = f"inputs {list(inputs.shape)} {inputs.dtype}, targets {list(targets.shape)}"
         raise CapabilityError(
             f"{type(network).__name__} cannot take a step: {where}: {brief(str(error))} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,6 +39,7 @@ def check_capabilities(estimator: Estimator, substrate: Substrate, task: Task) -
                 f"{type(estimator).__name__}: {name} ({type(layer).__name__}) ties the "
                 "examples of a batch together: use layer normalisation"
             )
+    _check_real(estimator, substrate)
     if estimator.one_to_one:
         _check_mixing(estimator, substrate)
     if not task.differentiable:
@@ -73,6 +75,30 @@ def check_bounds(
             f"{type(estimator).__name__}: activity has bounds, and their cost would reach no "
             f"hidden layer: {why}: leave them out (activity.weight = 0)"
         )
+
+
+def _check_real(estimator: Estimator, substrate: Substrate) -> None:
+    """Refuse modules that are compiled by torch.jit, and complex numbers that a rule computes with.
+
+    Raises:
+        CapabilityError: with the module or the parameter.
+    """
+    network = substrate.module
+    layers = {name for site in substrate.sites for name in site.modules}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters()):
+            raise CapabilityError(
+                f"{name or type(network).__name__} is compiled by torch.jit, so that nobody can "
+                "look into it: give the module that it was made of"
+            )
+    for name, parameter in network.named_parameters():
+        met = name.rpartition(".")[0] in layers
+        met = met or (estimator.reach == "parameters" and not estimator.exact)
+        if parameter.is_complex() and parameter.requires_grad and met:
+            raise CapabilityError(
+                f"{name} is complex, and {type(estimator).__name__} knows real currents and "
+                "parameters alone: keep real and imaginary parts in two"
+            )
 
 
 def _check_mixing(estimator: Estimator, substrate: Substrate) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from biograd.contracts import (
     ParameterNoise,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
 from biograd.engine.currents import Structured, root_mean_squares
+from biograd.engine.outside import check_callers
 from biograd.engine.settings import check_read
+from biograd.substrate.calling import callers
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
 
@@ -138,7 +141,8 @@ class Prepared(Structured):
         check_device(self.network, self.streams["noise"].device)
         check_given(self.network, outside(self.network, ()), inputs, self.step)
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
-        with self._traceless(stream.device), parameters_first(self.network, self.step):
+        looked = refused(self.network, inputs, targets)
+        with self._traceless(stream.device), parameters_first(self.network, self.step), looked:
             self._look(inputs, targets, stream)
         self._prepared = True
         if self._kept:
@@ -147,8 +151,9 @@ class Prepared(Structured):
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
-        with refused(self.network, inputs, targets):
+        with callers(self.network) as inside:
             trace = self._tried(Plan(graph=False), encoded, targets, stream)
+        check_callers(self.estimator, inside)
         check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
         if not isinstance(self.network, Network):
@@ -164,6 +169,8 @@ class Prepared(Structured):
         plan = self._silent_copies(encoded)
         if plan is not None and self.network.training:
             self._check_common_randomness(plan, encoded, targets, stream)
+        if not isinstance(self.network, Network):
+            self._check_apart(encoded, targets, stream)
         self.estimator.check_trace(trace)
         trace = self._know_currents(trace, encoded, targets, stream)
         steps = max(shape.steps for shape in self._shapes.values())
@@ -323,7 +330,30 @@ class Prepared(Structured):
         if not torch.allclose(found[1:], found[:1], rtol=1e-3, atol=1e-4):
             raise CapabilityError(
                 "two copies without noise differ in their loss: the network draws random numbers "
-                "outside of dropout modules, so noise cannot be told from chance"
+                "outside of dropout modules, or looks at several rows at once, so noise cannot be "
+                "told from chance"
+            )
+
+    def _check_apart(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        """Noise at one example must not move the losses of others: each is its own experiment."""
+        first, rule = self.substrate.sites[0].name, self.estimator
+        norms = any(isinstance(m, _BatchNorm) and m.training for m in self.network.modules())
+        if not rule.needs & {"perturb_site", "jvp_site"} or len(encoded) < 2 or norms:
+            return
+        dtype = next(self.network.parameters()).dtype
+        shape = (1, encoded.shape[0], 1, *self._shapes[first].units)
+        noise = encoded.new_zeros(shape, dtype=dtype)
+        noise[:, 0] = self.scales.get(first) or 1.0
+        found = self._tried(Plan(noise={first: noise}, graph=False), encoded, targets, stream)
+        apart = torch.allclose(found.losses[1, 1:], found.losses[0, 1:], rtol=1e-3, atol=1e-4)
+        if apart:
+            return
+        still = self._tried(Plan(noise={first: noise * 0}, graph=False), encoded, targets, stream)
+        if torch.allclose(still.losses[1], still.losses[0], rtol=1e-3, atol=1e-4):
+            raise CapabilityError(
+                f"noise at one example, in {first}, moves the losses of others: the network looks "
+                f"at several rows at once, and to {type(rule).__name__} each example is an "
+                "experiment of its own: keep the rows apart, or take biograd.WeightPerturbation"
             )
 
     def _load_own(self, state: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 
@@ -43,9 +45,24 @@ class Result:
 
 def surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return a scalar whose value is the loss and whose gradient is its own and the pairs'."""
-    total = loss
-    for tensor, cotangent in pairs:
-        if tensor.requires_grad:
-            term = (tensor * cotangent.detach().to(tensor.dtype)).sum()
-            total = total + (term - term.detach())
-    return total
+    given = [(tensor, c.detach().to(tensor.dtype)) for tensor, c in pairs if tensor.requires_grad]
+    if not given:
+        return loss
+    tensors, shaped = [t for t, _ in given], [c.expand_as(t) for t, c in given]
+    return cast(Tensor, _Surface.apply(len(tensors), loss, *tensors, *shaped))
+
+
+class _Surface(torch.autograd.Function):
+    """A loss that hands cotangents back: no product with the tensors is computed for that."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, loss: Tensor, *given: Tensor) -> Tensor:
+        ctx.save_for_backward(*given[count:])
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (scale,) = gradients
+        cotangents = ctx.saved_tensors
+        credit = (scale * cotangent for cotangent in cotangents)
+        return None, scale, *credit, *[None] * len(cotangents)

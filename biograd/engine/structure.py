@@ -7,7 +7,8 @@ nothing passes by it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,52 @@ def places(trace: Trace, parameters: Sequence[Tensor]) -> list[Places]:
                 place.blocks.append(names[max(number - 1, 0)])
     for place in reached([trace.loss]):
         place.behind = True
+    return found
+
+
+def strangers(trace: Trace, known: Iterable[Tensor], loss: bool) -> Iterator[Tensor]:
+    """Yield what currents and activities can be differentiated by, beside what is known.
+
+    Args:
+        trace: of a plan with slots.
+        known: parameters, inputs; nothing is looked for behind them.
+        loss: look at what the loss is differentiated by instead.
+    """
+    sites = trace.sites.values()
+    visits = [visits for site in sites for visits in site.visits]
+    ends = [v for visit in visits for v in (*visit.outputs, *visit.received)]
+    ends += [site.activity for site in sites if site.activity is not None]
+    own = [*known, *(site.slot for site in sites if site.slot is not None)]
+    own += trace.sites[list(trace.sites)[-1]].visits[0].outputs  # a leaf where all is frozen
+    seen = {id(one) for one in own} | {id(one.grad_fn) for one in known if one.grad_fn is not None}
+    nodes: list[Any] = [one.grad_fn for one in ([trace.loss] if loss else ends)]
+    kept: list[Any] = []  # so that no id comes back
+    while nodes:
+        node = nodes.pop()
+        if node is None or id(node) in seen:
+            continue
+        kept.append(node)
+        seen.add(id(node))
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            yield leaf
+        nodes += [parent for parent, _ in node.next_functions]
+
+
+def heads(trace: Trace) -> list[str]:
+    """Return the sites but the last whose currents go into no layer: they make outputs, too.
+
+    Args:
+        trace: of a plan with slots, and nothing cut.
+    """
+    names, found = list(trace.sites), []
+    for name in names[:-1]:
+        currents = [value for visits in trace.sites[name].visits for value in visits.outputs]
+        total = sum(v.sum() for one in names for visits in trace.sites[one].visits
+                    for v in visits.received if v.requires_grad)  # fmt: skip
+        if all(gradient is None for gradient in _gradients(total, currents)):
+            found.append(name)
     return found
 
 

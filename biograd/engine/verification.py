@@ -55,6 +55,13 @@ def verify(
             f"{account.rule} gives {named(same)} the gradient of back-propagation, so that it "
             "does not act on this network: take biograd.Backpropagation, or another rule"
         )
+    lost = [n for n in hidden if given.get(n) is None and _any(reference[n])]
+    if lost:
+        raise CapabilityError(
+            f"{account.rule} gives no credit to {named(lost)}, which moves the outputs beside the "
+            "last layer: let one layer make the outputs, name both as one current, "
+            "sites={..., 'out': [...]}, or freeze it"
+        )
     turns = getattr(estimator, "sites", "") == "round_robin"
     wanted = [entry.name for entry in account.of("rule", "readout") if not turns]
     return account.without([name for name in wanted if given.get(name) is None])

@@ -7,9 +7,10 @@ To add one: write a class in a file of its own (``interface.Environment``), and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from biograd.checking import Fraction, Range, validate
+from biograd.checking import Fraction, NotNegativeCount, validate
+from biograd.disk.bundled_digits import bundled_digits
 from biograd.environments.bandit import Bandit
 from biograd.environments.cart_pole import CartPole
 from biograd.environments.contextual_bandit import ContextualBandit
@@ -19,8 +20,6 @@ from biograd.environments.gymnasium_rows import GymnasiumRows
 from biograd.environments.interface import HELD_OUT, RANGES, TESTED, Environment
 from biograd.errors import RecipeError
 from biograd.registry import Registry
-
-NotNegativeCount = Annotated[int, Range(0)]
 
 __all__ = [
     "ENVIRONMENTS",
@@ -45,9 +44,7 @@ def digits_bandit(slips: Fraction = 0.0) -> ContextualBandit:
     Args:
         slips: probability that a reward is turned.
     """
-    from sklearn.datasets import load_digits
-
-    images, classes = load_digits(return_X_y=True)
+    images, classes = bundled_digits()
     return ContextualBandit(images / 16, classes, slips=slips)
 
 

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from biograd.checking import NotNegativeCount
 from biograd.contracts import ParameterNoise, Plan, Round, Trace
-from biograd.contracts.precision import computing
+from biograd.contracts.parameter_noise import Kind, dense
 from biograd.errors import CapabilityError
 from biograd.estimators.estimator import Estimator
 from biograd.estimators.weight_perturbation import Known, ended
 from biograd.recipes import Count, validate
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomSigns(ParameterNoise):
-    """Directions of independent signs, regenerated from seeds."""
-
-    def draw(self, copy: int, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
-        """Yield the signs of one copy, parameter by parameter."""
-        for values in super().draw(copy, parameters):
-            yield torch.where(values < 0, -1.0, 1.0).to(values.dtype)
-
-
-DIRECTIONS: dict[str, type[ParameterNoise]] = {"normal": ParameterNoise, "rademacher": RandomSigns}
-
-
 class ForwardGradientWeight(Estimator):
     """Weigh a random direction of all parameters by the slope of the mean loss along it.
 
     ``g_ij = (1/m) sum_s (nabla_w L . v_s) v_sij``; the inner product is one forward-mode
-    derivative, no credit passes back.  The directions are shared by the examples of a batch and
-    never stored: each copy keeps a seed and draws its direction again.  Per element of ``P``
-    parameters, with ``N`` examples, mean variance ``V`` of the gradient and mean square ``S`` of
-    its mean, the variance for normal directions is ``(P + 2)/N V + (P + 1) S``; for signs
-    ``P/N V + (P - 1) S``.
+    derivative, no credit passes back.  The directions are shared by the examples of a batch; each
+    copy keeps a seed; of the directions no more than 256 MB are kept, the rest is drawn again.
+    Per element of ``P`` parameters, with ``N`` examples, mean variance ``V`` of the gradient and
+    mean square ``S`` of its mean, the variance for normal directions is
+    ``(P + 2)/N V + (P + 1) S``; for signs ``P/N V + (P - 1) S``.
 
     With local losses each parameter takes the slope of the loss of its own block.  What the
     losses reach without passing a hidden site, the readout and local heads, has the exact
@@ -47,6 +35,9 @@ class ForwardGradientWeight(Estimator):
     Args:
         copies: ``m``, directions in each step.
         directions: "normal" or "rademacher" (signs).
+        rank: of the direction of a matrix, ``v = A B / sqrt(r)`` (a filter is a row); 0:
+            independent elements.  The mean stays the gradient; ``2 (out + in + 1) / r`` comes to
+            the ``P + 2`` of normal directions, in that matrix.
         readout: "exact", or "forward" to estimate the readout's gradient like all others.
 
     Raises:
@@ -64,12 +55,14 @@ class ForwardGradientWeight(Estimator):
     def __init__(
         self,
         copies: Count = 1,
-        directions: Annotated[str, DIRECTIONS] = "normal",
+        directions: Kind = "normal",
         readout: Literal["exact", "forward"] = "exact",
+        rank: NotNegativeCount = 0,
     ) -> None:
         validate(ForwardGradientWeight, locals())
         super().__init__()
         self.copies, self.directions, self.readout = copies, directions, readout
+        self.rank = rank
         self.exact_readout = readout == "exact"
 
     def plans(self, round: Round) -> Sequence[Plan]:
@@ -77,7 +70,8 @@ class ForwardGradientWeight(Estimator):
         draw = torch.randint(
             2**62, (self.copies,), generator=round.generator, device=round.generator.device
         )
-        tangents = DIRECTIONS[self.directions](tuple(draw.tolist()), (1.0,) * self.copies)
+        seeds, sizes = tuple(draw.tolist()), (1.0,) * self.copies
+        tangents = ParameterNoise(seeds, sizes, self.directions, self.rank)
         if self.readout == "exact":
             return (dataclasses.replace(ended(round), parameter_tangents=tangents),)
         if any(round.owners.values()):
@@ -94,16 +88,18 @@ class ForwardGradientWeight(Estimator):
         assert directions is not None
         owners = round.parameter_owners or ("",) * len(parameters)
         known = Known.of(trace, round)
-        totals = [torch.zeros_like(p, dtype=computing(p.dtype)) for p in parameters]
+        weights: dict[int, list[float]] = {}
         for copy in range(self.copies):
             slopes = {owner: mean_slopes(trace, owner)[copy] for owner in set(owners)}
             draws = directions.draw(copy, parameters)
-            for draw, gradient, owner in zip(draws, known.whole, owners, strict=True):
+            for parameter, draw, gradient, owner in zip(
+                parameters, draws, known.whole, owners, strict=True
+            ):
                 if gradient is not None:
-                    slopes[owner] = slopes[owner] - (gradient * draw).sum()
-            draws = directions.draw(copy, parameters)
-            for draw, total, owner in zip(draws, totals, owners, strict=True):
-                total.add_(slopes[owner] / self.copies * draw)
+                    slopes[owner] = slopes[owner] - (gradient * dense(draw, parameter)).sum()
+            weights[copy] = [float(slopes[owner]) / self.copies for owner in owners]
+        totals = directions.total(parameters, weights)
+        directions.forget()
         yield from known.complete(parameters, totals)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from biograd.errors import RecipeError
 from biograd.registry import Registry
@@ -153,16 +154,12 @@ def ridge_regression(losses: Tensor, directions: Tensor, ridge: float) -> Tensor
     to what is (the Bayes optimum for a Gaussian gradient of unknown direction).  The smaller of
     the two equivalent systems, m x m or D x D, is solved.
     """
+    if len(losses) <= directions.shape[2]:
+        weights = _ridge_weights(losses[..., None], directions, ridge)
+        return torch.einsum("mbk,mbu->bu", weights, directions)
     difference, matrix = _centred(losses, directions)
-    copies, size = matrix.shape[1:]
-    strength = ridge * size
-    if copies <= size:
-        kernel = matrix @ matrix.mT
-        _add_to_diagonal(kernel, strength)
-        weights = _solve(kernel, difference.unsqueeze(-1))
-        return (matrix.mT @ weights).squeeze(-1)
     covariance = matrix.mT @ matrix
-    _add_to_diagonal(covariance, strength)
+    _add_to_diagonal(covariance, ridge * directions.shape[2])
     return _solve(covariance, matrix.mT @ difference.unsqueeze(-1)).squeeze(-1)
 
 
@@ -220,10 +217,13 @@ def binned(
 
 def _ridge_weights(losses: Tensor, directions: Tensor, ridge: float) -> Tensor:
     """Return what weighs each copy's directions in the ridge slope, ``[m, B, K]``."""
-    difference, matrix = _centred(losses, directions)  # [B, S, K], [B, S, D]
-    kernel = matrix @ matrix.mT
-    _add_to_diagonal(kernel, ridge * matrix.shape[2])
-    weights = _solve(kernel, difference)
+    difference = (losses - losses[:1]).transpose(0, 1).to(directions.dtype)  # [B, S, K]
+    rows = directions.transpose(0, 1)  # as they lie: what is centred is their products
+    kernel = functional.pad(rows @ rows.mT, (1, 0, 1, 0))  # the clean copy's is 0
+    kernel = kernel - kernel.mean(1, keepdim=True)
+    kernel = kernel - kernel.mean(2, keepdim=True)
+    _add_to_diagonal(kernel, ridge * directions.shape[2])
+    weights = _solve(kernel, difference - difference.mean(1, keepdim=True))
     return (weights - weights.mean(1, keepdim=True))[:, 1:].transpose(0, 1)
 
 

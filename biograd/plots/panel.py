@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biograd import disk
+from biograd.disk.atomic import check_target
 from biograd.display.csv_text import as_csv
 from biograd.plots.style import INK, NEUTRAL, WIDTHS_MM, plain, settings
 
@@ -164,16 +165,20 @@ def files(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
     return found
 
 
-def save(panels: Sequence[Panel], stem: Path, column: str, endings: Sequence[str]) -> list[Path]:
-    """Write panels as one figure, and the numbers of each as CSV beside; return the paths."""
-    written = []
-    found = files(paper(panels, column), endings)
-    for ending in endings:
-        path = stem.with_name(f"{stem.name}.{ending}")
-        disk.write_bytes(path, found[ending])
-        written.append(path)
-    for panel in panels:
-        path = stem.with_name(f"{stem.name}-{panel.name}.csv")
+def save(
+    panels: Sequence[Panel], stem: Path, column: str, endings: Sequence[str], force: bool = True
+) -> list[Path]:
+    """Write panels as one figure, and the numbers of each as CSV beside; return the paths.
+
+    Raises:
+        RecipeError: a file is there already, and ``force`` is not set.
+    """
+    figures = {ending: stem.with_name(f"{stem.name}.{ending}") for ending in endings}
+    tables = [stem.with_name(f"{stem.name}-{panel.name}.csv") for panel in panels]
+    for path in (*figures.values(), *tables):
+        check_target(path, force)
+    for ending, data in files(paper(panels, column), endings).items():
+        disk.write_bytes(figures[ending], data)
+    for path, panel in zip(tables, panels, strict=True):
         disk.write_bytes(path, as_csv(panel.rows).encode())
-        written.append(path)
-    return written
+    return [*figures.values(), *tables]

@@ -66,6 +66,7 @@ def plot(
     *,
     width: str = "double",
     formats: Iterable[str] = ("pdf", "png"),
+    force: bool = False,
 ) -> list[Path]:
     """Draw figures of a run on one sheet, each with its numbers as CSV beside; return the paths.
 
@@ -74,6 +75,7 @@ def plot(
         path: without ending.
         width: single (85 mm) or double (180 mm).
         formats: pdf, png, svg.
+        force: overwrite files that are there.
 
     Raises:
         RecipeError: a name, width or format is not known.
@@ -87,4 +89,4 @@ def plot(
         if value not in known:
             raise RecipeError(f"{key} = {value!r}: {nearest(value, known)}")
     names = [what] if isinstance(what, str) else list(what)
-    return save(panels(run, names), Path(path), width, endings)
+    return save(panels(run, names), Path(path), width, endings, force)

@@ -28,7 +28,7 @@ from biograd.runs.layout import (
     Raster,
     plain_attributes,
 )
-from biograd.runs.parts.seal import is_sealed
+from biograd.runs.parts.seal import AT_ONCE, is_sealed
 from biograd.runs.parts.segments import Segment, Sources
 from biograd.runs.parts.settling import located
 from biograd.runs.said import LATER, TEXTS, described_by, integers
@@ -283,10 +283,12 @@ def read_packed(place: RunPaths) -> Contents:
     """
     path = place.file
     try:
-        sealed = path.is_file() and is_sealed(path)
+        sealed = path.is_file() and is_sealed(path, AT_ONCE)
         file = open_file(path)
     except FileNotFoundError as error:
         raise RunFileError(f"{path}: there is no such run") from error
+    except OSError as error:  # permissions, a failing disk
+        raise RunFileError(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
         return _packed_contents(place, file, sealed)
     except BaseException:

@@ -6,10 +6,11 @@ first read. Nothing is loaded before it is asked for.
 
 from __future__ import annotations
 
+import html
 import os
 from typing import TYPE_CHECKING, Any
 
-from biograd.errors import RecipeError, RunFileError
+from biograd.errors import RecipeError, RunFileError, visible
 from biograd.runs.contents import Commit, described, find
 from biograd.runs.layout import Array
 from biograd.runs.storage import RunPaths
@@ -31,6 +32,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return Run(find(RunPaths.of(path)))
 
 
+SHOWN = ("model", "dataset", "rule", "seed", "created_at")
+"""Attributes that a notebook shows."""
+
+
+def _html(value: object) -> str:
+    return html.escape(visible(str(value)))
+
+
 class Run(RecordedRun):
     """One run; see :func:`open_run`."""
 
@@ -44,7 +53,20 @@ class Run(RecordedRun):
 
     def __repr__(self) -> str:
         """Return path, status and layers."""
-        return f"<run {self.path} ({self.status}), layers: {', '.join(self.layers) or 'none'}>"
+        layers = ", ".join(self.layers) or "none"
+        return visible(f"<run {self.path} ({self.status}), layers: {layers}>")
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks, in which every text of the file is text."""
+        said = self.attributes
+        facts = {"run": self.path, "status": self.status}
+        facts |= {name: said[name] for name in SHOWN if name in said}
+        facts |= {"snapshots": len(self.snapshots.get("step", ()))}
+        facts |= {
+            f"layer {name}": f"{one.kind}, {one.n_units}" for name, one in self.layers.items()
+        }
+        rows = (f"<tr><th>{_html(k)}</th><td>{_html(v)}</td></tr>" for k, v in facts.items())
+        return f"<table>{''.join(rows)}</table>"
 
     def close(self) -> None:
         """Close the file."""
@@ -157,6 +179,17 @@ class Run(RecordedRun):
             return checkpoint.from_bytes(body, text, f"{self.path}: checkpoint {commit.step}")
         path = self._contents.place.parts / "checkpoints" / str(commit.checkpoint)
         return checkpoint.load(path, commit.checkpoint_sha256)
+
+    def unexplained(self) -> list[str]:
+        """Return data sets of a finished file that lack a name, units or a sentence.
+
+        Files of before format 1.1, and those that still grow, owe none.
+        """
+        file = self._contents.sources.file
+        if file is None or self._contents.attributes.get("format_version") == "1.0":
+            return []
+        owed = {"long_name", "units", "description"}
+        return [name for name in file.datasets() if owed - file.attributes(name).keys()]
 
     def tree(self) -> list[Entry]:
         """Return every data set with its shape, dtype and sizes, sorted by name.

@@ -12,6 +12,7 @@ from biograd import disk
 from biograd.errors import RecipeError
 from biograd.runs.layout import Array
 from biograd.runs.reader import Run
+from biograd.runs.schema.meaning import GROUPS
 from biograd.runs.stored_arrays import create, mark_sonata, mark_sorted
 
 
@@ -34,7 +35,7 @@ def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False
         raise RecipeError(f"{run.path}: holds no spikes to export, its layers pass on other values")
     members = {name: _members(run, name) for name in names}
     with disk.writing(target, "export again"):
-        _write(target, members, trials)
+        _write(target, members, trials, _link(run))
     return target
 
 
@@ -48,14 +49,29 @@ def _members(run: Run, layer: str) -> dict[str, Array]:
     }
 
 
-def _write(path: Path, layers: dict[str, dict[str, Array]], trials: dict[str, Array]) -> None:
+def _link(run: Run) -> dict[str, str]:
+    """Return what leads from the file back to its run."""
+    names = ("run_id", "config_sha256", "rule", "dataset")
+    said = {name: str(run.attributes[name]) for name in names if name in run.attributes}
+    return {"run": run.path.name, **said}
+
+
+def _write(
+    path: Path,
+    layers: dict[str, dict[str, Array]],
+    trials: dict[str, Array],
+    link: dict[str, str],
+) -> None:
     with create(path) as output:
         mark_sonata(output)
+        output.attrs.update(link)
+        output.create_group("trials").attrs["description"] = GROUPS["trials"]
         for layer, members in layers.items():
             group = output.create_group(f"spikes/{layer}")
             for name, values in members.items():
                 group[name] = values
             mark_sorted(group)
+            group.attrs["description"] = "trials, not one recording: cut by /trials"
         for name, values in trials.items():
             output[f"trials/{name}"] = values
             if name.endswith("_ms"):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from biograd.errors import BiogradError, CapabilityError
 from biograd.substrate.network import Network
@@ -63,3 +69,39 @@ def culprit(error: BaseException, network: nn.Module) -> str:
             found = f"{name} ({kind})" if name else kind
         place = place.tb_next
     return found
+
+
+REENTRANT = "torch.utils.checkpoint, reentrant"
+CALLERS = {
+    "torch.utils.checkpoint": "torch.utils.checkpoint",
+    "torch._functorch.apis": "torch.vmap or torch.func",
+    "torch._functorch.eager_transforms": "torch.func",
+}
+"""What of torch calls modules otherwise than they stand, by the names of its modules."""
+
+
+@contextmanager
+def callers(network: nn.Module) -> Iterator[dict[str, set[str]]]:
+    """Find who calls the modules of a network in the passes that are run meanwhile.
+
+    Yields:
+        Names of modules to values of ``CALLERS``, and ``REENTRANT``.
+    """
+    names = {id(module): name for name, module in network.named_modules()}
+    found: dict[str, set[str]] = {}
+
+    def look(module: nn.Module, _inputs: Any) -> None:
+        frame = sys._getframe() if id(module) in names else None
+        while frame is not None:
+            caller = CALLERS.get(frame.f_globals.get("__name__", ""))
+            if caller:
+                kinds = found.setdefault(names[id(module)], set())
+                again = "CheckpointFunction" in frame.f_code.co_qualname
+                kinds.update({caller, REENTRANT} if again else {caller})
+            frame = frame.f_back
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        yield found
+    finally:
+        handle.remove()

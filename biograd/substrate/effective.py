@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
+from torch.nn import grad
 
 
 def effective_parameters(
@@ -46,6 +50,82 @@ def respond(layer: nn.Module, weight: Tensor, inputs: Tensor, bias: Tensor | Non
             del layer.__dict__[name]
         layer.__dict__.update(kept)
     return response
+
+
+def with_feedback(layer: nn.Module, weight: Tensor, output: Tensor, inputs: Tensor) -> Tensor:
+    """Return a layer's output with a way back to its inputs, through ``weight`` for its own.
+
+    Linear layers and convolutions answer when credit comes; others compute their response twice.
+    """
+    if not (inputs.requires_grad or weight.requires_grad) or not torch.is_grad_enabled():
+        return output
+    alike = output.dtype == weight.dtype == inputs.dtype
+    if not alike or weight.requires_grad or not _answers(layer):
+        via = through(layer, weight, inputs)
+        return output + (via - via.detach())  # adds zero, and the way back
+    matrix = _on_rows(layer, inputs)
+    weight = effective_parameters(layer, weight)[0] if matrix is None else weight
+    return cast(Tensor, _Feedback.apply(layer, output, inputs, weight.detach(), matrix))
+
+
+def _answers(layer: nn.Module) -> bool:
+    """Return whether the gradient by the input of a layer is known without calling it."""
+    kind = type(layer)
+    if kind in CONVOLUTIONS:
+        padded = isinstance(layer.padding, str) or layer.padding_mode != "zeros"
+        return not padded
+    return kind is nn.Linear
+
+
+def _on_rows(layer: nn.Module, inputs: Tensor) -> Tensor | None:
+    """Return the matrix by which an attached transform multiplies these inputs, if it does."""
+    hooks = layer._forward_pre_hooks.values()
+    found = (hook.on_rows(layer, inputs) for hook in hooks if hasattr(hook, "on_rows"))
+    return next(found, None)
+
+
+CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
+    nn.Conv1d: grad.conv1d_input,
+    nn.Conv2d: grad.conv2d_input,
+    nn.Conv3d: grad.conv3d_input,
+}
+
+
+class _Feedback(torch.autograd.Function):
+    """Hands credit to a layer's weights as it comes, and to its inputs through another weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layer: nn.Module,
+        output: Tensor,
+        inputs: Tensor,
+        weight: Tensor,
+        matrix: Tensor | None,
+    ) -> Tensor:
+        ctx.layer, ctx.shape = layer, inputs.shape
+        ctx.save_for_backward(weight, *(() if matrix is None else (matrix,)))
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        weight, *matrices = ctx.saved_tensors
+        back = _input_gradient(ctx.layer, ctx.shape, weight, gradient)
+        for matrix in matrices:
+            back = back @ matrix
+        return None, gradient, back, None, None
+
+
+def _input_gradient(layer: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
+    if type(layer) is nn.Linear:
+        return gradient @ weight
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    unbatched = len(shape) < weight.dim()
+    sizes = (1, *shape) if unbatched else tuple(shape)
+    gradient = gradient.unsqueeze(0) if unbatched else gradient
+    found = CONVOLUTIONS[type(layer)](sizes, weight, gradient, *geometry)
+    return found.view(shape)
 
 
 def of_bias(layer: nn.Module, inputs: Tensor) -> Tensor | None:

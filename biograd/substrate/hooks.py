@@ -31,9 +31,16 @@ class Hook:
 class Enter(Hook):
     """Looks at what a site's layer receives."""
 
-    def __call__(self, _module: nn.Module, inputs: Any) -> Any:
-        """Act, if the substrate still holds the network."""
-        return self.substrate.enter(self.site, self.place, inputs) if self.substrate else None
+    def __call__(self, _module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
+        """Act, if the substrate still holds the network; an input may come by its name."""
+        if self.substrate is None:
+            return None
+        if inputs or not named:
+            found = self.substrate.enter(self.site, self.place, inputs)
+            return None if found is None else (found, named)
+        key = next(iter(named))
+        found = self.substrate.enter(self.site, self.place, (named[key],))
+        return None if found is None else ((), named | {key: found[0]})
 
 
 class Bend(Hook):

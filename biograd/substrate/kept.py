@@ -37,6 +37,9 @@ class Keepsake:
             for name, module in network.named_modules()
             if not _lazy(module)
         ]
+        self._weights = [
+            (p, p.detach().clone()) for p in network.parameters() if not nn.parameter.is_lazy(p)
+        ]
         self._signs = self.signs()
         self._held = [_own(module) for _, module, _, _ in self.parts]  # so that no id comes back
         self._streams = (torch.get_rng_state(), random.getstate(), numpy.random.get_state())
@@ -46,6 +49,9 @@ class Keepsake:
     def restore(self) -> None:
         """Put everything back, but not what modules have made of themselves meanwhile."""
         self.rewind()
+        for weight, copy in self._weights:  # a network may learn by itself, in its forward pass
+            if not torch.equal(weight.detach(), copy):
+                weight.data.copy_(copy)
         for _, module, shape, kept in self.parts:
             if shape != _shape(module):
                 continue
@@ -68,7 +74,7 @@ class Keepsake:
         return {
             f"{name}.{key}" if name else key: _sign(value, 0)
             for name, module, _, _ in self.parts
-            for key, value in _own(module).items()
+            for key, value in {**_own(module), **module._parameters}.items()
             if not isinstance(module, nn.modules.batchnorm._NormBase) and not _drawing(value)
         }
 
@@ -170,6 +176,26 @@ def _sign(value: Any, depth: int) -> Any:
     if isinstance(value, numpy.ndarray):
         return value.tobytes()
     return value if isinstance(value, (int, float, str, bool)) else id(value)
+
+
+def place_of(network: nn.Module, tensor: Tensor) -> str:
+    """Return the dotted name of the attribute in which a tensor lies; "": in none."""
+    for name, module in network.named_modules():
+        for key, value in _own(module).items():
+            if _holds(value, tensor, 0):
+                return f"{name}.{key}" if name else key
+    return ""
+
+
+def _holds(value: Any, tensor: Tensor, depth: int) -> bool:
+    if isinstance(value, nn.Module):
+        return any(one is tensor for one in value.parameters())
+    if isinstance(value, (list, deque, tuple)) and depth < 4:
+        return any(_holds(part, tensor, depth + 1) for part in value)
+    if isinstance(value, dict) or _deep(value, depth):
+        into = value if isinstance(value, dict) else vars(value)
+        return any(_holds(part, tensor, depth + 1) for part in into.values())
+    return value is tensor
 
 
 def graph_held(network: nn.Module) -> list[str]:

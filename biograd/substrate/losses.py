@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from biograd.contracts import Objective, ParameterNoise, Trace
 from biograd.contracts.activity_bounds import Priced
+from biograd.contracts.parameter_noise import perturb
 from biograd.contracts.precision import forget_casts, unmixed, widened
 from biograd.errors import CapabilityError
 from biograd.substrate.foreign_functions import from_backward
@@ -97,7 +98,7 @@ def perturbed(
         for copy, scale in enumerate(noise.scales):
             draws = noise.draw(copy, parameters)
             for parameter, value, draw in zip(parameters, kept, draws, strict=True):
-                parameter.copy_(value + scale * draw)
+                perturb(parameter, value, draw, scale)
             forget_casts(parameters[0].device)
             found.append(losses())
     finally:

@@ -26,7 +26,7 @@ from biograd.contracts import (
 from biograd.contracts.credit_paths import split
 from biograd.contracts.precision import widened
 from biograd.errors import CapabilityError
-from biograd.substrate.effective import of_bias, through
+from biograd.substrate.effective import of_bias, through, with_feedback
 
 
 @dataclasses.dataclass
@@ -85,8 +85,18 @@ class Pass:
         return self.shared[0]
 
     def enter(self, site: Site, place: int, inputs: Tensor) -> Tensor:
-        """Return what a site's layer shall receive."""
+        """Return what a site's layer shall receive.
+
+        Raises:
+            CapabilityError: the site was not met before, so that the rule does not know it.
+        """
         layer = site.modules[place]
+        if site.name not in self.visits:
+            raise CapabilityError(
+                f"layer {layer} is called in this pass, and was not in the first, so that the rule "
+                "does not know it: call engine.prepare(inputs, targets) with a batch that meets "
+                "every layer"
+            )
         if self.shared and inputs is self.shared[0]:
             self._once.add(layer)
             return self.shared[1]
@@ -131,11 +141,10 @@ class Pass:
         assert own is not None
         weight = own.detach() if feedback is None else feedback.to(own.dtype)
         live = self._live.pop(layer)
-        via = through(module, weight, live)
         if self._divides(site):  # a bias has no presynaptic trace: it takes the input's way
-            bias = of_bias(module, live)
+            via, bias = through(module, weight, live), of_bias(module, live)
             return split(output - bias, via + bias) if bias is not None else split(output, via)
-        return output + (via - via.detach())  # adds zero, and the way back
+        return with_feedback(module, weight, output, live)
 
     def leave(self, site: Site, place: int, output: Any) -> Tensor:
         """Return the current that goes on from a site's layer."""

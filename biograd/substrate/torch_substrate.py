@@ -27,6 +27,7 @@ from biograd.contracts import (
     Transport,
     Visits,
 )
+from biograd.contracts.parameter_noise import along
 from biograd.contracts.precision import forget_casts
 from biograd.errors import CapabilityError
 from biograd.substrate.calling import called
@@ -98,7 +99,7 @@ class TorchSubstrate(Arranged):
                 layer = module.get_submodule(name)
                 behind = layer if site.current is None else module.get_submodule(site.current)
                 enter = self._hook(Enter(self, site, place))
-                self._handles.append(layer.register_forward_pre_hook(enter))
+                self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 if behind is layer:
                     through = self._hook(Through(self, site, place))
                     self._handles.append(layer.register_forward_hook(through))
@@ -178,6 +179,7 @@ class TorchSubstrate(Arranged):
             for site in self.sites
             if now.visits[site.name][0].outputs
         }
+        self._check_met({*(plan.noise or ()), *(plan.tangents or ()), *now.boundaries} - {*sites})
         return Trace(
             plan,
             losses.detach()[None],
@@ -191,6 +193,19 @@ class TorchSubstrate(Arranged):
             alive=None if objective.alive is None else objective.alive(outputs.detach())[None],
             price=price,
         )
+
+    def _check_met(self, missing: set[str]) -> None:
+        """Refuse sites that a plan acts on and that a pass did not call.
+
+        Raises:
+            CapabilityError: with the site.
+        """
+        if missing:
+            raise CapabilityError(
+                f"layer {min(missing)} is not called in this pass, and was in the first: this rule "
+                "needs every layer in every pass: call it always, or take biograd.Backpropagation "
+                "or biograd.FeedbackAlignment"
+            )
 
     def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
         watch = plan.graph if kind == "clean" else plan.observe_activity and kind == "noisy"
@@ -337,11 +352,9 @@ class TorchSubstrate(Arranged):
         for copy, scale in enumerate(noise.scales):
             now = self._begin(trace.plan, "tangent", trace.objective)
             with forward_mode(), self._running(now), self.shared.noisy():
-                draws = noise.draw(copy, named.values())
+                draws = noise.draw(copy, [*named.values()])
                 dual = {
-                    name: forward_ad.make_dual(
-                        parameter.detach(), (scale * draw).to(parameter.dtype)
-                    )
+                    name: forward_ad.make_dual(parameter.detach(), along(parameter, draw, scale))
                     for (name, parameter), draw in zip(named.items(), draws, strict=True)
                 }
                 outputs = torch.func.functional_call(runner, dual, (encoded,))

@@ -133,6 +133,11 @@ def infer(targets: Any, where: str = "targets") -> str:
         raise DataError(f"{where}: targets by name are of several tasks: give task = 'heads'")
     given = torch.as_tensor(targets)
     check_no_vectors(given, where)
+    if not given.is_floating_point() and given.dim() == 2 and given.shape[1] == 1:
+        raise DataError(
+            f"{where}: a column of whole numbers, {list(given.shape)}: give targets[:, 0] for "
+            "classes, or real numbers for a regression"
+        )
     if not given.is_floating_point() and given.dtype != torch.bool and given.dim() in (1, 2):
         if _classes(given):
             return "classes"

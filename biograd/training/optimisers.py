@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ OWN = ("params", "lr", "weight_decay")
 """Arguments that have keys of their own."""
 RUNTIME = ("foreach", "fused", "capturable", "differentiable", "maximize")
 """Arguments that say how sums are computed, or turn learning round."""
+HIDDEN_FROM_COMPILER = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+"""Methods that import ``torch._dynamo`` to say that it must not record them."""
 
 
 def make_optimiser(recipe: TrainingRecipe, parameters: Iterable[nn.Parameter]) -> Any:
@@ -26,7 +29,7 @@ def make_optimiser(recipe: TrainingRecipe, parameters: Iterable[nn.Parameter]) -
     Raises:
         RecipeError: a setting that torch's class does not have, or refuses.
     """
-    kind = getattr(torch.optim, OPTIMISERS[recipe.optimiser])
+    kind = _uncompiled(getattr(torch.optim, OPTIMISERS[recipe.optimiser]))
     given = {**_shared(recipe), **_settings(kind, recipe)}
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     try:
@@ -35,6 +38,18 @@ def make_optimiser(recipe: TrainingRecipe, parameters: Iterable[nn.Parameter]) -
         raise RecipeError(
             f"training.optimiser_settings: {recipe.optimiser}: {brief(str(error))}"
         ) from error
+
+
+@cache
+def _uncompiled(kind: Any) -> Any:
+    """Return an optimiser's class as it is within torch's wrappers for ``torch.compile``.
+
+    Why: they wait more than a second for an import that no step needs.  Hooks of a step stay, and
+    so does everything else of the class.
+    """
+    inner: dict[str, Any] = {n: inspect.unwrap(getattr(kind, n)) for n in HIDDEN_FROM_COMPILER}
+    inner["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **inner})
 
 
 def check_optimiser(recipe: TrainingRecipe) -> None:

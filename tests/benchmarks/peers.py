@@ -8,8 +8,9 @@ snnTorch's where the threshold is subtracted, with SpikingJelly's and Norse's wh
 set to zero; they have no other reset in common.  Peers are written as their users should: one
 product for all steps of the input, steps taken apart by ``unbind``.
 
-``biograd`` is with compiled loops (``biograd[fast]``), ``biograd, plain`` without, and ``biograd,
-memory given back`` with the allocator as it is.
+``biograd.fuse`` is a network of snnTorch run layer by layer.  ``biograd`` is with compiled loops
+(``biograd[fast]``), ``biograd, plain`` without, and ``biograd, memory given back`` with the
+allocator as it is.
 """
 
 from __future__ import annotations
@@ -42,16 +43,19 @@ SWITCHES: dict[str, dict[str, str]] = {
     "biograd": {},
     "biograd, plain": {"BIOGRAD_COMPILED": "0"},
     "biograd, memory given back": {"BIOGRAD_KEEP_MEMORY": "0"},
+    "biograd.fuse": {},
     "snnTorch": {},
     "SpikingJelly": {},
     "Norse": {},
 }
+FUSED = "biograd.fuse"
 PEERS = ("snnTorch", "SpikingJelly", "Norse")
 CASES: dict[str, dict[str, int]] = {
     "layer": {"steps": 100, "batch": 128, "units": 512},
     "step, constant current, 20 steps": {"steps": 20, "batch": 128, "units": 512},
     "step, constant current, 100 steps": {"steps": 100, "batch": 128, "units": 512},
     "step, spikes, 20 steps": {"steps": 20, "batch": 128, "units": 512},
+    "convolution, 25 steps": {"steps": 25, "batch": 32, "units": 0},
     "recurrent, 100 steps": {"steps": 100, "batch": 32, "units": 256},
     "recurrent, 400 steps": {"steps": 400, "batch": 32, "units": 256},
 }
@@ -171,6 +175,49 @@ class Network(nn.Module):
         return found
 
 
+class Convolutions(nn.Module):
+    """12C5-P2-64C5-P2 of a peer, all steps of a layer in one product."""
+
+    def __init__(self, peer: str, steps: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 12, 5, padding=2), nn.Conv2d(12, 64, 5, padding=2)
+        self.course, self.pool = Course(peer, steps, "subtract"), nn.AvgPool2d(2)
+        self.readout = nn.Linear(64 * 7 * 7, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return outputs for ``[batch, 1, 784]``."""
+        course = self.spikes(self.first(inputs.view(-1, 1, 28, 28)).unsqueeze(1))
+        steps = course.shape[1]
+        into = self.second(self.pool(course.flatten(0, 1))).unflatten(0, (-1, steps))
+        found = self.pool(self.spikes(into).flatten(0, 1)).flatten(1).unflatten(0, (-1, steps))
+        outputs: Tensor = self.readout(found.mean(1))
+        return outputs
+
+    def spikes(self, current: Tensor) -> Tensor:
+        """Return the spikes of neurons that lie in a grid."""
+        found: Tensor = self.course(current.flatten(2)).unflatten(2, current.shape[2:])
+        return found
+
+
+class Fused(nn.Module):
+    """784-units-10 of snnTorch, layer by layer."""
+
+    def __init__(self, steps: int, units: int, constant: bool) -> None:
+        super().__init__()
+        import snntorch
+
+        grad = Course("snnTorch", steps, "subtract").surrogate()
+        cells: Any = snntorch.Leaky(BETA, spike_grad=grad, init_hidden=True)
+        self.network = biograd.fuse(nn.Sequential(nn.Linear(784, units), cells))
+        self.readout, self.steps = nn.Linear(units, CLASSES), steps if constant else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return outputs for ``[batch, steps or 1, 784]``."""
+        given = inputs[:, 0] if self.steps else inputs.transpose(0, 1)
+        found: Tensor = self.readout(self.network(given, self.steps).mean(0))
+        return found
+
+
 class Recurrent(nn.Module):
     """snnTorch's recurrent layer, its input of all steps in one product."""
 
@@ -199,7 +246,7 @@ class Recurrent(nn.Module):
 def training(name: str, network: nn.Module, inputs: Tensor) -> Callable[[], object]:
     """Return the work of a gradient, without the optimiser's update."""
     targets = torch.arange(len(inputs)) % CLASSES
-    if name in PEERS:
+    if name in (*PEERS, FUSED):
 
         def work() -> None:
             network.zero_grad()
@@ -221,12 +268,12 @@ def training(name: str, network: nn.Module, inputs: Tensor) -> Callable[[], obje
 def step(name: str, case: str, steps: int, batch: int, units: int) -> Callable[[], object]:
     """Return the work of a training step of 784-units-10."""
     poisson = "spikes" in case
-    if name not in PEERS:
+    if name not in (*PEERS, FUSED):
         kind = "poisson" if poisson else "current"
         network = biograd.build(recipe(steps, units, "spiking", kind), 784, CLASSES)
         level = 0.02 if poisson else 1.0
         return training(name, network, level * torch.rand(batch, 784))
-    peer = Network(name, steps, units)
+    peer = Fused(steps, units, not poisson) if name == FUSED else Network(name, steps, units)
     inputs = torch.rand(batch, 1, 784)
     if not poisson:
         return training(name, peer, inputs)
@@ -238,6 +285,17 @@ def step(name: str, case: str, steps: int, batch: int, units: int) -> Callable[[
         functional.cross_entropy(peer(spikes), targets).backward()
 
     return work
+
+
+def convolution(name: str, steps: int, batch: int, units: int) -> Callable[[], object]:
+    """Return the work of a training step of 12C5-P2-64C5-P2."""
+    inputs = torch.rand(batch, 1, 784)
+    if name in PEERS:
+        return training(name, Convolutions(name, steps), inputs)
+    given = recipe(steps, 1, "spiking", "current")
+    kernel = {"channels": (12, 64), "kernel": 5, "stride": 1, "pooling": 2, "hidden": ()}
+    given = dataclasses.replace(given, network=dataclasses.replace(given.network, **kernel))
+    return training(name, biograd.build(given, (1, 28, 28), CLASSES), inputs.view(-1, 1, 28, 28))
 
 
 def recurrent(name: str, steps: int, batch: int, units: int) -> Callable[[], object]:
@@ -259,6 +317,8 @@ def work_of(case: str, name: str) -> Callable[[], object]:
         return layer(name, **size)
     if case.startswith("recurrent"):
         return recurrent(name, **size)
+    if case.startswith("convolution"):
+        return convolution(name, **size)
     return step(name, case, **size)
 
 
@@ -322,6 +382,8 @@ def table(cases: list[str], rounds: int) -> dict[str, dict[str, dict[str, float]
         names = [name for name in SWITCHES if there(name)]
         if case.startswith("recurrent"):
             names = [name for name in names if name not in ("SpikingJelly", "Norse")]
+        if not case.startswith("step"):
+            names.remove(FUSED)
         turns: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
         for _ in range(rounds):
             for name in names:

@@ -72,6 +72,38 @@ class Arrays:
         return Batch(rows.inputs, rows.targets, index, rows.lengths, rows.weight)
 
 
+def plain(values: Tensor, where: str) -> Tensor:
+    """Return a tensor without a graph, on the processor, of 16 bits as float32.
+
+    Raises:
+        DataError: sparse, quantised or complex, or it holds no values.
+    """
+    wrong = {
+        "sparse: give x.to_dense()": values.layout != torch.strided,
+        "on the device meta, without values": values.is_meta,
+        "quantised: give x.dequantize()": values.is_quantized,
+        "complex: give real and imaginary parts as channels": values.is_complex(),
+    }
+    for words, found in wrong.items():
+        if found:
+            raise DataError(f"{where}: is a tensor that is {words}")
+    values = values.detach().cpu()
+    return values.float() if values.is_floating_point() and values.itemsize < 4 else values
+
+
+def unmasked(values: Any, where: str) -> None:
+    """Refuse an array of which numpy hides values.
+
+    Raises:
+        DataError: it does; what is hidden would be taken for data.
+    """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(
+            f"{where}: {int(np.ma.count_masked(values))} values are masked: fill them "
+            "(x.filled(0)), or leave their rows out"
+        )
+
+
 def tensor(values: Any, where: str) -> Tensor:
     """Return an array of numbers as a tensor; truth values and small integers keep their type.
 
@@ -79,7 +111,8 @@ def tensor(values: Any, where: str) -> Tensor:
         DataError: rows of different lengths, objects or texts.
     """
     if isinstance(values, Tensor):
-        return values.detach()
+        return plain(values, where)
+    unmasked(values, where)
     if hasattr(values, "getbands"):  # channels would come last
         raise DataError(
             f"{where}: is a picture of PIL: give the Dataset transform=torchvision.transforms."
@@ -91,6 +124,8 @@ def tensor(values: Any, where: str) -> Tensor:
         raise DataError(f"{where}: rows differ in shape: pad them and give lengths") from error
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where}: is an array of {array.dtype}: must be numbers")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{where}: {array.max()} is beyond 63 bits: give real numbers")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     if array.dtype == np.float16:
@@ -128,7 +163,10 @@ def whole_lengths(lengths: Tensor, inputs: Tensor, timed: bool, where: str) -> T
         DataError: inputs have no time axis, or a length is no number of their steps.
     """
     if not timed:
-        raise DataError(f"{where}: lengths of data without a time axis: set timed = true")
+        raise DataError(
+            f"{where}: lengths (the third of an example) of data without a time "
+            "axis: leave them out, or set timed = true"
+        )
     if tuple(lengths.shape) != (len(inputs),):
         raise DataError(f"{where}: lengths are {list(lengths.shape)}, must be [{len(inputs)}]")
     known = (lengths >= 1) & (lengths <= inputs.shape[1]) & (lengths % 1 == 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.data.digests import combined, sha256_of
 from biograd.data.rows.arrays import as_inputs, as_targets, ended, tensor, whole_lengths
 from biograd.data.source import FIXED, Batch, Key
-from biograd.errors import DataError, nearest
+from biograd.errors import BiogradError, DataError, brief, nearest
 from biograd.randomness import seeded_globals
 
 MOST_READ = 20_000
@@ -99,7 +99,15 @@ class Drawn(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, row: int) -> Any:
         with seeded_globals(0, "examples", *self.key, row):
-            return self.dataset[row]
+            try:
+                return self.dataset[row]
+            except BiogradError:
+                raise
+            except Exception as error:  # whatever the user's code raises
+                kind = type(self.dataset).__name__
+                raise DataError(
+                    f"{kind}, row {row} of {len(self)}: {type(error).__name__}: {brief(str(error))}"
+                ) from error
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -8,6 +8,7 @@ from biograd.checking import NoSettings
 from biograd.data.choosing import stratified
 from biograd.data.request import Parts, Request, with_settings
 from biograd.data.rows.arrays import Arrays
+from biograd.disk.bundled_digits import bundled_digits
 from biograd.randomness import generator
 
 TEST_ROWS = 360
@@ -22,12 +23,10 @@ def read(request: Request, _settings: NoSettings) -> Parts:
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998).
     """
-    from sklearn.datasets import load_digits
-
     request.without_files()
-    bundled = load_digits()
-    inputs = torch.from_numpy(bundled.images).float().div_(16).unsqueeze(1)
-    targets = torch.from_numpy(bundled.target).long()
+    images, classes = bundled_digits()
+    inputs = torch.from_numpy(images).float().div_(16).view(-1, 1, 8, 8)
+    targets = torch.from_numpy(classes)
     kept, taken = stratified(targets, TEST_ROWS, generator(0, "digits", "split"))
     rows = Arrays(inputs, targets)
     return Parts({"train": rows.rows(kept), "test": rows.rows(taken)})

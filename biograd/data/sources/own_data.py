@@ -16,14 +16,14 @@ from biograd.data.choosing import SPLITS
 from biograd.data.recordings import nwb
 from biograd.data.request import Parts, Request
 from biograd.data.rows import tables
-from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, cast
+from biograd.data.rows.arrays import Arrays, as_inputs, as_targets, cast, plain, unmasked
 from biograd.data.rows.event_items import are_records, event_items
 from biograd.data.rows.items import Items
 from biograd.data.rows.stream import FIRST, Stream, is_stream, of_iterable
 from biograd.data.source import Source, is_source
 from biograd.data.sources import csv_tables, environment_rows, hdf5, npz, own_files
 from biograd.environments import is_environment
-from biograd.errors import DataError, RecipeError
+from biograd.errors import DataError, RecipeError, nearest
 from biograd.recipes.dataset_recipe import of_path
 from biograd.tasks import make
 
@@ -101,6 +101,9 @@ def _parts(given: Any, request: Request, where: str) -> Parts:
         given = _module(given)
     if isinstance(given, Mapping) and given and set(given) <= {*SPLITS}:
         return _by_split(given, request, where)
+    unknown = sorted({*map(str, given)} - {*SPLITS}) if isinstance(given, Mapping) else []
+    if unknown and {*map(str, given)} & {*SPLITS}:
+        raise DataError(f"{where}: unknown split {unknown[0]!r}: {nearest(unknown[0], SPLITS)}")
     if isinstance(given, Mapping):
         columns = {name: _column(value, f"{where}: {name}") for name, value in given.items()}
         return tables.read(columns, request, where)
@@ -169,8 +172,9 @@ def _file(given: str | Path, request: Request) -> Parts:
 
 def _column(values: Any, where: str) -> Any:
     """Return an array, or a list of rows of different lengths as it is."""
+    unmasked(values, where)
     if isinstance(values, torch.Tensor):
-        return values.detach().cpu().numpy()
+        return plain(values, where).numpy()
     if isinstance(values, list | tuple) and len({np.shape(value) for value in values}) > 1:
         return list(values)
     return values if hasattr(values, "shape") else np.asarray(values)
@@ -194,6 +198,11 @@ def _pair(inputs: Any, targets: Any, request: Request, where: str) -> Source:
     if isinstance(column, list):
         raise DataError(f"{where}: rows differ in shape: pad them and give lengths")
     x, y = as_inputs(column, f"{where}: inputs"), as_targets(targets, f"{where}: targets")
+    if x.dim() < 2 or not y.dim():
+        raise DataError(
+            f"{where}: inputs {list(x.shape)}, targets {list(y.shape)}: inputs must be [N, ...] "
+            "with an axis of features, x[:, None], and targets [N, ...]"
+        )
     if len(x) != len(y):
         raise DataError(f"{where}: {len(x)} inputs, {len(y)} targets")
     if request.timed and x.dim() < 3:
@@ -239,7 +248,10 @@ def _source(given: Any, request: Request, where: str) -> tuple[Source, tuple[str
     if isinstance(given, TensorDataset) and len(given.tensors) == 2 and collate is None:
         return _pair(*given.tensors, request, where), tuple(notes)
     if not _items(given):
-        raise RecipeError(f"{where}: {type(given).__name__}: is no data that biograd can read")
+        raise RecipeError(
+            f"{where}: {type(given).__name__}: is no data that biograd can "
+            "read: a Dataset has __len__ and __getitem__"
+        )
     if collate is None and len(given) and are_records(given[0]):
         if workers:
             raise DataError(f"{where}: workers = {workers}: have no effect on records of events")

@@ -14,6 +14,7 @@ from biograd.runs.contents import Commit, Contents, read_parts, segment_path
 from biograd.runs.parts.buffer import segment_bytes
 from biograd.runs.parts.folder import header, laid_out
 from biograd.runs.parts.merge import merge
+from biograd.runs.parts.seal import is_sealed
 from biograd.runs.parts.segments import Sources, whole
 from biograd.runs.parts.settling import settle
 from biograd.runs.storage import RunPaths, own, own_files
@@ -93,6 +94,7 @@ def unpack(contents: Contents, tried: Trial) -> tuple[disk.Lock, checkpoint.Chec
     place, file = contents.place, contents.sources.file
     if not contents.commits or file is None:
         raise RunFileError(f"{place.file}: holds no checkpoint to go on from; train again")
+    is_sealed(place.file)  # what goes on from a file reads all of it
     last = contents.commits[-1]
     body, text = packed_checkpoint(contents, last)
     restored = checkpoint.from_bytes(body, text, f"{place.file}: checkpoint {last.checkpoint}")

@@ -24,6 +24,8 @@ LENGTH = 81
 SIGNATURE = b"\x89HDF\r\n\x1a\n\0"
 """How an HDF5 file begins that says at byte 40 where it ends."""
 BLOCK = 2**20
+AT_ONCE = 2**28
+"""Bytes of a file that is compared with its digest whenever it is opened."""
 
 
 def write_seal(stream: FileIO) -> None:
@@ -42,18 +44,24 @@ def written_digest(path: Path) -> str:
     return "" if seal is None else seal[1].decode()
 
 
-def is_sealed(path: Path) -> bool:
+def is_sealed(path: Path, largest: int | None = None) -> bool:
     """Return whether a file carries a digest, which is then right.
+
+    Args:
+        path: of the file.
+        largest: bytes of a file that is compared with its digest; of a larger one only the
+            presence of the digest is looked at. None: whatever its size.
 
     Raises:
         RunFileError: the file is not what was written.
     """
     found = os.stat(path)
-    return _is_sealed(path, found.st_ino, found.st_size, found.st_mtime_ns)
+    compared = largest is None or found.st_size <= largest
+    return _is_sealed(path, found.st_ino, found.st_size, found.st_mtime_ns, compared)
 
 
 @functools.lru_cache(4096)
-def _is_sealed(path: Path, inode: int, size: int, changed: int) -> bool:
+def _is_sealed(path: Path, inode: int, size: int, changed: int, compared: bool) -> bool:
     """See ``is_sealed``; a file that stays as it is need not be read again."""
     with FileIO(str(path)) as stream:
         start = stream.read(48)
@@ -66,7 +74,7 @@ def _is_sealed(path: Path, inode: int, size: int, changed: int) -> bool:
                     f"{path}: is damaged or cut short (the digest at its end cannot be read)"
                 )
             return False
-        if _digest(stream, size - LENGTH) != seal[1].decode():
+        if compared and _digest(stream, size - LENGTH) != seal[1].decode():
             raise RunFileError(
                 f"{path}: is damaged (its digest differs from the one written with it); restore it"
                 " from a copy"

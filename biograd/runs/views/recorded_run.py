@@ -148,7 +148,7 @@ class RecordedRun:
         """
         info = self._contents.layers[self._layer(layer)]
         coords = {"unit": info.units, "time": np.arange(info.n_steps or 0) * (info.dt_ms or 1)}
-        return self._named(f"layers/{layer}/{name}", coords)
+        return self.named(f"layers/{layer}/{name}", coords)
 
     def weights(self, name: str, what: Literal["value", "gradient"] = "value") -> SnapshotArray:
         """Return a parameter at the snapshots, or its gradient on the stimuli, read when used.
@@ -159,7 +159,7 @@ class RecordedRun:
         known = [one.split("/")[1] for one in self._contents.rows if one.startswith("weights/")]
         if name not in known:
             raise RunFileError(f"{self.path}: no weights {name!r}: {nearest(name, known)}")
-        return self._named(f"weights/{name}/{what}", {})
+        return self.named(f"weights/{name}/{what}", {})
 
     @property
     def further_rows(self) -> dict[str, tuple[int, ...]]:
@@ -178,7 +178,7 @@ class RecordedRun:
         Raises:
             RunFileError: they were not recorded.
         """
-        return self._named("outputs/value", {})
+        return self.named("outputs/value", {})
 
     def confusion(self, snapshot: int = -1) -> Confusion:
         """Return how often stimuli of each class were taken for which, at a snapshot.
@@ -191,13 +191,25 @@ class RecordedRun:
             raise RunFileError(f"{self.path}: its stimuli have no classes that could be confused")
         return confusion(self.outputs()[snapshot], self._probe_label, classes)
 
-    def _named(self, name: str, coords: Mapping[str, Array]) -> SnapshotArray:
-        """Return a data set that only some runs have, with the names that it gives its axes."""
+    def named(self, name: str, coords: Mapping[str, Array] | None = None) -> SnapshotArray:
+        """Return a data set that only some runs have, with the names that it gives its axes.
+
+        Args:
+            name: in the file, one of ``further_rows``.
+            coords: coordinates of its axes beside those of the stimuli.
+
+        Raises:
+            RunFileError: it was not recorded.
+        """
         row = self._contents.rows.get(name)
         if row is None:
             raise RunFileError(f"{self.path}: /{name} was not recorded: see [recording]")
         stimuli = {"probe": self._probe_index, "label": self._probe_label}
-        own = {dim: c for dim, c in {**stimuli, **coords}.items() if dim in (*row.dims, "label")}
+        own = {
+            dim: c
+            for dim, c in {**stimuli, **(coords or {})}.items()
+            if dim in (*row.dims, "label")
+        }
         return self._over_snapshots(
             name, ("snapshot", *row.dims), own if "probe" in row.dims else {}
         )

@@ -1,0 +1,1 @@
+"""Hand what a run recorded to other tools: NWB, CSV, NetCDF, TensorBoard."""
