@@ -12,14 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd.contracts import (
-    ParameterNoise,
-    Plan,
-    Round,
-    Site,
-    SiteShape,
-    Trace,
-)
+from biograd.contracts import ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.contracts.precision import computing, unmixed, widened
 from biograd.engine import structure
 from biograd.errors import CapabilityError, RecipeError

@@ -20,6 +20,7 @@ from biograd.contracts import (
     Site,
     SiteShape,
     SiteTrace,
+    Trace,
     Visits,
     bin_lengths,
 )
@@ -256,6 +257,22 @@ class Pass:
             states=self.states.get(site.neurons or "", []),
             variables=self.variables.get(site.neurons or "", 0),
         )
+
+    def note(self, trace: Trace, copies: int) -> None:
+        """Keep in a trace what the plan asks for of the noisy copies."""
+        plan = self.plan
+        for name, noise in (plan.noise or {}).items():
+            trace.sites[name].noise = noise
+        for name, site in trace.sites.items():
+            if plan.observe_inputs:
+                site.received = [visits.inputs for visits in self.visits[name]]
+            if plan.observe:
+                seen = SiteTrace(site.shape, self.visits[name], plan.time_bin).current()
+                site.observed = seen.unflatten(0, (copies, -1))
+        for one in self.sites if plan.observe_activity else ():
+            activity = self.activity(one.block or one.name)
+            if activity is not None and one.name in trace.sites:
+                trace.sites[one.name].observed_activity = activity.unflatten(0, (copies, -1))
 
     def bounded(self, bounds: ActivityBounds) -> dict[str, Tensor]:
         """Return the activity of the blocks that have bounds, ``[rows, T, *U]``."""

@@ -22,7 +22,6 @@ from biograd.contracts import (
     Plan,
     Site,
     SiteShape,
-    SiteTrace,
     Trace,
     Transport,
     Visits,
@@ -301,20 +300,7 @@ class TorchSubstrate(Arranged):
         if trace.alive is not None and trace.objective.alive is not None:
             lasted = trace.objective.alive(outputs).unflatten(0, (copies, batch))
             trace.alive = torch.cat((trace.alive, lasted))
-        for name, noise in plan.noise.items():
-            trace.sites[name].noise = noise
-        for name, site in trace.sites.items() if plan.observe_inputs else ():
-            site.received = [visits.inputs for visits in now.visits[name]]
-        if plan.observe:
-            for name, site in trace.sites.items():
-                seen = SiteTrace(site.shape, now.visits[name], plan.time_bin).current()
-                site.observed = seen.view(copies, batch, *seen.shape[1:])
-        if plan.observe_activity:
-            blocks = {site.name: site.block or site.name for site in self.sites}
-            for name, site in trace.sites.items():
-                activity = now.activity(blocks[name])
-                if activity is not None:
-                    site.observed_activity = activity.view(copies, batch, *activity.shape[1:])
+        now.note(trace, copies)
 
     def _run_parameters(self, trace: Trace, encoded: Tensor) -> None:
         assert trace.plan.parameter_noise
