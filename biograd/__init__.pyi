@@ -11,6 +11,7 @@ from biograd.calls import resume as resume
 from biograd.calls import train as train
 from biograd.calls import trained as trained
 from biograd.circuit.readouts import Readout as Readout
+from biograd.contracts import ActivityBounds as ActivityBounds
 from biograd.contracts import Site as Site
 from biograd.decorrelation import Decorrelation as Decorrelation
 from biograd.diagnosis import probe as probe

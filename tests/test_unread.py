@@ -15,6 +15,7 @@ import torch
 import biograd
 from biograd.circuit.unread import TAKES
 from biograd.configuration import TrainingRequest, configure, without_effect
+from biograd.contracts import ActivityBounds
 from biograd.data import Arrays, Dataset
 from biograd.encoding import ENCODINGS
 from biograd.engine.settings import unread
@@ -83,6 +84,8 @@ OTHER: dict[str, Any] = {
     "decorrelation.sample": 0.4, "decorrelation.centre": "true",
     "local.loss": "'cross_entropy'", "local.cells": "'group'", "local.groups": 2,
     "local.sites": "['blocks.0.synapse']", "local.beta": 0.2, "local.normalise": "true",
+    "activity.weight": 3.0, "activity.lower": 0.4, "activity.upper": 0.3,
+    "activity.per": "'layer'", "activity.sites": "['blocks.0.synapse']",
     "training.outside": None,
     "training.epochs": None, "training.passes": None, "training.seconds": None,
     "training.probe": None, "training.start_rate": 0.2, "training.batch_size": 3,
@@ -101,6 +104,7 @@ TABLES = {
     "encoding": EncodingRecipe,
     "decorrelation": DecorrelationRecipe,
     "local": LocalRecipe,
+    "activity": ActivityBounds,
     "training": TrainingRecipe,
 }
 

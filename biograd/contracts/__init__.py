@@ -14,6 +14,7 @@ which a perturbation stays constant (1: frozen over the trial), ``U`` the shape 
 Credit is the derivative of the *mean* loss: the factor 1/B is always included.
 """
 
+from biograd.contracts.activity_bounds import ActivityBounds
 from biograd.contracts.parameter_noise import ParameterNoise
 from biograd.contracts.plan import (
     Capability,
@@ -34,6 +35,7 @@ from biograd.contracts.round import Round, Substrate
 from biograd.contracts.trace import SiteTrace, Trace, Visits
 
 __all__ = [
+    "ActivityBounds",
     "Capability",
     "Credit",
     "LocalLoss",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from biograd.checking import Checked, Count
+from biograd.contracts.activity_bounds import ActivityBounds
 from biograd.contracts.parameter_noise import ParameterNoise
 from biograd.errors import RecipeError
 from biograd.tasks.task import vectors
@@ -148,6 +149,7 @@ class Objective:
         alive: outputs ``[rows, T, ...]`` to whether a row's trial still went on in each step,
             ``[rows, T]``; None: every trial lasts all steps.
         discount: factor by which a loss counts less with every step that it comes later.
+        bounds: of the activity of hidden units, a part of the loss; None: it costs nothing.
     """
 
     loss: Loss
@@ -155,6 +157,7 @@ class Objective:
     vectors: Loss = vectors
     alive: Callable[[Tensor], Tensor] | None = None
     discount: float = 1.0
+    bounds: ActivityBounds | None = None
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one loss a row, ``[rows]``."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from biograd.contracts.activity_bounds import Priced
 from biograd.contracts.plan import Credit, Objective, Plan, SiteShape, bin_lengths
 from biograd.contracts.precision import widened
 
@@ -177,6 +178,7 @@ class Trace:
         means: name of a site with a local loss, "" for the outputs, to the mean losses ``[m]`` of
             all noisy copies, if ranks have divided them; ``losses`` and ``local`` then hold those
             of this rank alone.
+        price: what the activity of the clean copy costs, if it has bounds.
     """
 
     plan: Plan
@@ -192,6 +194,7 @@ class Trace:
     means: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     step_losses: Tensor | None = None
     alive: Tensor | None = None
+    price: Priced | None = None
 
     def error(self) -> Tensor:
         """Return the derivative of the mean clean loss by the outputs, ``[B, ...]``."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd.contracts import Substrate
-from biograd.errors import CapabilityError
+from biograd.contracts import Objective, Site, Substrate
+from biograd.errors import CapabilityError, nearest
 from biograd.estimators import ESTIMATORS, Estimator
 from biograd.tasks import Task
 
@@ -47,6 +48,33 @@ def check_capabilities(estimator: Estimator, substrate: Substrate, task: Task) -
         check_closed_loop(estimator)
     if not any(parameter.requires_grad for parameter in substrate.module.parameters()):
         raise CapabilityError(f"{type(substrate.module).__name__} has no trainable parameter")
+
+
+def check_bounds(
+    estimator: Estimator, objective: Objective, local: object, sites: Sequence[Site]
+) -> None:
+    """Refuse bounds of activity that would hold nothing.
+
+    Raises:
+        CapabilityError: the rule does not descend the loss that they are a part of.
+    """
+    if objective.bounds is None:
+        return
+    hidden = [site.name for site in sites[:-1] if site.block is None]
+    asked = objective.bounds.sites
+    for name in hidden[:1] if isinstance(asked, str) else asked:
+        if name not in hidden:
+            raise CapabilityError(
+                f"activity.sites: no hidden site {name!r}: {nearest(name, hidden)}"
+            )
+    if not hidden or not asked:
+        raise CapabilityError("activity has bounds, but there is no hidden site that has some")
+    why = "local losses train each block" if local is not None else estimator.unbounded
+    if why:
+        raise CapabilityError(
+            f"{type(estimator).__name__}: activity has bounds, and their cost would reach no "
+            f"hidden layer: {why}: leave them out (activity.weight = 0)"
+        )
 
 
 def _check_real(estimator: Estimator, substrate: Substrate) -> None:

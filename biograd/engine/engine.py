@@ -13,7 +13,6 @@ accumulation and every torch optimiser work on it unchanged.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd import tasks
-from biograd.contracts import Loss, Objective, Round, Trace
+from biograd.contracts import ActivityBounds, Loss, Objective, Round, Trace
 from biograd.contracts.precision import unmixed
 from biograd.decorrelation import Decorrelation
 from biograd.errors import CapabilityError, RecipeError, nearest
@@ -33,7 +32,7 @@ from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.process.memory import keep_memory
 from biograd.randomness import generator
-from biograd.substrate.kept import Reset, ResetBefore, graph_held
+from biograd.substrate.kept import Reset, ResetBefore
 from biograd.substrate.return_values import Outputs
 from biograd.tasks import Task
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from biograd.local import LocalLosses
 from biograd.engine.accounting import Outside, trained
 from biograd.engine.batch_checks import checked
-from biograd.engine.capabilities import check_capabilities, check_ranks
+from biograd.engine.capabilities import check_bounds, check_capabilities, check_ranks
 from biograd.engine.currents import root_mean_squares
 from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, loading, part
@@ -82,6 +81,7 @@ class Engine(Prepared):
         reset: Reset | None = None,
         outside: Outside = "refuse",
         outputs: Outputs | None = None,
+        activity: ActivityBounds | None = None,
     ) -> None:
         if outside not in get_args(Outside):
             raise CapabilityError(
@@ -98,7 +98,8 @@ class Engine(Prepared):
         self.task = tasks.of_loss(loss or "cross_entropy") if task is None else task
         mine = self.task
         alive = mine.alive if mine.closed_loop else None
-        self.objective = Objective(mine.by_step, {}, mine.vectors, alive, mine.discount)
+        bounds = activity if activity is not None and activity.weight else None
+        self.objective = Objective(mine.by_step, {}, mine.vectors, alive, mine.discount, bounds)
         self.timed, self.varying = self.task.timed, False
         self.differentiable = self.task.differentiable
         self.seed, self.step = seed, 0
@@ -113,6 +114,7 @@ class Engine(Prepared):
         self.substrate = make_substrate(network, sites, outputs)
         try:
             check_capabilities(estimator, self.substrate, self.task)
+            check_bounds(estimator, self.objective, local, self.substrate.sites)
             device = next(network.parameters()).device
             self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
             if decorrelate is not None:
@@ -276,29 +278,6 @@ class Engine(Prepared):
         else:
             self._kept = dict(state)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the last step, which holds its graph."""
-        return self.__dict__ | {"_last": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """Return an engine of its own on a copy of the network, which trains on as this one.
-
-        Raises:
-            CapabilityError: a module holds a tensor of the last step's graph.
-        """
-        copied = memo[id(self)] = object.__new__(type(self))
-        # the hooks of the copied network lead to the copied substrate
-        memo[id(self.substrate)] = twin = object.__new__(type(self.substrate))
-        try:
-            twin.__dict__.update(copy.deepcopy(vars(self.substrate), memo))
-            copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
-        except RuntimeError as error:
-            raise CapabilityError(
-                f"the engine cannot be copied: {', '.join(graph_held(self.network)) or 'a module'} "
-                "holds a tensor of the last step's graph: reset or detach it first"
-            ) from error
-        return copied
-
     def detach(self) -> nn.Module:
         """Remove every hook and return the network, its parameters as they are now.
 
@@ -336,6 +315,7 @@ def attach(
     reset: Reset | None = None,
     outside: Outside = "refuse",
     outputs: Outputs | None = None,
+    activity: ActivityBounds | None = None,
 ) -> Engine:
     """Attach an estimator to a network by forward hooks and return the engine.
 
@@ -359,6 +339,7 @@ def attach(
             network, "freeze" them, or give them the "exact" gradient of back-propagation.
         outputs: what of a module's return value its outputs are, where it returns more than they
             are or the steps first.
+        activity: bounds of hidden units' activity, whose cost is a part of the loss.
 
     Raises:
         CapabilityError: lists everything that the substrate cannot do for this estimator.
@@ -386,6 +367,7 @@ def attach(
         reset=reset,
         outside=outside,
         outputs=outputs,
+        activity=activity,
     )
     if estimator.caveat:
         _tell(f"{type(estimator).__name__}: {estimator.caveat}")

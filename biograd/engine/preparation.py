@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd.contracts import (
-    ParameterNoise,
-    Plan,
-    Round,
-    Site,
-    SiteShape,
-    Trace,
-)
+from biograd.contracts import ParameterNoise, Plan, Round, Site, SiteShape, Trace
 from biograd.contracts.precision import computing, unmixed, widened
 from biograd.engine import structure
 from biograd.errors import CapabilityError, RecipeError
 from biograd.randomness import generator
+from biograd.substrate.kept import graph_held
 from biograd.substrate.network import Network
 from biograd.tasks import Task
 
@@ -52,6 +47,29 @@ class Prepared(Structured):
     _layers: dict[str, nn.Module]
     _outside: Places
     _kept: dict[str, Tensor]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the last step, which holds its graph."""
+        return self.__dict__ | {"_last": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        """Return an engine of its own on a copy of the network, which trains on as this one.
+
+        Raises:
+            CapabilityError: a module holds a tensor of the last step's graph.
+        """
+        copied = memo[id(self)] = object.__new__(type(self))
+        # the hooks of the copied network lead to the copied substrate
+        memo[id(self.substrate)] = twin = object.__new__(type(self.substrate))
+        try:
+            twin.__dict__.update(copy.deepcopy(vars(self.substrate), memo))
+            copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        except RuntimeError as error:
+            raise CapabilityError(
+                f"the engine cannot be copied: {', '.join(graph_held(self.network)) or 'a module'} "
+                "holds a tensor of the last step's graph: reset or detach it first"
+            ) from error
+        return copied
 
     @property
     def _sides(self) -> frozenset[str]:

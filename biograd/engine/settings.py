@@ -40,6 +40,9 @@ def unread(recipe: ModelRecipe, module: bool = False) -> dict[str, str]:
     decorrelation, local = recipe.decorrelation, recipe.local
     found |= _switched("decorrelation", decorrelation, "rule", Decorrelation.unread)
     found |= _switched("local", local, "loss", LocalLosses.unread)
+    if not recipe.activity.weight:
+        names = [field.name for field in dataclasses.fields(recipe.activity)]
+        found |= {f"activity.{n}": "with activity.weight = 0" for n in names if n != "weight"}
     return found | _of_rule(recipe, module)
 
 

@@ -61,6 +61,7 @@ class Estimator(nn.Module):
             it then perturbs the readout, too.
         closed_loop: why it cannot learn where outputs act on an environment, which gives the next
             inputs, in words; "": it can.
+        unbounded: why the cost of bounds of hidden activity would reach no hidden layer, in words.
         one_to_one: True if every hidden unit must have an activity of its own.
         divides: what several processes divide among them and still equal one (``parallel``):
             "examples", if the gradient of a batch is the mean of its examples' gradients, with
@@ -90,6 +91,7 @@ class Estimator(nn.Module):
     one_to_one: ClassVar[bool] = False
     graphless: bool = False
     closed_loop: ClassVar[str] = ""
+    unbounded: ClassVar[str] = ""
     divides: ClassVar[Division] = ""
     in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
     in_neurons: ClassVar[tuple[str, ...]] = ("window",)

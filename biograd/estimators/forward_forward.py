@@ -40,6 +40,7 @@ class ForwardForward(Estimator):
     objective = "the goodness of every block"
     passes = "3 forward"
     bias = "none for its own objective, which is not the loss of the outputs"
+    unbounded = "hidden layers contrast two passes, in which activity itself is the objective"
     closed_loop = "there are no classes to lay over the inputs"
     reference = "Hinton 2022, arXiv 2212.13345"
     needs = frozenset(("loss", "cut", "local_vjp"))

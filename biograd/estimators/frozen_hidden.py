@@ -21,6 +21,7 @@ class FrozenHidden(Estimator):
     reach = "readout"
     passes = "1 forward"
     bias = "hidden gradients are zero"
+    unbounded = "they do not learn"
     reference = "Rahimi & Recht 2007 (random features)"
 
     def plans(self, round: Round) -> Sequence[Plan]:

@@ -59,6 +59,7 @@ class MeasuredGain(Estimator):
         "second order in sigma; shrinks (ridge); no credit through recurrent weights; steps of a "
         "time bin share its credit"
     )
+    unbounded = "credit follows the loss of the outputs through measured gains"
     closed_loop = "copies see other inputs there, by which the gain cannot be measured"
     reference = "Stein 1981 (slopes by noise); Rumelhart et al. 1986 (transport)"
     one_to_one = True

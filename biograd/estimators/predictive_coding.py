@@ -29,6 +29,7 @@ class PredictiveCoding(Decoupling):
 
     builds = False
     closed_loop = ""
+    unbounded = "hidden layers follow targets into which activity settles"
     reference = "Whittington & Bogacz 2017, doi:10.1162/NECO_a_00949"
 
     def __init__(

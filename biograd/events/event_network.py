@@ -195,7 +195,7 @@ class EventSubstrate(TorchSubstrate):
             CapabilityError: the plan asks for time bins, another derivative of spikes, or a
                 boundary between blocks.
         """
-        if plan.boundaries or plan.clamp or objective.local:
+        if plan.boundaries or plan.clamp or objective.local or objective.bounds:
             raise CapabilityError(
                 "an event-driven block passes on lists of spike times whose length varies: no "
                 "target, local loss or boundary can be set there; use neuron.kind = 'leaky'"

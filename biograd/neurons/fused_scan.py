@@ -232,9 +232,11 @@ def _back_kernel(
     keep: bool,
     looped: bool,
 ) -> Callable[..., None]:
-    """Return the loop back; the arguments are constants for the compiler."""
+    """Return the loop back; the arguments are constants for the compiler.
+
+    The slope stands in the loop: numba keeps no loop on disk that calls another of its own.
+    """
     G, J, B, D = n * n, 2 * n * n, 2 * n * n + 2 * n, 2 * n * n + 4 * n
-    slope_of = _slope(surrogate)
 
     def run(  # type: ignore[no-untyped-def]
         first,
@@ -253,7 +255,7 @@ def _back_kernel(
         high,
     ):
         _, steps, units = gradient.shape
-        none = gradient.dtype.type(0)
+        one, none = gradient.dtype.type(1), gradient.dtype.type(0)
         lam, new = numpy.zeros((n, units), gradient.dtype), numpy.zeros((n, units), gradient.dtype)
         credit = numpy.zeros(units, gradient.dtype)
         for b in range(first, end):
@@ -273,7 +275,13 @@ def _back_kernel(
                     if spiking:
                         for p in range(n):
                             value += k[J + p, w] * lam[p, u]
-                        value *= slope_of(far[u], steep)
+                        if surrogate == 0:
+                            root = one / (one + steep * abs(far[u]))
+                            value *= root * root
+                        elif surrogate == 1:
+                            value *= one / (one + steep * far[u] * (steep * far[u]))
+                        else:
+                            value *= far[u]
                     credit[u] = value
                 for q in range(n):
                     row = new[q]
@@ -310,11 +318,10 @@ def _tangent_kernel(
 ) -> Callable[..., None]:
     """Return the loop forward for tangents; the arguments are constants for the compiler."""
     G, J, B, D = n * n, 2 * n * n, 2 * n * n + 2 * n, 2 * n * n + 4 * n
-    slope_of = _slope(surrogate)
 
     def run(first, end, moved, k, passed, distance, found, window, steep):  # type: ignore[no-untyped-def]
         _, steps, units = passed.shape
-        none = passed.dtype.type(0)
+        one, none = passed.dtype.type(1), passed.dtype.type(0)
         x, new = numpy.zeros((n, units), passed.dtype), numpy.zeros((n, units), passed.dtype)
         out, still = numpy.zeros(units, passed.dtype), numpy.zeros(units, passed.dtype)
         for b in range(first, end):
@@ -345,28 +352,15 @@ def _tangent_kernel(
                     for p in range(n):
                         value += k[D + p, w] * new[p, u]
                     if spiking:
-                        value *= slope_of(far[u], steep)
+                        if surrogate == 0:
+                            root = one / (one + steep * abs(far[u]))
+                            value *= root * root
+                        elif surrogate == 1:
+                            value *= one / (one + steep * far[u] * (steep * far[u]))
+                        else:
+                            value *= far[u]
                     out[u] = value
                     into[u] = value
                 x, new = new, x
 
     return compiled(run)
-
-
-@cache
-def _slope(surrogate: int) -> Callable[[Any, Any], Any]:
-    """Return the slope of a surrogate by its number, for the compiler."""
-    import numba
-
-    def slope(far: Any, steep: Any) -> Any:
-        if surrogate == 0:
-            one = far - far + 1
-            root = one / (one + steep * abs(far))
-            return root * root
-        if surrogate == 1:
-            one = far - far + 1
-            return one / (one + steep * far * (steep * far))
-        return far
-
-    made: Callable[[Any, Any], Any] = numba.njit(inline="always")(slope)
-    return made

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from biograd.checking import Checked, Table, construct, convert
+from biograd.contracts import ActivityBounds
 from biograd.errors import RecipeError
 from biograd.neurons import NEURONS, Leaky
 from biograd.recipes.architecture import (
@@ -45,6 +46,8 @@ class ModelRecipe(Checked):
     encoding: EncodingRecipe = dataclasses.field(default_factory=EncodingRecipe)
     decorrelation: DecorrelationRecipe = dataclasses.field(default_factory=DecorrelationRecipe)
     local: LocalRecipe = dataclasses.field(default_factory=LocalRecipe)
+    activity: ActivityBounds = dataclasses.field(default_factory=ActivityBounds)
+    """Bounds of hidden units' activity, whose cost is a part of the loss."""
     training: TrainingRecipe = dataclasses.field(default_factory=TrainingRecipe)
     recording: RecordingRecipe = dataclasses.field(default_factory=RecordingRecipe)
     estimators: Mapping[str, Table] = dataclasses.field(default_factory=dict)

@@ -66,6 +66,7 @@ class Experiment:
             seed=configuration.seed,
             outside=recipe.training.outside,
             sites=_within(configuration.sites, dataset),
+            activity=recipe.activity,
             **self._ways(parts),
         )
         try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from biograd.contracts import Objective, ParameterNoise, Trace
+from biograd.contracts.activity_bounds import Priced
 from biograd.contracts.parameter_noise import perturb
 from biograd.contracts.precision import forget_casts, unmixed, widened
 from biograd.errors import CapabilityError
@@ -22,8 +23,20 @@ Losses = tuple[Tensor, dict[str, Tensor], Tensor | None]
 """Losses ``[rows]``, local losses ``[rows, *cells]``, and what each step adds, ``[rows, T]``."""
 
 
-def losses_of(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective) -> Losses:
-    """Return the losses of a pass."""
+def priced(now: Pass, objective: Objective) -> Priced | None:
+    """Return what the activity of the clean copy costs, if it has bounds."""
+    bounds = objective.bounds
+    return None if bounds is None else Priced.of(bounds, now.bounded(bounds))
+
+
+def losses_of(
+    now: Pass, outputs: Tensor, targets: Tensor, objective: Objective, price: Priced | None = None
+) -> Losses:
+    """Return the losses of a pass.
+
+    Args:
+        price: of activity, if it has bounds.
+    """
     local = {}
     for name, loss in objective.local.items():
         activity = now.activity(name)
@@ -32,6 +45,9 @@ def losses_of(now: Pass, outputs: Tensor, targets: Tensor, objective: Objective)
         with unmixed(activity.device):
             local[name] = loss(widened(activity), targets)
     found = objective.loss(widened(outputs), targets)
+    if price is not None and objective.bounds is not None:
+        steps = price.steps(now.bounded(objective.bounds), found.shape[1] if found.dim() > 1 else 1)
+        found = found + (steps if found.dim() > 1 else steps[:, 0])
     if found.dim() == 1:
         return found, local, None
     return objective.total(found), local, found

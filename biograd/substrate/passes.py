@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from biograd.contracts import Plan, Site, SiteShape, SiteTrace, Visits, bin_lengths
+from biograd.contracts import (
+    ActivityBounds,
+    Plan,
+    Site,
+    SiteShape,
+    SiteTrace,
+    Trace,
+    Visits,
+    bin_lengths,
+)
 from biograd.contracts.credit_paths import split
+from biograd.contracts.precision import widened
 from biograd.errors import CapabilityError
 from biograd.substrate.effective import of_bias, through, with_feedback
 
@@ -34,6 +44,7 @@ class Pass:
         temporal: sites whose activity is that of a population over time.
         untouched: those of them behind which nothing works in place.
         readout: name of the last site.
+        sites: all.
         visits: outputs and inputs of each site's layers.
         activities: outputs of each block, one a call.
         slots: what followed saw in their place, if the plan asks for leaves.
@@ -54,6 +65,7 @@ class Pass:
     temporal: frozenset[str] = frozenset()
     untouched: frozenset[str] = frozenset()
     readout: str = ""
+    sites: tuple[Site, ...] = ()
     visits: dict[str, list[Visits]] = dataclasses.field(default_factory=dict)
     activities: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
     slots: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
@@ -245,6 +257,35 @@ class Pass:
             states=self.states.get(site.neurons or "", []),
             variables=self.variables.get(site.neurons or "", 0),
         )
+
+    def note(self, trace: Trace, copies: int) -> None:
+        """Keep in a trace what the plan asks for of the noisy copies."""
+        plan = self.plan
+        for name, noise in (plan.noise or {}).items():
+            trace.sites[name].noise = noise
+        for name, site in trace.sites.items():
+            if plan.observe_inputs:
+                site.received = [visits.inputs for visits in self.visits[name]]
+            if plan.observe:
+                seen = SiteTrace(site.shape, self.visits[name], plan.time_bin).current()
+                site.observed = seen.unflatten(0, (copies, -1))
+        for one in self.sites if plan.observe_activity else ():
+            activity = self.activity(one.block or one.name)
+            if activity is not None and one.name in trace.sites:
+                trace.sites[one.name].observed_activity = activity.unflatten(0, (copies, -1))
+
+    def bounded(self, bounds: ActivityBounds) -> dict[str, Tensor]:
+        """Return the activity of the blocks that have bounds, ``[rows, T, *U]``."""
+        found = {}
+        for name in bounds.watched(self.sites):
+            activity = self.activity(name)
+            if activity is not None:
+                stacked = self.reached.get(name, 0) > 1
+                site = SiteTrace(
+                    self.shapes[name], self.visits[name], activity=activity, stacked=stacked
+                )
+                found[name] = widened(activity if site.timed else activity.unsqueeze(1))
+        return found
 
     def activity(self, name: str) -> Tensor | None:
         """Return a block's output, several calls stacked, ``[rows, time, ...]``."""

@@ -22,7 +22,6 @@ from biograd.contracts import (
     Plan,
     Site,
     SiteShape,
-    SiteTrace,
     Trace,
     Transport,
     Visits,
@@ -42,6 +41,7 @@ from biograd.substrate.losses import (
     forward_mode,
     losses_of,
     perturbed,
+    priced,
 )
 from biograd.substrate.network import Network
 from biograd.substrate.passes import Pass, repeat
@@ -167,11 +167,12 @@ class TorchSubstrate(Arranged):
         with torch.enable_grad() if plan.graph else torch.no_grad():
             with self._running(now), self.shared.clean(alone=plan.passes == 1):
                 outputs = self.forward(encoded)
-            losses, local, steps = losses_of(now, outputs, targets, objective)
+            self._learn_shapes(now)
+            price = priced(now, objective)
+            losses, local, steps = losses_of(now, outputs, targets, objective, price)
             total = losses.mean()
             for values in local.values():
                 total = total + values.reshape(len(values), -1).sum(1).mean()
-        self._learn_shapes(now)
         sites = {
             site.name: now.trace(site, self._shape(site, now))
             for site in self.sites
@@ -189,6 +190,7 @@ class TorchSubstrate(Arranged):
             {name: values.detach()[None] for name, values in local.items()},
             step_losses=None if steps is None else steps.detach()[None],
             alive=None if objective.alive is None else objective.alive(outputs.detach())[None],
+            price=price,
         )
 
     def _check_met(self, missing: set[str]) -> None:
@@ -207,6 +209,8 @@ class TorchSubstrate(Arranged):
     def _begin(self, plan: Plan, kind: Any, objective: Objective, copies: int = 1) -> Pass:
         watch = plan.graph if kind == "clean" else plan.observe_activity and kind == "noisy"
         names = [site.name for site in self.sites[:-1]] if watch else []
+        if objective.bounds is not None:
+            names += objective.bounds.watched(self.sites)
         return Pass(
             plan,
             kind,
@@ -217,6 +221,7 @@ class TorchSubstrate(Arranged):
             temporal=self._temporal,
             untouched=self._temporal if isinstance(self.module, Network) else frozenset(),
             readout=self.sites[-1].name,
+            sites=self.sites,
             visits={site.name: [Visits(time) for time in site.time] for site in self.sites},
             known=self._reached,
         )
@@ -290,24 +295,12 @@ class TorchSubstrate(Arranged):
         now = self._begin(plan, "noisy", trace.objective, copies)
         with self._running(now), self.shared.noisy():
             outputs = self.forward(now.begin(encoded))
-        extend(trace, *losses_of(now, outputs, repeat(trace.targets, copies), trace.objective))
+        targets = repeat(trace.targets, copies)
+        extend(trace, *losses_of(now, outputs, targets, trace.objective, trace.price))
         if trace.alive is not None and trace.objective.alive is not None:
             lasted = trace.objective.alive(outputs).unflatten(0, (copies, batch))
             trace.alive = torch.cat((trace.alive, lasted))
-        for name, noise in plan.noise.items():
-            trace.sites[name].noise = noise
-        for name, site in trace.sites.items() if plan.observe_inputs else ():
-            site.received = [visits.inputs for visits in now.visits[name]]
-        if plan.observe:
-            for name, site in trace.sites.items():
-                seen = SiteTrace(site.shape, now.visits[name], plan.time_bin).current()
-                site.observed = seen.view(copies, batch, *seen.shape[1:])
-        if plan.observe_activity:
-            blocks = {site.name: site.block or site.name for site in self.sites}
-            for name, site in trace.sites.items():
-                activity = now.activity(blocks[name])
-                if activity is not None:
-                    site.observed_activity = activity.view(copies, batch, *activity.shape[1:])
+        now.note(trace, copies)
 
     def _run_parameters(self, trace: Trace, encoded: Tensor) -> None:
         assert trace.plan.parameter_noise
@@ -316,7 +309,7 @@ class TorchSubstrate(Arranged):
             now = self._begin(Plan(), "noisy", trace.objective)
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(encoded)
-            return losses_of(now, outputs, trace.targets, trace.objective)
+            return losses_of(now, outputs, trace.targets, trace.objective, trace.price)
 
         for found in perturbed(self.module, trace.plan.parameter_noise, losses):
             extend(trace, *found)
@@ -332,7 +325,8 @@ class TorchSubstrate(Arranged):
             with self._running(now), self.shared.noisy():
                 outputs = self.forward(now.begin(encoded))
             targets = repeat(trace.targets, copies)
-            add_slopes(trace, *losses_of(now, outputs, targets, trace.objective)[:2])
+            found = losses_of(now, outputs, targets, trace.objective, trace.price)
+            add_slopes(trace, *found[:2])
 
     @torch.no_grad()
     def _run_parameter_tangents(self, trace: Trace, encoded: Tensor) -> None:
@@ -350,7 +344,8 @@ class TorchSubstrate(Arranged):
                     for (name, parameter), draw in zip(named.items(), draws, strict=True)
                 }
                 outputs = torch.func.functional_call(runner, dual, (encoded,))
-                add_slopes(trace, *losses_of(now, outputs, trace.targets, trace.objective)[:2])
+                found = losses_of(now, outputs, trace.targets, trace.objective, trace.price)
+                add_slopes(trace, *found[:2])
 
     def enter(self, site: Site, place: int, inputs: Any) -> Any:
         """Look at the input of a site's layer; called by its hook."""
