@@ -227,7 +227,10 @@ class Prepared(Structured):
                 "every engine an estimator of its own"
             )
         with unmixed(device):
+            versions = [parameter._version for parameter in self.network.parameters()]
             self.estimator.build(trace, round)
+            if versions != [parameter._version for parameter in self.network.parameters()]:
+                self._before.keep_weights(self.network)  # a rule's doing is not hidden
         self.estimator.__dict__["built"] = self.estimator.builds
         self.estimator.to(device)
 

@@ -37,9 +37,7 @@ class Keepsake:
             for name, module in network.named_modules()
             if not _lazy(module)
         ]
-        self._weights = [
-            (p, p.detach().clone()) for p in network.parameters() if not nn.parameter.is_lazy(p)
-        ]
+        self.keep_weights(network)
         self._signs = self.signs()
         self._held = [_own(module) for _, module, _, _ in self.parts]  # so that no id comes back
         self._streams = (torch.get_rng_state(), random.getstate(), numpy.random.get_state())
@@ -60,6 +58,12 @@ class Keepsake:
             for key, back in kept.items():
                 home = module._buffers if key in module._buffers else vars(module)
                 home[key] = back()
+
+    def keep_weights(self, network: nn.Module) -> None:
+        """Keep the weights as they are now."""
+        self._weights = [
+            (p, p.detach().clone()) for p in network.parameters() if not nn.parameter.is_lazy(p)
+        ]
 
     def rewind(self) -> None:
         """Let the random streams draw again what they drew since."""
