@@ -550,18 +550,18 @@ def test_a_comparison_in_an_environment(tmp_path: Path) -> None:
     assert "weight_perturbation" in str(found)
 
 
-WORLDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+REWARDED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "shipped": ({"datasets": ["delayed_reward"]}, ()),
     "own": ({"data": Corridor()}, ()),
     "reward": ({"datasets": ["digits"]}, ("dataset.task.name=reward",)),
 }
 
 
-@pytest.mark.parametrize("kind", WORLDS)
+@pytest.mark.parametrize("kind", REWARDED)
 def test_a_control_that_cannot_learn_is_refused_before_the_first_step(
     kind: str, tmp_path: Path
 ) -> None:
-    data, settings = WORLDS[kind]
+    data, settings = REWARDED[kind]
     words: dict[str, Any] = {"folder": tmp_path / "compared", "seeds": 1, **data}
     with pytest.raises(RecipeError, match="frozen hidden: the control trains the readout") as found:
         biograd.compare(["ann"], ["node_perturbation"], settings=settings, **words)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from biograd.contracts import Objective, Plan, Substrate, Trace
+from biograd.contracts import Objective, Plan, SiteShape, Substrate, Trace
 from biograd.contracts.precision import computing, unmixed
 from biograd.decorrelation import Decorrelation
 from biograd.engine.batch_checks import check_device, check_layers
@@ -17,6 +18,7 @@ from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
 from biograd.ranks import parallel
 from biograd.substrate.kept import UNSEEN, Keepsake, ResetBefore, way_out
+from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
@@ -46,6 +48,9 @@ class Repeated:
     local: LocalLosses | None
     _layers: dict[str, nn.Module]
     _dtype: torch.dtype | None
+    task: Task
+    scales: dict[str, float]
+    _shapes: dict[str, SiteShape]
 
     def _follow(self) -> None:
         """Take on the type of a network that has another since; refuse other layers, devices."""
@@ -131,3 +136,33 @@ class Repeated:
             f"{type(self.estimator).__name__} runs the network several times a step, which keeps a "
             f"state from pass to pass ({names}): {way_out(self.network, self.keeps)}"
         )
+
+    def _check_apart(self, encoded: Tensor, targets: Tensor, stream: torch.Generator) -> None:
+        """Noise at one example must not move the losses of others: each is its own experiment."""
+        first, rule = self.substrate.sites[0].name, self.estimator
+        norms = any(isinstance(m, _BatchNorm) and m.training for m in self.network.modules())
+        if not rule.needs & {"perturb_site", "jvp_site"} or len(encoded) < 2 or norms:
+            return
+        dtype = next(self.network.parameters()).dtype
+        shape = (1, encoded.shape[0], 1, *self._shapes[first].units)
+        noise = encoded.new_zeros(shape, dtype=dtype)
+        noise[:, 0] = self.scales.get(first) or 1.0
+        found = self._tried(Plan(noise={first: noise}, graph=False), encoded, targets, stream)
+        apart = torch.allclose(found.losses[1, 1:], found.losses[0, 1:], rtol=1e-3, atol=1e-4)
+        if apart:
+            return
+        still = self._tried(Plan(noise={first: noise * 0}, graph=False), encoded, targets, stream)
+        alike = torch.allclose(still.losses[1], still.losses[0], rtol=1e-3, atol=1e-4)
+        if alike and self._loss_apart(found):
+            raise CapabilityError(
+                f"noise at one example, in {first}, moves the losses of others: the network looks "
+                f"at several rows at once, and to {type(rule).__name__} each example is an "
+                "experiment of its own: keep the rows apart, or take biograd.WeightPerturbation"
+            )
+
+    def _loss_apart(self, trace: Trace) -> bool:
+        """Return whether the loss of an example is its own; one reward may be that of all."""
+        moved = trace.outputs.clone()
+        moved[0] += 1 + moved[0].abs()
+        before, after = (self.task.losses(o, trace.targets) for o in (trace.outputs, moved))
+        return torch.allclose(before[1:], after[1:], rtol=1e-3, atol=1e-4)
