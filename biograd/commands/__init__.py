@@ -32,7 +32,8 @@ COMMANDS = {
     ),
     "inspect": Listing("biograd.commands.inspect:inspect", "Show what a run file holds."),
     "validate": Listing(
-        "biograd.commands.validate:validate", "Check a run file to the last value."
+        "biograd.commands.validate:validate",
+        "Read a run file to the last value and compare it with the layout.",
     ),
     "probe": Listing("biograd.commands.probe:probe", "Say how good a run's gradient estimate is."),
     "analyse": Listing("biograd.commands.analyse:analyse", "Analyse what a run holds."),

@@ -96,7 +96,8 @@ class Accounted(Repeated):
         if not isinstance(self.network, Network):
             check_registered(self.network, trace, encoded)
         one = self.estimator.reach == "readout" or "local_vjp" in self.estimator.needs
-        if one and self.differentiable and not isinstance(self.network, Network):
+        looks = one and "vjp" in self.substrate.capabilities
+        if looks and self.differentiable and not isinstance(self.network, Network):
             check_one_readout(self.estimator, structure.heads(run(Plan(slots=True))), sites)
         names = tuple(site.name for site in sites if site.name in trace.sites)
         named, local = getattr(self.substrate, "named", False), self.local is not None

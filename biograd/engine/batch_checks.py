@@ -63,8 +63,10 @@ def check_device(network: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def refused(network: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator[None]:
-    """Say in one line where a first pass fails, and on what.
+def refused(
+    network: nn.Module, inputs: Tensor, targets: Tensor, rule: object = None
+) -> Iterator[None]:
+    """Say in one line where a first pass fails, and on what; an error of a rule's code stays.
 
     Raises:
         CapabilityError: it does.
@@ -74,12 +76,22 @@ def refused(network: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator[Non
     except BiogradError:
         raise
     except FAULTS as error:
+        if _raised_by(error, rule):
+            raise
         where = culprit(error, network) or "the loss or the rule"
         given = f"inputs {list(inputs.shape)} {inputs.dtype}, targets {list(targets.shape)}"
         raise CapabilityError(
             f"{type(network).__name__} cannot take a step: {where}: {brief(str(error))} "
             f"({given} {targets.dtype})"
         ) from error
+
+
+def _raised_by(error: BaseException, rule: object) -> bool:
+    """Return whether the last place that an error passed is a method of the rule itself."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return rule is not None and last is not None and last.tb_frame.f_locals.get("self") is rule
 
 
 @contextmanager

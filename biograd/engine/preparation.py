@@ -133,7 +133,7 @@ class Prepared(Structured):
         check_device(self.network, self.streams["noise"].device)
         check_given(self.network, outside(self.network, ()), inputs, self.step)
         stream = generator(self.seed, "prepare", device=self.streams["noise"].device)
-        looked = refused(self.network, inputs, targets)
+        looked = refused(self.network, inputs, targets, self.estimator)
         with self._traceless(stream.device), parameters_first(self.network, self.step), looked:
             self._look(inputs, targets, stream)
         self._prepared = True

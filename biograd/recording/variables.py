@@ -31,8 +31,9 @@ def check_variables(network: nn.Module, layers: Sequence[str], wanted: Sequence[
     Raises:
         CapabilityError: with the layer.
     """
-    for layer in layers:
-        part = network.get_submodule(layer)
+    parts = dict(network.named_modules())
+    for layer in layers:  # the sites of a user may have other names than modules
+        part = parts.get(layer)
         for name in (name for name in wanted if name in NEURON):
             if not isinstance(part, Population):
                 raise CapabilityError(

@@ -174,6 +174,10 @@ def resting(case: Case) -> int:
     return 3 * case.parameters
 
 
+MOST_KEPT = 256 * 2**20 // 4
+"""Floats of noise that are kept for their second use."""
+
+
 def peak(case: Case) -> float:
     """Return the floats that a step holds at its peak, beside those that are always there.
 
@@ -192,8 +196,9 @@ def peak(case: Case) -> float:
         regression = max(4 * copies * noise, 3 * copies * noise + 3 * small * small)
         moments += [kept + copies * rows * width, kept + rows * regression]
     elif case.rule == "weight_perturbation":
+        drawn = max(min(case.noisy // 2, MOST_KEPT // case.parameters), 1)
         moments += [
-            case.parameters + 3 * largest + kept,
+            (1 + drawn) * case.parameters + kept,
             2 * case.parameters + largest + kept,
             case.parameters + largest + kept + rows * _forward(case),
         ]
