@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import biograd
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.recipes import ModelRecipe
-from biograd.training.starting_rates import StartingRate, tune_init
+from biograd.training.starting_rates import tune_init
 
 INPUTS = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(64) % 10
@@ -158,12 +158,27 @@ def test_what_cannot_be_is_refused_and_nothing_stays_changed(
         tune_init(made, inputs, TARGETS, rate)
 
 
-def test_an_error_puts_the_layers_weights_back() -> None:
-    network = spiking()
-    before = [parameter.clone() for parameter in network.parameters()]
+@pytest.mark.parametrize(
+    ("network", "rate"),
+    [
+        (lambda: spiking(), {"blocks.0.synapse": 0.2, "blocks.1.synapse": 0.99}),
+        (lambda: biograd.build("circuit", 64, 10, seed=0), {"inhibitory": 0.9, "excitatory": 0.2}),
+    ],
+    ids=["the second", "a circuit"],
+)
+def test_an_error_puts_all_layers_back(network: Any, rate: Any) -> None:
+    made = network()
+    before = [parameter.clone() for parameter in made.parameters()]
     with pytest.raises(BiogradError):
-        tune_init(network, 0 * INPUTS, TARGETS, 0.05)
-    assert all(map(torch.equal, before, network.parameters()))
+        tune_init(made, INPUTS, TARGETS, rate)
+    assert all(map(torch.equal, before, made.parameters()))
+
+
+def test_rates_that_do_not_come_to_rest_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("biograd.training.starting_rates.SWEEPS", 1)
+    monkeypatch.setattr("biograd.training.starting_rates._search", lambda *_: None)
+    with pytest.raises(CapabilityError, match="do not come to rest"):
+        tune_init(spiking(), INPUTS, TARGETS, 0.4)
 
 
 def test_a_recipe_asks_for_it(tmp_path: Path) -> None:
@@ -205,7 +220,3 @@ def test_a_network_that_starts_silent_learns_after_it(seed: int, tmp_path: Path)
         return float(run.summary["test_accuracy"])
 
     assert accuracy(0.05) > 0.6 > 0.3 > accuracy(0.0)
-
-
-def test_the_result_is_named() -> None:
-    assert StartingRate(0.0, 0.05, 2.0).factor == 2.0

@@ -20,7 +20,7 @@ from biograd.recipes import TrainingRecipe
 from biograd.recording.observation import Observed, observe
 from biograd.tasks.further_metrics import chosen
 from biograd.training import StepRecord, Trainer, evaluate, placed
-from biograd.training.starting_rates import StartingRate, tune_init
+from biograd.training.starting_rates import tune_init
 
 START_EXAMPLES = 256
 """Training rows by which ``training.start_rate`` is measured."""
@@ -56,7 +56,7 @@ class Experiment:
         check_time(built, dataset)
         check_choice(recipe.training, dataset)
         self.network = in_environment(built, dataset).to(configuration.device)
-        self.started = self._start(parts)
+        self._start(parts)
         self.engine = Engine(
             self.network,
             estimators.make(name, settings, configuration.model),
@@ -88,16 +88,16 @@ class Experiment:
             "outputs": parts.outputs or self.configuration.outputs,
         }
 
-    def _start(self, parts: OwnParts) -> dict[str, StartingRate]:
+    def _start(self, parts: OwnParts) -> None:
         """Scale the weights to the rate that is asked for, if one is."""
         rate = self.configuration.recipe.training.start_rate
         if not rate:
-            return {}
+            return
         batch = self.dataset.shown(self.dataset.train, START_EXAMPLES)
         inputs, targets = placed(self.network, batch.inputs, batch.targets)
         sites = _within(self.configuration.sites, self.dataset)
         given = {"task": self._task(parts), "sites": sites, **self._ways(parts)}
-        return tune_init(self.network, inputs, targets, rate, **given)
+        tune_init(self.network, inputs, targets, rate, **given)
 
     @property
     def account(self) -> Account:

@@ -97,26 +97,41 @@ def _tuned(
     encoded = engine.substrate.encode(inputs, engine.streams["encoding"])
     measures = {name: _Measure(engine, encoded, targets, name) for name in asked}
     before = {name: measure() for name, measure in measures.items()}
-    factors, after = dict.fromkeys(asked, 1.0), dict(before)
-    for _ in range(SWEEPS):
-        for site in hidden:
-            if site.name in asked:
-                factors[site.name] *= _scaled(engine, site, measures[site.name], asked[site.name])
-        after = {name: measure() for name, measure in measures.items()}
-        if all(abs(after[name] - asked[name]) <= 0.1 * asked[name] for name in asked):
-            break  # in a circuit, what comes later feeds back
-    return {name: StartingRate(before[name], after[name], factors[name]) for name in asked}
-
-
-def _scaled(engine: Engine, site: Site, measure: _Measure, rate: float) -> float:
-    """Scale what feeds the neurons of a block and return the factor; an error puts it back."""
-    sites = (site, *(one for one in engine.substrate.sites if one.block == site.name))
-    scale = _Scale([_weight(engine.network, name) for one in sites for name in one.modules])
+    scales = {site.name: _Scale(_weights(engine, site)) for site in hidden if site.name in asked}
     try:
-        return _search(measure, scale, rate)
+        after = _swept(measures, scales, asked)
     except BaseException:
-        scale.set(1.0)
+        for scale in scales.values():
+            scale.set(1.0)
         raise
+    return {n: StartingRate(before[n], after[n], scale.factor) for n, scale in scales.items()}
+
+
+def _swept(
+    measures: Mapping[str, _Measure], scales: Mapping[str, _Scale], asked: Mapping[str, float]
+) -> dict[str, float]:
+    """Scale each layer in its turn, again where later ones feed back, and return the rates.
+
+    Raises:
+        CapabilityError: they do not come to rest.
+    """
+    for _ in range(SWEEPS):
+        for name, scale in scales.items():
+            _search(measures[name], scale, asked[name])
+        after = {name: measure() for name, measure in measures.items()}
+        off = [name for name in asked if abs(after[name] - asked[name]) > 0.1 * asked[name]]
+        if not off:
+            return after
+    raise CapabilityError(
+        f"tune_init: {', '.join(off)}: the rates of layers that feed back do not come to rest "
+        f"after {SWEEPS} turns: tune fewer of them, rate={{'site': 0.05}}, or ask for other rates"
+    )
+
+
+def _weights(engine: Engine, site: Site) -> list[nn.Parameter]:
+    """Return all weights that feed the neurons of a block."""
+    sites = (site, *(one for one in engine.substrate.sites if one.block == site.name))
+    return [_weight(engine.network, name) for one in sites for name in one.modules]
 
 
 def _asked(rate: float | Mapping[str, float], names: list[str]) -> dict[str, float]:
@@ -189,11 +204,10 @@ class _Measure:
         return float(activity.mean(dtype=torch.float64))
 
 
-def _search(measure: _Measure, scale: _Scale, rate: float) -> float:
-    """Set the factor whose rate is nearest, and return it."""
-    now = measure()
-    low, high = 0.0, math.inf
-    best, found = 1.0, now
+def _search(measure: _Measure, scale: _Scale, rate: float) -> None:
+    """Set the factor whose rate is nearest, from the one that is set."""
+    now, low, high = measure(), 0.0, math.inf
+    best, found = scale.factor, now
     for _ in range(STEPS):
         if abs(now - rate) <= TOLERANCE * rate:
             break
@@ -207,7 +221,6 @@ def _search(measure: _Measure, scale: _Scale, rate: float) -> float:
             best, found = factor, now
     _check(measure, rate, found)
     scale.set(best)
-    return best
 
 
 def _next(low: float, high: float) -> float:
