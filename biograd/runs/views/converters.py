@@ -73,7 +73,7 @@ def pynapple_group(spikes: Any) -> tuple[pynapple.TsGroup, pynapple.IntervalSet]
 
 def rsatoolbox_dataset(activity: Any, snapshot: int) -> Any:
     """Return the activity of one snapshot as a data set of rsatoolbox."""
-    data = library("rsatoolbox.data", "")
+    data = library("rsatoolbox.data", "analysis")
     values = activity[snapshot]
     stimuli = {name: activity.coords[name] for name in ("probe", "label")}
     return data.Dataset(
