@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from biograd.circuit.circuit import Circuit
+from biograd.circuit.delays import delayed
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection, reached
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.populations import make_population, normalised, reading
@@ -72,6 +73,8 @@ def _projection(
     before, shape = _pooled(one, name, shapes[one.source])
     units = recipe.populations[one.target].units
     layer = None if one.kind == "skip" else connect(one, name, shape, units)
+    if layer is not None:
+        layer = delayed(layer, one.delays, encoding, steps, f"projections.{name}.delays")
     if one.kind == "skip" and (math.prod(shape) != units or back):
         raise RecipeError(
             f"projections.{name}.kind = 'skip': leads forward, from as many units to as many"

@@ -206,10 +206,15 @@ class Circuit(Network):
         self, name: str, port: str, course: Mapping[str, Tensor], inside: Sequence[str]
     ) -> list[Tensor]:
         return [
-            self._carried(one, later(course[one.source], one.lag, self.steps))
+            self._carried(one, self._sent(one, course))
             for one in self.graph.into(name, port)
             if one.source not in inside
         ]
+
+    def _sent(self, one: Projection, course: Mapping[str, Tensor]) -> Tensor:
+        """Return the course of a projection's source as it arrives, ``[rows, steps or 1, units]``."""
+        sent = later(course[one.source], one.lag, self.steps)
+        return sent if one.longest is None else sent.expand(-1, self.steps, -1)
 
     def _whole(self, one: Block, course: Mapping[str, Tensor]) -> Tensor:
         currents = {
@@ -228,7 +233,7 @@ class Circuit(Network):
 
     def _stepped(self, group: Sequence[str], course: Mapping[str, Tensor]) -> dict[str, Tensor]:
         driven = {
-            one.path: self._carried(one, later(course[one.source], one.lag, self.steps))
+            one.path: self._carried(one, self._sent(one, course))
             for one in self.graph.projections
             if one.target in group and one.source not in group
         }

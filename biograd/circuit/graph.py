@@ -71,6 +71,12 @@ class Projection:
     lag: int = 0
     before: nn.Module | None = None
 
+    @property
+    def longest(self) -> int | None:
+        """How many steps back the layer looks; None: it sees a step alone."""
+        found: int | None = getattr(self.layer, "longest", None)
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Listened:
@@ -148,7 +154,9 @@ class Graph:
 
     def _stepped(self, group: Sequence[str]) -> bool:
         own = [p for p in self.projections if p.source in group and p.target in group]
-        return len(group) > 1 or any(p.lag != 1 or not self.blocks[p.target].inner for p in own)
+        return len(group) > 1 or any(
+            p.lag != 1 or p.longest is not None or not self.blocks[p.target].inner for p in own
+        )
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

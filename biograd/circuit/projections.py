@@ -64,7 +64,7 @@ class Masked(SynapticLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the currents ``[..., outputs]`` for ``[..., inputs]``."""
-        return gathered(inputs, _signed(self.weight, self.sign) * self.mask, self.bias)
+        return gathered(inputs, signed(self.weight, self.sign) * self.mask, self.bias)
 
     def _guard(self) -> None:
         """Take away what rules credit to weights that do not exist."""
@@ -148,7 +148,7 @@ class Sparse(SynapticLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the currents ``[..., outputs]`` for ``[..., inputs]``."""
-        found = sparse.product(_signed(self.weight, self.sign), inputs, self.pattern)
+        found = sparse.product(signed(self.weight, self.sign), inputs, self.pattern)
         return found if self.bias is None else found + self.bias
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _sorted_pairs(pairs: Tensor, shape: tuple[int, int]) -> Tensor:
     return found
 
 
-def _signed(weight: Tensor, sign: Sign) -> Tensor:
+def signed(weight: Tensor, sign: Sign) -> Tensor:
     """Return the weight that acts."""
     if sign == "both":
         return weight
@@ -200,7 +200,7 @@ class OneToOne(SynapticLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the currents ``[..., units]`` for ``[..., units]``."""
-        found = inputs * _signed(self.weight, self.sign)[:, 0]
+        found = inputs * signed(self.weight, self.sign)[:, 0]
         return found if self.bias is None else found + self.bias
 
     def extra_repr(self) -> str:

@@ -160,14 +160,19 @@ class Together:
         if one.path in self.driven:
             drive = self.driven[one.path]
             return mapped(lambda part: part[:, index if part.shape[1] > 1 else 0], drive)
-        place = index - one.lag
+        if one.longest is None:
+            return self.carried(one, self._sent(one, index, index - one.lag))
+        past = range(index - one.lag - one.longest, index - one.lag + 1)
+        return self.carried(one, torch.cat([self._sent(one, index, place) for place in past], 1))
+
+    def _sent(self, one: Projection, index: int, place: int) -> Tensor:
+        """Return what the source passed on in step ``place``, as it is seen in step ``index``."""
         if place < 0:
-            return self.carried(one, self.silent[one.source])
+            return self.silent[one.source]
         source = (self.own if one.source == one.target else self.seen)[one.source][place]
         window = self.cells[one.target].transport.window
-        if window and self.graph.back(one) and place // window != index // window:
-            source = source.detach()
-        return self.carried(one, source)
+        cut = window and self.graph.back(one) and place // window != index // window
+        return source.detach() if cut else source
 
 
 def _stepped(module: nn.Module) -> Stepped:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.circuit.circuit import Circuit
+from biograd.circuit.delays import delayed
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.populations import make_population, normalised, reading
@@ -168,7 +169,9 @@ class Layers:
     def _dense(self, width: int, pooling: int) -> None:
         before = self._before(pooling, dense=True)
         kind = nn.Linear if self.encoding is None else GatheringLinear
-        layer = kind(self.place.units, width)
+        layer: nn.Module = kind(self.place.units, width)
+        if self.encoding is not None:
+            layer = delayed(layer, self.network.delays, self.encoding, 0, "network.delays")
         skip = self.network.residual and self.place.units == width
         self._block(layer, width, width, before, None, skip)
 

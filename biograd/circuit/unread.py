@@ -12,7 +12,7 @@ from typing import Any
 
 from biograd.encoding import ENCODINGS
 from biograd.errors import RecipeError
-from biograd.recipes import ModelRecipe, NetworkRecipe, PopulationRecipe, ProjectionRecipe
+from biograd.recipes import DelayRecipe, ModelRecipe, NetworkRecipe, PopulationRecipe, ProjectionRecipe
 from biograd.recipes.toml import at
 
 OUT = "take it out"
@@ -26,7 +26,7 @@ CONVOLVED = ("kernel", "stride", "pooling", "pool")
 LAYERED = {"hidden", *CONVOLVED, "channels", "recurrent", "residual", "normalisation", "dropout"}
 TAKES = {
     "rate": LAYERED | {"activation", "label_inputs"},
-    "spiking": LAYERED | {"substrate", "readout", "readout_time_constant_ms"},
+    "spiking": LAYERED | {"substrate", "readout", "readout_time_constant_ms", "delays"},
     "circuit": {"substrate", "readout", "readout_time_constant_ms"},
     "local_mixer": set(),
 }
@@ -98,6 +98,9 @@ def _network(recipe: ModelRecipe) -> Idle:
             yield "network.substrate", "without time: it runs on 'torch'"
         elif name not in takes and name != "substrate":
             yield f"network.{name}", f"{NOUNS[network.kind]}: {OUT}"
+    if network.delays is not None:
+        for key, reason in _delays(network.delays, "network.delays"):
+            yield f"network.{key}", reason
     if network.kind in ("rate", "spiking"):
         yield from _layers(network)
     if network.kind in ("spiking", "circuit") and network.readout not in FILTERED:
@@ -113,6 +116,8 @@ def _layers(network: NetworkRecipe) -> Idle:
                 yield f"network.{name}", f"without hidden layers: {OUT}"
     elif not network.hidden:
         yield "network.residual", f"without dense layers (network.hidden): {OUT}"
+        if network.kind == "spiking":
+            yield "network.delays", f"without dense layers (network.hidden): {OUT}"
     if not network.channels:
         for name in CONVOLVED:
             yield f"network.{name}", "without network.channels"
@@ -182,11 +187,22 @@ def _projection(one: ProjectionRecipe, where: str) -> Idle:
         if one.kind not in kinds:
             ways = " or ".join(map(repr, kinds))
             yield key, f"on kind = {one.kind!r}: {OUT}, or write kind = {ways}"
+    if one.delays is not None:
+        yield from _delays(one.delays, f"{where}.delays")
     if one.kind == "skip":
-        for key in ("variable", "sign", "bias"):
+        for key in ("variable", "sign", "bias", "delays"):
             yield key, "on kind = 'skip'"
     if one.pooling == 1:
         yield "pool", f"without {where}.pooling"
+
+
+def _delays(recipe: DelayRecipe, where: str) -> Idle:
+    """Yield the keys below a table of delays that its way of learning does not read."""
+    if recipe.learned != "gaussian":
+        for key in ("width_ms", "narrowing"):
+            yield f"delays.{key}", f"without {where}.learned = 'gaussian': {OUT}"
+    if recipe.learned == "none":
+        yield "delays.pace", f"without {where}.learned: {OUT}"
 
 
 def _encoding(recipe: ModelRecipe) -> Idle:

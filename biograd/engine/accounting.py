@@ -198,8 +198,8 @@ class Bookkeeper:
             return ParameterCredit(name, shape, "nobody", (), "nobody: requires_grad is False")
         creditor, sites = self._credited(name, parameter, place, leads)
         passed = ", passed on by back-propagation" if place.before and sites else ""
-        if creditor == "nobody" and limited:
-            creditor = "outside"
+        if (creditor == "nobody" and limited) or self._underivable(name):
+            creditor = "frozen" if self.estimator.reach == "readout" else "outside"
         words = {
             "rule": self._rule + (f" at {', '.join(sites)}" if sites else "") + passed,
             "readout": "the exact gradient of the readout",
@@ -245,6 +245,11 @@ class Bookkeeper:
         if self.estimator.reach == "normalisations":
             return isinstance(self._owner(name), NORMS)
         return self._unitwise(name, parameter, site)
+
+    def _underivable(self, name: str) -> bool:
+        """Return whether a parameter acts without a derivative, by which alone the rule learns."""
+        own = name.rpartition(".")[2] in getattr(self._owner(name), "unlearned", ())
+        return own and "perturb_parameter" not in self.estimator.needs
 
     def _owner(self, name: str) -> nn.Module:
         return self.network.get_submodule(name.rpartition(".")[0])

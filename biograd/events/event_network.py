@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biograd.circuit.delays import reflected, starting
 from biograd.contracts import Capability, Objective, Plan, Site, SiteShape, Trace
 from biograd.encoding import Current, Encoding, Latency, RowCurrent
 from biograd.errors import CapabilityError, RecipeError
 from biograd.events.spike_times import EventMembrane, arrivals, divided, respond
 from biograd.neurons import EventDriven
 from biograd.neurons.neuron import check_known
-from biograd.recipes import NetworkRecipe
+from biograd.recipes import DelayRecipe, NetworkRecipe
 from biograd.substrate.network import Network, recorded
 from biograd.substrate.passes import Pass
 from biograd.substrate.torch_substrate import TorchSubstrate
@@ -41,6 +42,45 @@ class EventPopulation(nn.Module):
     def extra_repr(self) -> str:
         """Return the constants for ``print``."""
         return str(self.membrane)
+
+
+class EventDelay(nn.Module):
+    """Delays of axons in continuous time: a spike at ``t`` arrives at ``t + d``.
+
+    Its derivative is exact, ``dL/dd = sum dL/dt`` over the arrivals (Meszaros et al. 2025, arXiv
+    2501.07331).  A learned delay that leaves ``[0, longest]`` is reflected.
+
+    Args:
+        units: axons.
+    """
+
+    def __init__(self, recipe: DelayRecipe, units: int, duration: float) -> None:
+        super().__init__()
+        where = "network.delays"
+        if recipe.learned not in ("none", "exact"):
+            raise RecipeError(
+                f"{where}.learned = {recipe.learned!r}: spike times in continuous time lie in no "
+                "steps: take 'exact' or 'none'"
+            )
+        if recipe.per == "synapse":
+            raise RecipeError(
+                f"{where}.per = 'synapse': an event would arrive at every neuron at a time of its "
+                "own: take 'axon' or 'projection', or neuron.kind = 'leaky'"
+            )
+        self.recipe, self.duration = recipe, duration
+        values = starting(recipe, (units if recipe.per == "axon" else 1,), where)
+        if recipe.learned == "none":
+            self.register_buffer("delays", values)
+        else:
+            self.delays = nn.Parameter(values / recipe.pace)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Return when spikes ``[rows, units, K]`` arrive; where there is none the trial's end."""
+        late = self.delays
+        if self.recipe.learned == "exact":
+            late = reflected(late * self.recipe.pace, self.recipe.longest_ms)
+        there = times < self.duration
+        return torch.where(there, times + late.unsqueeze(-1), self.duration)
 
 
 class StepRaster(nn.Module):
@@ -92,7 +132,10 @@ class EventNetwork(Network):
         self.blocks = nn.ModuleList()
         units, sites = encoding.units, []
         for index, width in enumerate(recipe.hidden):
-            block = {
+            delays: dict[str, nn.Module] = {}
+            if recipe.delays is not None and (index or not isinstance(encoding, Current)):
+                delays["delay"] = EventDelay(recipe.delays, units, self.membrane.duration)
+            block = delays | {
                 "synapse": nn.Linear(units, width),
                 "activity": EventPopulation(self.membrane),
                 "raster": StepRaster(self.steps, encoding.dt_ms),
@@ -140,15 +183,14 @@ class EventNetwork(Network):
 
     def _respond(self, encoded: Tensor) -> Tensor:
         """Return the spike times of the last population."""
-        if isinstance(self.encoding, Current):
-            received, events = encoded, encoded.new_zeros(len(encoded), 0)
-        else:
-            received, events = arrivals(self.membrane, encoded)
         times = encoded
         for index, block in enumerate(self.blocks):
             assert isinstance(block, nn.ModuleDict)
-            if index:
-                received, events = arrivals(self.membrane, times)
+            if index or not isinstance(self.encoding, Current):
+                late = block["delay"](times) if "delay" in block else times
+                received, events = arrivals(self.membrane, late)
+            else:
+                received, events = encoded, encoded.new_zeros(len(encoded), 0)
             times = block["activity"](block["synapse"](received), events)
             block["raster"](times.detach())
         return times
@@ -221,6 +263,8 @@ def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> No
     for key in ("recurrent", "channels", "residual", "dropout", "normalisation"):
         if getattr(recipe, key) != getattr(NetworkRecipe, key):
             raise RecipeError(f"network.{key}: exact spike times need dense feed-forward layers")
+    if recipe.delays is not None and len(recipe.hidden) == 1 and isinstance(encoding, Current):
+        raise RecipeError("network.delays: a constant current into one layer has no spikes to delay")
     if recipe.substrate != "torch":
         raise RecipeError("neuron.kind = 'event_driven': needs network.substrate = 'torch'")
     if neuron.trainable:

@@ -16,6 +16,7 @@ from torch import nn
 from biograd.checking import construct
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import INPUT, Block, Projection
+from biograd.circuit.delays import Delayed
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne
 from biograd.circuit.readouts import LeakyReadout, Readout
@@ -27,7 +28,7 @@ from biograd.interchange.nodes import SIGNS
 from biograd.interchange.parse import Parser
 from biograd.interchange.parts import Connection, PopulationNodes, plain
 from biograd.interchange.weighing import READS, Origin, weighing
-from biograd.recipes import EncodingRecipe, PopulationRecipe
+from biograd.recipes import DelayRecipe, EncodingRecipe, PopulationRecipe
 from biograd.simulators.gathered import GatheringLinear
 from biograd.simulators.population import Population, Simulator
 from biograd.substrate.normalisation import Dropout
@@ -160,6 +161,7 @@ class _Builder:
                 f"node {one.weight or one.path!r}: weights from {inputs} units to {outputs}, "
                 f"between {one.source!r} of {units[1]} and {one.target!r} of {units[0]}"
             )
+        layer = self._late(layer, one, pool)
         lag = self._lag(one) + back
         return Projection(one.path, one.source, one.target, layer, lag=lag, before=pool)
 
@@ -238,13 +240,31 @@ class _Builder:
         channels = len(node.weight)
         return Convolution(shape, channels, side, stride.pop(), bias, int(padding.pop()))
 
+    def _late(self, layer: nn.Module, one: Connection, pool: object) -> nn.Module:
+        """Return a layer with the delays of its axons."""
+        if not one.axons_ms:
+            return layer
+        if pool is not None or not isinstance(layer, nn.Linear | Masked):
+            raise CapabilityError(
+                f"node {self.parsed.names.get(f'{one.path}.delay')!r}: every unit has a delay of "
+                "its own, which goes with weights that are a matrix, without pooling"
+            )
+        steps = [self._steps(one, each) for each in one.axons_ms]
+        recipe = DelayRecipe("axon", one.axons_ms, max(one.axons_ms))
+        late = Delayed(layer, recipe, torch.tensor(steps, dtype=layer.weight.dtype), max(steps))
+        bias = None if layer.bias is None else layer.bias.detach().numpy()
+        return _filled(late, layer.weight.detach().numpy(), bias)
+
     def _lag(self, one: Connection) -> int:
         """Return a delay in steps."""
+        return self._steps(one, one.delay_ms)
+
+    def _steps(self, one: Connection, delay_ms: float) -> int:
         dt_ms, node = self.encoding.dt_ms, self.parsed.names.get(f"{one.path}.delay")
-        steps = one.delay_ms / dt_ms
+        steps = delay_ms / dt_ms
         if abs(steps - round(steps)) > 1e-9 * max(1, steps) or steps < 0:
             raise RecipeError(
-                f"node {node!r}: a delay of {one.delay_ms:g} ms is no multiple of dt_ms = {dt_ms:g}"
+                f"node {node!r}: a delay of {delay_ms:g} ms is no multiple of dt_ms = {dt_ms:g}"
             )
         if steps >= self.encoding.steps:
             duration = self.encoding.duration_ms

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import math
+import warnings
 from types import ModuleType
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from biograd import __version__
 from biograd.circuit.circuit import Circuit
+from biograd.circuit.delays import Delayed
 from biograd.circuit.graph import INPUT, SKIP, Block, Projection
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne, Sparse
@@ -248,6 +250,8 @@ class _Writer:
         else:
             weight, bias, mask = _dense(layer, path)
             here = self._fitted(here, shape, (weight.shape[1],), path)
+            if isinstance(layer, Delayed):
+                here = self._delays(here, layer, path)
             node = self.nir.Linear(weight) if bias is None else self.nir.Affine(weight, bias)
             if mask is not None and not mask.all():
                 node.metadata["mask"] = mask.astype(np.uint8)
@@ -255,6 +259,20 @@ class _Writer:
         if getattr(layer, "sign", "both") != "both":
             node.metadata["sign"] = layer.sign
         return self.then(here, node, path), shape
+
+    def _delays(self, here: str, layer: Delayed, path: str) -> str:
+        """Write the delays of axons, which NIR has in front of the weights, in whole steps."""
+        if layer.recipe.per == "synapse":
+            raise CapabilityError(f"{path}: NIR has no node for a delay of every synapse")
+        found = array(layer.steps.double())
+        if (found != found.round()).any():
+            warnings.warn(
+                f"{path}: learned delays between two steps are rounded, as a simulator does",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        ms = np.broadcast_to(found.round() * self.encoding.dt_ms, layer.mask.shape[1])
+        return self.then(here, self.nir.Delay(delay=ms / 1000), f"{path}.delays")
 
     def _convolution(self, layer: Convolution) -> Any:
         weight, bias = array(layer.weight), layer.bias

@@ -306,10 +306,11 @@ class Parser:
         if len(pools) > 1 or (pools and weights and way.index(pools[0]) > way.index(weights[0])):
             raise CapabilityError(f"node {pools[-1]!r}: pooling is right behind a population")
         weight, pool = weights[0] if weights else "", pools[0] if pools else ""
-        to, delay = "output" if target is None else target.path, self._delay(way, weights)
+        to = "output" if target is None else target.path
+        delay, axons = self._delay(way, weights)
         path = "readout"
         if target is None:
-            if pool or delay or (weight and self.kind(weight) not in ("Affine", "Linear")):
+            if pool or delay or axons or (weight and self.kind(weight) not in ("Affine", "Linear")):
                 raise CapabilityError(
                     f"node {way[-1]!r}: what is read of a population is a Linear or Affine node"
                 )
@@ -323,21 +324,28 @@ class Parser:
             if name not in weights:
                 part = "pool" if name == pool else self.kind(name).lower()
                 self.names[f"{path}.{part}"] = name
-        return Connection(path, source, to, weight, pool, delay)
+        return Connection(path, source, to, weight, pool, delay, axons)
 
-    def _delay(self, way: list[str], weights: list[str]) -> float:
-        """Return how long a way takes, in milliseconds."""
-        total = 0.0
+    def _delay(self, way: list[str], weights: list[str]) -> tuple[float, tuple[float, ...]]:
+        """Return how long a way takes, in milliseconds, and what each unit of its source adds."""
+        total, axons = 0.0, np.zeros(1)
         for place, name in enumerate(way):
             if self.kind(name) != "Delay":
                 continue
             value = settled(self.nodes[name].delay)
-            if not isinstance(value, float):
-                raise CapabilityError(f"node {name!r}: every unit has a delay of its own")
+            behind = [w for w in way[:place] if w in weights or self.kind(w) in POOLS]
+            if not isinstance(value, float) and behind:
+                raise CapabilityError(
+                    f"node {name!r}: every unit behind {behind[0]!r} has a delay of its own: put "
+                    "it before"
+                )
             if any(np.any(getattr(self.nodes[w], "bias", 0)) for w in weights if w in way[:place]):
                 raise CapabilityError(f"node {name!r}: it delays a bias, too: put it before")
-            total += value
-        return milliseconds(total)
+            if isinstance(value, float):
+                total += value
+            else:
+                axons = axons + np.ravel(value)
+        return milliseconds(total), tuple(map(milliseconds, axons.tolist())) if axons.any() else ()
 
     def _order(self) -> list[str]:
         """Return the order in which a step runs through the populations.

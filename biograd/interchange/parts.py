@@ -46,6 +46,7 @@ class Connection:
         weight: their node; "": there is none.
         pool: node that reduces the grid first; "": there is none.
         delay_ms: beside the step that a loop takes.
+        axons_ms: what each unit of the source adds to it; empty: nothing.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Connection:
     weight: str = ""
     pool: str = ""
     delay_ms: float = 0.0
+    axons_ms: tuple[float, ...] = ()
 
 
 def flat(graph: Any, prefix: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:

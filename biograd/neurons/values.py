@@ -55,7 +55,8 @@ def spread(neuron: Neuron, units: int, where: str, stream: str) -> dict[str, Ten
     for name in per_neuron(neuron):
         given, key = getattr(neuron, name), f"{where}.{name}"
         if isinstance(given, str):
-            found[name] = _drawn(neuron, name, given, units, key, stream)
+            zero = _kinds(neuron)[name] == PerNeuronOrZero
+            found[name] = drawn(given, units, key, f"{stream}.{name}", zero)
         elif isinstance(given, tuple):
             if len(given) != units:
                 raise RecipeError(f"{key}: {len(given)} values for {units} neurons")
@@ -63,7 +64,17 @@ def spread(neuron: Neuron, units: int, where: str, stream: str) -> dict[str, Ten
     return found
 
 
-def _drawn(neuron: Neuron, name: str, text: str, units: int, key: str, stream: str) -> Tensor:
+def drawn(text: str, units: int, key: str, stream: str, zero: bool = False) -> Tensor:
+    """Return values ``[units]`` drawn as a text says; they are the same in every run.
+
+    Args:
+        key: of the text, for messages.
+        stream: what tells the draws from others.
+        zero: whether a value may be zero.
+
+    Raises:
+        RecipeError: no such distribution, a draw out of range.
+    """
     match = re.fullmatch(r"\s*(\w+)\(([^(),]+),([^(),]+)\)\s*", text)
     if match is None or match[1] not in DRAWS:
         known = ", ".join(f"{kind}({', '.join(names)})" for kind, names in DRAWS.items())
@@ -72,9 +83,8 @@ def _drawn(neuron: Neuron, name: str, text: str, units: int, key: str, stream: s
         first, second = float(match[2]), float(match[3])
     except ValueError as error:
         raise RecipeError(f"{key} = {text!r}: its arguments must be two numbers") from error
-    draws = _draw(match[1], first, second, units, f"{stream}.{name}", key)
+    draws = _draw(match[1], first, second, units, stream, key)
     least = float(draws.min())
-    zero = _kinds(neuron)[name] == PerNeuronOrZero
     if not math.isfinite(float(draws.sum())) or least < 0 or not (least or zero):
         raise RecipeError(f"{key} = {text!r}: it draws {least:g}, which is out of range")
     return draws

@@ -54,6 +54,7 @@ from biograd.recipes.toml import (
 
 if TYPE_CHECKING:
     from biograd.recipes.architecture import (
+        DelayRecipe,
         MixerRecipe,
         NetworkRecipe,
         PopulationRecipe,
@@ -80,6 +81,7 @@ __all__ = [
     "settings",
     "check_depth",
     "NetworkRecipe",
+    "DelayRecipe",
     "MixerRecipe",
     "PopulationRecipe",
     "ProjectionRecipe",
@@ -107,4 +109,5 @@ def __getattr__(name: str) -> object:
     """Import the recipe of a model, or of a part of it, on its first use."""
     if name not in __all__:
         raise AttributeError(f"module 'biograd.recipes' has no attribute {name!r}")
-    return getattr(importlib.import_module("biograd.recipes.model"), name)
+    place = "model" if name in ("ModelRecipe", "load_model") else "architecture"
+    return getattr(importlib.import_module(f"biograd.recipes.{place}"), name)

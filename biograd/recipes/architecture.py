@@ -11,6 +11,30 @@ from biograd.neurons import NEURONS, Neuron
 
 
 @dataclasses.dataclass(frozen=True)
+class DelayRecipe(Checked):
+    """Delays of the synapses of a layer, beside that of a whole projection (``delay_ms``)."""
+
+    per: Literal["projection", "axon", "synapse"] = "axon"
+    """Who has a delay of its own."""
+    start_ms: NotNegative | str | tuple[NotNegative, ...] = 0.0
+    """One for all, a list (of synapses, target by target), or a draw that is the same in every
+    run, ``"uniform(0, 20)"``; in steps fixed delays, drawn ones, are rounded."""
+    longest_ms: Positive = 20.0
+    """Delays are kept between zero and this."""
+    learned: Literal["none", "linear", "gaussian", "rounded", "exact"] = "none"
+    """``none``: they are fixed; ``linear``: by interpolation between two steps; ``gaussian``: by a
+    Gaussian over all steps, which is narrowed; ``rounded``: whole steps, which rules that perturb
+    parameters learn; ``exact``: of spike times in continuous time (event-driven neurons)."""
+    width_ms: NotNegative = 0.0
+    """Standard deviation of the Gaussian at first; zero: half of the longest delay."""
+    narrowing: Annotated[float, Range(0, 1, above=True)] = 0.25
+    """Share of the training in which the Gaussian is narrowed to .23 steps."""
+    pace: Positive = 8.0
+    """Steps (milliseconds of event-driven neurons) by which a delay moves where a weight moves by
+    1."""
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkRecipe(Checked):
     """Who simulates, and the shape of what is simulated."""
 
@@ -39,6 +63,8 @@ class NetworkRecipe(Checked):
     """One more input for each class in front of the data, neutral but for rules that show labels
     to the network (dense rate networks only)."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.0
+    delays: DelayRecipe | None = None
+    """Of the dense layers in front of hidden neurons that spike."""
     gain: Positive = 1.0
     """Factor on the standard deviation of the initial hidden weights."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -146,4 +172,6 @@ class ProjectionRecipe(Checked):
     pool: Literal["average", "max", "sum"] = "average"
     delay_ms: NotNegative = 0.0
     """Beyond the step that every connection takes by its place."""
+    delays: DelayRecipe | None = None
+    """``dense``, ``masked``: what each synapse, axon or the projection adds to that."""
     bias: bool = True

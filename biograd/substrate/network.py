@@ -24,8 +24,10 @@ class SynapticLayer(nn.Module):
         weight: one row for each output, or for each output of a group, ``[outputs, fan-in]``.
         bias: ``[outputs]``.
         mask: which weights exist, a buffer; a layer without it has all.
+        longest: how many steps back its output depends on its input; None: it sees a step alone.
     """
 
+    longest: int | None = None
     weight: Tensor
     bias: Tensor | None
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd import ranks, tasks
+from biograd.circuit.delays import narrowing
 from biograd.data import Batch, Source, batches
 from biograd.engine import Engine
 from biograd.engine.preparation import part
@@ -87,6 +88,7 @@ class Trainer:
             ranks.copy_first([*network.parameters(), *network.buffers()])
         self._prepare()
         self.optimiser = make_optimiser(recipe, engine.parameters())
+        self._narrowing = narrowing(engine.network)
 
     @property
     def total(self) -> int:
@@ -174,6 +176,8 @@ class Trainer:
         started, before = time.perf_counter(), self.spent
         rate = self._set_rate()
         self.engine.network.train()
+        for layer in self._narrowing:
+            layer.narrow(before / self.budget)
         own = parallel.share(len(batch.targets), self.engine.estimator.divides)
         with parallel.sharing(own):
             found, copies = self._credited(batch, own.rows)

@@ -42,6 +42,15 @@ RULES: dict[str, tuple[str, ...]] = {
     "frozen_hidden": (),
     "weak": ("estimators.weak.copies=9",),
     "weak, trial": ("estimators.weak.copies=9", "estimators.weak.time_bin=trial"),
+    "backprop, learned": ("neuron.trainable={ time_constant_ms = [0.1, 5] }",),
+    "backprop, drawn": ("neuron.time_constant_ms=gamma(3, 27)",),
+    "backprop, drawn and learned": (
+        "neuron.time_constant_ms=gamma(3, 27)",
+        "neuron.trainable={ time_constant_ms = [0.1, 5] }",
+    ),
+    "backprop, learned with thresholds": (
+        "neuron.trainable={ time_constant_ms = [0.1, 5], threshold = [0.3, 3] }",
+    ),
 }
 """What is compared, and the settings of each: the name of an estimator, and what is said of it."""
 DATASETS = {70: "spoken_digits_events", 700: "spoken_digits_events_700"}
