@@ -21,7 +21,7 @@ from biograd.randomness import generator
 from biograd.recipes import DelayRecipe, ModelRecipe, construct
 
 PER = ("projection", "axon", "synapse")
-NOISE = {"weak": {"copies": 5}, "node_perturbation": {"copies": 5}, "weight_perturbation": {"copies": 5}}  # fmt: skip
+NOISE = {name: {"copies": 5} for name in ("weak", "node_perturbation", "weight_perturbation")}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -212,7 +212,7 @@ class Circuit(Network):
         ]
 
     def _sent(self, one: Projection, course: Mapping[str, Tensor]) -> Tensor:
-        """Return the course of a projection's source as it arrives, ``[rows, steps or 1, units]``."""
+        """Return the course of a source as it arrives, ``[rows, steps or 1, units]``."""
         sent = later(course[one.source], one.lag, self.steps)
         return sent if one.longest is None else sent.expand(-1, self.steps, -1)
 

@@ -230,4 +230,8 @@ def _whole(value_ms: float, dt_ms: float, where: str) -> int:
 
 def narrowing(network: nn.Module) -> list[Delayed]:
     """Return the layers of a network whose kernels shrink while it learns."""
-    return [one for one in network.modules() if isinstance(one, Delayed) and one.recipe.learned == "gaussian"]
+    return [
+        one
+        for one in network.modules()
+        if isinstance(one, Delayed) and one.recipe.learned == "gaussian"
+    ]

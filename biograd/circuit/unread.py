@@ -12,7 +12,13 @@ from typing import Any
 
 from biograd.encoding import ENCODINGS
 from biograd.errors import RecipeError
-from biograd.recipes import DelayRecipe, ModelRecipe, NetworkRecipe, PopulationRecipe, ProjectionRecipe
+from biograd.recipes import (
+    DelayRecipe,
+    ModelRecipe,
+    NetworkRecipe,
+    PopulationRecipe,
+    ProjectionRecipe,
+)
 from biograd.recipes.toml import at
 
 OUT = "take it out"

@@ -264,7 +264,9 @@ def _check(recipe: NetworkRecipe, neuron: EventDriven, encoding: Encoding) -> No
         if getattr(recipe, key) != getattr(NetworkRecipe, key):
             raise RecipeError(f"network.{key}: exact spike times need dense feed-forward layers")
     if recipe.delays is not None and len(recipe.hidden) == 1 and isinstance(encoding, Current):
-        raise RecipeError("network.delays: a constant current into one layer has no spikes to delay")
+        raise RecipeError(
+            "network.delays: a constant current into one layer has no spikes to delay"
+        )
     if recipe.substrate != "torch":
         raise RecipeError("neuron.kind = 'event_driven': needs network.substrate = 'torch'")
     if neuron.trainable:

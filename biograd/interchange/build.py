@@ -15,8 +15,8 @@ from torch import nn
 
 from biograd.checking import construct
 from biograd.circuit.circuit import Circuit
-from biograd.circuit.graph import INPUT, Block, Projection
 from biograd.circuit.delays import Delayed
+from biograd.circuit.graph import INPUT, Block, Projection
 from biograd.circuit.grids import Convolution, Pooling
 from biograd.circuit.projections import Masked, OneToOne
 from biograd.circuit.readouts import LeakyReadout, Readout
