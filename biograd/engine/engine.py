@@ -42,6 +42,7 @@ from biograd.engine.accounting import Outside, trained
 from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_bounds, check_capabilities, check_ranks
 from biograd.engine.currents import root_mean_squares
+from biograd.engine.online import online
 from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, loading, part
 from biograd.engine.step_result import Result, surface
@@ -115,6 +116,9 @@ class Engine(Prepared):
         try:
             check_capabilities(estimator, self.substrate, self.task)
             check_bounds(estimator, self.objective, local, self.substrate.sites)
+            if estimator.online:
+                beside = {"decorrelate": decorrelate, "local": local, "activity": bounds}
+                self.online = online(estimator, network, self.task, self.substrate, beside, outside)
             device = next(network.parameters()).device
             self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
             if decorrelate is not None:
@@ -173,8 +177,8 @@ class Engine(Prepared):
         check_given(self.network, self._outside, inputs, self.step)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         if trained(self.network) != self._trained:  # others are frozen than before
-            with self._traceless(encoded.device):
-                self._settle(encoded, targets)
+            with self._traceless(encoded.device), self._opening(encoded, targets) as first:
+                self._settle(*first)
         begin = self.streams["dropout"].get_state()
         reference = self._reference(encoded, targets, begin)
         with self.withheld.hidden():
@@ -203,6 +207,12 @@ class Engine(Prepared):
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
         begin = dropout.get_state()
+        if self.online is not None:
+            with unmixed(encoded.device):
+                pairs = self.online.step(round, encoded, targets, self.substrate, dropout)
+            self._powers = root_mean_squares(traces[0])
+            check_found(self.network, traces, self._powers, self.step)
+            return round, pairs
         plans = iter(self.estimator.plans(round))
         while (plan := self._next(plans)) is not None:
             if self.keeps and self.reset is None and traces:

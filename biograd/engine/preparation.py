@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
 from biograd.engine.currents import Structured, root_mean_squares
+from biograd.engine.online import Online
 from biograd.engine.outside import check_callers
 from biograd.engine.settings import check_read
 from biograd.substrate.calling import callers
@@ -40,6 +41,7 @@ class Prepared(Structured):
 
     task: Task
     timed: bool
+    online: Online | None = None
     _prepared: bool
     _detached: bool
     _structure: dict[str, Any]
@@ -143,6 +145,21 @@ class Prepared(Structured):
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
+        with self._opening(encoded, targets) as (encoded, targets):
+            self._look_at(encoded, targets, begun, stream)
+
+    @contextlib.contextmanager
+    def _opening(self, encoded: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Let passes run what a rule runs at once: an online rule the first part of a trial."""
+        if self.online is None:
+            yield encoded, targets
+            return
+        with self.online.opening():
+            yield self.online.first(encoded, targets)
+
+    def _look_at(
+        self, encoded: Tensor, targets: Tensor, begun: Tensor, stream: torch.Generator
+    ) -> None:
         with callers(self.network) as inside:
             trace = self._tried(Plan(graph=False), encoded, targets, stream)
         check_callers(self.estimator, inside)

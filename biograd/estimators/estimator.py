@@ -68,6 +68,7 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
+        online: whether it takes its credit while the trial runs, in parts of ``chunk`` steps.
         in_time, in_neurons, recurrent: settings that only act where a current has steps, where
             there are neurons of biograd's over time, or recurrent weights.
     """
@@ -96,6 +97,8 @@ class Estimator(nn.Module):
     in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
     in_neurons: ClassVar[tuple[str, ...]] = ("window",)
     recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
+    online: bool = False
+    chunk: int | None = None
 
     @classmethod
     def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
@@ -137,6 +140,23 @@ class Estimator(nn.Module):
         The engine adds the gradient of the clean loss itself, as far as the plan's cuts let it.
         """
         yield from ()
+
+    @property
+    def parts(self) -> int:
+        """The number of steps of a part, after which an online rule takes its credit."""
+        return self.chunk or 50
+
+    def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
+        """Return the credit of what the readout's filter held of a block before a part.
+
+        Args:
+            name: of the block's site.
+            error: derivative of the mean loss by the readout's current of then, ``[B, K]``.
+
+        Returns:
+            the derivative by the filtered activity of each unit, ``[B, *U]``.
+        """
+        raise NotImplementedError
 
     def after(self, traces: Sequence[Trace], round: Round) -> None:
         """Learn what the estimator itself learns; called after the optimiser's step."""
