@@ -1,16 +1,16 @@
 """Eligibility traces: what the states of a block remember of each of its synapses.
 
 A trial runs in parts.  In a part the state ``s`` of a population begins as a leaf, and what enters
-the block is cut from all other neurons, so that the states of a neuron depend on its own ones alone.
-With ``E_u[b, j, i] = d s_u[b, j] / d w_ji`` at the beginning of the part and the inputs ``z`` of the
-layer, backward passes by which autograd finds ``P_uv = d s_u(end) / d s_v(begin)`` and ``h_u[t] =
-d s_u(end) / d c[t]`` (both unit by unit) give the traces at its end::
+the block is cut from all other neurons, so that the states of a neuron depend on its own alone.
+With ``E_u[b, j, i] = d s_u[b, j] / d w_ji`` at the beginning of the part and the inputs ``z`` of
+the layer, autograd finds ``P_uv = d s_u(end) / d s_v(begin)`` and ``h_u[t] = d s_u(end) / d c[t]``,
+both unit by unit.  They give the traces at the end of the part::
 
     E_u <- sum_v P_uv E_v + sum_t h_u[t] z[t]
 
-and a loss whose derivative by the state at the beginning is ``q`` owes the weights ``sum q E``.  What
-a readout filters of the block's course is one more such state.  (Prototype and identities: Bellec et
-al. 2020; the form by parts is that of HYPR, arXiv 2506.14464.)
+and a loss whose derivative by the state at the beginning is ``q`` owes the weights ``sum q E``.
+What a readout filters of the block's course is one more such state.  (Bellec et al. 2020; the form
+by parts: HYPR, arXiv 2506.14464.)
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Eligibility:
         self._states: list[Synapses] = []
         self._filtered: Synapses = {}
 
-    def credit(self, states: Sequence[Tensor | None], filtered: Tensor | None) -> Iterator[
-        tuple[Tensor, Tensor]
-    ]:
+    def credit(
+        self, states: Sequence[Tensor | None], filtered: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every parameter with its gradient through what was before the part.
 
         Args:

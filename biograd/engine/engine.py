@@ -42,8 +42,8 @@ from biograd.engine.accounting import Outside, trained
 from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_bounds, check_capabilities, check_ranks
 from biograd.engine.currents import root_mean_squares
-from biograd.engine.online import online
 from biograd.engine.outside import Withheld
+from biograd.engine.part_checks import in_parts
 from biograd.engine.preparation import Prepared, loading, part
 from biograd.engine.step_result import Result, surface
 from biograd.engine.verification import verify
@@ -116,9 +116,8 @@ class Engine(Prepared):
         try:
             check_capabilities(estimator, self.substrate, self.task)
             check_bounds(estimator, self.objective, local, self.substrate.sites)
-            if estimator.online:
-                beside = {"decorrelate": decorrelate, "local": local, "activity": bounds}
-                self.online = online(estimator, network, self.task, self.substrate, beside, outside)
+            beside = {"decorrelate": decorrelate, "local": local, "activity": bounds}
+            self.parts = in_parts(estimator, network, mine, self.substrate, beside, outside)
             device = next(network.parameters()).device
             self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
             if decorrelate is not None:
@@ -207,9 +206,9 @@ class Engine(Prepared):
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
         begin = dropout.get_state()
-        if self.online is not None:
+        if self.parts is not None:
             with unmixed(encoded.device):
-                pairs = self.online.step(round, encoded, targets, self.substrate, dropout)
+                pairs = self.parts.step(round, encoded, targets, self.substrate, dropout)
             self._powers = root_mean_squares(traces[0])
             check_found(self.network, traces, self._powers, self.step)
             return round, pairs

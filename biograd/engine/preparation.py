@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
 from biograd.engine.capabilities import check_graphless
 from biograd.engine.currents import Structured, root_mean_squares
-from biograd.engine.online import Online
 from biograd.engine.outside import check_callers
 from biograd.engine.settings import check_read
+from biograd.engine.trial_parts import TrialParts
 from biograd.substrate.calling import callers
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
@@ -41,7 +41,7 @@ class Prepared(Structured):
 
     task: Task
     timed: bool
-    online: Online | None = None
+    parts: TrialParts | None = None
     _prepared: bool
     _detached: bool
     _structure: dict[str, Any]
@@ -150,12 +150,12 @@ class Prepared(Structured):
 
     @contextlib.contextmanager
     def _opening(self, encoded: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Let passes run what a rule runs at once: an online rule the first part of a trial."""
-        if self.online is None:
+        """Let passes run what a rule runs at once: a rule that runs parts the first."""
+        if self.parts is None:
             yield encoded, targets
             return
-        with self.online.opening():
-            yield self.online.first(encoded, targets)
+        with self.parts.opening():
+            yield self.parts.first(encoded, targets)
 
     def _look_at(
         self, encoded: Tensor, targets: Tensor, begun: Tensor, stream: torch.Generator

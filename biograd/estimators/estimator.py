@@ -69,6 +69,7 @@ class Estimator(nn.Module):
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
         online: whether it takes its credit while the trial runs, in parts of ``chunk`` steps.
+        recompute: whether it stores the states between such parts and runs each part again.
         in_time, in_neurons, recurrent: settings that only act where a current has steps, where
             there are neurons of biograd's over time, or recurrent weights.
     """
@@ -98,6 +99,7 @@ class Estimator(nn.Module):
     in_neurons: ClassVar[tuple[str, ...]] = ("window",)
     recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
     online: bool = False
+    recompute: bool = False
     chunk: int | None = None
 
     @classmethod
@@ -143,7 +145,7 @@ class Estimator(nn.Module):
 
     @property
     def parts(self) -> int:
-        """The number of steps of a part, after which an online rule takes its credit."""
+        """The number of steps of a part, where a trial is run in parts."""
         return self.chunk or 50
 
     def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:

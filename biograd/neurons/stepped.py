@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Transport
-from biograd.contracts.part import Part, State
 from biograd.contracts.credit_paths import (
     Ways,
     hand_over,
@@ -18,6 +17,7 @@ from biograd.contracts.credit_paths import (
     starts,
     ways,
 )
+from biograd.contracts.part import Part, State
 
 
 class SteppedPopulation(nn.Module):
