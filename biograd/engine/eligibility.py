@@ -25,6 +25,8 @@ from biograd.contracts.part import State
 
 Synapses = dict[str, Tensor]
 """Name of a layer to a value for each of its weights and biases, ``[B, N, M + 1]``."""
+End = tuple[Tensor, Tensor]
+"""A value at the end of a part, and the direction in which it is differentiated."""
 
 
 class Eligibility:
@@ -40,95 +42,99 @@ class Eligibility:
     ) -> None:
         self.layers, self.sites = dict(layers), dict(sites)
         self._states: list[Synapses] = []
-        self._filtered: Synapses = {}
+        self._read: list[Synapses] = []
 
     def credit(
-        self, states: Sequence[Tensor | None], filtered: Tensor | None
+        self, states: Sequence[Tensor | None], read: Sequence[Tensor]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every parameter with its gradient through what was before the part.
 
         Args:
             states: derivative of the loss by each state at the beginning of the part, ``[B, N]``.
-            filtered: the same by what the readout's filter held.
+            read: the same by what a readout's filter held, ``[B, N]``, or of an output ``[B, 1]``.
         """
-        traces = [*self._states, self._filtered]
-        given = [*states, filtered] if self._states else [filtered]
+        given = list(zip(states, self._states, strict=False))
+        given += zip(read, self._read, strict=False)
         for name, layer in self.layers.items():
             found = [
-                torch.einsum("bn,bnm->nm", q, trace[name])
-                for q, trace in zip(given, traces, strict=True)
+                torch.einsum("bn,bnm->nm", q.expand(trace[name].shape[:2]), trace[name])
+                for q, trace in given
                 if q is not None and name in trace
             ]
             if found:
                 yield from _divided(layer, torch.stack(found).sum(0))
 
     def advance(
-        self, trace: Trace, block: str, begun: State, ended: State, weights: Tensor, kept: float
+        self, trace: Trace, begun: State, ended: State, read: Sequence[End], kept: float
     ) -> None:
         """Take the traces from the beginning of a part to its end.
 
         Args:
-            block: name of the site whose activity is the block's.
-            weights: of each step in what the readout's filter holds at the end, ``[steps]``.
+            begun: leaves of the population's state; empty: at rest.
+            read: what a readout's filter holds at the end, and of it the direction.
             kept: factor of what it held at the beginning.
         """
-        outputs = {
-            name: trace.sites[site].visits[place] for name, (site, place) in self.sites.items()
-        }
-        inputs = {name: _with_one(outputs[name], layer) for name, layer in self.layers.items()}
-        activity = trace.sites[block].output
-        last = weights.to(activity).view(1, -1, *[1] * (activity.dim() - 2)).expand_as(activity)
-        ends = [(value, torch.ones_like(value)) for value in ended] + [(activity, last)]
-        found = [self._moved(*end, begun, outputs, inputs) for end in ends]
-        for name, held in self._filtered.items():
-            found[-1][name] = found[-1][name] + kept * held if name in found[-1] else kept * held
-        self._states, self._filtered = found[:-1], found[-1]
+        visits = {name: trace.sites[site].visits[at] for name, (site, at) in self.sites.items()}
+        ends = [(value, torch.ones_like(value)) for value in ended]
+        states = [self._moved(end, begun, visits) for end in ends]
+        found = [self._moved(end, begun, visits) for end in read]
+        for new, old in zip(found, self._read, strict=False):
+            for name, held in old.items():
+                new[name] = kept * held + new[name] if name in new else kept * held
+        self._states, self._read = states, found
 
-    def _moved(
-        self,
-        end: Tensor,
-        direction: Tensor,
-        begun: State,
-        outputs: Mapping[str, Visits],
-        inputs: Mapping[str, Tensor],
-    ) -> Synapses:
+    def _moved(self, end: End, begun: State, visits: Mapping[str, Visits]) -> Synapses:
         """Return what a value at the end of a part owes to each synapse."""
-        currents = [value for visits in outputs.values() for value in visits.outputs]
-        if not end.requires_grad:
+        value, direction = end
+        if not value.requires_grad:
             return {}
-        given = torch.autograd.grad(
-            end, [*begun, *currents], direction, retain_graph=True, allow_unused=True
-        )
-        before, behind = given[: len(begun)], list(given[len(begun) :])
+        currents = [current for seen in visits.values() for current in seen.outputs]
+        sides = [getattr(current, "by_input", current) for current in currents]
+        given = _gradients(value, direction, [*begun, *currents, *sides])
+        before, behind = given[: len(begun)], given[len(begun) :]
+        slopes, biases = behind[: len(currents)], behind[len(currents) :]
         moved: Synapses = {}
-        for name, visits in outputs.items():
-            own = [behind.pop(0) for _ in visits.outputs]
+        for name, seen in visits.items():
             parts = [
-                torch.einsum("bn,bnm->bnm", p, trace[name])
-                for p, trace in zip(before, self._states, strict=True)
+                p.unsqueeze(2) * trace[name]
+                for p, trace in zip(before, self._states, strict=False)
                 if p is not None and name in trace
-            ] if begun else []  # fmt: skip
-            if any(part is not None for part in own):
-                parts.append(_gathered(visits, own, inputs[name]))
+            ]
+            own = [(slopes.pop(0), biases.pop(0)) for _ in seen.outputs]
+            if any(part is not None for both in own for part in both):
+                parts.append(_gathered(seen, own, getattr(self.layers[name], "bias", None)))
             if parts:
                 moved[name] = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
         return moved
 
 
-def _with_one(visits: Visits, layer: nn.Module) -> Tensor:
-    """Return what a layer received, ``[B, steps, M]``, and a one for its bias."""
+def _gradients(value: Tensor, direction: Tensor, wanted: list[Tensor]) -> list[Tensor | None]:
+    """Return the derivative of a value along a direction by each of some tensors."""
+    alive = [one for one in wanted if one.requires_grad]
+    found = iter(
+        torch.autograd.grad(value, alive, direction, retain_graph=True, allow_unused=True)
+        if alive
+        else ()
+    )
+    return [next(found) if one.requires_grad else None for one in wanted]
+
+
+def _gathered(
+    visits: Visits, given: Sequence[tuple[Tensor | None, Tensor | None]], bias: Tensor | None
+) -> Tensor:
+    """Return ``sum_t h[t] z[t]``, ``[B, N, M]``, and for the bias ``sum_t h[t]`` behind it."""
+    slopes, biases = [
+        _course(visits, [torch.zeros_like(v) if g is None else g
+                         for v, g in zip(visits.outputs, one, strict=True)])
+        for one in zip(*given, strict=True)
+    ]  # fmt: skip
     inputs = visits.inputs[0] if visits.time else torch.stack(visits.inputs, 1)
-    if getattr(layer, "bias", None) is None:
-        return inputs
-    return torch.cat((inputs, torch.ones_like(inputs[..., :1])), -1)
+    found = slopes.transpose(1, 2) @ inputs
+    return found if bias is None else torch.cat((found, biases.sum(1).unsqueeze(2)), 2)
 
 
-def _gathered(visits: Visits, given: Sequence[Tensor | None], inputs: Tensor) -> Tensor:
-    """Return ``sum_t h[t] z[t]``, ``[B, N, M]``."""
-    found = [torch.zeros_like(v) if g is None else g
-             for v, g in zip(visits.outputs, given, strict=True)]  # fmt: skip
-    slopes = found[0] if visits.time else torch.stack(found, 1)
-    return slopes.transpose(1, 2) @ inputs
+def _course(visits: Visits, values: Sequence[Tensor]) -> Tensor:
+    return values[0] if visits.time else torch.stack([*values], 1)
 
 
 def _divided(layer: nn.Module, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Round, Substrate, Trace
 from biograd.contracts.part import Part, State
-from biograd.engine.eligibility import Eligibility
+from biograd.engine.eligibility import Eligibility, End
 from biograd.engine.step_result import surface
 from biograd.engine.trial_parts import Credit, TrialParts, ends
 
@@ -84,10 +84,19 @@ class Online(TrialParts):
         for name, kept in traces.items():
             population = self._population(name)
             states = [by_state[population, place] for place in range(len(leaves[population]))]
-            late = None if error is None else self.estimator.late(name, error, trace, round)
-            yield from kept.credit(states, late)
+            yield from kept.credit(states, self._owed(name, error, trace, round))
         if error is not None and self.task.timed:
             yield from self._read(error, part)
+
+    def _owed(
+        self, name: str, error: Tensor | None, trace: Trace, round: Round
+    ) -> Sequence[Tensor]:
+        """Return the derivative by what the readout's filter held of a block, or of all outputs."""
+        if error is None:
+            return ()
+        if trace.plan.boundaries:
+            return (self.estimator.late(name, error, trace, round),)
+        return error.split(1, 1)
 
     def _late(
         self, trace: Trace, by_state: Mapping[tuple[str, int], Tensor | None]
@@ -116,17 +125,33 @@ class Online(TrialParts):
     ) -> None:
         """Take the traces of all synapses to the end of a part."""
         part = parts[""]
-        weights, kept = torch.zeros(part.steps), 0.0
-        if self.path:
-            weights, kept = self.reader.weigh(part)
+        weights, kept = self.reader.weigh(part) if self.path else (torch.zeros(0), 0.0)
         for name, one in traces.items():
             population = self._population(name)
-            begun, ended = leaves.get(population, ()), parts[population].ended
-            one.advance(trace, name, begun, ended, weights, kept)
+            read = self._ends(name, trace, parts, weights) if self.path else ()
+            one.advance(trace, leaves.get(population, ()), parts[population].ended, read, kept)
         if self.path and traces:
             activity = trace.sites[[*traces][-1]].output.detach()
             heard = torch.einsum("t,btn->bn", weights.to(activity), activity)
             self._heard = heard + kept * self._heard if part.first else heard
+
+    def _ends(
+        self, name: str, trace: Trace, parts: Mapping[str, Part], weights: Tensor
+    ) -> Sequence[End]:
+        """Return what the readout's filter holds at the end of a part, of a block or of outputs."""
+        if trace.plan.boundaries:
+            activity = trace.sites[name].output
+            last = weights.to(activity).view(1, -1, 1).expand_as(activity)
+            return ((activity, last),)
+        timed = self.task.timed
+        read = parts[self.path].ended[0] if timed else _readout(trace)
+        return [(read, marks) for marks in torch.eye(read.shape[1]).to(read)[:, None].expand(
+            -1, *read.shape)]  # fmt: skip
+
+
+def _readout(trace: Trace) -> Tensor:
+    """Return the current of the readout, ``[B, K]``."""
+    return [*trace.sites.values()][-1].visits[0].outputs[0]
 
 
 def _learns(layer: nn.Module) -> bool:

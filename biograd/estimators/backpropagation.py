@@ -14,7 +14,7 @@ from torch import Tensor
 
 from biograd.contracts import Plan, Round, SiteTrace, Trace, Transport
 from biograd.errors import RecipeError
-from biograd.estimators.estimator import Estimator
+from biograd.estimators.estimator import Estimator, check_chunk
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, validate
 
@@ -64,8 +64,7 @@ class Backpropagation(Estimator):
         super().__init__()
         self.window, self.arousal = window, arousal
         self.recompute, self.chunk = recompute, chunk
-        if chunk is not None and not recompute:
-            raise RecipeError("Backpropagation: chunk acts with recompute = true alone")
+        check_chunk(self)
         if recompute and arousal:
             raise RecipeError("Backpropagation: recompute = true cannot tell who is silent: "
                               "arousal must be 0")  # fmt: skip

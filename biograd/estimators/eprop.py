@@ -12,6 +12,7 @@ from torch import Tensor
 from biograd.contracts import Plan, Round, Trace
 from biograd.errors import RecipeError
 from biograd.estimators.broadcast import Broadcast
+from biograd.estimators.estimator import check_chunk
 from biograd.estimators.feedback import normal
 from biograd.recipes import Count, Positive, validate
 
@@ -58,8 +59,7 @@ class EligibilityPropagation(Broadcast):
         super().__init__(through_time=False, sites=sites)
         self.feedback, self.scale = feedback, scale
         self.online, self.chunk = online, chunk
-        if chunk is not None and not online:
-            raise RecipeError("EligibilityPropagation: chunk acts with online = true alone")
+        check_chunk(self)
         if online and sites != "all":
             raise RecipeError("EligibilityPropagation: online = true needs sites = 'all'")
 

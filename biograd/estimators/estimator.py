@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
-from biograd.errors import CapabilityError, nearest
+from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.ranks.parallel import Division
 
 Reach = Literal["parameters", "blocks", "normalisations", "currents", "readout"]
@@ -25,6 +25,19 @@ def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) 
     """
     (found,) = torch.autograd.grad(above, leaf, messages, retain_graph=True, allow_unused=True)
     return torch.zeros_like(leaf) if found is None else found
+
+
+def check_chunk(rule: Estimator) -> None:
+    """Refuse the length of a part for a rule that runs whole trials.
+
+    Raises:
+        RecipeError: with both settings.
+    """
+    if rule.chunk is not None and not (rule.online or rule.recompute):
+        name = "recompute" if rule.exact else "online"
+        raise RecipeError(
+            f"{type(rule).__name__}: chunk = {rule.chunk}: acts with {name} = true alone"
+        )
 
 
 class Estimator(nn.Module):

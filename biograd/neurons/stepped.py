@@ -94,7 +94,8 @@ class SteppedPopulation(nn.Module):
 
     def _cuts(self, step: int, window: int | None) -> bool:
         """Return whether no credit passes back from this step, not even to a leaf."""
-        return starts(step, window) and not self.transport.slots
+        first = 0 if self.part is None else self.part.first
+        return starts(first + step, window) and not self.transport.slots
 
     @property
     def port(self) -> str:
