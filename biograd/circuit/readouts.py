@@ -156,7 +156,7 @@ class LeakyReadout(nn.Module):
         if self.part is None:
             return found
         if self.part.begun:
-            left = torch.arange(1, current.shape[1] + 1, device=current.device)
+            left = torch.arange(1, current.shape[1] + 1, dtype=torch.float64)
             found = found + (self.decay**left).to(current)[:, None] * self.part.begun[0][:, None]
         self.part.ended = (found[:, -1],)
         return found

@@ -19,20 +19,18 @@ class Online(TrialParts):
 
     _heard: Tensor
 
-    def step(
+    def _step(
         self,
         round: Round,
-        encoded: Tensor,
-        targets: Tensor,
+        batch: tuple[Tensor, Tensor],
         substrate: Substrate,
         stream: torch.Generator,
     ) -> Credit:
-        """Run all parts of a batch and return the credit."""
         (plan,) = self.estimator.plans(round)
         traces = {name: self._eligibility(name, round) for name in round.blocks}
         states: dict[str, State] = {}
         sums = {id(p): (p, torch.zeros_like(p)) for p in round.parameters}
-        losses, outputs, batch = [], [], (encoded, targets)
+        losses, outputs = [], []
         for first in self.firsts:
             trace, parts, leaves = self.run(plan, first, states, batch, substrate, stream)
             trace.peak = self._peak()

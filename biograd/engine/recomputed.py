@@ -21,24 +21,20 @@ class Recomputed(TrialParts):
     part behind which the population's ``q`` is forgotten; that of the readout is not.
     """
 
-    def step(
+    def _step(
         self,
         round: Round,
-        encoded: Tensor,
-        targets: Tensor,
+        batch: tuple[Tensor, Tensor],
         substrate: Substrate,
         stream: torch.Generator,
     ) -> Credit:
-        """Run the trial, then all parts again from the last on, and return the credit."""
         (plan,) = self.estimator.plans(round)
-        batch, begun, states = (encoded, targets), list[dict[str, State]](), dict[str, State]()
-        drawn = stream.get_state()
+        begun, states = list[dict[str, State]](), dict[str, State]()
         for first in self.firsts:
             begun.append(states)
             if first + self.estimator.parts < self.trial:
                 _, parts, _ = self.run(Plan(graph=False), first, states, batch, substrate, stream)
                 states = ends(parts)
-        stream.set_state(drawn)
         sums = [torch.zeros_like(p) for p in round.parameters]
         losses, outputs, owed = [], [], dict[tuple[str, int], Tensor]()
         tail: Trace | None = None

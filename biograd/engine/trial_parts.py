@@ -46,8 +46,18 @@ class TrialParts:
         """Run all parts of a batch and return the credit; the trace is the last, of all losses.
 
         Args:
-            stream: of dropout: all parts share their masks.
+            stream: of dropout.
         """
+        self._drawn = stream.get_state()
+        return self._step(round, (encoded, targets), substrate, stream)
+
+    def _step(
+        self,
+        round: Round,
+        batch: tuple[Tensor, Tensor],
+        substrate: Substrate,
+        stream: torch.Generator,
+    ) -> Credit:
         raise NotImplementedError
 
     def first(self, encoded: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,14 +94,13 @@ class TrialParts:
             states: in which it begins, by the modules' names; none: at rest.
             batch: encoded inputs and targets of whole trials.
         """
-        steps, drawn = min(self.estimator.parts, self.trial - first), stream.get_state()
+        steps = min(self.estimator.parts, self.trial - first)
+        stream.set_state(self._drawn)  # all parts share the masks of dropout
         leaves = {n: tuple(v.detach().requires_grad_() for v in s) for n, s in states.items()}
         own, objective = self._asked(batch[1], first, steps)
         given = self._inputs(batch[0], first, steps)
         with parted(self.network, first, steps, self.trial, leaves) as parts:
             trace = substrate.run(plan, given, own, objective, stream)
-        if first + steps < self.trial:
-            stream.set_state(drawn)
         return trace, parts, leaves
 
     def whole(self, trace: Trace, losses: Sequence[Tensor], outputs: Sequence[Tensor]) -> Trace:

@@ -295,7 +295,7 @@ def per_example(
 
 def counted(mask: Tensor, first: int, steps: int) -> Tensor:
     """Return the share of a part in the steps ``[B, T]`` that have a target, ``[B]``."""
-    return mask[:, first : first + steps].sum(1) / mask.sum(1).clamp_min(1)
+    return mask[:, first : first + steps].sum(1).double() / mask.sum(1).clamp_min(1)
 
 
 def shares(found: Tensor, mask: Tensor) -> Tensor:
