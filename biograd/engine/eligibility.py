@@ -80,7 +80,7 @@ class Eligibility:
         found = [self._moved(end, begun, visits) for end in read]
         for new, old in zip(found, self._read, strict=False):
             for name, held in old.items():
-                new[name] = kept * held + new[name] if name in new else kept * held
+                new[name] = new[name].add_(held, alpha=kept) if name in new else kept * held
         self._states, self._read = states, found
 
     def _moved(self, end: End, begun: State, visits: Mapping[str, Visits]) -> Synapses:
@@ -95,16 +95,13 @@ class Eligibility:
         slopes, biases = behind[: len(currents)], behind[len(currents) :]
         moved: Synapses = {}
         for name, seen in visits.items():
-            parts = [
-                p.unsqueeze(2) * trace[name]
-                for p, trace in zip(before, self._states, strict=False)
-                if p is not None and name in trace
-            ]
             own = [(slopes.pop(0), biases.pop(0)) for _ in seen.outputs]
             if any(part is not None for both in own for part in both):
-                parts.append(_gathered(seen, own, getattr(self.layers[name], "bias", None)))
-            if parts:
-                moved[name] = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+                moved[name] = _gathered(seen, own, getattr(self.layers[name], "bias", None))
+            for p, trace in zip(before, self._states, strict=False):
+                if p is not None and name in trace:
+                    held = moved.setdefault(name, torch.zeros_like(trace[name]))
+                    held.addcmul_(p.unsqueeze(2), trace[name])
         return moved
 
 

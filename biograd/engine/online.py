@@ -40,8 +40,9 @@ class Online(TrialParts):
                     sums[id(parameter)][1].add_(gradient)
             losses.append(trace.losses)
             outputs.append(trace.outputs)
-            self._advance(trace, parts, leaves, traces)
-            states = ends(parts)
+            if not parts[""].last:
+                self._advance(trace, parts, leaves, traces)
+                states = ends(parts)
         round.traces[:] = [self.whole(trace, losses, outputs)]
         return list(sums.values())
 

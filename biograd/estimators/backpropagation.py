@@ -33,7 +33,7 @@ class Backpropagation(Estimator):
             gives any credit: a silent unit, which an exact derivative never wakes.
         recompute: run the trial twice and store one part of it at a time, beside the states
             between parts: the same gradient, with memory for no more steps than that.
-        chunk: number of steps of a part; None: ``window``, or 50.
+        chunk: number of steps of a part; None: ``window``, or 25.
 
     Raises:
         CapabilityError: a window, but the network runs through time by itself.
@@ -80,7 +80,7 @@ class Backpropagation(Estimator):
     @property
     def parts(self) -> int:
         """The number of steps of a part."""
-        return self.chunk or self.window or 50
+        return self.chunk or self.window or 25
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass with its graph."""

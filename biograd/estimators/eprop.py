@@ -39,7 +39,7 @@ class EligibilityPropagation(Broadcast):
         sites: "all" hidden sites, or the names of those that end a block.
         online: take credit while the trial runs and forget each part behind it: the same gradient,
             with memory for a trace of every synapse and example but not for the steps.
-        chunk: number of steps of a part, in which autograd works; None: 50.
+        chunk: number of steps of a part, in which autograd works; None: 25.
     """
 
     coincides = "in the last hidden block, if its feedback is symmetric and it has no memory"

@@ -159,7 +159,7 @@ class Estimator(nn.Module):
     @property
     def parts(self) -> int:
         """The number of steps of a part, where a trial is run in parts."""
-        return self.chunk or 50
+        return self.chunk or 25
 
     def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
         """Return the credit of what the readout's filter held of a block before a part.

@@ -35,7 +35,7 @@ class OnlineTrainingThroughTime(Estimator):
         window: number of steps in which credit to the layers below passes through time; 1: none.
         online: take credit while the trial runs and forget each part behind it: the same gradient,
             with memory for a trace of every synapse, example and output but not for the steps.
-        chunk: number of steps of a part; None: 50.
+        chunk: number of steps of a part; None: 25.
 
     Raises:
         CapabilityError: a longer window in a recurrent network of neurons of another library.

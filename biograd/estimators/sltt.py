@@ -26,7 +26,7 @@ class SpatialLearningThroughTime(Estimator):
     Args:
         online: take credit while the trial runs and forget each part behind it: the same gradient,
             with memory for a trace of every synapse, example and output but not for the steps.
-        chunk: number of steps of a part; None: 50.
+        chunk: number of steps of a part; None: 25.
     """
 
     needs = frozenset(("loss", "vjp"))
