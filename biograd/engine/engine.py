@@ -32,7 +32,7 @@ from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.process.memory import keep_memory
 from biograd.randomness import generator
-from biograd.substrate.kept import Reset, ResetBefore
+from biograd.substrate.kept import Reset, ResetBefore, graph_ended
 from biograd.substrate.return_values import Outputs
 from biograd.tasks import Task
 
@@ -108,6 +108,7 @@ class Engine(Prepared):
         self.unrolled = False
         self._trained: list[int] = []
         self.keeps: tuple[str, ...] = ()
+        self._writes: tuple[str, ...] = ()
         self.reset = None if reset is None else ResetBefore(network, reset)
         self._resetting: Any = self.reset and network.register_forward_pre_hook(self.reset)
         keep_memory()
@@ -177,7 +178,7 @@ class Engine(Prepared):
                 self._settle(encoded, targets)
         begin = self.streams["dropout"].get_state()
         reference = self._reference(encoded, targets, begin)
-        with self.withheld.hidden():
+        with self.withheld.hidden(), graph_ended(self.network, self.keeps):
             round, pairs = self._credited(encoded, targets, index)
         traces = round.traces
         passes = sum(trace.plan.passes for trace in traces)
@@ -192,7 +193,8 @@ class Engine(Prepared):
             self._verified = True
         self._last = (traces, round)
         self.step += 1
-        return Result(surrogate, traces[0].outputs, traces[0].losses, passes)
+        state = (self.network, self.keeps) if self.keeps else None
+        return Result(surrogate, traces[0].outputs, traces[0].losses, passes, state)
 
     def _credited(
         self, encoded: Tensor, targets: Tensor, index: Tensor | None

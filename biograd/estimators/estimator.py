@@ -41,6 +41,7 @@ class Estimator(nn.Module):
             "normalisations" alone; the layers whose outputs are the sites' "currents", nothing
             else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
         exact_readout: whether the readout has its exact gradient, so that there must be one.
+        at_readout: what gradient that is, in words.
         blockwise: whether credit is stopped behind the blocks' activities.
         divides_steps: whether it credits within steps, so that a module which runs through time by
             itself is divided by step from outside (``Round.unrolled``).
@@ -80,6 +81,7 @@ class Estimator(nn.Module):
     coincides: ClassVar[str] = ""
     may_equal: ClassVar[bool] = False
     exact_readout: bool = True
+    at_readout: str = "the exact gradient of the readout"
     learns_hidden: ClassVar[bool] = True
     objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""
