@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from biograd import networks, tasks
-from biograd.contracts.part import Part, parted
+from biograd.contracts.trial_part import TrialPart, parted
 from biograd.engine import Engine, attach
-from biograd.engine.eligibility import Eligibility
+from biograd.engine.in_parts.eligibility import Eligibility
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Backpropagation, Estimator
 from biograd.estimators.eprop import EligibilityPropagation
@@ -235,10 +235,10 @@ def _counting(most: list[int]) -> Callable[[Tensor], Tensor]:
 def test_a_part_knows_where_it_stands() -> None:
     network = made(False, "subtract")
     with parted(network, 20, 3, STEPS, {}) as parts:
-        assert parts[""] == Part(20, 3, STEPS) and parts[""].last
+        assert parts[""] == TrialPart(20, 3, STEPS) and parts[""].last
         assert network.part is parts[""]
     assert network.part is None
-    assert not Part(0, 3, STEPS).last
+    assert not TrialPart(0, 3, STEPS).last
 
 
 @pytest.mark.parametrize(

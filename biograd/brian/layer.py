@@ -38,7 +38,7 @@ from biograd.contracts.credit_paths import (
     with_way,
     without_derivative,
 )
-from biograd.contracts.part import State
+from biograd.contracts.trial_part import State
 from biograd.errors import CapabilityError, RecipeError, brief
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike

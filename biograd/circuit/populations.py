@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.circuit.readouts import Counts, LeakyReadout, Readout
-from biograd.contracts.part import Part
+from biograd.contracts.trial_part import TrialPart
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
@@ -21,7 +21,7 @@ from biograd.substrate.normalisation import TimeNormalisation
 class LastStep(nn.Module):
     """What a population passes on in the last step."""
 
-    def weigh(self, part: Part) -> tuple[Tensor, float]:
+    def weigh(self, part: TrialPart) -> tuple[Tensor, float]:
         """Return the weights of a part's steps, ``[steps]``, and what is kept of those before."""
         weights = torch.zeros(part.steps, dtype=torch.float64)
         weights[-1] = float(part.last)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from biograd.contracts.part import Part
+from biograd.contracts.trial_part import TrialPart
 from biograd.errors import RecipeError, nearest
 from biograd.recipes import Count, NetworkRecipe, Positive, validate
 from biograd.tasks.leaky_sum import leaky_sum
@@ -42,7 +42,7 @@ class Readout(nn.Module):
         RecipeError: no such kind.
     """
 
-    part: Part | None = None
+    part: TrialPart | None = None
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Readout(nn.Module):
         self.part.ended = (found,)
         return found
 
-    def weigh(self, part: Part) -> tuple[Tensor, float]:
+    def weigh(self, part: TrialPart) -> tuple[Tensor, float]:
         """Return the weights of a part's steps, ``[steps]``, and what is kept of those before."""
         return self.get_buffer("weights")[part.first :][: part.steps], 1.0
 
@@ -128,7 +128,7 @@ class LeakyReadout(nn.Module):
         part: the part of a trial that is run; None: the whole trial.
     """
 
-    part: Part | None = None
+    part: TrialPart | None = None
 
     def __init__(self, dt_ms: Positive = 1.0, time_constant_ms: Positive = 20.0) -> None:
         validate(LeakyReadout, locals())
@@ -161,7 +161,7 @@ class LeakyReadout(nn.Module):
         self.part.ended = (found[:, -1],)
         return found
 
-    def weigh(self, part: Part) -> tuple[Tensor, float]:
+    def weigh(self, part: TrialPart) -> tuple[Tensor, float]:
         """Return the weights of a part's steps at its end, and what is kept of those before."""
         left = torch.arange(part.steps - 1, -1, -1, dtype=torch.float64)
         return (1 - self.decay) * self.decay**left, self.decay**part.steps

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from biograd.contracts import Transport
-from biograd.contracts.part import State
+from biograd.contracts.trial_part import State
 from biograd.errors import CapabilityError
 
 Way = tuple[Tensor, int | None]

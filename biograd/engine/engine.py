@@ -32,7 +32,7 @@ from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.process.memory import keep_memory
 from biograd.randomness import generator
-from biograd.substrate.kept import Reset, ResetBefore
+from biograd.substrate.kept import Reset, ResetBefore, graph_ended
 from biograd.substrate.return_values import Outputs
 from biograd.tasks import Task
 
@@ -42,8 +42,8 @@ from biograd.engine.accounting import Outside, trained
 from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_bounds, check_capabilities, check_ranks
 from biograd.engine.currents import root_mean_squares
+from biograd.engine.in_parts.part_checks import in_parts
 from biograd.engine.outside import Withheld
-from biograd.engine.part_checks import in_parts
 from biograd.engine.preparation import Prepared, loading, part
 from biograd.engine.step_result import Result, surface
 from biograd.engine.verification import verify
@@ -109,6 +109,7 @@ class Engine(Prepared):
         self.unrolled = False
         self._trained: list[int] = []
         self.keeps: tuple[str, ...] = ()
+        self._writes: tuple[str, ...] = ()
         self.reset = None if reset is None else ResetBefore(network, reset)
         self._resetting: Any = self.reset and network.register_forward_pre_hook(self.reset)
         keep_memory()
@@ -180,7 +181,7 @@ class Engine(Prepared):
                 self._settle(*first)
         begin = self.streams["dropout"].get_state()
         reference = self._reference(encoded, targets, begin)
-        with self.withheld.hidden():
+        with self.withheld.hidden(), graph_ended(self.network, self.keeps):
             round, pairs = self._credited(encoded, targets, index)
         traces = round.traces
         passes = sum(trace.plan.passes for trace in traces)
@@ -195,7 +196,8 @@ class Engine(Prepared):
             self._verified = True
         self._last = (traces, round)
         self.step += 1
-        return Result(surrogate, traces[0].outputs, traces[0].losses, passes)
+        state = (self.network, self.keeps) if self.keeps else None
+        return Result(surrogate, traces[0].outputs, traces[0].losses, passes, state)
 
     def _credited(
         self, encoded: Tensor, targets: Tensor, index: Tensor | None

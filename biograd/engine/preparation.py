@@ -22,12 +22,17 @@ from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
-from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
+from biograd.engine.batch_checks import (
+    check_device,
+    checked,
+    forward_differentiated,
+    inputs_left_alone,
+    refused,
+)
 from biograd.engine.capabilities import check_graphless
 from biograd.engine.currents import Structured, root_mean_squares
 from biograd.engine.outside import check_callers
 from biograd.engine.settings import check_read
-from biograd.engine.trial_parts import TrialParts
 from biograd.substrate.calling import callers
 from biograd.substrate.finiteness import Places, check_found, check_given, outside, parameters_first
 
@@ -41,7 +46,6 @@ class Prepared(Structured):
 
     task: Task
     timed: bool
-    parts: TrialParts | None = None
     _prepared: bool
     _detached: bool
     _structure: dict[str, Any]
@@ -148,20 +152,11 @@ class Prepared(Structured):
         with self._opening(encoded, targets) as (encoded, targets):
             self._look_at(encoded, targets, begun, stream)
 
-    @contextlib.contextmanager
-    def _opening(self, encoded: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Let passes run what a rule runs at once: a rule that runs parts the first."""
-        if self.parts is None:
-            yield encoded, targets
-            return
-        with self.parts.opening():
-            yield self.parts.first(encoded, targets)
-
     def _look_at(
         self, encoded: Tensor, targets: Tensor, begun: Tensor, stream: torch.Generator
     ) -> None:
-        with callers(self.network) as inside:
-            trace = self._tried(Plan(graph=False), encoded, targets, stream)
+        with callers(self.network) as inside, inputs_left_alone(self.network, encoded) as shown:
+            trace = self._tried(Plan(graph=False), shown, targets, stream)
         check_callers(self.estimator, inside)
         check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
@@ -289,6 +284,7 @@ class Prepared(Structured):
             plan = next(iter(self.estimator.plans(round)))
         if self.keeps and (plan.passes > 1 or self.withheld.exact):
             self._refuse_state()
+        self._check_written(plan)
         self._check_transport(plan, encoded, targets, stream)
         if plan.transport.window is not None:  # credit that cannot be cut is refused now
             self._tried(plan, encoded, targets, stream)

@@ -64,9 +64,12 @@ class Broadcast(Estimator):
 
     def build(self, trace: Trace, round: Round) -> None:
         """Make the feedback matrices ``[outputs, *units]``."""
-        outputs = math.prod(round.shapes[round.readout].units)
         shapes = {name: units_of(trace, name) for name in self.chosen(round)}
-        self.make(outputs, shapes, round)
+        self.make(self.width(trace, round), shapes, round)
+
+    def width(self, trace: Trace, round: Round) -> int:
+        """Return the number of values of the signal: one for each unit of the readout."""
+        return math.prod(round.shapes[round.readout].units)
 
     def make(self, outputs: int, shapes: dict[str, tuple[int, ...]], round: Round) -> None:
         """Make the feedback matrix of every site for the shape of its activity."""

@@ -54,10 +54,13 @@ class Estimator(nn.Module):
             "normalisations" alone; the layers whose outputs are the sites' "currents", nothing
             else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
         exact_readout: whether the readout has its exact gradient, so that there must be one.
+        at_readout: what gradient that is, in words.
         blockwise: whether credit is stopped behind the blocks' activities.
         divides_steps: whether it credits within steps, so that a module which runs through time by
             itself is divided by step from outside (``Round.unrolled``).
         coincides: where the rule is back-propagation itself, in words; "": nowhere.
+        unbiased: whether the mean of its gradients is that of back-propagation, where there is a
+            derivative, but for terms of second order in the size of its noise.
         may_equal: True if what the rule keeps or learns itself (feedback weights, synthesisers,
             targets) can make its credit that of back-propagation, so that the first step may not
             be refused for it.
@@ -93,8 +96,10 @@ class Estimator(nn.Module):
     blockwise: ClassVar[bool] = False
     divides_steps: ClassVar[bool] = False
     coincides: ClassVar[str] = ""
+    unbiased: bool = False
     may_equal: ClassVar[bool] = False
     exact_readout: bool = True
+    at_readout: str = "the exact gradient of the readout"
     learns_hidden: ClassVar[bool] = True
     objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""

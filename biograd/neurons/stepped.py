@@ -17,7 +17,7 @@ from biograd.contracts.credit_paths import (
     starts,
     ways,
 )
-from biograd.contracts.part import Part, State
+from biograd.contracts.trial_part import State, TrialPart
 
 
 class SteppedPopulation(nn.Module):
@@ -34,7 +34,7 @@ class SteppedPopulation(nn.Module):
     variables: int
     transport = Transport()
     handed: list[tuple[Tensor, Tensor]]
-    part: Part | None = None
+    part: TrialPart | None = None
 
     def __init__(self, steps: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from biograd.checking import Count, Positive, validate
 from biograd.contracts.credit_paths import differentiated, join, needed, with_way
-from biograd.contracts.part import State
+from biograd.contracts.trial_part import State
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.neurons.coefficients import Coefficients, SpikeLoop, coefficients
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Site
-from biograd.contracts.part import Part
+from biograd.contracts.trial_part import TrialPart
 from biograd.encoding import Encoding
 from biograd.randomness import generator
 
@@ -59,7 +59,7 @@ class Network(nn.Module):
     steps: int = 1
     spiking: bool = False
     ends: tuple[str, ...] = ()
-    part: Part | None = None
+    part: TrialPart | None = None
 
     def encode(self, inputs: Tensor, stream: torch.Generator) -> Tensor:
         """Return what all copies of the batch share, ``[B, steps or 1, units]`` with time."""

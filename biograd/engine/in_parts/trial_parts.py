@@ -12,7 +12,7 @@ from torch import Tensor
 
 from biograd.circuit.circuit import Circuit
 from biograd.contracts import Objective, Plan, Round, Site, Substrate, Trace
-from biograd.contracts.part import Part, State, parted
+from biograd.contracts.trial_part import State, TrialPart, parted
 from biograd.tasks import Task
 
 PATHS = ("filtered", "behind")
@@ -87,7 +87,7 @@ class TrialParts:
         batch: tuple[Tensor, Tensor],
         substrate: Substrate,
         stream: torch.Generator,
-    ) -> tuple[Trace, dict[str, Part], dict[str, State]]:
+    ) -> tuple[Trace, dict[str, TrialPart], dict[str, State]]:
         """Run a part; return its trace, what it ended in, and the leaves in which it began.
 
         Args:
@@ -125,7 +125,7 @@ class TrialParts:
         return own, Objective(share, {}, task.vectors)
 
 
-def ends(parts: Mapping[str, Part]) -> dict[str, State]:
+def ends(parts: Mapping[str, TrialPart]) -> dict[str, State]:
     """Return the states in which a part ended, without their graph."""
     return {name: tuple(v.detach() for v in one.ended) for name, one in parts.items() if one.ended}
 

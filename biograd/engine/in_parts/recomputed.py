@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Substrate, Trace
-from biograd.contracts.part import State
+from biograd.contracts.trial_part import State
+from biograd.engine.in_parts.trial_parts import Credit, TrialParts, ends
 from biograd.engine.step_result import surface
-from biograd.engine.trial_parts import Credit, TrialParts, ends
 
 
 class Recomputed(TrialParts):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Round, Substrate, Trace
-from biograd.contracts.part import Part, State
-from biograd.engine.eligibility import Eligibility, End
+from biograd.contracts.trial_part import State, TrialPart
+from biograd.engine.in_parts.eligibility import Eligibility, End
+from biograd.engine.in_parts.trial_parts import Credit, TrialParts, ends
 from biograd.engine.step_result import surface
-from biograd.engine.trial_parts import Credit, TrialParts, ends
 
 
 class Online(TrialParts):
@@ -59,7 +59,7 @@ class Online(TrialParts):
         """Return the weight of the step that the readout weighs most, of one loss a trial."""
         if self.task.timed or self.reader is None:
             return None
-        weights, _ = self.reader.weigh(Part(0, self.trial, self.trial))
+        weights, _ = self.reader.weigh(TrialPart(0, self.trial, self.trial))
         return float(weights[weights.abs().argmax()])
 
     def _credited(
@@ -68,7 +68,7 @@ class Online(TrialParts):
         trace: Trace,
         leaves: Mapping[str, State],
         traces: Mapping[str, Eligibility],
-        part: Part,
+        part: TrialPart,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the credit of a part, and of what was before through the states it began in."""
         surrogate = surface(trace.loss, list(self.estimator.credit([trace], round)))
@@ -107,18 +107,18 @@ class Online(TrialParts):
             return by_state[self.path, 0]
         return trace.signal().sum(1)
 
-    def _read(self, error: Tensor, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, error: Tensor, part: TrialPart) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the readout's gradient through outputs that outlast their step."""
         readout = self.network.readout
         yield readout.get_parameter("weight"), error.T @ self._heard
         if readout.bias is not None:
-            kept = self.reader.weigh(Part(0, part.first, self.trial))[0].sum()
+            kept = self.reader.weigh(TrialPart(0, part.first, self.trial))[0].sum()
             yield readout.get_parameter("bias"), error.sum(0) * float(kept)
 
     def _advance(
         self,
         trace: Trace,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, TrialPart],
         leaves: Mapping[str, State],
         traces: Mapping[str, Eligibility],
     ) -> None:
@@ -135,7 +135,7 @@ class Online(TrialParts):
             self._heard = heard + kept * self._heard if part.first else heard
 
     def _ends(
-        self, name: str, trace: Trace, parts: Mapping[str, Part], weights: Tensor
+        self, name: str, trace: Trace, parts: Mapping[str, TrialPart], weights: Tensor
     ) -> Sequence[End]:
         """Return what the readout's filter holds at the end of a part, of a block or of outputs."""
         if trace.plan.boundaries:

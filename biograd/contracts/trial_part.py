@@ -13,7 +13,7 @@ State = tuple[Tensor, ...]
 
 
 @dataclasses.dataclass
-class Part:
+class TrialPart:
     """What a module that runs through time knows of the part of a trial that it runs.
 
     Attributes:
@@ -39,14 +39,14 @@ class Part:
 @contextmanager
 def parted(
     network: nn.Module, first: int, steps: int, trial: int, begun: Mapping[str, State]
-) -> Iterator[dict[str, Part]]:
+) -> Iterator[dict[str, TrialPart]]:
     """Let passes of a network run a part of a trial; yield the parts by the modules' names.
 
     Args:
         begun: name of a module to the state in which it begins.
     """
     having = {name: one for name, one in network.named_modules() if hasattr(one, "part")}
-    parts = {name: Part(first, steps, trial, begun.get(name, ())) for name in having}
+    parts = {name: TrialPart(first, steps, trial, begun.get(name, ())) for name in having}
     try:
         for name, module in having.items():
             module.__dict__["part"] = parts[name]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Trace, Visits
-from biograd.contracts.part import State
+from biograd.contracts.trial_part import State
 
 Synapses = dict[str, Tensor]
 """Name of a layer to a value for each of its weights and biases, ``[B, N, M + 1]``."""

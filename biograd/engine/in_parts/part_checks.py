@@ -10,9 +10,9 @@ from torch import nn
 from biograd.circuit.circuit import Circuit
 from biograd.circuit.graph import SKIP, Block, Projection
 from biograd.contracts import Substrate
-from biograd.engine.online import Online
-from biograd.engine.recomputed import Recomputed
-from biograd.engine.trial_parts import TrialParts
+from biograd.engine.in_parts.online import Online
+from biograd.engine.in_parts.recomputed import Recomputed
+from biograd.engine.in_parts.trial_parts import TrialParts
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
 from biograd.neurons.stepped import SteppedPopulation
