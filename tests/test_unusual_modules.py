@@ -459,3 +459,29 @@ def test_the_readouts_gradient_is_called_by_its_name() -> None:
         assert "exact" not in words(rule)
     assert words("kolen_pollack").endswith("and the decay")
     assert words("kolen_pollack", decay=0.0) == words("weak") == "the exact gradient of the readout"
+
+
+def test_what_is_outside_learns_exactly_and_does_not_decay() -> None:
+    network = made(lambda net, h: nn.functional.linear(net.b(h).tanh(), net.b.weight.T).tanh())
+    plain = step(copy.deepcopy(network), "backprop")["b.weight"]
+    found = step(network, "kolen_pollack", outside="exact")["b.weight"]
+    torch.testing.assert_close(found, plain)
+
+
+def test_shapes_that_no_longer_fit_are_told_as_they_are() -> None:
+    network = made()
+    engine = biograd.attach(network, biograd.DirectFeedback())
+    engine(INPUTS, TARGETS)
+    network.b.weight = nn.Parameter(torch.ones(5, 8))
+    network.b.bias = nn.Parameter(torch.ones(5))
+    with pytest.raises(CapabilityError, match=r"out \(Linear\): mat1 and mat2 shapes[^:]*$"):
+        engine(INPUTS, TARGETS)
+
+
+def test_forward_mode_is_tried_again_where_other_parameters_are_trained() -> None:
+    network = made()
+    engine = biograd.attach(network, biograd.ForwardGradientWeight())
+    engine(INPUTS, TARGETS)
+    nn.utils.parametrizations.weight_norm(network.b)
+    with pytest.raises(CapabilityError, match=r"b\.parametrizations\.weight\.0 .* cannot"):
+        engine(INPUTS, TARGETS)

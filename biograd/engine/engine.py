@@ -179,6 +179,8 @@ class Engine(Prepared):
         if trained(self.network) != self._trained:  # others are frozen than before
             with self._traceless(encoded.device), self._opening(encoded, targets) as first:
                 self._settle(*first)
+                with self.withheld.hidden():
+                    self._check_forward_mode(*first, self.streams["dropout"])
         begin = self.streams["dropout"].get_state()
         reference = self._reference(encoded, targets, begin)
         with self.withheld.hidden(), graph_ended(self.network, self.keeps):
@@ -225,7 +227,8 @@ class Engine(Prepared):
         self._powers = root_mean_squares(traces[0])
         check_found(self.network, traces, self._powers, self.step)
         with unmixed(encoded.device):
-            return round, list(self.estimator.credit(traces, round))
+            pairs = self.estimator.credit(traces, round)
+            return round, [pair for pair in pairs if pair[0].requires_grad]  # not what is withheld
 
     def update(self, pace: float = 1.0) -> None:
         """Update what learns by itself: decorrelation and the estimator; after ``backward``.

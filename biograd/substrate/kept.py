@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from biograd.errors import BiogradError, CapabilityError, nearest
+from biograd.errors import CapabilityError, nearest
 
 TORCHS = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of every module, which are torch's own."""
@@ -227,7 +227,7 @@ def graph_ended(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         held = [name for name in names if name in graph_held(network)]
-        if isinstance(error, BiogradError) or not held:
+        if not held:
             raise
         raise CapabilityError(
             f"the network keeps a state with its graph from step to step ({', '.join(held[:3])}), "
