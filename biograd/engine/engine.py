@@ -227,8 +227,8 @@ class Engine(Prepared):
         self._powers = root_mean_squares(traces[0])
         check_found(self.network, traces, self._powers, self.step)
         with unmixed(encoded.device):
-            pairs = self.estimator.credit(traces, round)
-            return round, [pair for pair in pairs if pair[0].requires_grad]  # not what is withheld
+            credit = self.estimator.credit(traces, round)
+            return round, [pair for pair in credit if pair[0].requires_grad]  # not the withheld
 
     def update(self, pace: float = 1.0) -> None:
         """Update what learns by itself: decorrelation and the estimator; after ``backward``.
