@@ -149,6 +149,12 @@ class Prepared(Structured):
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
+        with self._opening(encoded, targets) as (encoded, targets):
+            self._look_at(encoded, targets, begun, stream)
+
+    def _look_at(
+        self, encoded: Tensor, targets: Tensor, begun: Tensor, stream: torch.Generator
+    ) -> None:
         with callers(self.network) as inside, inputs_left_alone(self.network, encoded) as shown:
             trace = self._tried(Plan(graph=False), shown, targets, stream)
         check_callers(self.estimator, inside)

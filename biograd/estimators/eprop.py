@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
+from biograd.errors import RecipeError
 from biograd.estimators.broadcast import Broadcast
+from biograd.estimators.estimator import check_chunk
 from biograd.estimators.feedback import normal
-from biograd.recipes import Positive, validate
+from biograd.recipes import Count, Positive, validate
 
 
 class EligibilityPropagation(Broadcast):
@@ -35,10 +37,13 @@ class EligibilityPropagation(Broadcast):
         scale: size of the random matrices: the standard deviation of ``B`` is
             ``scale / sqrt(units)``, as large as the readout's weights at first.
         sites: "all" hidden sites, or the names of those that end a block.
+        online: take credit while the trial runs and forget each part behind it: the same gradient,
+            with memory for a trace of every synapse and example but not for the steps.
+        chunk: number of steps of a part, in which autograd works; None: 25.
     """
 
     coincides = "in the last hidden block, if its feedback is symmetric and it has no memory"
-    passes = "1 forward, 1 backward within each block; every step is stored"
+    passes = "1 forward, 1 backward within each block; every step is stored, online none"
     bias = "credit through other neurons, recurrent ones too, is missing"
     reference = "Bellec et al. 2020, Nature Communications 11, 3625"
 
@@ -47,10 +52,21 @@ class EligibilityPropagation(Broadcast):
         feedback: Literal["symmetric", "random"] = "symmetric",
         scale: Positive = 1.0,
         sites: Literal["all"] | tuple[str, ...] = "all",
+        online: bool = False,
+        chunk: Count | None = None,
     ) -> None:
         validate(EligibilityPropagation, locals())
         super().__init__(through_time=False, sites=sites)
         self.feedback, self.scale = feedback, scale
+        self.online, self.chunk = online, chunk
+        check_chunk(self)
+        if online and sites != "all":
+            raise RecipeError("EligibilityPropagation: online = true needs sites = 'all'")
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason."""
+        return {} if given.get("online") else {"chunk": "with online = false"}
 
     def make(self, outputs: int, shapes: dict[str, tuple[int, ...]], round: Round) -> None:
         """Draw the matrices of the blocks to which the error is broadcast."""
@@ -85,3 +101,12 @@ class EligibilityPropagation(Broadcast):
             if once and shares is not None and shares.shape[1] == activity.shape[1]:
                 received = torch.einsum("bt,bt...->bt...", shares, received)
             yield activity, received
+
+    def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
+        """Return what the readout's filter owes to the course of a block before a part."""
+        if name == self.chosen(round)[-1] and self.feedback == "symmetric":
+            layer = round.layers[round.site_layers[round.readout][0]]
+            return error @ layer.get_parameter("weight").detach()
+        matrix = self.matrix(name)
+        found = (error.to(matrix.dtype) @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
+        return found if trace.peak is None else found / trace.peak

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
-from biograd.errors import CapabilityError, nearest
+from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.ranks.parallel import Division
 
 Reach = Literal["parameters", "blocks", "normalisations", "currents", "readout"]
@@ -25,6 +25,19 @@ def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) 
     """
     (found,) = torch.autograd.grad(above, leaf, messages, retain_graph=True, allow_unused=True)
     return torch.zeros_like(leaf) if found is None else found
+
+
+def check_chunk(rule: Estimator) -> None:
+    """Refuse the length of a part for a rule that runs whole trials.
+
+    Raises:
+        RecipeError: with both settings.
+    """
+    if rule.chunk is not None and not (rule.online or rule.recompute):
+        name = "recompute" if rule.exact else "online"
+        raise RecipeError(
+            f"{type(rule).__name__}: chunk = {rule.chunk}: acts with {name} = true alone"
+        )
 
 
 class Estimator(nn.Module):
@@ -71,6 +84,8 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
+        online: whether it takes its credit while the trial runs, in parts of ``chunk`` steps.
+        recompute: whether it stores the states between such parts and runs each part again.
         in_time, in_neurons, recurrent: settings that only act where a current has steps, where
             there are neurons of biograd's over time, or recurrent weights.
     """
@@ -101,6 +116,9 @@ class Estimator(nn.Module):
     in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
     in_neurons: ClassVar[tuple[str, ...]] = ("window",)
     recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
+    online: bool = False
+    recompute: bool = False
+    chunk: int | None = None
 
     @classmethod
     def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
@@ -142,6 +160,23 @@ class Estimator(nn.Module):
         The engine adds the gradient of the clean loss itself, as far as the plan's cuts let it.
         """
         yield from ()
+
+    @property
+    def parts(self) -> int:
+        """The number of steps of a part, where a trial is run in parts."""
+        return self.chunk or 25
+
+    def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
+        """Return the credit of what the readout's filter held of a block before a part.
+
+        Args:
+            name: of the block's site.
+            error: derivative of the mean loss by the readout's current of then, ``[B, K]``.
+
+        Returns:
+            the derivative by the filtered activity of each unit, ``[B, *U]``.
+        """
+        raise NotImplementedError
 
     def after(self, traces: Sequence[Trace], round: Round) -> None:
         """Learn what the estimator itself learns; called after the optimiser's step."""
