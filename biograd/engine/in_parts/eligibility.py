@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from biograd.contracts import Trace, Visits
 from biograd.contracts.trial_part import State
@@ -126,8 +127,11 @@ def _gathered(
         for one in zip(*given, strict=True)
     ]  # fmt: skip
     inputs = visits.inputs[0] if visits.time else torch.stack(visits.inputs, 1)
-    found = slopes.transpose(1, 2) @ inputs
-    return found if bias is None else torch.cat((found, biases.sum(1).unsqueeze(2)), 2)
+    if bias is None:
+        return slopes.transpose(1, 2) @ inputs
+    found = slopes.transpose(1, 2) @ functional.pad(inputs, (0, 1))  # one array, always as large
+    found[..., -1] = biases.sum(1)
+    return found
 
 
 def _course(visits: Visits, values: Sequence[Tensor]) -> Tensor:
