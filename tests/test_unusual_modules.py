@@ -485,3 +485,20 @@ def test_forward_mode_is_tried_again_where_other_parameters_are_trained() -> Non
     nn.utils.parametrizations.weight_norm(network.b)
     with pytest.raises(CapabilityError, match=r"b\.parametrizations\.weight\.0 .* cannot"):
         engine(INPUTS, TARGETS)
+
+
+@pytest.mark.parametrize("rule", ["backprop", "direct_feedback", "weak", "weight_perturbation"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_step_without_gradients_is_named(mode: Any, rule: str) -> None:
+    with mode(), pytest.raises(CapabilityError, match=r"called under torch\.no_grad"):
+        step(made(), rule)
+
+
+def test_of_a_dict_a_key_is_offered() -> None:
+    class Keyed(Three):
+        def forward(self, x: Tensor) -> Any:
+            return {"logits": super().forward(x), "other": x}
+
+    with pytest.raises(CapabilityError, match=r"returned dict: .*Outputs\(part='logits'\)"):
+        step(Keyed(), "backprop")
+    assert step(Keyed(), "weak", outputs=biograd.Outputs(part="logits"))["a.weight"] is not None

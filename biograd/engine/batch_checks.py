@@ -21,8 +21,14 @@ def checked(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the targets of a batch, whole numbers as int64 for a task that needs them.
 
     Raises:
-        CapabilityError: no tensors, no example, or not as many targets as inputs.
+        CapabilityError: no tensors, no example, or not as many targets as inputs; or torch records
+            no gradients.
     """
+    if not torch.is_grad_enabled():
+        raise CapabilityError(
+            "a step is called under torch.no_grad or torch.inference_mode, where nothing has a "
+            "gradient: call it outside of that"
+        )
     for name, values in (("inputs", inputs), ("targets", targets)):
         if not isinstance(values, Tensor) or not values.dim():
             kind = "a number" if isinstance(values, Tensor) else type(values).__name__
