@@ -18,6 +18,7 @@ from biograd.engine import Engine, attach
 from biograd.engine.in_parts.eligibility import Eligibility
 from biograd.errors import CapabilityError, RecipeError
 from biograd.estimators import Backpropagation, Estimator
+from biograd.estimators.direct_feedback import DirectFeedback
 from biograd.estimators.eprop import EligibilityPropagation
 from biograd.estimators.ottt import OnlineTrainingThroughTime
 from biograd.estimators.sltt import SpatialLearningThroughTime
@@ -34,6 +35,8 @@ NEURONS: dict[str, dict[str, Any]] = {
 RULES: dict[str, Callable[..., Estimator]] = {
     "symmetric": EligibilityPropagation,
     "random": lambda **given: EligibilityPropagation("random", **given),
+    "direct_feedback": DirectFeedback,
+    "shared": lambda **given: DirectFeedback(shared=True, **given),
     "ottt": OnlineTrainingThroughTime,
     "sltt": SpatialLearningThroughTime,
 }
@@ -309,11 +312,13 @@ def test_a_task_without_parts_is_refused(timed: bool) -> None:
 def test_settings_that_nothing_reads_are_refused(rule: str) -> None:
     with pytest.raises(RecipeError, match="chunk = 5"):
         RULES[rule](chunk=5)
-    assert "chunk" in type(RULES[rule]()).unread({"chunk": 5})
+    assert "chunk" in type(RULES[rule]()).unread({"online": False, "chunk": 5})
 
 
 def test_a_longer_window_is_refused() -> None:
     with pytest.raises(RecipeError, match="window = 3"):
         OnlineTrainingThroughTime(window=3, online=True)
+    with pytest.raises(RecipeError, match="through_time"):
+        DirectFeedback(through_time=True, online=True)
     with pytest.raises(RecipeError, match="sites"):
         EligibilityPropagation(sites=("blocks.0.synapse",), online=True)

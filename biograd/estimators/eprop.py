@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
-from biograd.errors import RecipeError
 from biograd.estimators.broadcast import Broadcast
-from biograd.estimators.estimator import check_chunk
 from biograd.estimators.feedback import normal
 from biograd.recipes import Count, Positive, validate
 
@@ -56,17 +54,8 @@ class EligibilityPropagation(Broadcast):
         chunk: Count | None = None,
     ) -> None:
         validate(EligibilityPropagation, locals())
-        super().__init__(through_time=False, sites=sites)
+        super().__init__(through_time=False, sites=sites, online=online, chunk=chunk)
         self.feedback, self.scale = feedback, scale
-        self.online, self.chunk = online, chunk
-        check_chunk(self)
-        if online and sites != "all":
-            raise RecipeError("EligibilityPropagation: online = true needs sites = 'all'")
-
-    @classmethod
-    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
-        """Return the settings that nothing reads beside others, each with the reason."""
-        return {} if given.get("online") else {"chunk": "with online = false"}
 
     def make(self, outputs: int, shapes: dict[str, tuple[int, ...]], round: Round) -> None:
         """Draw the matrices of the blocks to which the error is broadcast."""
@@ -102,11 +91,15 @@ class EligibilityPropagation(Broadcast):
                 received = torch.einsum("bt,bt...->bt...", shares, received)
             yield activity, received
 
+    @property
+    def weighted(self) -> bool:
+        """Whether each step of a trial with one loss gets the credit that the readout weighs."""
+        return True
+
     def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
         """Return what the readout's filter owes to the course of a block before a part."""
         if name == self.chosen(round)[-1] and self.feedback == "symmetric":
             layer = round.layers[round.site_layers[round.readout][0]]
             return error @ layer.get_parameter("weight").detach()
-        matrix = self.matrix(name)
-        found = (error.to(matrix.dtype) @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
+        found = super().late(name, error, trace, round)
         return found if trace.peak is None else found / trace.peak

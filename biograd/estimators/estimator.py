@@ -162,6 +162,11 @@ class Estimator(nn.Module):
         yield from ()
 
     @property
+    def weighted(self) -> bool:
+        """Whether each step of a trial with one loss gets the credit that the readout weighs."""
+        return False
+
+    @property
     def parts(self) -> int:
         """The number of steps of a part, where a trial is run in parts."""
         return self.chunk or 25

@@ -140,6 +140,8 @@ class Online(TrialParts):
         """Return what the readout's filter holds at the end of a part, of a block or of outputs."""
         if trace.plan.boundaries:
             activity = trace.sites[name].output
+            if not (self.task.timed or self.estimator.weighted):
+                weights = torch.ones_like(weights)
             last = weights.to(activity).view(1, -1, 1).expand_as(activity)
             return ((activity, last),)
         timed = self.task.timed
