@@ -231,8 +231,8 @@ def load(
     whole = recipe.timed or timed
     with fitting(f"dataset {name}: the data are too large", "its sizes"):
         request = Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms)
-        known = recipe.source in SOURCES.own
-        parts = read(request) if known else read_by_other(read, request)
+        ours = recipe.source in SOURCES.own
+        parts = read(request) if ours else read_by_other(read, request)
     _check_events(parts, recipe, name)
     task, kind, taken = set_task(parts, recipe, name)
     read_parts = tuple(parts.sources.values())
