@@ -895,9 +895,33 @@ class Noisy(data.Arrays):
         return dataclasses.replace(batch, inputs=batch.inputs + torch.rand(batch.inputs.shape))
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [(Wrong, "in another order"), (Noisy, "not the same the second time")]
-)
+class Aliased(data.Arrays):
+    """Gives its own memory away where rows follow each other."""
+
+    def take(self, index: torch.Tensor, key: Any = None) -> data.Batch:
+        batch = super().take(index)
+        if index.tolist() != list(range(len(index))):
+            return batch
+        return dataclasses.replace(batch, inputs=self.inputs[: len(index)])
+
+
+class Sorting(data.Arrays):
+    """Puts the numbers in order that it is given."""
+
+    def take(self, index: torch.Tensor, key: Any = None) -> data.Batch:
+        index.copy_(index.sort()[0])
+        return super().take(index)
+
+
+SEEN = [
+    (Wrong, "in another order"),
+    (Noisy, "not the same the second time"),
+    (Aliased, "own memory"),
+    (Sorting, "changes the numbers"),
+]
+
+
+@pytest.mark.parametrize(("kind", "expected"), SEEN)
 def test_the_check_sees_what_is_wrong(kind: type[data.Arrays], expected: str) -> None:
     given = torch.from_numpy(X), torch.from_numpy(Y)
     check_source(data.Arrays(*given))

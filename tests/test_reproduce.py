@@ -437,3 +437,14 @@ def test_spikes_without_their_trials_are_damage(tmp_path: Path) -> None:
         file.move("trials", "elsewhere")
     with pytest.raises(RunFileError, match="has layers that spike, but no /trials"):
         biograd.reproduce(path)
+
+
+def test_other_code_of_the_same_version_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "a.h5"
+    experiment.execute(request(path, "ann", epochs=1))
+    rounded(monkeypatch, 1e-5)
+    here = side_by_side.environment
+    monkeypatch.setattr(side_by_side, "environment", lambda device: {**here(device), "source": "1"})
+    found = reproduce(path)
+    assert [(change.what, change.now) for change in found.changes] == [("biograd's code", "1")]
+    assert "biograd's code" in str(found) and found.changes[0].then == here("cpu")["source"]
