@@ -290,7 +290,7 @@ def go_on(
     configuration = again_on(device, configuration.given(parts.data), path)
     ranks.own_device(configuration.device)
     dataset = _load(configuration, parts.data, digest, path)
-    experiment = Experiment(configuration, dataset, parts)
+    experiment = Experiment(configuration, dataset, parts, fresh=False)
     done = -(-step // experiment.trainer.per_epoch)
     if epochs is not None and epochs < done:
         experiment.engine.detach()
@@ -385,7 +385,7 @@ def restored(
     known = run.attribute("dataset_sha256")
     with user_code.named("the module"):
         dataset = _load(configuration, parts.data, known, run.path)
-        experiment = Experiment(configuration, dataset, parts)
+        experiment = Experiment(configuration, dataset, parts, fresh=state is None)
     if state is not None:
         moved = devices.kind(before) != devices.kind(configuration.device)
         restore(experiment, *state, run.path, moved=moved)

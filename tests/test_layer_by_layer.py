@@ -176,3 +176,19 @@ def test_state_in_the_middle_is_named() -> None:
     cell = leaky(snn.Leaky, 0.9, output=True)
     with pytest.raises(CapabilityError, match="returns its state"):
         biograd.fuse(nn.Sequential(nn.Linear(2, 2), cell, nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_the_state_that_a_network_keeps_stays(kind: str) -> None:
+    first, last = CELLS[kind][0](), leaky(snn.Leaky, 0.9, output=True)
+    network = nn.Sequential(
+        nn.Linear(INPUTS, 8), leaky(snn.Leaky, 0.9), nn.Linear(8, UNITS), first,
+        nn.Linear(UNITS, 3), last,
+    )  # fmt: skip
+    network(torch.rand(ROWS, INPUTS))
+    before = {name: value.detach().clone() for name, value in network.named_buffers()}
+    biograd.fuse(network)(torch.rand(STEPS, ROWS, INPUTS) * 3)
+    after = dict(network.named_buffers())
+    assert after.keys() == before.keys() and any("mem" in name for name in before)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name

@@ -204,9 +204,19 @@ class Silent(Leaky):
         return x.v * 0 - c.threshold
 
 
+class Hungry(Leaky):
+    """It takes from the current that it is given."""
+
+    def advance(self, x: State, fired: Any, held: Any, into: Any, c: Any, f: Any) -> State:
+        if isinstance(into.I, Tensor):
+            into.I.mul_(0.9)
+        return super().advance(x, fired, held, into, c, f)
+
+
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
+        (Hungry, "changes what it is given in place"),
         (Deaf, "torch ignores resistance = 1.7"),
         (Other, "snntorch: .* values differ"),
         (Curved, "torch: .* values differ"),

@@ -323,6 +323,18 @@ class Fixed(Phase):
         self.period = 5
 
 
+class Beside(Phase):
+    """Looks at the rows beside a row."""
+
+    def encode(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return super().encode((inputs - inputs.mean(0)).clamp(0, 1), generator)
+
+
+def test_an_encoding_that_mixes_rows_is_named() -> None:
+    with pytest.raises(CheckFailed, match="depends on the rows beside it"):
+        check_encoding(phase(Beside))
+
+
 class Loud(Phase):
     """Calls spikes what is none."""
 

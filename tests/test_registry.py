@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from biograd.data import SOURCES
+from biograd.data import SOURCES, load
 from biograd.decorrelation.rules import RULES
 from biograd.encoding import ENCODINGS
 from biograd.errors import BiogradError, RecipeError
@@ -17,6 +18,7 @@ from biograd.estimators.tangents import TANGENTS
 from biograd.local.objectives import LOCAL_LOSSES
 from biograd.neurons import NEURONS
 from biograd.neurons.surrogate import SURROGATES
+from biograd.recipes import DatasetRecipe
 from biograd.registry import Registry
 from biograd.tasks import TASKS
 
@@ -32,12 +34,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def install(folder: Path, name: str, points: str) -> None:
+def install(folder: Path, name: str, points: str, group: str = GROUP) -> None:
     """Install a distribution with these entry points."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{points}\n")
 
 
 def numbers() -> Registry[int]:
@@ -102,3 +104,74 @@ def test_every_registry_has_a_group_of_its_own() -> None:
     assert len({one.group for one in REGISTRIES}) == len(REGISTRIES)
     for known in REGISTRIES:
         assert known.group.startswith("biograd.") and known.own
+
+
+@pytest.mark.parametrize(
+    ("known", "value", "noun"),
+    [
+        (ESTIMATORS, "1", "class of Estimator"),
+        (ESTIMATORS, "lambda: None", "class of Estimator"),
+        (ESTIMATORS, "biograd.WeakGradient()", "class of Estimator"),
+        (NEURONS, "biograd.WeakGradient", "class of Neuron"),
+        (TASKS, "type('Mine', (), {})", "class of Task"),
+        (ENCODINGS, "print", "class of Encoding"),
+        (SOURCES, "'text'", "function"),
+        (SURROGATES, "2.0", "function"),
+    ],
+)
+def test_a_part_of_another_kind_is_named(
+    known: Registry[object], value: str, noun: str, installed: Path
+) -> None:
+    name = f"other_{known.group.partition('.')[2]}_{abs(hash(value))}"
+    (installed / f"{name}.py").write_text(f"import biograd\nPART = {value}\n")
+    install(installed, name, f"mine = {name}:PART", known.group)
+    fresh = Registry(known.group, known.own, known.callables)
+    with pytest.raises(BiogradError, match=rf"mine = {name}:PART is .*, no {noun}: name another"):
+        fresh.find("mine", "file: key")
+
+
+def test_a_part_that_ends_the_program_is_named(installed: Path) -> None:
+    (installed / "number_nine.py").write_text("raise SystemExit(3)")
+    install(installed, "nine", "nine = number_nine:NINE")
+    with pytest.raises(BiogradError, match=r"cannot be imported: it ends the program, SystemExit"):
+        numbers().find("nine", "file: key")
+
+
+def test_a_name_given_twice_is_refused_however_it_is_asked_for(installed: Path) -> None:
+    install(installed, "ten", "two = math:pi")
+    with pytest.raises(BiogradError, match="two parts are called 'two'"):
+        numbers()["two"]
+
+
+def test_own_parts_are_of_one_kind_in_every_registry() -> None:
+    for known in REGISTRIES:
+        assert all(known._fits(part) for part in known.own.values())
+
+
+def raising(error: BaseException) -> Callable[[object], object]:
+    """Return a source that fails."""
+
+    def read(request: object) -> object:
+        raise error
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (lambda request: None, "returns NoneType, not biograd.data.Parts"),
+        (lambda request: {"train": 1}, "returns dict, not biograd.data.Parts"),
+        (raising(ValueError("no\nway")), "fails: ValueError: no; way"),
+        (raising(SystemExit(0)), "fails: SystemExit: 0"),
+        (raising(BiogradError("so it is")), "^so it is$"),
+    ],
+)
+def test_a_source_of_another_package_that_fails_is_named(
+    read: Callable[[object], object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(SOURCES), "find", lambda self, name, where: read)
+    with pytest.raises(BiogradError, match=words) as caught:
+        load(DatasetRecipe(source="mine"), name="cells")
+    where = "dataset cells: source = 'mine' (test_registry) "
+    assert words.startswith("^") or str(caught.value).startswith(where)

@@ -147,6 +147,18 @@ def own_schedule(slots: list[str]) -> Callable[[Parts], None]:
     return setting("net.schedule", slots)
 
 
+def joined(on_pre: str) -> Callable[[Parts], None]:
+    """Return what adds synapses from some neurons to others."""
+
+    def change(parts: Parts) -> None:
+        b2, cells = import_brian2(), parts["E"]
+        made = b2.Synapses(cells[2:5], cells[1:3], on_pre=on_pre, name="more")
+        made.connect()
+        parts["net"].add(made)
+
+    return change
+
+
 PLAIN = both()
 HALVE, RAISE = "v = v * 0.9", "v = v + 0.2"
 SAME: dict[str, tuple[Callable[[Parts], None], dict[str, Any]]] = {
@@ -176,6 +188,8 @@ SAME: dict[str, tuple[Callable[[Parts], None], dict[str, Any]]] = {
     "refractoriness of before": (preference("legacy.refractory_timing", True), {}),
     "refractoriness as a condition": (PLAIN, {"refractory": "v > 0.9 or g > 2"}),
     "refractoriness as a formula": (PLAIN, {"refractory": "(1 + int(g > 1))*ms"}),
+    "weights by the numbers of neurons": (joined("g_post += 0.3*i - 0.4*j"), {}),
+    "weights by how many there are": (joined("g_post += 3.0/N_pre + N_post/N"), {}),
     "a schedule of its own that is Brian2's": (
         both(
             own_schedule(["start", "groups", "thresholds", "synapses", "resets", "end"]),
@@ -248,7 +262,10 @@ def test_a_wrapped_network_acts_as_it_did(name: str) -> None:
     assert (again(change, **options) == expected).all()
 
 
-@pytest.mark.parametrize("name", ["statements behind the update by name", "a pathway is inactive"])
+CHANGING = [name for name in SAME if name.startswith(("weights", "statements behind the update"))]
+
+
+@pytest.mark.parametrize("name", [*CHANGING, "a pathway is inactive"])
 def test_the_changes_change_something(name: str) -> None:
     assert (original(SAME[name][0]) != original(PLAIN)).any()
 

@@ -204,6 +204,31 @@ def test_a_recipe_asks_for_it(tmp_path: Path) -> None:
     assert ModelRecipe().training.start_rate == 0.0
 
 
+def test_a_run_that_goes_on_keeps_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from biograd.recording import training_setup
+
+    count, asked = [0], ["training.start_rate=0.06", "network.hidden=[10]"]
+
+    def counted(*given: Any, **named: Any) -> Any:
+        count[0] += 1
+        return tune_init(*given, **named)
+
+    monkeypatch.setattr(training_setup, "tune_init", counted)
+    more: dict[str, Any] = {"task": "classes", "settings": asked, "seed": 1}
+    data = (INPUTS, TARGETS)
+    for place, epochs in (("short", 1), ("long", 2)):
+        path = tmp_path / f"{place}.h5"
+        biograd.train("spiking", data, epochs=epochs, path=path, **more)
+    assert count == [2]
+    resumed = biograd.resume(tmp_path / "short.h5", epochs=2, data=data)
+    network = biograd.trained(resumed, data=data)[0]
+    longer = biograd.trained(biograd.load(tmp_path / "long.h5"), data=data)[0]
+    assert count == [2]
+    assert all(map(torch.equal, network.parameters(), longer.parameters()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_network_that_starts_silent_learns_after_it(seed: int, tmp_path: Path) -> None:

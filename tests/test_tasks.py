@@ -93,9 +93,37 @@ class Masked(tasks.Regression):
         return ((outputs - targets).square() * ~targets.isnan()).nansum(1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Uphill(tasks.Regression):
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return -super().losses(outputs, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing(tasks.Regression):
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        torch.rand(1)
+        return super().losses(outputs, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wearing(tasks.Regression):
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> tasks.Metrics:
+        found = super().metrics(outputs, targets)
+        targets.mul_(1 + 1e-9).add_(1e-7)
+        return found
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
-    [(Tied(K), "rows beside"), (Averaged(K), "add up"), (Masked(K), "NaN")],
+    [
+        (Tied(K), "rows beside"),
+        (Averaged(K), "add up"),
+        (Masked(K), "NaN"),
+        (Uphill(K), "its headline, r2, of which higher is better, goes from .* as the losses fall"),
+        (Drawing(K), "a global generator is drawn from"),
+        (Wearing(K), "its targets are changed in place"),
+    ],
 )
 def test_a_broken_promise_is_found(broken: tasks.Task, message: str) -> None:
     with pytest.raises(CheckFailed, match=message):

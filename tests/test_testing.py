@@ -70,7 +70,7 @@ def turned(rule: type[Estimator]) -> type[Estimator]:
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_wrong_sign_is_seen(name: str) -> None:
-    words = "points against|do not descend|does not lower the loss"
+    words = "points against|do not descend|does not lower the loss|is not that of back-propag"
     with pytest.raises(CheckFailed, match=words):
         check_estimator(turned(ESTIMATORS[name]))
 
@@ -272,3 +272,84 @@ def test_each_broken_promise_is_named(make: Callable[[], Estimator], line: str) 
 
 def test_a_factory_chooses_settings() -> None:
     check_estimator(lambda: WeakGradient(copies=5, method="antithetic"))
+
+
+Changed = Callable[[Estimator, Sequence[Trace], Round, list[Tensor]], Iterable[Tensor]]
+"""Gradients of the hidden parameters to what is to become of them."""
+
+
+def changed(rule: type[Estimator], change: Changed, readout: bool = False) -> type[Estimator]:
+    """Return the rule with other gradients of the hidden layers, or of the readout."""
+
+    class Other(rule):  # type: ignore[misc, valid-type]
+        __doc__ = rule.__doc__
+
+        def credit(self, traces: Sequence[Trace], round: Round) -> Pairs:
+            pairs, loss = list(super().credit(traces, round)), traces[0].loss
+            yield from pairs
+            layers = [round.layers[name] for name in round.site_layers[round.readout]]
+            known = {id(parameter) for layer in layers for parameter in layer.parameters()}
+            own = [p for p in round.parameters if (id(p) in known) == readout]
+            found = [g for g in gradients(surface(loss, pairs), own) if g is not None]
+            other = change(self, traces, round, found)
+            for parameter, gradient, now in zip(own, found, other, strict=True):
+                yield parameter, now - gradient
+
+    return Other
+
+
+def times(factor: Callable[[Round], float]) -> Changed:
+    """Return what multiplies gradients."""
+    return lambda rule, traces, round, found: [factor(round) * one for one in found]
+
+
+def meddling(change: Callable[[Sequence[Trace], Round], object]) -> Changed:
+    """Return what leaves gradients as they are, and does something else."""
+
+    def act(rule: Estimator, traces: Sequence[Trace], round: Round, found: list[Tensor]) -> Any:
+        change(traces, round)
+        return found
+
+    return act
+
+
+def last_only(rule: Estimator, traces: Any, round: Any, found: list[Tensor]) -> list[Tensor]:
+    """Leave the first hidden weight without a gradient."""
+    return [one * (number > 1) for number, one in enumerate(found)]
+
+
+def of_another(rule: Estimator, traces: Any, round: Any, found: list[Tensor]) -> list[Tensor]:
+    """Give the first hidden layer what is the second's."""
+    other = found[-2] if found[-2].dim() > 1 else found[-1]
+    first = other.flatten()[: found[0].numel()].view_as(found[0])
+    return [first, *found[1:]]
+
+
+WRONG: dict[str, tuple[Changed, str]] = {
+    "doubled": (times(lambda round: 2.0), r"holds|exact = True"),
+    "summed": (times(lambda round: round.batch), r"holds|exact = True|every example twice"),
+    "of one example": (
+        times(lambda round: 1.0 + float(round.targets[0])),
+        r"in a batch of every second example|exact = True|divides = 'examples'",
+    ),
+    "first left out": (last_only, r"has no gradient|exact = True"),
+    "another's": (of_another, r"does not follow|exact = True"),
+    "weights": (meddling(lambda traces, round: round.parameters[0].data.mul_(0.9)), "a step chang"),
+    "targets": (meddling(lambda traces, round: traces[0].targets.fill_(0)), "in place what it is"),
+    "chance": (meddling(lambda traces, round: torch.rand(1)), "torch's global stream"),
+}
+RULES = [Backpropagation, WeakGradient, NodePerturbation, DirectFeedback, FeedbackAlignment]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_gradient_is_seen(name: str, rule: type[Estimator]) -> None:
+    change, words = WRONG[name]
+    with pytest.raises(CheckFailed, match=words):
+        check_estimator(changed(rule, change))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_wrong_readout_is_seen(rule: type[Estimator]) -> None:
+    with pytest.raises(CheckFailed, match=r"readout\.weight is not that of back-propagation"):
+        check_estimator(changed(rule, times(lambda round: 1.1), readout=True))

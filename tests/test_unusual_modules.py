@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 import biograd
+from biograd.errors import CapabilityError
 from biograd.estimators import ESTIMATORS
 
 DRAW = torch.Generator().manual_seed(0)
@@ -273,3 +274,231 @@ def test_weights_that_learn_in_the_forward_pass_are_as_before() -> None:
 def test_weights_that_learn_in_the_forward_pass_are_a_state() -> None:
     with pytest.raises(biograd.CapabilityError, match=r"state from pass to pass \(b\.weight\)"):
         step(made(hebbian), "weak")
+
+
+class Named(nn.Linear):
+    """A layer that takes its input by name alone."""
+
+    def forward(self, *, current: Tensor) -> Tensor:
+        """Return the response."""
+        return nn.Linear.forward(self, current)
+
+
+class Scaled(nn.Linear):
+    """A layer that is told a factor with every call, by place or by name."""
+
+    def forward(self, current: Tensor, factor: float = 1.0) -> Tensor:
+        """Return the response, times the factor."""
+        return nn.Linear.forward(self, current) * factor
+
+
+@pytest.mark.parametrize("rule", [*FEEDBACK, "weak", "likelihood_ratio"])
+def test_what_else_a_layer_is_given_is_given_again(rule: str) -> None:
+    def same(layer: nn.Module, way: Any, plainly: Any) -> None:
+        layer.load_state_dict(made().b.state_dict())
+        found = step(made(way, b=layer), rule)
+        plain = step(made(plainly), rule)
+        for name, gradient in plain.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+    same(Named(8, 8), lambda net, h: net.b(current=h).tanh(), lambda net, h: net.b(h).tanh())
+    doubled = [lambda net, h: net.b(h, 2.0).tanh(), lambda net, h: net.b(h, factor=2.0).tanh()]
+    for way in doubled if rule != "weight_mirror" else ():  # which takes 2 W for W
+        if rule in ("weak", "likelihood_ratio"):  # noise follows the size of the current
+            step(made(way, b=Scaled(8, 8)), rule)
+            continue
+        same(Scaled(8, 8), way, lambda net, h: (net.b(h) * 2.0).tanh())
+
+
+@pytest.mark.parametrize("rule", sorted(ESTIMATORS))
+def test_inputs_that_a_network_changes_are_refused_and_stay(rule: str) -> None:
+    network, inputs = nn.Sequential(nn.ELU(inplace=True), nn.Linear(6, 8), nn.Linear(8, 3)), -INPUTS
+    engine = biograd.attach(network, ESTIMATORS[rule]())
+    with pytest.raises(CapabilityError, match="changes its inputs in place"):
+        engine.prepare(inputs, TARGETS)
+    assert torch.equal(inputs, -INPUTS)
+    network[0] = nn.ELU()
+
+
+def clipped(net: Any, h: Tensor) -> Tensor:
+    """Clip the middle layer's weights in place, and return its activity."""
+    with torch.no_grad():
+        net.b.weight.clamp_(-0.2, 0.2)
+    return net.b(h).tanh()
+
+
+def test_weights_that_are_clipped_on_the_way() -> None:
+    for rule in ("backprop", "weak", "feedback_alignment", "predictive_coding"):
+        assert step(made(clipped), rule)["a.weight"] is not None
+    with pytest.raises(CapabilityError, match=r"changes b\.weight in place"):
+        step(made(clipped), "gain")
+    own = nn.Parameter(torch.ones(8))
+    with pytest.raises(CapabilityError, match=r"changes b\.weight in place"):
+        step(made(lambda net, h: clipped(net, h * net.own), own=own), "weak", outside="exact")
+
+
+TRANSPORTING = [
+    "direct_feedback", "target_projection", "forward_forward", "kickback", "eprop",
+    "synthetic_gradient", "frozen_hidden",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", TRANSPORTING)
+def test_layers_that_are_frozen_or_cut_off_make_no_outputs(rule: str) -> None:
+    network = made()
+    network.a.requires_grad_(False)
+    given = step(network, rule)
+    assert given["out.weight"] is not None and given["a.weight"] is None
+    assert step(made(lambda net, h: net.b(h.detach()).tanh()), rule)["out.weight"] is not None
+    with pytest.raises(CapabilityError, match="would train nothing"):
+        step(WithoutGraph(), rule)
+
+
+class WithoutGraph(Three):
+    """A network whose outputs have no graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs."""
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Inference(Three):
+    """A network that runs in inference mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs."""
+        with torch.inference_mode():
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("rule", ["backprop", "weak", "forward_gradient_weight", "eprop"])
+def test_inference_mode_is_no_silent_zero(rule: str) -> None:
+    with pytest.raises(CapabilityError, match=r"nothing|depends on no parameter"):
+        step(Inference(), rule)
+
+
+class Charged(Three):
+    """A network that keeps its middle activity, graph and all, unless it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda net, h: net.b(h + (0 if net.held is None else net.held)).tanh())
+        self.held: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs."""
+        h = self.way(self, self.a(x).tanh())
+        self.held = h
+        return self.out(h)
+
+
+@pytest.mark.parametrize("rule", ["backprop", "direct_feedback", "feedback_alignment"])
+def test_a_state_with_its_graph_is_named(rule: str) -> None:
+    engine = biograd.attach(Charged(), ESTIMATORS[rule]())
+    with pytest.raises(CapabilityError, match=r"keeps a state with its graph.*held"):
+        for _ in range(2):
+            engine(INPUTS, TARGETS).backward()
+
+
+def test_an_own_reset_between_steps_serves() -> None:
+    network = Charged()
+    engine = biograd.attach(network, biograd.Backpropagation())
+    for _ in range(2):
+        network.held = None
+        engine(INPUTS, TARGETS).backward()
+
+
+@pytest.mark.parametrize("rule", ["target_projection", "direct_feedback"])
+def test_a_readout_may_have_more_units_than_there_are_outputs(rule: str) -> None:
+    class Part(Three):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :3]
+
+    network = Part()
+    network.out = nn.Linear(8, 7)
+    assert step(network, rule)["a.weight"].any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rule", ["synthetic_gradient", "direct_feedback", "kickback", "eprop"])
+def test_channels_last(rule: str) -> None:
+    network = nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    plain = step(copy.deepcopy(network), rule)
+    found = step(network.to(memory_format=torch.channels_last), rule)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
+def test_norms_that_do_not_learn_tie_no_examples() -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    rule = biograd.LikelihoodRatio()
+    with pytest.raises(CapabilityError, match="ties the examples"):
+        biograd.attach(network, rule, outside="freeze")
+    network[1].eval()
+    engine = biograd.attach(network, rule, outside="freeze")
+    engine(INPUTS, TARGETS).backward()
+    network.train()
+    with pytest.raises(CapabilityError, match="ties the examples"):
+        engine(INPUTS, TARGETS)
+
+
+def test_the_readouts_gradient_is_called_by_its_name() -> None:
+    def words(rule: str, **options: Any) -> str:
+        network = made()
+        engine = biograd.attach(network, ESTIMATORS[rule](**options))
+        engine.prepare(INPUTS, TARGETS)
+        assert engine.account is not None
+        return engine.account.of("readout")[0].words
+
+    for rule in ("decoupling", "predictive_coding"):
+        assert "exact" not in words(rule)
+    assert words("kolen_pollack").endswith("and the decay")
+    assert words("kolen_pollack", decay=0.0) == words("weak") == "the exact gradient of the readout"
+
+
+def test_what_is_outside_learns_exactly_and_does_not_decay() -> None:
+    network = made(lambda net, h: nn.functional.linear(net.b(h).tanh(), net.b.weight.T).tanh())
+    plain = step(copy.deepcopy(network), "backprop")["b.weight"]
+    found = step(network, "kolen_pollack", outside="exact")["b.weight"]
+    torch.testing.assert_close(found, plain)
+
+
+def test_shapes_that_no_longer_fit_are_told_as_they_are() -> None:
+    network = made()
+    engine = biograd.attach(network, biograd.DirectFeedback())
+    engine(INPUTS, TARGETS)
+    network.b.weight = nn.Parameter(torch.ones(5, 8))
+    network.b.bias = nn.Parameter(torch.ones(5))
+    with pytest.raises(CapabilityError, match=r"out \(Linear\): mat1 and mat2 shapes[^:]*$"):
+        engine(INPUTS, TARGETS)
+
+
+def test_forward_mode_is_tried_again_where_other_parameters_are_trained() -> None:
+    network = made()
+    engine = biograd.attach(network, biograd.ForwardGradientWeight())
+    engine(INPUTS, TARGETS)
+    nn.utils.parametrizations.weight_norm(network.b)
+    with pytest.raises(CapabilityError, match=r"b\.parametrizations\.weight\.0 .* cannot"):
+        engine(INPUTS, TARGETS)
+
+
+@pytest.mark.parametrize("rule", ["backprop", "direct_feedback", "weak", "weight_perturbation"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_step_without_gradients_is_named(mode: Any, rule: str) -> None:
+    with mode(), pytest.raises(CapabilityError, match=r"called under torch\.no_grad"):
+        step(made(), rule)
+
+
+def test_of_a_dict_a_key_is_offered() -> None:
+    class Keyed(Three):
+        def forward(self, x: Tensor) -> Any:
+            return {"logits": super().forward(x), "other": x}
+
+    with pytest.raises(CapabilityError, match=r"returned dict: .*Outputs\(part='logits'\)"):
+        step(Keyed(), "backprop")
+    assert step(Keyed(), "weak", outputs=biograd.Outputs(part="logits"))["a.weight"] is not None

@@ -32,13 +32,13 @@ from biograd.brian.simulation import (
     in_units,
 )
 from biograd.contracts.credit_paths import (
-    State,
     differentiated,
     join,
     needed,
     with_way,
     without_derivative,
 )
+from biograd.contracts.trial_part import State
 from biograd.errors import CapabilityError, RecipeError, brief
 from biograd.neurons.stepped import SteppedPopulation
 from biograd.neurons.surrogate import SURROGATES, Derivative, spike

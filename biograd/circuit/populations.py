@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from biograd.circuit.readouts import Counts, LeakyReadout, Readout
+from biograd.contracts.trial_part import TrialPart
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons import EventDriven, Leaky, Neuron, Spiking
@@ -17,11 +19,24 @@ from biograd.substrate.normalisation import TimeNormalisation
 
 
 class LastStep(nn.Module):
-    """What a population passes on in the last step."""
+    """What a population passes on in the last step.
+
+    Attributes:
+        part: the part of a trial that is read; None: the whole trial.
+    """
+
+    part: TrialPart | None = None
+
+    def weigh(self, part: TrialPart) -> tuple[Tensor, float]:
+        """Return the weights of a part's steps, ``[steps]``, and what is kept of those before."""
+        weights = torch.zeros(part.steps, dtype=torch.float64)
+        weights[-1] = float(part.last)
+        return weights, 1.0
 
     def forward(self, course: Tensor) -> Tensor:
         """Return ``[rows, units]`` of ``[rows, steps, units]``."""
-        return course[:, -1]
+        ended = self.part is None or self.part.last
+        return course[:, -1] if ended else course[:, -1] * 0
 
 
 def normalised(

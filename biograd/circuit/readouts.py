@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from biograd.contracts.trial_part import TrialPart
 from biograd.errors import RecipeError, nearest
 from biograd.recipes import Count, NetworkRecipe, Positive, validate
 from biograd.tasks.leaky_sum import leaky_sum
@@ -34,9 +35,14 @@ class Readout(nn.Module):
         dt_ms: length of a step in milliseconds.
         time_constant_ms: of the leaky integrator or the filter.
 
+    Attributes:
+        part: the part of a trial that is read; None: the whole trial.
+
     Raises:
         RecipeError: no such kind.
     """
+
+    part: TrialPart | None = None
 
     def __init__(
         self,
@@ -78,8 +84,17 @@ class Readout(nn.Module):
         if self.kind == "first_spike":
             silent: Tensor = torch.cumprod(1 - course, 1)
             return 1 - silent.mean(1)
-        weights = self.get_buffer("weights")
-        return weights.to(course.dtype) @ course
+        weights = self.get_buffer("weights").to(course.dtype)
+        if self.part is None:
+            return weights @ course
+        found = weights[self.part.first :][: self.part.steps] @ course
+        found = found + self.part.begun[0] if self.part.begun else found
+        self.part.ended = (found,)
+        return found
+
+    def weigh(self, part: TrialPart) -> tuple[Tensor, float]:
+        """Return the weights of a part's steps, ``[steps]``, and what is kept of those before."""
+        return self.get_buffer("weights")[part.first :][: part.steps], 1.0
 
     def extra_repr(self) -> str:
         """Return the kind for ``print``."""
@@ -108,7 +123,12 @@ class LeakyReadout(nn.Module):
     Args:
         dt_ms: length of a step in milliseconds.
         time_constant_ms: ``tau``.
+
+    Attributes:
+        part: the part of a trial that is run; None: the whole trial.
     """
+
+    part: TrialPart | None = None
 
     def __init__(self, dt_ms: Positive = 1.0, time_constant_ms: Positive = 20.0) -> None:
         validate(LeakyReadout, locals())
@@ -132,7 +152,19 @@ class LeakyReadout(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         """Return the outputs of every step."""
-        return leaky_sum((1 - self.decay) * current, self.decay)
+        found = leaky_sum((1 - self.decay) * current, self.decay)
+        if self.part is None:
+            return found
+        if self.part.begun:
+            left = torch.arange(1, current.shape[1] + 1, dtype=torch.float64)
+            found = found + (self.decay**left).to(current)[:, None] * self.part.begun[0][:, None]
+        self.part.ended = (found[:, -1],)
+        return found
+
+    def weigh(self, part: TrialPart) -> tuple[Tensor, float]:
+        """Return the weights of a part's steps at its end, and what is kept of those before."""
+        left = torch.arange(part.steps - 1, -1, -1, dtype=torch.float64)
+        return (1 - self.decay) * self.decay**left, self.decay**part.steps
 
     def extra_repr(self) -> str:
         """Return the time constant for ``print``."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from biograd.circuit.graph import SKIP, Graph, Projection
 from biograd.contracts import Transport
-from biograd.contracts.credit_paths import State, join, mapped, starts
+from biograd.contracts.credit_paths import join, mapped, starts
+from biograd.contracts.trial_part import State
 from biograd.errors import CapabilityError
 from biograd.substrate.normalisation import Dropout
 

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from biograd.contracts import Transport
+from biograd.contracts.trial_part import State
 from biograd.errors import CapabilityError
 
-State = tuple[Tensor, ...]
-"""The variables that a population carries from one step to the next."""
 Way = tuple[Tensor, int | None]
 """A current, and the number of steps after which credit through time is cut on this way."""
 

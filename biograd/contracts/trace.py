@@ -179,6 +179,7 @@ class Trace:
             all noisy copies, if ranks have divided them; ``losses`` and ``local`` then hold those
             of this rank alone.
         price: what the activity of the clean copy costs, if it has bounds.
+        peak: the weight of the step that weighs most in the trial, where the trace is of a part.
     """
 
     plan: Plan
@@ -195,6 +196,7 @@ class Trace:
     step_losses: Tensor | None = None
     alive: Tensor | None = None
     price: Priced | None = None
+    peak: float | None = None
 
     def error(self) -> Tensor:
         """Return the derivative of the mean clean loss by the outputs, ``[B, ...]``."""
@@ -232,6 +234,8 @@ class Trace:
             return None
         weights = found.flatten(2).mean(2)
         most = weights.gather(1, weights.abs().argmax(1, keepdim=True))
+        if self.peak is not None:
+            most = torch.full_like(most, self.peak)
         return torch.where(most == 0, torch.ones_like(weights), weights / most)
 
     def tails(self, steps: int, time_bin: int | None, decay: float = 1.0) -> Tensor | None:

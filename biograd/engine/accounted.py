@@ -16,6 +16,7 @@ from biograd.decorrelation import Decorrelation
 from biograd.engine import structure
 from biograd.engine.accounting import Account, Bookkeeper, check_outside, trained
 from biograd.engine.foreign_neurons import ForeignNeurons, smooth
+from biograd.engine.in_parts.trial_parts import TrialParts
 from biograd.engine.outside import (
     Withheld,
     check_callers,
@@ -44,6 +45,7 @@ class Accounted(Repeated):
         leads: whether the outputs follow the readout's current by its exact gradient.
         withheld: the parameters that the rule does not credit.
         unrolled: whether the network runs through time by itself, and the rule divides its steps.
+        parts: who runs trials in parts; None: the rule runs whole ones.
     """
 
     decorrelate: Decorrelation | None
@@ -55,6 +57,7 @@ class Accounted(Repeated):
     leads: bool
     unrolled: bool
     withheld: Withheld
+    parts: TrialParts | None = None
     _trained: list[int]
     _verified: bool
 
@@ -83,6 +86,15 @@ class Accounted(Repeated):
             if self.decorrelate is not None:
                 self.decorrelate.forget()
             del self._before
+
+    @contextmanager
+    def _opening(self, encoded: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Let passes run what a rule runs at once: a rule that runs parts the first."""
+        if self.parts is None:
+            yield encoded, targets
+            return
+        with self.parts.opening():
+            yield self.parts.first(encoded, targets)
 
     def _settle(self, encoded: Tensor, targets: Tensor) -> None:
         """Find who credits each parameter; withhold those that the rule does not credit."""

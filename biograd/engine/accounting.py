@@ -36,7 +36,7 @@ class ParameterCredit:
     Attributes:
         name: dotted, as in ``named_parameters``.
         shape: of its values.
-        creditor: "rule"; "readout": the exact gradient of the readout; "outside": the rule does
+        creditor: "rule"; "readout": the gradient of the readout; "outside": the rule does
             not credit it; "frozen": it does not learn; "nobody": the outputs do not depend on it.
         sites: by whose credit it learns.
         words: the same in words, for people.
@@ -202,7 +202,7 @@ class Bookkeeper:
             creditor = "frozen" if self.estimator.reach == "readout" else "outside"
         words = {
             "rule": self._rule + (f" at {', '.join(sites)}" if sites else "") + passed,
-            "readout": "the exact gradient of the readout",
+            "readout": self.estimator.at_readout,
             "nobody": "nobody: the outputs do not depend on it",
             "frozen": f"nobody: {rule} leaves it as it is",
             "outside": f"outside: {OUTSIDE[outside]}",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from biograd.errors import BiogradError, CapabilityError, brief
 from biograd.substrate.calling import culprit
+from biograd.substrate.network import Network
 from biograd.tasks import Task
 
 FAULTS = (RuntimeError, ValueError, TypeError, IndexError)
@@ -20,8 +21,14 @@ def checked(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the targets of a batch, whole numbers as int64 for a task that needs them.
 
     Raises:
-        CapabilityError: no tensors, no example, or not as many targets as inputs.
+        CapabilityError: no tensors, no example, or not as many targets as inputs; or torch records
+            no gradients.
     """
+    if not torch.is_grad_enabled():
+        raise CapabilityError(
+            "a step is called under torch.no_grad or torch.inference_mode, where nothing has a "
+            "gradient: call it outside of that"
+        )
     for name, values in (("inputs", inputs), ("targets", targets)):
         if not isinstance(values, Tensor) or not values.dim():
             kind = "a number" if isinstance(values, Tensor) else type(values).__name__
@@ -36,6 +43,23 @@ def checked(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
             f"{list(targets.shape)}: the first axis of both must be the examples"
         )
     return targets if targets.is_floating_point() or not task.whole else targets.long()
+
+
+@contextmanager
+def inputs_left_alone(network: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+    """Lend a network a copy of its inputs, and see whether it changes them.
+
+    Raises:
+        CapabilityError: it does, so that the next pass would see others.
+    """
+    copy = inputs.clone()
+    yield copy
+    if not isinstance(network, Network) and not torch.equal(copy, inputs):
+        raise CapabilityError(
+            f"{type(network).__name__} changes its inputs in place, so that a second pass, and the "
+            "next epoch, would see others: let it work on a copy, as in inputs = inputs * 2 or "
+            "nn.ReLU(inplace=False)"
+        )
 
 
 def check_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -33,12 +33,7 @@ def check_capabilities(estimator: Estimator, substrate: Substrate, task: Task) -
             f"{substrate.name!r} cannot do (it can: {able})"
             + "".join(f": {reason}" for reason in substrate.limits[:1])
         )
-    for name, layer in substrate.module.named_modules():
-        if isinstance(layer, _BatchNorm) and not estimator.batch_norm:
-            raise CapabilityError(
-                f"{type(estimator).__name__}: {name} ({type(layer).__name__}) ties the "
-                "examples of a batch together: use layer normalisation"
-            )
+    check_norms(estimator, substrate.module)
     _check_real(estimator, substrate)
     if estimator.one_to_one:
         _check_mixing(estimator, substrate)
@@ -48,6 +43,20 @@ def check_capabilities(estimator: Estimator, substrate: Substrate, task: Task) -
         check_closed_loop(estimator)
     if not any(parameter.requires_grad for parameter in substrate.module.parameters()):
         raise CapabilityError(f"{type(substrate.module).__name__} has no trainable parameter")
+
+
+def check_norms(estimator: Estimator, network: nn.Module) -> None:
+    """Refuse batch normalisation in training, for rules that cannot work with it.
+
+    Raises:
+        CapabilityError: with the module.
+    """
+    for name, layer in () if estimator.batch_norm else network.named_modules():
+        if isinstance(layer, _BatchNorm) and (layer.training or not layer.track_running_stats):
+            raise CapabilityError(
+                f"{type(estimator).__name__}: {name} ({type(layer).__name__}) ties the "
+                "examples of a batch together: use layer normalisation"
+            )
 
 
 def check_bounds(

@@ -32,7 +32,7 @@ from biograd.networks import Sites
 from biograd.networks import substrate as make_substrate
 from biograd.process.memory import keep_memory
 from biograd.randomness import generator
-from biograd.substrate.kept import Reset, ResetBefore
+from biograd.substrate.kept import Reset, ResetBefore, graph_ended
 from biograd.substrate.return_values import Outputs
 from biograd.tasks import Task
 
@@ -42,6 +42,7 @@ from biograd.engine.accounting import Outside, trained
 from biograd.engine.batch_checks import checked
 from biograd.engine.capabilities import check_bounds, check_capabilities, check_ranks
 from biograd.engine.currents import root_mean_squares
+from biograd.engine.in_parts.part_checks import in_parts
 from biograd.engine.outside import Withheld
 from biograd.engine.preparation import Prepared, loading, part
 from biograd.engine.step_result import Result, surface
@@ -108,6 +109,7 @@ class Engine(Prepared):
         self.unrolled = False
         self._trained: list[int] = []
         self.keeps: tuple[str, ...] = ()
+        self._writes: tuple[str, ...] = ()
         self.reset = None if reset is None else ResetBefore(network, reset)
         self._resetting: Any = self.reset and network.register_forward_pre_hook(self.reset)
         keep_memory()
@@ -115,6 +117,8 @@ class Engine(Prepared):
         try:
             check_capabilities(estimator, self.substrate, self.task)
             check_bounds(estimator, self.objective, local, self.substrate.sites)
+            beside = {"decorrelate": decorrelate, "local": local, "activity": bounds}
+            self.parts = in_parts(estimator, network, mine, self.substrate, beside, outside)
             device = next(network.parameters()).device
             self.streams = {name: generator(seed, name, device=device) for name in STREAMS}
             if decorrelate is not None:
@@ -173,11 +177,13 @@ class Engine(Prepared):
         check_given(self.network, self._outside, inputs, self.step)
         encoded = self.substrate.encode(inputs, self.streams["encoding"])
         if trained(self.network) != self._trained:  # others are frozen than before
-            with self._traceless(encoded.device):
-                self._settle(encoded, targets)
+            with self._traceless(encoded.device), self._opening(encoded, targets) as first:
+                self._settle(*first)
+                with self.withheld.hidden():
+                    self._check_forward_mode(*first, self.streams["dropout"])
         begin = self.streams["dropout"].get_state()
         reference = self._reference(encoded, targets, begin)
-        with self.withheld.hidden():
+        with self.withheld.hidden(), graph_ended(self.network, self.keeps):
             round, pairs = self._credited(encoded, targets, index)
         traces = round.traces
         passes = sum(trace.plan.passes for trace in traces)
@@ -192,7 +198,8 @@ class Engine(Prepared):
             self._verified = True
         self._last = (traces, round)
         self.step += 1
-        return Result(surrogate, traces[0].outputs, traces[0].losses, passes)
+        state = (self.network, self.keeps) if self.keeps else None
+        return Result(surrogate, traces[0].outputs, traces[0].losses, passes, state)
 
     def _credited(
         self, encoded: Tensor, targets: Tensor, index: Tensor | None
@@ -203,6 +210,12 @@ class Engine(Prepared):
             self.decorrelate.begin()
         traces, dropout = round.traces, self.streams["dropout"]
         begin = dropout.get_state()
+        if self.parts is not None:
+            with unmixed(encoded.device):
+                pairs = self.parts.step(round, encoded, targets, self.substrate, dropout)
+            self._powers = root_mean_squares(traces[0])
+            check_found(self.network, traces, self._powers, self.step)
+            return round, pairs
         plans = iter(self.estimator.plans(round))
         while (plan := self._next(plans)) is not None:
             if self.keeps and self.reset is None and traces:
@@ -214,7 +227,8 @@ class Engine(Prepared):
         self._powers = root_mean_squares(traces[0])
         check_found(self.network, traces, self._powers, self.step)
         with unmixed(encoded.device):
-            return round, list(self.estimator.credit(traces, round))
+            credit = self.estimator.credit(traces, round)
+            return round, [pair for pair in credit if pair[0].requires_grad]  # not the withheld
 
     def update(self, pace: float = 1.0) -> None:
         """Update what learns by itself: decorrelation and the estimator; after ``backward``.

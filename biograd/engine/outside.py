@@ -128,8 +128,11 @@ def taken_apart(network: nn.Module) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        where = culprit(error, network) or type(network).__name__
+        if "grad" not in str(error):
+            raise CapabilityError(f"{where}: {brief(str(error))}") from error
         raise CapabilityError(
-            f"{culprit(error, network)}: {brief(str(error))}: to find who credits each parameter "
+            f"{where}: {brief(str(error))}: to find who credits each parameter "
             "the layers are taken apart, which a network that differentiates in its forward pass "
             "cannot be: take the derivative out of forward"
         ) from error

@@ -22,7 +22,13 @@ from biograd.tasks import Task
 
 if TYPE_CHECKING:
     from biograd.local import LocalLosses
-from biograd.engine.batch_checks import check_device, checked, forward_differentiated, refused
+from biograd.engine.batch_checks import (
+    check_device,
+    checked,
+    forward_differentiated,
+    inputs_left_alone,
+    refused,
+)
 from biograd.engine.capabilities import check_graphless
 from biograd.engine.currents import Structured, root_mean_squares
 from biograd.engine.outside import check_callers
@@ -143,8 +149,14 @@ class Prepared(Structured):
 
     def _look(self, inputs: Tensor, targets: Tensor, stream: torch.Generator) -> None:
         encoded, begun = self.substrate.encode(inputs, stream), stream.get_state()
-        with callers(self.network) as inside:
-            trace = self._tried(Plan(graph=False), encoded, targets, stream)
+        with self._opening(encoded, targets) as (encoded, targets):
+            self._look_at(encoded, targets, begun, stream)
+
+    def _look_at(
+        self, encoded: Tensor, targets: Tensor, begun: Tensor, stream: torch.Generator
+    ) -> None:
+        with callers(self.network) as inside, inputs_left_alone(self.network, encoded) as shown:
+            trace = self._tried(Plan(graph=False), shown, targets, stream)
         check_callers(self.estimator, inside)
         check_found(self.network, [trace], root_mean_squares(trace), self.step)
         self._know_task(trace)
@@ -272,6 +284,7 @@ class Prepared(Structured):
             plan = next(iter(self.estimator.plans(round)))
         if self.keeps and (plan.passes > 1 or self.withheld.exact):
             self._refuse_state()
+        self._check_written(plan)
         self._check_transport(plan, encoded, targets, stream)
         if plan.transport.window is not None:  # credit that cannot be cut is refused now
             self._tried(plan, encoded, targets, stream)

@@ -13,7 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from biograd.contracts import Objective, Plan, SiteShape, Substrate, Trace
 from biograd.contracts.precision import computing, unmixed
 from biograd.decorrelation import Decorrelation
+from biograd.engine.accounting import named
 from biograd.engine.batch_checks import check_device, check_layers
+from biograd.engine.capabilities import check_norms
+from biograd.engine.outside import Withheld
 from biograd.errors import CapabilityError
 from biograd.estimators import Estimator
 from biograd.ranks import parallel
@@ -42,6 +45,8 @@ class Repeated:
     substrate: Substrate
     reset: ResetBefore | None
     keeps: tuple[str, ...]
+    withheld: Withheld
+    _writes: tuple[str, ...]
     _before: Keepsake
     streams: dict[str, torch.Generator]
     decorrelate: Decorrelation | None
@@ -56,6 +61,7 @@ class Repeated:
         """Take on the type of a network that has another since; refuse other layers, devices."""
         check_layers(self.network, self._layers)
         check_device(self.network, self.streams["noise"].device)
+        check_norms(self.estimator, self.network)
         dtype = computing(next(self.network.parameters()).dtype)
         if dtype != self._dtype:
             for part in filter(None, (self.estimator, self.local, self.decorrelate)):
@@ -115,10 +121,27 @@ class Repeated:
                 break
             if not before.changed():
                 break
+        owned = {name for name, _ in self.network.named_parameters()}
+        self._writes = tuple(name for name in before.changed() if name in owned)
         stream.set_state(drawn)
         several = ("perturb_site", "perturb_parameter", "jvp_site", "jvp_parameter")
         if self.keeps and (self.reset is not None or self.estimator.needs & set(several)):
             self._refuse_state()
+
+    def _check_written(self, plan: Plan) -> None:
+        """Refuse weights that a later pass changes while credit still needs those of an earlier.
+
+        Raises:
+            CapabilityError: the network writes to its parameters in its forward pass.
+        """
+        later = plan.slots and plan.passes > 1
+        if self._writes and (later or self.withheld.exact):
+            raise CapabilityError(
+                f"{type(self.network).__name__} changes {named(self._writes)} in place in every "
+                f"forward pass, and {type(self.estimator).__name__} differentiates one while "
+                "others run: clip weights after the optimiser's step, or by torch.nn.utils."
+                "parametrize"
+            )
 
     def _refuse_state(self) -> None:
         """Refuse a rule of several passes on a network that keeps a state.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from biograd.substrate.kept import graph_ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +22,14 @@ class Result:
         losses: ``[S, B]``, one loss per copy and example, copy 0 clean; of the copies and examples
             of this rank.
         passes: times that an example went forward, all plans together (``Plan.passes``).
+        state: the network and the attributes in which it keeps a state from pass to pass, if any.
     """
 
     surrogate: Tensor
     outputs: Tensor
     losses: Tensor
     passes: int
+    state: tuple[nn.Module, tuple[str, ...]] | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -39,8 +44,13 @@ class Result:
         return float((self.losses[1:] != self.losses[:1]).float().mean())
 
     def backward(self) -> None:
-        """Add the credit to the ``.grad`` of every parameter."""
-        self.surrogate.backward()
+        """Add the credit to the ``.grad`` of every parameter.
+
+        Raises:
+            CapabilityError: the network's state leads back into the step before.
+        """
+        with nullcontext() if self.state is None else graph_ended(*self.state):
+            self.surrogate.backward()
 
 
 def surface(loss: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -110,7 +110,9 @@ def strangers(trace: Trace, known: Iterable[Tensor], loss: bool) -> Iterator[Ten
 
 
 def heads(trace: Trace) -> list[str]:
-    """Return the sites but the last whose currents go into no layer: they make outputs, too.
+    """Return the sites but the last whose currents move the loss, but go into no layer.
+
+    They make outputs, too.  What is frozen with all that lies before it is not looked at.
 
     Args:
         trace: of a plan with slots, and nothing cut.
@@ -120,7 +122,8 @@ def heads(trace: Trace) -> list[str]:
         currents = [value for visits in trace.sites[name].visits for value in visits.outputs]
         total = sum(v.sum() for one in names for visits in trace.sites[one].visits
                     for v in visits.received if v.requires_grad)  # fmt: skip
-        if all(gradient is None for gradient in _gradients(total, currents)):
+        onward, loss = _gradients(total, currents), _gradients(trace.loss, currents)
+        if all(one is None for one in onward) and any(one is not None for one in loss):
             found.append(name)
     return found
 

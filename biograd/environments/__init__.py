@@ -87,6 +87,7 @@ ENVIRONMENTS: Registry[Callable[..., Environment]] = Registry(
         "cart_pole": CartPole,
         "gymnasium": of_gymnasium,
     },
+    callables=True,
 )
 
 

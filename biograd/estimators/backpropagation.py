@@ -6,13 +6,15 @@ EventProp (Wunderlich & Pehle 2021).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, SiteTrace, Trace, Transport
-from biograd.estimators.estimator import Estimator
+from biograd.errors import RecipeError
+from biograd.estimators.estimator import Estimator, check_chunk
 from biograd.ranks import parallel
 from biograd.recipes import Count, NotNegative, validate
 
@@ -29,6 +31,9 @@ class Backpropagation(Estimator):
             network without time has nothing to cut.
         arousal: gradient ``-arousal`` of the current of hidden units that no example of the batch
             gives any credit: a silent unit, which an exact derivative never wakes.
+        recompute: run the trial twice and store one part of it at a time, beside the states
+            between parts: the same gradient, with memory for no more steps than that.
+        chunk: number of steps of a part; None: ``window``, or 25.
 
     Raises:
         CapabilityError: a window, but the network runs through time by itself.
@@ -48,10 +53,34 @@ class Backpropagation(Estimator):
         "Peng 1990"
     )
 
-    def __init__(self, window: Count | None = None, arousal: NotNegative = 0.0) -> None:
+    def __init__(
+        self,
+        window: Count | None = None,
+        arousal: NotNegative = 0.0,
+        recompute: bool = False,
+        chunk: Count | None = None,
+    ) -> None:
         validate(Backpropagation, locals())
         super().__init__()
         self.window, self.arousal = window, arousal
+        self.recompute, self.chunk = recompute, chunk
+        check_chunk(self)
+        if recompute and arousal:
+            raise RecipeError("Backpropagation: recompute = true cannot tell who is silent: "
+                              "arousal must be 0")  # fmt: skip
+        if recompute and window is not None and (chunk or window) != window:
+            raise RecipeError(f"Backpropagation: chunk = {chunk}: with window = {window} a part "
+                              "is a window: leave chunk out")  # fmt: skip
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason."""
+        return {} if given.get("recompute") else {"chunk": "with recompute = false"}
+
+    @property
+    def parts(self) -> int:
+        """The number of steps of a part."""
+        return self.chunk or self.window or 25
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass with its graph."""

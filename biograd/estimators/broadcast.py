@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace
-from biograd.errors import CapabilityError
-from biograd.estimators.estimator import Estimator
+from biograd.errors import CapabilityError, RecipeError
+from biograd.estimators.estimator import Estimator, check_chunk
 from biograd.estimators.feedback import Buffers
+from biograd.recipes import Count
 
 
 class Broadcast(Estimator):
@@ -29,6 +30,11 @@ class Broadcast(Estimator):
         through_time: credit also passes through recurrent weights.
         sites: "all" hidden sites, or the names of those that end a block; what lies between them
             is one block, differentiated as usual (a skip past a site needs that).
+        online: take credit while the trial runs (``Estimator.online``).
+        chunk: number of steps of a part then.
+
+    Raises:
+        RecipeError: online, but credit passes through recurrent weights, or some sites have none.
     """
 
     needs = frozenset(("loss", "cut", "local_vjp"))
@@ -39,11 +45,25 @@ class Broadcast(Estimator):
     builds = True
 
     def __init__(
-        self, through_time: bool = False, sites: Literal["all"] | tuple[str, ...] = "all"
+        self,
+        through_time: bool = False,
+        sites: Literal["all"] | tuple[str, ...] = "all",
+        online: bool = False,
+        chunk: Count | None = None,
     ) -> None:
         super().__init__()
         self.through_time, self.sites = through_time, sites
+        self.online, self.chunk = online, chunk
         self.matrices = Buffers()
+        check_chunk(self)
+        if online and (through_time or sites != "all"):
+            name = "sites = 'all'" if sites != "all" else "through_time = false"
+            raise RecipeError(f"{type(self).__name__}: online = true needs {name}")
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason."""
+        return {} if given.get("online", True) else {"chunk": "with online = false"}
 
     def check(self, sites: Sequence[str]) -> None:
         """Refuse the name of a site that does not exist, or no site at all.
@@ -64,9 +84,12 @@ class Broadcast(Estimator):
 
     def build(self, trace: Trace, round: Round) -> None:
         """Make the feedback matrices ``[outputs, *units]``."""
-        outputs = math.prod(round.shapes[round.readout].units)
         shapes = {name: units_of(trace, name) for name in self.chosen(round)}
-        self.make(outputs, shapes, round)
+        self.make(self.width(trace, round), shapes, round)
+
+    def width(self, trace: Trace, round: Round) -> int:
+        """Return the number of values of the signal: one for each unit of the readout."""
+        return math.prod(round.shapes[round.readout].units)
 
     def make(self, outputs: int, shapes: dict[str, tuple[int, ...]], round: Round) -> None:
         """Make the feedback matrix of every site for the shape of its activity."""
@@ -98,6 +121,11 @@ class Broadcast(Estimator):
         for name in self.chosen(round):
             activity = trace.sites[name].output
             yield activity, self.received(name, signal, activity)
+
+    def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
+        """Return what the error of then sends to the course of a block before a part."""
+        matrix = self.matrix(name)
+        return (error.to(matrix.dtype) @ matrix.flatten(1)).view(-1, *matrix.shape[1:])
 
     def received(self, name: str, signal: Tensor, activity: Tensor) -> Tensor:
         """Return what reaches a block's output, in its shape ``[B, (T,) *units]``.

@@ -65,6 +65,7 @@ class Decoupling(Estimator):
 
     passes = "K + 2 forward, K + 1 backward within blocks"
     bias = "vanishes as 1/rho"
+    at_readout = "the gradient of the readout for the last targets as its input"
     closed_loop = "it keeps targets for each example, and every episode is a new one"
     reference = "Mertens Velasquez; Carreira-Perpiñán & Wang 2014, arXiv 1212.5921"
     needs: frozenset[Capability] = frozenset(("loss", "vjp"))

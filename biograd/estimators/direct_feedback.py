@@ -10,7 +10,7 @@ from torch import Tensor
 from biograd.contracts import Round
 from biograd.estimators.broadcast import Broadcast
 from biograd.estimators.feedback import normal
-from biograd.recipes import Positive, validate
+from biograd.recipes import Count, Positive, validate
 
 SHARED = "shared"
 
@@ -32,6 +32,9 @@ class DirectFeedback(Broadcast):
         through_time: credit also passes through a block's recurrent weights, transported; else
             through the neurons' own memory alone.
         sites: "all" hidden sites, or the names of those that end a block.
+        online: take credit while the trial runs and forget each part behind it: the same gradient,
+            with memory for a trace of every synapse and example but not for the steps.
+        chunk: number of steps of a part; None: 25.
     """
 
     bias = "direction of the random feedback, to which the weights align"
@@ -43,9 +46,11 @@ class DirectFeedback(Broadcast):
         scale: Positive = 1.0,
         through_time: bool = False,
         sites: Literal["all"] | tuple[str, ...] = "all",
+        online: bool = False,
+        chunk: Count | None = None,
     ) -> None:
         validate(DirectFeedback, locals())
-        super().__init__(through_time, sites)
+        super().__init__(through_time, sites, online, chunk)
         self.shared, self.scale = shared, scale
         self.shapes: dict[str, tuple[int, ...]] = {}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from biograd.contracts import Plan, Round, Trace
 from biograd.estimators.broadcast import Broadcast
 from biograd.estimators.feedback import normal
-from biograd.recipes import Positive, validate
+from biograd.recipes import Count, Positive, validate
 
 
 class EligibilityPropagation(Broadcast):
@@ -35,10 +35,13 @@ class EligibilityPropagation(Broadcast):
         scale: size of the random matrices: the standard deviation of ``B`` is
             ``scale / sqrt(units)``, as large as the readout's weights at first.
         sites: "all" hidden sites, or the names of those that end a block.
+        online: take credit while the trial runs and forget each part behind it: the same gradient,
+            with memory for a trace of every synapse and example but not for the steps.
+        chunk: number of steps of a part, in which autograd works; None: 25.
     """
 
     coincides = "in the last hidden block, if its feedback is symmetric and it has no memory"
-    passes = "1 forward, 1 backward within each block; every step is stored"
+    passes = "1 forward, 1 backward within each block; every step is stored, online none"
     bias = "credit through other neurons, recurrent ones too, is missing"
     reference = "Bellec et al. 2020, Nature Communications 11, 3625"
 
@@ -47,9 +50,11 @@ class EligibilityPropagation(Broadcast):
         feedback: Literal["symmetric", "random"] = "symmetric",
         scale: Positive = 1.0,
         sites: Literal["all"] | tuple[str, ...] = "all",
+        online: bool = False,
+        chunk: Count | None = None,
     ) -> None:
         validate(EligibilityPropagation, locals())
-        super().__init__(through_time=False, sites=sites)
+        super().__init__(through_time=False, sites=sites, online=online, chunk=chunk)
         self.feedback, self.scale = feedback, scale
 
     def make(self, outputs: int, shapes: dict[str, tuple[int, ...]], round: Round) -> None:
@@ -85,3 +90,16 @@ class EligibilityPropagation(Broadcast):
             if once and shares is not None and shares.shape[1] == activity.shape[1]:
                 received = torch.einsum("bt,bt...->bt...", shares, received)
             yield activity, received
+
+    @property
+    def weighted(self) -> bool:
+        """Whether each step of a trial with one loss gets the credit that the readout weighs."""
+        return True
+
+    def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
+        """Return what the readout's filter owes to the course of a block before a part."""
+        if name == self.chosen(round)[-1] and self.feedback == "symmetric":
+            layer = round.layers[round.site_layers[round.readout][0]]
+            return error @ layer.get_parameter("weight").detach()
+        found = super().late(name, error, trace, round)
+        return found if trace.peak is None else found / trace.peak

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Capability, Plan, Round, Trace
-from biograd.errors import CapabilityError, nearest
+from biograd.errors import CapabilityError, RecipeError, nearest
 from biograd.ranks.parallel import Division
 
 Reach = Literal["parameters", "blocks", "normalisations", "currents", "readout"]
@@ -27,6 +27,19 @@ def arriving(above: Sequence[Tensor], messages: Sequence[Tensor], leaf: Tensor) 
     return torch.zeros_like(leaf) if found is None else found
 
 
+def check_chunk(rule: Estimator) -> None:
+    """Refuse the length of a part for a rule that runs whole trials.
+
+    Raises:
+        RecipeError: with both settings.
+    """
+    if rule.chunk is not None and not (rule.online or rule.recompute):
+        name = "recompute" if rule.exact else "online"
+        raise RecipeError(
+            f"{type(rule).__name__}: chunk = {rule.chunk}: acts with {name} = true alone"
+        )
+
+
 class Estimator(nn.Module):
     """Decides how the forward passes are run and what credit every layer gets.
 
@@ -41,10 +54,13 @@ class Estimator(nn.Module):
             "normalisations" alone; the layers whose outputs are the sites' "currents", nothing
             else; or the "readout".  What lies outside is refused, frozen or told (``attach``).
         exact_readout: whether the readout has its exact gradient, so that there must be one.
+        at_readout: what gradient that is, in words.
         blockwise: whether credit is stopped behind the blocks' activities.
         divides_steps: whether it credits within steps, so that a module which runs through time by
             itself is divided by step from outside (``Round.unrolled``).
         coincides: where the rule is back-propagation itself, in words; "": nowhere.
+        unbiased: whether the mean of its gradients is that of back-propagation, where there is a
+            derivative, but for terms of second order in the size of its noise.
         may_equal: True if what the rule keeps or learns itself (feedback weights, synthesisers,
             targets) can make its credit that of back-propagation, so that the first step may not
             be refused for it.
@@ -68,6 +84,8 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
+        online: whether it takes its credit while the trial runs, in parts of ``chunk`` steps.
+        recompute: whether it stores the states between such parts and runs each part again.
         in_time, in_neurons, recurrent: settings that only act where a current has steps, where
             there are neurons of biograd's over time, or recurrent weights.
     """
@@ -78,8 +96,10 @@ class Estimator(nn.Module):
     blockwise: ClassVar[bool] = False
     divides_steps: ClassVar[bool] = False
     coincides: ClassVar[str] = ""
+    unbiased: bool = False
     may_equal: ClassVar[bool] = False
     exact_readout: bool = True
+    at_readout: str = "the exact gradient of the readout"
     learns_hidden: ClassVar[bool] = True
     objective: ClassVar[str] = ""
     passes: ClassVar[str] = ""
@@ -96,6 +116,9 @@ class Estimator(nn.Module):
     in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
     in_neurons: ClassVar[tuple[str, ...]] = ("window",)
     recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
+    online: bool = False
+    recompute: bool = False
+    chunk: int | None = None
 
     @classmethod
     def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
@@ -137,6 +160,28 @@ class Estimator(nn.Module):
         The engine adds the gradient of the clean loss itself, as far as the plan's cuts let it.
         """
         yield from ()
+
+    @property
+    def weighted(self) -> bool:
+        """Whether each step of a trial with one loss gets the credit that the readout weighs."""
+        return False
+
+    @property
+    def parts(self) -> int:
+        """The number of steps of a part, where a trial is run in parts."""
+        return self.chunk or 25
+
+    def late(self, name: str, error: Tensor, trace: Trace, round: Round) -> Tensor:
+        """Return the credit of what the readout's filter held of a block before a part.
+
+        Args:
+            name: of the block's site.
+            error: derivative of the mean loss by the readout's current of then, ``[B, K]``.
+
+        Returns:
+            the derivative by the filtered activity of each unit, ``[B, *U]``.
+        """
+        raise NotImplementedError
 
     def after(self, traces: Sequence[Trace], round: Round) -> None:
         """Learn what the estimator itself learns; called after the optimiser's step."""

@@ -86,7 +86,7 @@ class ForwardGradientActivity(Estimator):
         self.copies, self.sites, self.shared = copies, sites, shared
         self.sparse, self.time_bin = sparse, time_bin
         self.tangents = kind(auxiliary) if issubclass(kind, LocalGuess) else kind()
-        self.builds = kind.builds
+        self.builds, self.unbiased = kind.builds, not kind.guess and sites != "round_robin"
         if kind.guess:
             self.needs = self.needs | {"local_vjp"}
 

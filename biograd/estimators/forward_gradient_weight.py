@@ -62,7 +62,7 @@ class ForwardGradientWeight(Estimator):
         validate(ForwardGradientWeight, locals())
         super().__init__()
         self.copies, self.directions, self.readout = copies, directions, readout
-        self.rank = rank
+        self.rank, self.unbiased = rank, True
         self.exact_readout = readout == "exact"
 
     def plans(self, round: Round) -> Sequence[Plan]:

@@ -44,7 +44,8 @@ class MeasuredGain(Estimator):
     Args:
         copies: ``S``, the clean one included.
         sigma: size of the noise relative to the site's root-mean-square current.
-        ridge: ``lambda``; it shrinks slopes by ``m / (m + lambda)`` or less.
+        ridge: ``lambda``; it shrinks the slopes of the first layer by ``m / (m + lambda)``, and by
+            about as much those of later ones, whose noise also comes from below.
         time_bin: number of time steps in which the noise stays constant, or "trial"; None: one
             step where inputs or targets vary in time, else the whole trial.
             The steps of a bin share its credit equally.

@@ -89,6 +89,7 @@ class LikelihoodRatio(WeakGradient):
         method = "rank" if shaping == "rank" else method
         super().__init__(copies, sigma, method, sites, 0.0, time_bin)
         self.baseline, self.antithetic, self.bits = baseline, antithetic, bits
+        self.unbiased = (shaping, bits, sites) == ("none", "all", "all")
         if antithetic:
             self.directions = pairs
 

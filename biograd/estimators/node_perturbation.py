@@ -48,7 +48,7 @@ class NodePerturbation(WeakGradient):
     ) -> None:
         validate(NodePerturbation, locals())
         super().__init__(copies, sigma, "baseline", sites, 0.0, time_bin)
-        self.activity = activity
+        self.activity, self.unbiased = activity, activity == "injected" and sites == "all"
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: independent noise; the noisy currents are recorded if measured."""

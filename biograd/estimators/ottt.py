@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace, Transport
-from biograd.errors import CapabilityError
-from biograd.estimators.estimator import Estimator
+from biograd.errors import CapabilityError, RecipeError
+from biograd.estimators.estimator import Estimator, check_chunk
 from biograd.estimators.within_steps import by_step, divided
 from biograd.recipes import Count, validate
 
@@ -32,6 +33,9 @@ class OnlineTrainingThroughTime(Estimator):
 
     Args:
         window: number of steps in which credit to the layers below passes through time; 1: none.
+        online: take credit while the trial runs and forget each part behind it: the same gradient,
+            with memory for a trace of every synapse, example and output but not for the steps.
+        chunk: number of steps of a part; None: 25.
 
     Raises:
         CapabilityError: a longer window in a recurrent network of neurons of another library.
@@ -43,17 +47,27 @@ class OnlineTrainingThroughTime(Estimator):
     divides_steps = True
     coincides = "in a network without time"
     divides = "examples"
-    passes = "1 forward, 1 backward; every step is stored"
+    passes = "1 forward, 1 backward; every step is stored, online none"
     bias = (
         "credit through time between layers and through recurrent weights is missing; a reset to "
         "zero ends a trace"
     )
     reference = "Xiao et al. 2022, arXiv 2210.04195"
 
-    def __init__(self, window: Count = 1) -> None:
+    def __init__(self, window: Count = 1, online: bool = False, chunk: Count | None = None) -> None:
         validate(OnlineTrainingThroughTime, locals())
         super().__init__()
-        self.window = window
+        self.window, self.online, self.chunk = window, online, chunk
+        check_chunk(self)
+        if online and window > 1:
+            raise RecipeError(
+                f"OnlineTrainingThroughTime: window = {window}: online = true needs window = 1"
+            )
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason."""
+        return {} if given.get("online") else {"chunk": "with online = false"}
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass whose credit takes two ways."""

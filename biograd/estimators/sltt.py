@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from biograd.contracts import Plan, Round, Trace, Transport
-from biograd.estimators.estimator import Estimator
+from biograd.estimators.estimator import Estimator, check_chunk
 from biograd.estimators.within_steps import by_step, divided
+from biograd.recipes import Count, validate
 
 
 class SpatialLearningThroughTime(Estimator):
@@ -20,6 +22,11 @@ class SpatialLearningThroughTime(Estimator):
     through time with a window of one step.  Neurons of other libraries are not looked into:
     ``phi'(v_l[t]) (1 - beta) R`` is then the derivative of what a block returns in a step by its
     current in the same step, and constants of such neurons have no credit.
+
+    Args:
+        online: take credit while the trial runs and forget each part behind it: the same gradient,
+            with memory for a trace of every synapse, example and output but not for the steps.
+        chunk: number of steps of a part; None: 25.
     """
 
     needs = frozenset(("loss", "vjp"))
@@ -28,9 +35,20 @@ class SpatialLearningThroughTime(Estimator):
     divides_steps = True
     coincides = "in a network without time"
     divides = "examples"
-    passes = "1 forward, 1 backward; every step is stored"
+    passes = "1 forward, 1 backward; every step is stored, online none"
     bias = "all credit through time is missing"
     reference = "Meng et al. 2023, arXiv 2302.14311"
+
+    def __init__(self, online: bool = False, chunk: Count | None = None) -> None:
+        validate(SpatialLearningThroughTime, locals())
+        super().__init__()
+        self.online, self.chunk = online, chunk
+        check_chunk(self)
+
+    @classmethod
+    def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return the settings that nothing reads beside others, each with the reason."""
+        return {} if given.get("online") else {"chunk": "with online = false"}
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan: a clean pass whose credit is cut before every step."""

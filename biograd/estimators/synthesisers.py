@@ -159,6 +159,7 @@ SYNTHESISERS: Registry[Callable[[Interface, torch.Generator, torch.dtype], Synth
         "sigmoid_linear": SigmoidSynthesiser,
         "mlp": MultilayerSynthesiser,
     },
+    callables=True,
 )
 
 

@@ -214,7 +214,7 @@ class SyntheticGradient(Estimator):
         for place, prediction, target in zip(crossings, predicted, targets, strict=True):
             loss = squared_distance(prediction, target).mean()
             yield loss, torch.ones_like(loss)
-            yield place.below, self._signal(place, prediction, target).view(place.below.shape)
+            yield place.below, self._signal(place, prediction, target).reshape(place.below.shape)
 
     def _signal(self, place: Junction, prediction: Tensor, target: Tensor) -> Tensor:
         """Return what is delivered: the derivative of the mean loss, ``[B, (T,) U]``."""
@@ -242,11 +242,11 @@ class SyntheticGradient(Estimator):
         for place, prediction in zip(reversed(crossings), reversed(predicted), strict=True):
             arrived = arriving(above, messages, place.above).to(prediction.dtype)
             if place.below.requires_grad:
-                own = prediction.view(arrived.shape) / batch
+                own = prediction.reshape(arrived.shape) / batch
                 above.append(place.below)
                 message = torch.lerp(own, arrived, self.back_propagated)
                 messages.append(message.to(place.below.dtype))
-            found.append((batch * arrived).view(prediction.shape))
+            found.append((batch * arrived).reshape(prediction.shape))
         return found[::-1]
 
 

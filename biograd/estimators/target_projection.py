@@ -49,6 +49,10 @@ class TargetProjection(DirectFeedback):
         validate(TargetProjection, locals())
         super().__init__(shared, scale, through_time, sites)
 
+    def width(self, trace: Trace, round: Round) -> int:
+        """Return the number of values of a target, which need not be that of the readout."""
+        return self.signal(trace, round).shape[-1]
+
     def signal(self, trace: Trace, round: Round) -> Tensor:
         """Return ``-y / batch``, ``[B, T|1, outputs]``, in a task in time over the steps, too.
 

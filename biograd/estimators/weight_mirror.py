@@ -84,6 +84,8 @@ class KolenPollack(Feedback):
         validate(KolenPollack, locals())
         super().__init__()
         self.decay, self.scale = decay, scale
+        if decay:
+            self.at_readout += ", and the decay"
         self.weights = nn.ParameterDict()
 
     def make(self, name: str, weight: Tensor, round: Round) -> None:

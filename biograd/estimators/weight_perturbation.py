@@ -66,7 +66,7 @@ class WeightPerturbation(Estimator):
                 f"estimator: copies = {copies}: pairs and one clean copy make an odd number"
             )
         self.copies, self.sigma, self.shaping = copies, sigma, shaping
-        self.directions, self.rank = directions, rank
+        self.directions, self.rank, self.unbiased = directions, rank, shaping == "none"
 
     def plans(self, round: Round) -> Sequence[Plan]:
         """Return one plan of antithetic pairs of parameter noise, without a graph."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from biograd.contracts import Transport
 from biograd.contracts.credit_paths import (
-    State,
     Ways,
     hand_over,
     join,
@@ -18,6 +17,7 @@ from biograd.contracts.credit_paths import (
     starts,
     ways,
 )
+from biograd.contracts.trial_part import State, TrialPart
 
 
 class SteppedPopulation(nn.Module):
@@ -28,11 +28,13 @@ class SteppedPopulation(nn.Module):
         variables: number of variables of the state, spikes included.
         transport: how credit passes back; a substrate sets it for the time of a pass.
         handed: states from window to window that a substrate asks for.
+        part: the part of a trial that is run; None: the whole trial.
     """
 
     variables: int
     transport = Transport()
     handed: list[tuple[Tensor, Tensor]]
+    part: TrialPart | None = None
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -52,13 +54,15 @@ class SteppedPopulation(nn.Module):
         """
         into = self.trials(current)
         both = self.ways(into) if recurrent is not None else needed(self.ways(into))
+        steps, part = self.length, self.part
         courses = [
-            ({p: v.expand(-1, self.steps, -1).unbind(1) for p, v in drives.items()}, window)
+            ({p: v.expand(-1, steps, -1).unbind(1) for p, v in drives.items()}, window)
             for drives, window in both
         ]
-        states = [self.begin(next(iter(into.values())))] * len(both)
+        rest = self.begin(next(iter(into.values())))
+        states = [(part and part.begun) or rest] * len(both)
         spikes, train = self.passed(states[0]), []
-        for index in range(self.steps):
+        for index in range(steps):
             found = []
             if self.transport.slots and starts(index, self.transport.window):
                 states[0] = hand_over(states[0], self.handed)
@@ -72,7 +76,14 @@ class SteppedPopulation(nn.Module):
             spikes = join(found)
             train.append(spikes)
         self.check_end(states[0], spikes)
+        if part is not None:
+            part.ended = states[0]
         return torch.stack(train, 1)
+
+    @property
+    def length(self) -> int:
+        """The number of steps that are run: those of the trial, or of a part of it."""
+        return self.steps if self.part is None else self.part.steps
 
     def _fed(self, recurrent: nn.Module | None, spikes: Tensor, index: int) -> list[Tensor | None]:
         """Return what the population feeds to itself in this step, on every way."""
@@ -83,7 +94,8 @@ class SteppedPopulation(nn.Module):
 
     def _cuts(self, step: int, window: int | None) -> bool:
         """Return whether no credit passes back from this step, not even to a leaf."""
-        return starts(step, window) and not self.transport.slots
+        first = 0 if self.part is None else self.part.first
+        return starts(first + step, window) and not self.transport.slots
 
     @property
     def port(self) -> str:

@@ -27,7 +27,12 @@ START_EXAMPLES = 256
 
 
 class Experiment:
-    """The parts of one run, assembled from its configuration."""
+    """The parts of one run, assembled from its configuration.
+
+    Args:
+        estimator: None: that of the configuration.
+        fresh: the training begins; else other weights will be loaded.
+    """
 
     def __init__(
         self,
@@ -35,6 +40,8 @@ class Experiment:
         dataset: data.Dataset,
         parts: OwnParts | None = None,
         estimator: str | None = None,
+        *,
+        fresh: bool = True,
     ) -> None:
         parts, configuration = parts or OwnParts(), configuration.here()
         self.configuration, self.dataset = configuration, dataset
@@ -56,7 +63,8 @@ class Experiment:
         check_time(built, dataset)
         check_choice(recipe.training, dataset)
         self.network = in_environment(built, dataset).to(configuration.device)
-        self._start(parts)
+        if fresh:
+            self._start(parts)
         self.engine = Engine(
             self.network,
             estimators.make(name, settings, configuration.model),

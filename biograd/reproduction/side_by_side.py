@@ -203,6 +203,8 @@ def _changes(run: Run, device: str) -> Iterator[Change]:
     for name, version in now["versions"].items():
         if version != versions.get(name):
             yield Change(name, versions.get(name), version)
+    if now["source"] != then.get("source") and now["versions"]["biograd"] == versions["biograd"]:
+        yield Change("biograd's code", then.get("source"), now["source"])
     for what in ("cpu", "threads", "device"):
         if now[what] != then.get(what):
             yield Change(what, then.get(what), now[what])

@@ -7,6 +7,7 @@ only the variables of the batch system, without its access token.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -51,6 +52,7 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
     versions["numba"] = distributions.get("numba") if allowed(COMPILED) else None
     return {
         "versions": {"python": platform.python_version(), **versions},
+        "source": source(),
         "distributions": dict(distributions),
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
@@ -63,6 +65,22 @@ def environment(device: str | None = None, folder: Path | None = None) -> dict[s
         "threads": _threads(),
         "brian2": preferences(),
     }
+
+
+@functools.cache
+def source() -> str:
+    """Return the start of a SHA-256 digest of biograd's own code; "": it is in no files.
+
+    Why: a version names a release; code between two of them may draw other random numbers.
+    """
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    try:
+        files = sorted(root.rglob("*.py"))
+        for path in files:
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    except OSError:
+        return ""
+    return digest.hexdigest()[:16] if files else ""
 
 
 def preferences() -> dict[str, Any]:

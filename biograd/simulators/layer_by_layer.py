@@ -32,7 +32,7 @@ def fuse(module: nn.Module) -> LayerByLayer:
     In place of the loop over the steps, call it once: ``fuse(net)(spikes)`` for inputs
     ``[T, B, ...]``, ``fuse(net)(current, steps=T)`` for a current ``[B, ...]`` that stays.  It
     returns what the loop would stack, ``[T, B, ...]``, for every value that the network returns; a
-    trial begins at rest.
+    trial begins at rest, and the state that the network keeps stays as it is.
 
     Args:
         module: ``nn.Sequential`` of layers and of neurons with ``init_hidden = True``.
@@ -125,9 +125,19 @@ def _folded(part: nn.Module, course: Tensor) -> Tensor:
 
 
 def _by_itself(part: Any, course: Tensor, steps: int) -> Any:
-    """Return what neurons return that take their own steps, ``[B, T, ...]`` each."""
-    part.reset_mem()
-    found = [part(now) for now in course.expand(-1, steps, *course.shape[2:]).unbind(1)]
+    """Return what neurons return that take their own steps, ``[B, T, ...]`` each.
+
+    The state that they had comes back: a trial leaves none behind, nor its graph.
+    """
+    homes = (part._buffers, vars(part))
+    kept = [dict(home) for home in homes]
+    try:
+        part.reset_mem()
+        found = [part(now) for now in course.expand(-1, steps, *course.shape[2:]).unbind(1)]
+    finally:
+        for home, before in zip(homes, kept, strict=True):
+            home.clear()
+            home.update(before)
     if isinstance(found[0], tuple):
         return tuple(torch.stack(values, 1) for values in zip(*found, strict=True))
     return torch.stack(found, 1)

@@ -16,7 +16,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from biograd.checking import Count, Positive, validate
-from biograd.contracts.credit_paths import State, differentiated, join, needed, with_way
+from biograd.contracts.credit_paths import differentiated, join, needed, with_way
+from biograd.contracts.trial_part import State
 from biograd.errors import BiogradError, CapabilityError, RecipeError
 from biograd.neurons.coefficients import Coefficients, SpikeLoop, coefficients
 from biograd.neurons.neuron import Functions, Neuron, constants_of, state_of, step
@@ -149,9 +150,10 @@ class Population(SteppedPopulation):
         """
         with self._turn, self._named():  # a prepared simulation holds one trial
             into = self.trials(current)
-            if recurrent is not None and self._takes_loop(recurrent, into):
+            if self.part is None and recurrent is not None and self._takes_loop(recurrent, into):
                 return self._looped(into, recurrent)
-            if recurrent is not None or self.transport.slots or self.simulator == "snntorch":
+            slots = self.transport.slots or self.simulator == "snntorch"
+            if recurrent is not None or slots or self.part is not None:
                 return self._by_steps(into, recurrent)
             return self._whole(into)
 

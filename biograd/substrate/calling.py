@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,9 +35,11 @@ def called(network: nn.Module, encoded: Tensor, form: Outputs | None = None) -> 
     name = type(network).__name__
     outputs = outputs if form is None else form(outputs)
     if not isinstance(outputs, Tensor):
+        first = next(iter(outputs), "") if isinstance(outputs, Mapping) else 0
         raise CapabilityError(
             f"{name} returned {type(outputs).__name__}: say which part the outputs are, "
-            "outputs=biograd.Outputs(part=0), or wrap it in a module that returns that part alone"
+            f"outputs=biograd.Outputs(part={first!r}), or wrap it in a module that returns that "
+            "part alone"
         )
     if not outputs.dim() or len(outputs) != len(encoded):
         known = form is not None and form.time_first

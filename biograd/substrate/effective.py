@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,46 @@ def through(layer: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
     return respond(layer, effective_parameters(layer, weight)[0], inputs)
 
 
+class _Further(NamedTuple):
+    """What a layer was given beside its input; the input's name, if it came by one."""
+
+    rest: tuple[Any, ...]
+    named: Mapping[str, Any]
+    key: str
+
+
+_FURTHER: WeakKeyDictionary[nn.Module, _Further] = WeakKeyDictionary()
+"""Of the last call of layers that were given more than an input by its place."""
+
+
+def note_call(layer: nn.Module, rest: tuple[Any, ...], named: Mapping[str, Any], key: str) -> None:
+    """Keep how a layer is called, so that ``respond`` calls it in the same way.
+
+    Args:
+        rest: arguments by place behind the input.
+        named: arguments by name, without the input.
+        key: name of the input; "": it comes by its place.
+    """
+    if rest or named or key:
+        _FURTHER[layer] = _Further(rest, named, key)
+    elif _FURTHER:
+        _FURTHER.pop(layer, None)
+
+
+def _forward(layer: nn.Module, inputs: Tensor) -> Any:
+    further = _FURTHER.get(layer)
+    if further is None:
+        return layer.forward(inputs)
+    if further.key:
+        return layer.forward(**{further.key: inputs}, **further.named)
+    return layer.forward(inputs, *further.rest, **further.named)
+
+
 def respond(layer: nn.Module, weight: Tensor, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the response of ``layer`` with ``weight`` and ``bias`` for its own, no transform.
 
-    No hook runs, so that nobody takes the call for one of the network.  The stand-in lies in the
+    No hook runs, so that nobody takes the call for one of the network; what else the layer was
+    given in its last call, it is given again.  The stand-in lies in the
     instance's dictionary, which attribute look-up reads before the module's parameters; what lay
     there comes back.
     """
@@ -44,7 +81,7 @@ def respond(layer: nn.Module, weight: Tensor, inputs: Tensor, bias: Tensor | Non
     kept = {name: layer.__dict__[name] for name in stand_in if name in layer.__dict__}
     layer.__dict__.update(stand_in)
     try:
-        response: Tensor = layer.forward(inputs.to(weight.dtype))
+        response: Tensor = _forward(layer, inputs.to(weight.dtype))
     finally:
         for name in stand_in:
             del layer.__dict__[name]

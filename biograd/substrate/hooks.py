@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from biograd.contracts import Site
+from biograd.substrate.effective import note_call
 
 
 class Hook:
@@ -31,14 +32,17 @@ class Hook:
 class Enter(Hook):
     """Looks at what a site's layer receives."""
 
-    def __call__(self, _module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
+    def __call__(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> Any:
         """Act, if the substrate still holds the network; an input may come by its name."""
         if self.substrate is None:
             return None
-        if inputs or not named:
+        key = "" if inputs or not named else next(iter(named))
+        if self.substrate.recording:
+            further = {name: value for name, value in named.items() if name != key}
+            note_call(module, tuple(inputs[1:]), further, key)
+        if not key:
             found = self.substrate.enter(self.site, self.place, inputs)
             return None if found is None else (found, named)
-        key = next(iter(named))
         found = self.substrate.enter(self.site, self.place, (named[key],))
         return None if found is None else ((), named | {key: found[0]})
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -210,6 +211,28 @@ def graph_held(network: nn.Module) -> list[str]:
         for key, value in _own(module).items()
         if isinstance(value, Tensor) and value.grad_fn is not None
     ]
+
+
+@contextmanager
+def graph_ended(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Name the state by which a step leads back into the graph of one before.
+
+    Args:
+        names: of the attributes in which the network keeps a state; empty: it keeps none.
+
+    Raises:
+        CapabilityError: torch cannot go back there.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        held = [name for name in names if name in graph_held(network)]
+        if not held:
+            raise
+        raise CapabilityError(
+            f"the network keeps a state with its graph from step to step ({', '.join(held[:3])}), "
+            f"which is gone: detach it in forward, or {way_out(network, held)}"
+        ) from error
 
 
 Reset = str | Callable[[nn.Module], object]

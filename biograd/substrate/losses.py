@@ -69,6 +69,11 @@ def extend(
 def add_slopes(trace: Trace, losses: Tensor, local: Mapping[str, Tensor]) -> None:
     """Append the tangents of losses ``[copies B, ...]`` to the slopes of a trace."""
     batch = trace.losses.shape[1]
+    if trace.plan.parameter_tangents and forward_ad.unpack_dual(losses).tangent is None:
+        raise CapabilityError(
+            "differentiated forward, the loss depends on no parameter: take torch.inference_mode "
+            "or detach() out of forward"
+        )
     found = _tangent(losses).view(-1, batch)
     trace.slopes = found if trace.slopes is None else torch.cat((trace.slopes, found))
     for name, values in local.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from biograd.contracts import Site
+from biograd.contracts.trial_part import TrialPart
 from biograd.encoding import Encoding
 from biograd.randomness import generator
 
@@ -51,6 +52,7 @@ class Network(nn.Module):
         spiking: whether the activities are spikes ``[rows, steps, units]``, not the course of
             another variable.
         ends: names of the sites that end a block of several sites; empty: every hidden site does.
+        part: the part of a trial that is run; None: the whole trial.
     """
 
     sites: tuple[Site, ...] = ()
@@ -59,6 +61,7 @@ class Network(nn.Module):
     steps: int = 1
     spiking: bool = False
     ends: tuple[str, ...] = ()
+    part: TrialPart | None = None
 
     def encode(self, inputs: Tensor, stream: torch.Generator) -> Tensor:
         """Return what all copies of the batch share, ``[B, steps or 1, units]`` with time."""

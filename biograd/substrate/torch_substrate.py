@@ -278,6 +278,9 @@ class TorchSubstrate(Arranged):
         """Return the shape of a site in this pass: a trial may have another length."""
         shape, outputs = self._shapes[site.name], now.visits[site.name][0].outputs
         visits = outputs[0].shape[1] if site.time[0] else len(outputs)
+        part = getattr(self.module, "part", None)
+        if part is not None:
+            return dataclasses.replace(shape, steps=part.steps)
         if (isinstance(self.module, Network) and site.time[0]) or visits == shape.steps:
             return shape
         if now.plan.time_bin is not None:

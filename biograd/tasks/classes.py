@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from biograd.checking import NotNegative
 from biograd.errors import DataError, RecipeError
-from biograd.tasks.task import MISSING, Metrics, Task, aligned, check_some, refuse, shares
+from biograd.tasks.task import MISSING, Metrics, Task, aligned, check_some, counted, refuse, shares
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -128,6 +128,16 @@ class Classes(Task):
         safe = targets.where(mask, 0)
         found = LOSSES[self.loss](outputs.flatten(0, 1), safe.flatten()).view_as(safe) * mask
         return shares(found * self._weights(safe, found) if self.class_weights else found, mask)
+
+    def part(
+        self, targets: Tensor, first: int, steps: int, trial: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the targets of some steps, and their share in the mean over the trial."""
+        if not self.timed:
+            return None
+        mask = (targets[:, None].expand(-1, trial) if targets.dim() == 1 else targets) != MISSING
+        own = targets if targets.dim() == 1 else targets[:, first : first + steps]
+        return own, counted(mask, first, steps)
 
     def _spread(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return targets[:, None].expand(outputs.shape[:2]) if targets.dim() == 1 else targets

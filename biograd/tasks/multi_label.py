@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from biograd.tasks.task import Metrics, Task, check_numbers, known, refuse, shares
+from biograd.tasks.task import Metrics, Task, check_numbers, counted, known, refuse, shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,15 @@ class MultiLabel(Task):
     def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of every step over their number, ``[B, T]``."""
         return shares(*self._each(outputs, targets))
+
+    def part(
+        self, targets: Tensor, first: int, steps: int, trial: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the targets of some steps, and their share in the mean over the trial."""
+        if not self.timed:
+            return None
+        mask = (~targets.isnan()).any(-1)
+        return targets[:, first : first + steps], counted(mask, first, steps)
 
     def _each(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         mask = ~targets.isnan()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from biograd.checking import Positive
-from biograd.tasks.task import Metrics, Task, Totals, check_numbers, known, ratio, shares
+from biograd.tasks.task import Metrics, Task, Totals, check_numbers, counted, known, ratio, shares
 
 GROUPS = 10
 """Groups of equal size into which the values of a single number are divided."""
@@ -45,6 +45,16 @@ class Regression(Task):
     def stepwise(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of every step over their number, ``[B, T]``."""
         return shares(*self._each(outputs, targets))
+
+    def part(
+        self, targets: Tensor, first: int, steps: int, trial: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the targets of some steps, and their share in the mean over the trial."""
+        if not self.timed:
+            return None
+        mask = ~targets.isnan()
+        mask = mask.any(-1) if mask.dim() > 2 else mask
+        return targets[:, first : first + steps], counted(mask, first, steps)
 
     def _each(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         targets, mask = known(outputs, targets)

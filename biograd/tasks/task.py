@@ -87,6 +87,20 @@ class Task(Checked):
         except NotImplementedError:
             return self.losses(outputs, targets)
 
+    def part(
+        self, targets: Tensor, first: int, steps: int, trial: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the targets of a part of the trials, and the factor ``[B]`` of its losses.
+
+        The loss of a trial is the sum of its parts' losses, each by its factor.  None: a part has
+        no loss of its own.
+
+        Args:
+            targets: of whole trials of ``trial`` steps, ``[B, T, ...]``.
+            first: number of the part's first step, of ``steps``.
+        """
+        return None
+
     def alive(self, outputs: Tensor) -> Tensor:
         """Return whether each trial still went on in each step, ``[B, T]``, of a closed loop."""
         return torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
@@ -277,6 +291,11 @@ def per_example(
             "use reduction='none'"
         )
     return found
+
+
+def counted(mask: Tensor, first: int, steps: int) -> Tensor:
+    """Return the share of a part in the steps ``[B, T]`` that have a target, ``[B]``."""
+    return mask[:, first : first + steps].sum(1).double() / mask.sum(1).clamp_min(1)
 
 
 def shares(found: Tensor, mask: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ def check_encoding(encoding: Encoding) -> None:
     """See whether an encoding does what biograd needs of it.
 
     Inputs from 0 to 1 become ``[B, steps or 1, units]``, finite, in their type, and 0 or 1 where
-    they are spikes; they are left as they were, and tell; whatever is drawn comes from the
-    generator that is given; a copy in another process encodes the same; every number of its own
-    settings changes the code, or is refused by its name.
+    they are spikes; they are left as they were, and tell, each row by itself; whatever is drawn
+    comes from the generator that is given; a copy in another process encodes the same; every number
+    of its own settings changes the code, or is refused by its name.
 
     Raises:
         CheckFailed: the first promise that is broken, in a line.
@@ -62,6 +62,9 @@ def _code(encoding: Encoding, inputs: Tensor) -> Iterator[str]:
             yield f"inputs in {dtype} become {found}"
     if encoding.spikes and not ((code == 0) | (code == 1)).all():
         yield "spikes = True, but values are neither 0 nor 1"
+    rows = [_encoded(encoding, row) for row in inputs.split(1)]
+    if torch.equal(code, _encoded(encoding, inputs, 1)) and not torch.equal(code, torch.cat(rows)):
+        yield "the code of a row depends on the rows beside it"
     if torch.equal(code, _encoded(encoding, drawn(encoding, inputs.dtype, "others"))):
         yield "other inputs have the same code"
 

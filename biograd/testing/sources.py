@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ from biograd.randomness import generator
 def check_source(source: Source) -> None:
     """See whether a source does what biograd needs of it.
 
-    Rows come by number, in the order in which they are asked for, twice the same and alone as
-    beside others; shapes, lengths and targets are as the source says; nothing is drawn from the
-    global generators; batches hold every row once, and those behind a skip are those of the whole
-    epoch; a copy in another process has the same digest.
+    Rows come by number, in the order in which they are asked for, twice the same, in memory of
+    their own, and alone as beside others; shapes, lengths and targets are as the source says;
+    nothing is drawn from the global generators; batches hold every row once, and those behind a
+    skip are those of the whole epoch; a copy in another process has the same digest.
 
     Raises:
         CheckFailed: the first promise that is broken, in a line.
@@ -38,6 +39,9 @@ def _rows(source: Source) -> Iterator[str]:
         yield f"{count} rows: a check needs three"
     index = torch.tensor([2, 0, 1])
     batch, again = source.take(index), source.take(index)
+    if index.tolist() != [2, 0, 1]:
+        yield "take changes the numbers of rows that it is given"
+        return
     if not torch.equal(batch.index, index):
         yield "take does not return the numbers of its rows"
     lead = 1 + source.timed
@@ -49,6 +53,13 @@ def _rows(source: Source) -> Iterator[str]:
         yield f"inputs are {batch.inputs.dtype}, not floating-point numbers"
     if not _same(batch, again):
         yield "the same rows are not the same the second time: draw by the key"
+    for numbers in ([2, 0, 1], [0, 1, 2]):  # rows in order may be a view
+        before = source.take(torch.tensor(numbers))
+        before = dataclasses.replace(before, inputs=before.inputs.clone())
+        source.take(torch.tensor(numbers)).inputs.mul_(0.5)
+        if _same(batch, again) and not _same(before, source.take(torch.tensor(numbers))):
+            yield "what take returns is the source's own memory: return a copy"
+            return
     for place, row in enumerate(index.tolist()):
         alone = source.take(torch.tensor([row]))
         steps = alone.inputs.shape[1] if source.timed else None

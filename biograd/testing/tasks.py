@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from biograd.errors import CheckFailed, DataError
 from biograd.tasks import Task, Weighted, summed
+
+STRIDE, STRIDES = 0.03, 50
+"""Learning rate and steps by which outputs follow the losses."""
 
 
 def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
@@ -18,7 +22,8 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
     Good targets pass ``check`` and bad ones do not; a loss for each row, by itself; losses of steps
     that sum to it; the graph that it claims to have, and gradients that are those of finite
     differences; a missing target that leaves no trace; targets that can be packed beside weights;
-    metrics that add up over batches.
+    metrics that add up over batches, and a headline that gets better as the losses fall; nothing
+    is drawn from the global generators, and outputs and targets stay as they are.
 
     Args:
         outputs: of some network, ``[B, K]`` or ``[B, T, K]`` with B > 2, drawn at random.
@@ -28,6 +33,8 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
         CheckFailed: the first promise that is broken, in a line.
     """
     outputs = outputs.detach().double()
+    given = [value.clone() for value in (outputs, targets)]
+    chance = torch.get_rng_state(), random.getstate()
     for found in itertools.chain(
         _targets(task, targets),
         _losses(task, outputs, targets),
@@ -35,8 +42,42 @@ def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
         _missing(task, outputs, targets),
         _weighted(task, outputs, targets),
         _metrics(task, outputs, targets),
+        _descent(task, outputs, targets),
+        _traces(given, (outputs, targets), chance),
     ):
         raise CheckFailed(f"{type(task).__name__}: {found}")
+
+
+def _traces(
+    given: Sequence[Tensor], now: Sequence[Tensor], chance: tuple[Tensor, object]
+) -> Iterator[str]:
+    if not torch.equal(torch.get_rng_state(), chance[0]) or random.getstate() != chance[1]:
+        yield "a global generator is drawn from"
+    for name, one, other in zip(("outputs", "targets"), given, now, strict=True):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            yield f"its {name} are changed in place"
+
+
+def _descent(task: Task, outputs: Tensor, targets: Tensor) -> Iterator[str]:
+    """Follow the losses downhill, and see what becomes of the headline."""
+    if not task.differentiable or task.closed_loop or task.headline == "loss":
+        return
+
+    def headline() -> float:
+        return task.figures(summed(task.metrics(leaf.detach(), targets)))[task.headline]
+
+    leaf = outputs.clone().requires_grad_()
+    optimiser, before = torch.optim.Adam([leaf], STRIDE), headline()
+    for _ in range(STRIDES):
+        optimiser.zero_grad()
+        task.losses(leaf, targets).sum().backward()
+        optimiser.step()
+    worse = headline() - before
+    if (worse > 0) == (task.better == "lower") and worse:
+        yield (
+            f"its headline, {task.headline}, of which {task.better} is better, goes from "
+            f"{before:.3g} to {before + worse:.3g} as the losses fall"
+        )
 
 
 def _targets(task: Task, targets: Tensor) -> Iterator[str]:

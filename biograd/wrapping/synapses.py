@@ -230,6 +230,12 @@ class _Value:
             "product of numbers, constants and variables of the synapses"
         )
 
+    def _numbers(self) -> dict[str, Any]:
+        """Return the neurons' numbers before and behind each synapse, and how many there are."""
+        source, target = self.synapses.source, self.synapses.target
+        sizes = {"N": len(self.synapses), "N_pre": len(source), "N_post": len(target)}
+        return {"i": self.synapses.i[:], "j": self.synapses.j[:], **sizes}
+
     def _name(self, name: str) -> Array:
         from brian2.core.namespace import DEFAULT_UNITS
 
@@ -237,6 +243,8 @@ class _Value:
             return self.replaced[name]
         if name in self.synapses.equations.parameter_names:
             return np.asarray(self.synapses.variables[name].get_value(), dtype=float)
+        if name in self._numbers():
+            return np.asarray(self._numbers()[name], dtype=float)
         known = {**DEFAULT_UNITS, **own_names(self.namespace), **(self.synapses.namespace or {})}
         if name in self.synapses.variables or name not in known:
             hint = "changes in time" if name in self.synapses.variables else "is in no namespace"
