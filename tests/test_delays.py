@@ -475,3 +475,15 @@ def test_a_run_keeps_them_and_narrows(tmp_path: Path) -> None:
     found = again.get_submodule("blocks.0.synapse")
     assert torch.equal(found.delays.detach(), tensors["network.blocks.0.synapse.delays"])
     assert found.recipe.longest_ms == 6.0
+
+
+@pytest.mark.parametrize("setting", ["online", "recompute"])
+def test_trials_in_parts_are_refused(setting: str) -> None:
+    """What is still on its way at the end of a part would be lost."""
+    rule = {"online": "eprop", "recompute": "backprop"}[setting]
+    table = {"kind": "spiking", "hidden": [5], "delays": {"learned": "linear"}}
+    encoding = {"kind": "poisson", "duration_ms": 30.0}
+    recipe = construct(ModelRecipe, {"network": table, "encoding": encoding}, "test")
+    network = biograd.build(recipe, 4, 3)
+    with pytest.raises(CapabilityError, match=r"blocks\.0\.synapse .*comes later than at once"):
+        biograd.attach(network, make(rule, {setting: True}))

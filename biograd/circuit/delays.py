@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from biograd.circuit.projections import Masked, signed
+from biograd.circuit.projections import Masked, Sign, signed
 from biograd.encoding import Encoding
 from biograd.errors import RecipeError
 from biograd.neurons.values import drawn
@@ -50,6 +50,7 @@ class Delayed(Masked):
         RecipeError: delays outside of ``[0, D]``.
     """
 
+    delays: Tensor
     width: Tensor
     longest: int
 
@@ -64,7 +65,8 @@ class Delayed(Masked):
         if bool((values < 0).any()) or bool((values > longest).any()):
             raise RecipeError(f"Delayed: delays outside of 0 to {longest} steps, the longest")
         mask = layer.mask if isinstance(layer, Masked) else torch.ones_like(layer.weight)
-        sign, density = getattr(layer, "sign", "both"), getattr(layer, "density", None)
+        sign: Sign = getattr(layer, "sign", "both")
+        density = getattr(layer, "density", None)
         super().__init__(mask, layer.bias is not None, sign, density)
         self.recipe, self.longest, self.first_width = recipe, longest, float(width)
         if recipe.learned == "none":

@@ -54,6 +54,8 @@ class EventDelay(nn.Module):
         units: axons.
     """
 
+    delays: Tensor
+
     def __init__(self, recipe: DelayRecipe, units: int, duration: float) -> None:
         super().__init__()
         where = "network.delays"
@@ -76,7 +78,7 @@ class EventDelay(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         """Return when spikes ``[rows, units, K]`` arrive; where there is none the trial's end."""
-        late = self.delays
+        late: Tensor = self.delays
         if self.recipe.learned == "exact":
             late = reflected(late * self.recipe.pace, self.recipe.longest_ms)
         there = times < self.duration

@@ -72,7 +72,8 @@ def _undivided(network: Circuit, task: Task) -> str:
             return f"{name}.{over[0]} normalises over the whole trial"
     for way in network.graph.projections:
         own = way.source == way.target and way.lag == 1
-        if network.graph.together or (way.lag and not own):
+        late = way.longest is not None or (way.lag and not own)
+        if network.graph.together or late:
             return f"{way.path} leads back, or comes later than at once, from part to part"
     if getattr(getattr(network, "filtered", None), "kind", "") == "first_spike":
         return "network.readout = 'first_spike': the weight of a step depends on other steps"
