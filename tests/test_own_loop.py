@@ -109,6 +109,8 @@ def test_an_engine_gives_credit_and_gradients(tmp_path: Path) -> None:
         ({"wieghts": ["*"]}, biograd.RecipeError, "wieghts"),
         ({"weights": ["nothing"]}, biograd.RecipeError, "nothing"),
         ({"layers": ["nothing"]}, biograd.RecipeError, "nothing"),
+        ({"at": [0]}, biograd.RecipeError, "at"),
+        ({"log": "yes"}, biograd.RecipeError, "log"),
         ({"gradients": True}, biograd.RecipeError, "targets"),
         ({"gradients": True, "targets": CLASSES}, biograd.CapabilityError, "engine"),
         ({"variables": ["potential"]}, biograd.CapabilityError, "potential"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from biograd.engine import Engine
 from biograd.errors import CapabilityError, DataError, RecipeError
 from biograd.estimators import ESTIMATORS
+from biograd.recipes import construct
 from biograd.recipes.recording_recipe import RecordingRecipe
 from biograd.recording.description import LONGEST, observed_layers
 from biograd.recording.figures import log_spaced, parameter_measures
@@ -93,8 +94,8 @@ def _recipe(given: Mapping[str, Any], steps: int | None) -> RecordingRecipe:
         if name in ELSEWHERE or name not in known:
             why = "is of a training of biograd" if name in known else "is no setting of recording"
             raise RecipeError(f"record: {name}: {why}: leave it out")
-    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    recipe = RecordingRecipe(**lists)
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+    recipe = construct(RecordingRecipe, plain, "record")
     if recipe.every and steps is None:
         raise RecipeError("record: every: how many steps will there be? Give steps")
     return recipe
