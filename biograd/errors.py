@@ -98,11 +98,13 @@ def word(path: object) -> str:
 
 
 def check_text(path: object) -> None:
-    """Refuse a path that is no text: run files are written in UTF-8.
+    """Refuse a path that is no text, or that no file has: run files are written in UTF-8.
 
     Raises:
         RecipeError: it is none.
     """
+    if "\0" in str(path):
+        raise RecipeError(f"{visible(brief(str(path), 80))}: holds a NUL character: no file has it")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM: heard once, whenever they come, and answered by the exit codes 130 and 143.
+"""SIGINT, SIGTERM and SIGHUP: heard once, whenever they come; exit codes 130, 143 and 129.
+
+The last comes when a terminal is closed, or a connection ends; ``nohup`` has it ignored.
 
 Why an import defers them: C code that is being initialised does what it likes with an exception.
 NumPy turns it into another error, others into none; so it is raised when the import is over.
@@ -24,6 +26,8 @@ from biograd.errors import BiogradError
 BASE = 128
 """Exit codes above name the signal that ended a process."""
 WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if sys.platform != "win32":
+    WORDS[signal.SIGHUP] = "the terminal was closed"
 PAUSE, IMPORT_SECONDS = 0.02, 15.0
 """Seconds between two deliveries, and for which an import may go on after a signal."""
 
@@ -37,7 +41,7 @@ class Interrupted(BiogradError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived; what is running may commit and must then let this pass."""
+    """SIGTERM or SIGHUP arrived; what is running may commit and must then let this pass."""
 
 
 @dataclasses.dataclass
@@ -60,7 +64,7 @@ HEARD = Heard()
 
 @contextmanager
 def ending(keep: bool) -> Iterator[Heard]:
-    """Raise KeyboardInterrupt at SIGINT and :class:`Terminated` at the first SIGTERM.
+    """Raise KeyboardInterrupt at SIGINT, :class:`Terminated` at the first of the others.
 
     Args:
         keep: give the handlers of before back; else a later signal ends the process by itself.
@@ -85,7 +89,7 @@ def _heard() -> list[int]:
 
 @contextmanager
 def graceful() -> Iterator[list[int]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one kills.
+    """Turn the first signal into a request to stop after the step; a second one kills.
 
     One that is ignored, as by ``nohup`` or in the background of a script, stays ignored.
     Why: an interrupt inside the optimiser would leave half a step in the weights.
@@ -115,7 +119,7 @@ def graceful() -> Iterator[list[int]]:
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Ignore both signals, in what is short and comes last."""
+    """Ignore these signals, in what is short and comes last."""
     main = threading.current_thread() is threading.main_thread()
     kept = {number: signal.signal(number, signal.SIG_IGN) for number in WORDS if main}
     try:
@@ -126,9 +130,9 @@ def deaf() -> Iterator[None]:
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
-    """Raise what a signal means; those that follow SIGTERM are the same once more."""
+    """Raise what a signal means; those that follow, but SIGINT, are the same once more."""
     again, HEARD.repeated = HEARD.repeated, False
-    if HEARD.answered and (again or number == signal.SIGTERM):
+    if HEARD.answered and (again or number != signal.SIGINT):
         return
     first, HEARD.number = not HEARD.number, HEARD.number or number
     if not _importing(frame):

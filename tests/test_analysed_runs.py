@@ -19,11 +19,12 @@ from click.testing import CliRunner
 from runs_synthetic import writer
 
 import biograd
+from biograd.__main__ import main
 from biograd.analyses import of_run, selectivity, spike_trains
 from biograd.analyses.cached import folder_of, kept
 from biograd.commands import console
 from biograd.commands.watch import drawn, looks, spark, standing_of
-from biograd.errors import RecipeError, RunFileError
+from biograd.errors import OutputError, RecipeError, RunFileError
 from biograd.pages.run_page import run_page
 from biograd.pages.style_sheet import LIGHT, LINKS, TILES, WARNINGS
 from biograd.plots import run_figures as figures
@@ -133,12 +134,43 @@ def test_settings_are_obeyed_or_refused(path: Path) -> None:
         assert of_run.analyse(run, "rdm", snapshots=2)["step"].tolist() == [0, 100]
         for wrong, words in (
             ({"snapshot": 2}, "did you mean"),
-            ({"snapshots": "2"}, "of the kind"),
+            ({"snapshots": "2"}, "must be a whole number"),
         ):
             with pytest.raises(RecipeError, match=words):
                 of_run.analyse(run, "rdm", **wrong)
         with pytest.raises(RecipeError, match="did you mean 'rates'"):
             of_run.analyse(run, "rate")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "psth.bin_ms=NaN", "psth.bin_ms=Infinity", "psth.bin_ms=1e300", "psth.bin_ms=-1",
+        "psth.bin_ms=true", "probes.folds=1", "probes.snapshots=0", "probes.seed=-1",
+        "rdm.snapshots=0", "rdm.stimuli_most=1", "rdm.distance=[]", f"psth.snapshot={'9' * 5000}",
+        f"psth.snapshot={'[' * 5000}", "psth.snapshot=1.5",
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(
+    path: Path, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = setting.partition("=")[0]
+    words = ["analyse", str(path), "--what", name.partition(".")[0], "--set", setting]
+    assert main(words) == 2
+    assert f"analyse: {name}" in capsys.readouterr().err
+
+
+def test_analyses_are_not_written_through_a_link(tmp_path: Path) -> None:
+    run = make(tmp_path / "run.h5")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run.h5.analyses").symlink_to(tmp_path / "elsewhere")
+    with biograd.load(run) as opened, pytest.raises(OutputError, match="is a link"):
+        kept(opened, "silence")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "run.h5.analyses").unlink()
+    (tmp_path / "run.h5.analyses").write_text("mine")
+    with biograd.load(run) as opened, pytest.raises(OutputError, match="cannot be written"):
+        kept(opened, "silence")
 
 
 def test_an_analysis_is_kept_until_something_changes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from biograd import disk
-from biograd.errors import OutputError
+from biograd.errors import OutputError, RecipeError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs links and permissions")
 
@@ -83,3 +83,61 @@ def test_only_what_lies_on_the_disk_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="ordinary"):
         disk.read_bytes(tmp_path / "pipe")
+
+
+def test_reading_allocates_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert disk.read_bytes(tmp_path / "a", 2**60) == b"abc"
+    assert disk.read_text(tmp_path / "a") == "abc"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match=r"ordinary|directory"):
+            disk.read_bytes(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    for force in (False, True):
+        with pytest.raises(RecipeError, match="name a file"):
+            disk.check_target(path, force)
+    assert path.exists() and not path.is_file()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "", "/", "a" * 300])
+def test_names_that_no_file_has(name: str) -> None:
+    with pytest.raises(RecipeError):
+        disk.check_target(Path(name), force=True)
+
+
+def test_files_that_belong_together_appear_together(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "nowhere" / "two"
+    with pytest.raises(OSError, match="nowhere"):
+        disk.write_together({one: b"1", two: b"2"})
+    assert not list(tmp_path.iterdir())
+    disk.write_together({one: b"1", tmp_path / "two": b"2"})
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"1", b"2"]
+
+
+def test_a_folder_that_is_filled(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), disk.filling(folder) as place:
+        (place / "a").write_text("half")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with disk.filling(folder) as place:
+        (place / "a").write_text("whole")
+        assert not folder.exists()
+    assert [path.read_text() for path in folder.iterdir()] == ["whole"]
+    with pytest.raises(RecipeError, match="exists"), disk.filling(folder):
+        pass
+    (folder / "mine").write_text("mine")
+    with disk.filling(folder, force=True) as place:
+        (place / "a").write_text("again")
+    assert {path.read_text() for path in folder.iterdir()} == {"again", "mine"}
+    for make in (lambda path: path.symlink_to("nowhere"), lambda path: path.write_text("file")):
+        make(tmp_path / "odd")  # type: ignore[no-untyped-call]
+        with pytest.raises(RecipeError, match="no folder"), disk.filling(tmp_path / "odd"):
+            pass
+        (tmp_path / "odd").unlink()

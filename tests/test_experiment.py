@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from runs_synthetic import edited
 from torch import nn
 
 import biograd
@@ -374,7 +374,7 @@ def test_a_run_is_not_resumed_on_other_data_or_backwards(tmp_path: Path) -> None
     with pytest.raises(RecipeError, match="the run is in epoch 2 already"):
         experiment.proceed(path, epochs=1)
     assert path.read_bytes() == before
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         file.attrs["dataset_sha256"] = "0" * 64
     with pytest.raises(DataError, match="learned from other random_manifolds data"):
         experiment.proceed(path, epochs=3)

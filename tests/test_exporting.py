@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -12,7 +14,7 @@ import runs_synthetic as synthetic
 from click.testing import CliRunner
 
 from biograd.commands import console
-from biograd.errors import RunFileError
+from biograd.errors import RecipeError, RunFileError
 from biograd.exporting.tables_export import plain
 from biograd.runs.reader import open_run
 from biograd.runs.views.validation import validate
@@ -100,6 +102,77 @@ def test_tensorboard_has_the_scalars(path: Path, tmp_path: Path) -> None:
     events = EventAccumulator(str(out)).Reload()
     found = [(one.step, one.value) for one in events.Scalars("train_step/loss")]
     assert found == [(step, pytest.approx(1 / (step + 1))) for step in range(7)]
+
+
+def test_attributes_that_netcdf_has_no_type_for(tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    with synthetic.writer(tmp_path / "run.h5", attributes={"resumed": True}) as target:
+        synthetic.write_step(target, 0)
+        target.commit(0, synthetic.checkpoint(0))
+    out = exported(tmp_path / "run.h5", "netcdf", tmp_path / "run.nc")
+    with xarray.open_datatree(out, engine="h5netcdf") as tree:
+        assert tree.attrs["resumed"] == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "tensorboard"])
+def test_a_folder_is_written_in_full_or_not_at_all(path: Path, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("tensorboard")
+    run, out = tmp_path / "run.h5", tmp_path / "tables"
+    run.write_bytes(path.read_bytes())
+    with synthetic.edited(run) as file:
+        file["scalars/train_step/loss"].attrs.create("units", "1")
+        del file["scalars/train_step/step"]
+    words = ["export", str(run), "--format", kind, "-o", str(out)]
+    assert isinstance(CliRunner().invoke(console, words).exception, RunFileError)
+    assert list(tmp_path.iterdir()) == [run]
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert isinstance(CliRunner().invoke(console, [*words, "--force"]).exception, RunFileError)
+    assert [one.name for one in out.iterdir()] == ["mine.txt"]
+    words[1] = str(path)
+    assert isinstance(CliRunner().invoke(console, words).exception, RecipeError)
+    assert CliRunner().invoke(console, [*words, "--force"]).exit_code == 0
+    assert len(list(out.iterdir())) > 1 and (out / "mine.txt").read_text() == "mine"
+
+
+FULL = """
+import os, resource, shutil, signal, sys
+from biograd.__main__ import main
+run, folder = sys.argv[1:]
+os.chdir(folder)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+kinds = ("sonata", "nwb", "csv", "netcdf", "tensorboard")
+commands = [["export", run, "--format", kind, "-o", "out"] for kind in kinds]
+commands += [["plot", run, "--what", "silence", "-o", "out"], ["report", run, "-o", "out"]]
+commands += [["analyse", run, "--what", "silence"]]
+for size in (100, 3000):
+    for words in commands:
+        print(words, file=sys.stderr)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            code = main(words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        left = os.listdir(folder)
+        for name in left if code == 0 else ():
+            os.unlink(name) if os.path.isfile(name) else shutil.rmtree(name)
+        assert code == 0 or (code == 1 and not left), (words, size, code, left)
+        print(code, end="")
+"""
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(path: Path, tmp_path: Path) -> None:
+    for name in ("pynwb", "h5netcdf", "tensorboard"):
+        pytest.importorskip(name)
+    words = [sys.executable, "-c", FULL, str(path), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1") >= 8
+    said = [line for line in done.stderr.splitlines() if line[0] != "["]
+    assert len(said) == done.stdout.count("1")
+    assert all(line.startswith("biograd: ") and "no space left" in line for line in said)
 
 
 def test_sonata_leads_back_to_the_run(path: Path, tmp_path: Path) -> None:

@@ -118,6 +118,42 @@ def test_gradients_are_those_of_whole_trials(
         assert difference(found, expected) < 1e-10
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_rate_units_that_answer_at_the_end(rule: str) -> None:
+    """They have no memory of their own, and the readout hears the last step alone."""
+    tables = {
+        "network": {"kind": "rate", "hidden": [6], "recurrent": True},
+        "encoding": {"kind": "given", "dt_ms": 1.0, "duration_ms": float(STEPS)},
+        "decorrelation": {"rule": "off"},
+    }
+    found = []
+    for given in ({}, {"online": True, "chunk": 4}):
+        network = networks.build(construct(ModelRecipe, tables, "test"), (INPUTS,), OUTPUTS, 1)
+        found.append(credited(network.double(), RULES[rule](**given), False)[0])
+    assert difference(found[1], found[0]) < 1e-10
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_layers_that_do_not_learn(rule: str) -> None:
+    """A weight is frozen beside its bias, then learns; the batch shrinks; classes for all steps."""
+    inputs, targets = batch(True)[0], torch.tensor([0, 1, 2, tasks.MISSING])
+    results: list[list[Gradients]] = []
+    for given in ({}, {"online": True, "chunk": 4}):
+        network = made(True, "alif", recurrent=True)
+        weight = network.get_parameter("blocks.0.synapse.weight").requires_grad_(False)
+        task = tasks.Classes(OUTPUTS, timed=True)
+        engine, own = attach(network, RULES[rule](**given), task=task), []
+        for rows in (slice(4), slice(2)):
+            network.zero_grad()
+            engine(inputs[rows], targets[rows]).backward()
+            own.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+            assert (weight.grad is None) != weight.requires_grad
+            weight.requires_grad_(True)
+        results.append(own)
+    for expected, found in zip(*results, strict=True):
+        assert difference(found, expected) < 1e-10
+
+
 @pytest.mark.parametrize("rule", ["symmetric", "random", "ottt"])
 @pytest.mark.parametrize("timed", [False, True])
 def test_without_traces_it_is_another_gradient(

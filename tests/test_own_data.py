@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -929,3 +931,99 @@ def test_the_check_sees_what_is_wrong(kind: type[data.Arrays], expected: str) ->
 def test_tensor_datasets_are_arrays() -> None:
     given = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
     assert load(given).digest == load((X, Y)).digest
+
+
+TABLE = "u,v,kind\n" + "\n".join(f"{n / 3},{n},{'ab'[n % 2]}" for n in range(24))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TABLE.replace(",", ";"), "divided by ';'"),
+        (TABLE + "\n1_000,1,a", "'1_000': is no number"),
+        (TABLE + "\n\u0661,1,a", "is no number"),
+        (TABLE + "\n1e39,1,a", "row 26: u: is beyond float32"),
+        (TABLE + "\n1\0,1,a", "NUL"),
+        (TABLE + '\n"1,1,a', "unexpected end"),
+        (TABLE + "\ninf,1,a", "row 26: u: is not finite"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_table_of_numbers(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(str(tmp_path / "a.csv"), settings={"target": ["kind"]})
+
+
+def test_a_line_that_ends_within_quotes_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(TABLE.replace("a\n", '"a\nb\u2028c"\n'), encoding="utf-8")
+    found = load(str(tmp_path / "a.csv"), settings={"target": ["kind"]})
+    targets = found.train.take(torch.arange(len(found.train))).targets
+    assert sorted(targets.unique().tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.npz", "a.h5", "a.nwb"])
+@pytest.mark.timeout(20)
+def test_what_never_ends_is_not_read(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((DataError, RecipeError)):
+        load(str(tmp_path / name), settings={"target": ["kind"]} if name == "a.csv" else {})
+    (tmp_path / "classes" / "b").mkdir(parents=True)
+    os.mkfifo(tmp_path / "classes" / "b" / "0.npy")
+    with pytest.raises(DataError, match="no ordinary file"):
+        load(str(tmp_path / "classes"))
+
+
+def test_values_that_lie_in_other_files_are_not_read(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.h5", tmp_path / "b.h5"
+    with h5py.File(other, "w") as file:
+        file["s"] = X.numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
+        shape = file["s"].shape
+    for source, why in ((other, "another file"), (path, "")):
+        with h5py.File(path, "w") as file:
+            layout = h5py.VirtualLayout(shape, "f4")
+            if not why:
+                file["extra/s"] = h5py.File(other)["s"][()].astype("f4")
+                layout[:] = h5py.VirtualSource(file["extra/s"])
+            else:
+                layout[:] = h5py.VirtualSource(source, "s", shape)
+            file.create_virtual_dataset("x", layout)
+            file["y"] = np.arange(shape[0]) % 3
+        if why:
+            with pytest.raises(DataError, match=why):
+                load(str(path))
+        else:
+            load(str(path))
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout((10**10, 4), "f4")
+        file["y"] = np.arange(3)
+        layout[:3, 0] = h5py.VirtualSource(file["y"])
+        file.create_virtual_dataset("x", layout)
+    with pytest.raises(DataError, match="no data are packed so well"):
+        load(str(path))
+
+
+def test_an_array_that_is_there_twice(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((6, 2)), y=np.arange(6) % 2)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file.writestr("x.npy", file.read("x.npy"))
+    with pytest.raises(DataError, match=r"x\.npy: is there twice"):
+        load(str(tmp_path / "a.npz"))
+
+
+def test_long_doubles_are_doubles(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 24, dtype=np.longdouble).reshape(12, 2)
+    np.savez(tmp_path / "a.npz", x=values, y=np.arange(12) % 2)
+    np.savez(tmp_path / "b.npz", x=values.astype(float), y=np.arange(12) % 2)
+    one, two = (inputs_of(load(str(tmp_path / name)).train) for name in ("a.npz", "b.npz"))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("key", "value"), [("classes", True), ("dt_ms", float("inf"))])
+def test_attributes_that_are_no_such_number(tmp_path: Path, key: str, value: Any) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"], file["y"] = np.zeros((12, 2)), np.arange(12) % 2
+        file.attrs[key] = value
+    with pytest.raises(DataError, match="is not such a number"):
+        load(str(tmp_path / "a.h5"))

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from pictures import message
+from runs_synthetic import edited
 from torch import nn
 from torch.nn import functional
 
@@ -552,7 +552,7 @@ def test_a_hostile_text_is_neither_run_nor_shown_raw(
 ) -> None:
     assert train() == 0
     (place / "evil.py").write_text(HOSTILE)
-    with h5py.File("a.h5", "r+") as file:
+    with edited("a.h5") as file:
         config = json.loads(file["config"][()])
         config["code"]["model"] |= {"place": "evil.py", "name": "Net\x1b[2J"}
         config["recipe"]["module"]["source"] = "evil.py:Net"

@@ -14,10 +14,10 @@ import sys
 import warnings
 from pathlib import Path
 
-import h5py
 import pytest
 from rich.table import Table
 from rich.text import Text
+from runs_synthetic import edited
 
 import biograd
 from biograd import disk
@@ -190,7 +190,7 @@ def _ran(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_names_in_files_are_shown_not_obeyed(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.h5"
     run.write_bytes(finished.read_bytes())
-    with h5py.File(run, "r+") as file:
+    with edited(run) as file:
         file.attrs["model"] = "ann\x1b]0;title\x07\x1b[2J\u202e"
     (tmp_path / "model.toml").write_text('[network]\n"\\u001b]0;t\\u0007\\u009b2J" = 1\n')
     for command in ("inspect run.h5", "train --model model.toml -o x.h5 --debug"):

@@ -152,11 +152,12 @@ import work_for_tests as work
 from work_for_tests import gone, wait_until
 from biograd.placement import processes
 
-def terminate(*_):
-    raise SystemExit(143)
+def terminate(number, _):
+    raise SystemExit(128 + number)
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, terminate)
     paths = [Path(path) for path in sys.argv[2:]]
     tasks = [processes.Work(path.name, getattr(work, sys.argv[1]), (path,)) for path in paths]
     try:
@@ -194,7 +195,9 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
 
 @posix
 @pytest.mark.parametrize("group", [False, True], ids=["parent", "group"])
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_whoever_is_asked_to_stop_may_commit(
     number: signal.Signals, code: int, group: bool, tmp_path: Path
 ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from biograd.data import SOURCES
+from biograd.data import SOURCES, load
 from biograd.decorrelation.rules import RULES
 from biograd.encoding import ENCODINGS
 from biograd.errors import BiogradError, RecipeError
@@ -17,6 +18,7 @@ from biograd.estimators.tangents import TANGENTS
 from biograd.local.objectives import LOCAL_LOSSES
 from biograd.neurons import NEURONS
 from biograd.neurons.surrogate import SURROGATES
+from biograd.recipes import DatasetRecipe
 from biograd.registry import Registry
 from biograd.tasks import TASKS
 
@@ -144,3 +146,32 @@ def test_a_name_given_twice_is_refused_however_it_is_asked_for(installed: Path) 
 def test_own_parts_are_of_one_kind_in_every_registry() -> None:
     for known in REGISTRIES:
         assert all(known._fits(part) for part in known.own.values())
+
+
+def raising(error: BaseException) -> Callable[[object], object]:
+    """Return a source that fails."""
+
+    def read(request: object) -> object:
+        raise error
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (lambda request: None, "returns NoneType, not biograd.data.Parts"),
+        (lambda request: {"train": 1}, "returns dict, not biograd.data.Parts"),
+        (raising(ValueError("no\nway")), "fails: ValueError: no; way"),
+        (raising(SystemExit(0)), "fails: SystemExit: 0"),
+        (raising(BiogradError("so it is")), "^so it is$"),
+    ],
+)
+def test_a_source_of_another_package_that_fails_is_named(
+    read: Callable[[object], object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(SOURCES), "find", lambda self, name, where: read)
+    with pytest.raises(BiogradError, match=words) as caught:
+        load(DatasetRecipe(source="mine"), name="cells")
+    where = "dataset cells: source = 'mine' (test_registry) "
+    assert words.startswith("^") or str(caught.value).startswith(where)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from fuzz.run_files import SEAL
+from runs_synthetic import edited
 from torch import nn
 
 import biograd
@@ -248,7 +248,7 @@ CHANGED = {
 def test_what_was_changed_is_named(name: str, trained: Path, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "changed.h5"
     shutil.copy(trained, path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         CHANGED[name](file, name)
     assert main(["reproduce", str(path), "--quiet", "--json"]) == 3
     printed, named = capsys.readouterr(), name.removeprefix("scalars/")
@@ -262,7 +262,7 @@ def test_what_was_changed_is_named(name: str, trained: Path, tmp_path: Path, cap
 def test_what_is_missing_is_named(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "changed.h5"
     shutil.copy(trained, path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         del file["params/readout.bias/norm"]
     found = reproduce(path)
     (difference,) = found.differences
@@ -384,7 +384,7 @@ def test_seconds_do_not_repeat(tmp_path: Path) -> None:
 def test_other_data_are_refused(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     shutil.copy(trained, path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         file.attrs["dataset_sha256"] = "0" * 64
     with pytest.raises(DataError, match=r"a\.h5: the run learned from other random_manifolds data"):
         reproduce(path)
@@ -433,9 +433,8 @@ def test_spikes_without_their_trials_are_damage(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     settings = ["dataset.training_examples=32", "dataset.test_examples=8", "encoding.duration_ms=4"]
     biograd.train("spiking", "digits", epochs=1, path=path, settings=settings).close()
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         file.move("trials", "elsewhere")
-    path.write_bytes(SEAL.sub(b"", path.read_bytes()))
     with pytest.raises(RunFileError, match="has layers that spike, but no /trials"):
         biograd.reproduce(path)
 

@@ -15,13 +15,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from runs_synthetic import checkpoint, probe, write_step, writer
+from runs_synthetic import checkpoint, edited, probe, write_step, writer
 
+from biograd.__main__ import main
 from biograd.errors import BiogradError, RunFileError
 from biograd.runs.checked import open_file
+from biograd.runs.layout import VERSION
 from biograd.runs.parts.seal import write_seal
 from biograd.runs.reader import Run, open_run
 from biograd.runs.said import COUNTS, FIGURES, WORDS, check_summary
+from biograd.runs.views.validation import validate
 from biograd.runs.writer import RunWriter
 
 REPLACED = f"run.h5.parts.{'0' * 16}.old"
@@ -105,13 +108,43 @@ def test_any_bit_that_turned_is_an_error(finished: Path, tmp_path: Path) -> None
         refused(path)
 
 
-def test_a_file_without_a_digest_opens_and_says_so(finished: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_digest_opens_and_says_so(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "run.h5"
     shutil.copy(finished, path)
     with h5py.File(path, "r+") as file:
         file.create_group("analysis/mine")["rates"] = np.arange(3)
+        file.attrs["format_version"] = "1.0"
     with open_run(path) as run:
         assert not run.sealed and run.scalars("train_step")["step"].tolist() == list(range(9))
+        assert run.attributes["format_version"] == "1.0" and not run.lost_seal
+        assert [one.note for one in validate(run) if one.name == "digest"] != [""]
+    assert not caplog.records
+    writer, _ = RunWriter.resume(path)
+    writer.close()
+    with open_run(path) as run:
+        assert run.sealed and run.attributes["format_version"] == VERSION
+
+
+def test_a_file_that_lost_its_digest_is_named(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Any
+) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copy(finished, path)
+    with h5py.File(path, "r+") as file:
+        file["scalars/train_step/loss"][...] = 0
+    with open_run(path) as run:
+        assert run.lost_seal
+    assert f"{path}: was changed by another program" in caplog.text
+    before = state(tmp_path)
+    with pytest.raises(RunFileError, match="was changed by another program"):
+        RunWriter.resume(path)  # it would be given a digest
+    assert main(["inspect", str(path)]) == 0
+    assert "its digest is gone" in capsys.readouterr().err
+    assert main(["validate", str(path)]) == 4
+    assert "digest: was changed by another program" in capsys.readouterr().err
+    assert state(tmp_path) == before
 
 
 def test_reading_changes_nothing_that_lies_beside_a_run(finished: Path, tmp_path: Path) -> None:
@@ -354,7 +387,7 @@ def test_rows_of_another_shape_are_refused_before_anything_is_written(
 ) -> None:
     path = tmp_path / "run.h5"
     shutil.copy(finished, path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         values = file[name][()]
         del file[name]
         file[name] = values[..., None] if change == "deeper" else values.flat[0]

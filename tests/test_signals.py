@@ -1,4 +1,4 @@
-"""Signals: heard once, whenever they come; the process ends with 130 or 143."""
+"""Signals: heard once, whenever they come; the process ends with 129, 130 or 143."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from biograd.signals import Terminated, ending, graceful
+from biograd.signals import WORDS, Terminated, ending, graceful
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
-RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RAISED = dict.fromkeys(ALL, Terminated) | {signal.SIGINT: KeyboardInterrupt}
 
 
 def _wait() -> None:
@@ -25,7 +25,7 @@ def _wait() -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_a_signal_is_raised_at_once(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with ending(keep=True) as heard:
@@ -44,7 +44,7 @@ def test_those_that_follow_sigterm_are_the_same() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_an_import_is_finished_first(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +145,7 @@ def _ended(number: int, seconds: float, folder: Path) -> tuple[int, str]:
 
 
 def _check(draws: random.Random, folder: Path, longest: float) -> None:
-    number, seconds = draws.choice(BOTH), draws.uniform(0.02, longest)
+    number, seconds = draws.choice(ALL), draws.uniform(0.02, longest)
     code, said = _ended(number, seconds, folder)
     if said.startswith("Fatal Python error: init_import_site"):
         return  # Python itself had not started
@@ -153,7 +153,7 @@ def _check(draws: random.Random, folder: Path, longest: float) -> None:
     assert code in (128 + number, -number), f"{at}: {code}: {said}"
     if code > 0:
         lines = said.splitlines()
-        assert sum("interrupted" in line or "terminated" in line for line in lines) == 1, at
+        assert sum(any(word in line for word in WORDS.values()) for line in lines) == 1, at
         assert "Traceback" not in said and "unexpected" not in said, f"{at}: {said}"
 
 
@@ -170,6 +170,19 @@ def test_a_hundred_signals(tmp_path: Path) -> None:
     for _ in range(100):
         _check(draws, tmp_path, 5.0)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_a_training_that_is_asked_to_stop_can_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    small = ("--set", "dataset.training_examples=64")
+    with _training(tmp_path, *small, "-o", "run.h5") as process:
+        commits = tmp_path / "run.h5.parts" / "commits.jsonl"
+        while not (commits.exists() and commits.stat().st_size):
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "biograd resume run.h5" in said
+    assert "Traceback" not in said and len(said.splitlines()) < 4
 
 
 @pytest.mark.parametrize("marker", ["numpy._core._multiarray_umath", "torch.nn"])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
+
 from biograd import __version__, disk
 from biograd.analyses.of_run import Named, analyse, settings_of
+from biograd.disk.hdf5_streams import create
 from biograd.errors import RunFileError
 from biograd.runs.checked import open_file
 from biograd.runs.parts.seal import written_digest
 from biograd.runs.reader import Run
 from biograd.runs.storage import RunPaths
-from biograd.runs.stored_arrays import create, write_dataset
+from biograd.runs.stored_arrays import write_dataset
 
 FORMAT = "biograd-analysis"
 
@@ -62,18 +69,34 @@ def kept(run: Run, name: str, settings: dict[str, Any] | None = None) -> Kept:
     Raises:
         RecipeError: there is no such analysis or setting.
         RunFileError: the run does not hold what it needs.
+        OutputError: its file cannot be written.
     """
     chosen = settings_of(name, settings)
     about, file = mark(run, name, chosen), folder_of(run) / f"{name}.h5"
     if (found := _read(file, about)) is not None:
         return Kept(found, file, False)
     arrays = analyse(run, name, **chosen)
-    file.parent.mkdir(exist_ok=True)
-    with disk.writing(file, "analyse the run again"), create(file) as stored:
+    with disk.writing(file, "analyse the run again"), _stored(file) as stored:
         stored.attrs.update(about)
         for key, values in arrays.items():
             write_dataset(stored, key, values)
     return Kept(arrays, file, True)
+
+
+@contextlib.contextmanager
+def _stored(file: Path) -> Iterator[h5py.File]:
+    """Create a file in the folder of analyses, which may be made and is never a link."""
+    folder = file.parent
+    folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
+    try:
+        with create(file) as stored:
+            yield stored
+    except BaseException:
+        with contextlib.suppress(OSError):  # it stays if it holds another analysis
+            folder.rmdir()
+        raise
 
 
 def _read(file: Path, about: dict[str, str]) -> Named | None:

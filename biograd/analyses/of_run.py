@@ -7,13 +7,15 @@ larger than the memory.  To add an analysis: write a function, and name it in ``
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from biograd.analyses import decoding, dissimilarity, selectivity, similarity, spike_trains, weights
+from biograd.checking import Count, Range, convert
 from biograd.errors import RecipeError, RunFileError, nearest
 from biograd.runs.reader import Run
 from biograd.runs.views.recorded_spikes import Spikes
@@ -21,6 +23,8 @@ from biograd.runs.views.recorded_spikes import Spikes
 Array = NDArray[Any]
 Named = dict[str, Array]
 
+Milliseconds = Annotated[float, Range(0, 1e9)]
+Several = Annotated[int, Range(2)]
 TRIALS = 256
 """Trials whose spikes are held at once."""
 
@@ -145,7 +149,7 @@ def fano(run: Run, snapshot: int = -1) -> Named:
     return found
 
 
-def psth(run: Run, snapshot: int = -1, bin_ms: float = 0.0) -> Named:
+def psth(run: Run, snapshot: int = -1, bin_ms: Milliseconds = 0.0) -> Named:
     """Return mean rates after the onset, ``[label, unit, bin]``; a bin of 0: one step."""
     found: Named = {}
     for name in recorded_layers(run, spiking=True):
@@ -190,7 +194,7 @@ def receptive_fields(run: Run, snapshot: int = -1) -> Named:
 
 
 def rdm(
-    run: Run, snapshots: int = 4, stimuli_most: int = 200, distance: str = "correlation"
+    run: Run, snapshots: Count = 4, stimuli_most: Several = 200, distance: str = "correlation"
 ) -> Named:
     """Return dissimilarities of stimuli sorted by label, ``[snapshot, stimulus, stimulus]``."""
     order, labels = stimuli(run, stimuli_most)
@@ -205,7 +209,7 @@ def rdm(
     return found
 
 
-def rsa(run: Run, stimuli_most: int = 200, method: str = "spearman") -> Named:
+def rsa(run: Run, stimuli_most: Several = 200, method: str = "spearman") -> Named:
     """Return how alike dissimilarities and labels are, ``[snapshot]``, and layers at the end."""
     order, labels = stimuli(run, stimuli_most)
     ideal, found, last = dissimilarity.label_rdm(labels), {}, []
@@ -239,7 +243,11 @@ def dimensions(run: Run) -> Named:
 
 
 def probes(
-    run: Run, folds: int = 5, shuffles: int = 20, seed: int = 0, snapshots: int = 8
+    run: Run,
+    folds: Several = 5,
+    shuffles: Annotated[int, Range(0, 10**6)] = 20,
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
+    snapshots: Count = 8,
 ) -> Named:
     """Return what linear readers find of classes and inputs, with shuffled ones beside."""
     order, labels = stimuli(run, 2**20)
@@ -315,15 +323,12 @@ def settings_of(name: str, given: dict[str, Any] | None = None) -> dict[str, Any
     if name not in ANALYSES:
         raise RecipeError(f"analysis {name!r}: {nearest(name, ANALYSES)}")
     parameters = list(inspect.signature(ANALYSES[name]).parameters.values())[1:]
+    hints = typing.get_type_hints(ANALYSES[name], include_extras=True)
     found = {parameter.name: parameter.default for parameter in parameters}
     for key, value in (given or {}).items():
         if key not in found:
             raise RecipeError(f"{name}: no setting {key!r}: {nearest(key, found)}")
-        kind = type(found[key])
-        exact = type(value) is kind or (kind is float and type(value) is int)
-        if not exact or (kind is int and key != "snapshot" and value < 0):
-            raise RecipeError(f"{name}: {key} = {value!r}: of the kind of {found[key]!r}")
-        found[key] = kind(value)
+        found[key] = convert(hints[key], value, "analyse", f"{name}.{key}")
     return found
 
 

@@ -19,7 +19,13 @@ from biograd.substrate.normalisation import TimeNormalisation
 
 
 class LastStep(nn.Module):
-    """What a population passes on in the last step."""
+    """What a population passes on in the last step.
+
+    Attributes:
+        part: the part of a trial that is read; None: the whole trial.
+    """
+
+    part: TrialPart | None = None
 
     def weigh(self, part: TrialPart) -> tuple[Tensor, float]:
         """Return the weights of a part's steps, ``[steps]``, and what is kept of those before."""
@@ -29,7 +35,8 @@ class LastStep(nn.Module):
 
     def forward(self, course: Tensor) -> Tensor:
         """Return ``[rows, units]`` of ``[rows, steps, units]``."""
-        return course[:, -1]
+        ended = self.part is None or self.part.last
+        return course[:, -1] if ended else course[:, -1] * 0
 
 
 def normalised(

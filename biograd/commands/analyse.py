@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +71,13 @@ def read_settings(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     Raises:
         RecipeError: a text is not of this form.
     """
+    from biograd.runs.json_text import value_of
+
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         left, equals, value = text.partition("=")
         name, dot, key = left.partition(".")
         if not (equals and dot and name and key):
             raise RecipeError(f"--set {text}: not NAME.KEY=VALUE")
-        try:
-            read = json.loads(value)
-        except ValueError:
-            read = value
-        found.setdefault(name, {})[key] = read
+        found.setdefault(name, {})[key] = value_of(value)
     return found

@@ -1,7 +1,7 @@
 """What the console does around a command: it turns every way of failing into one line and a code.
 
 Exit codes: 0 done, 1 failed while running, 2 usage or recipe, 3 a requested check failed, 4 run
-file, 5 a missing extra, 130 Ctrl-C, 143 SIGTERM.
+file, 5 a missing extra, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations

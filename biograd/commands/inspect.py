@@ -61,6 +61,7 @@ def inspect(run: Path, source: bool) -> Answer:
             "run": opened.path,
             "status": opened.status,
             "sealed": opened.sealed,
+            "lost_seal": opened.lost_seal,
             "attributes": opened.attributes,
             "config": opened.config,
             "summary": opened.summary,
@@ -171,7 +172,8 @@ def _header(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(label, str(attributes[key])) for key, label in HEADER.items() if key in attributes]
     rows += _code(record["config"].get("code"))
     steps, none = record["checkpoints"], "none: damage to the file would not be seen"
-    rows.append(("digest", "right" if record["sealed"] else none))
+    lost = "gone: another program changed the file since it was written"
+    rows.append(("digest", "right" if record["sealed"] else lost if record["lost_seal"] else none))
     kept = f"{len(steps)}, the last at step {steps[-1]}" if steps else "none"
     ended = costs(record["summary"]) if record["summary"] else []
     return [*rows, *[(label, text) for label, text in ended if text], ("checkpoints", kept)]

@@ -39,6 +39,7 @@ be set by an environment variable: `BIOGRAD_TRAIN_EPOCHS=5` is `biograd train --
 | 3 | a check that was asked for did not pass (`doctor`, `data verify`, `matrix`, `reproduce`) |
 | 4 | not a run file, or one that cannot be read |
 | 5 | an optional package is missing; the message says how to install it |
+| 129 | the terminal was closed (SIGHUP); what was learned is kept |
 | 130 | Ctrl-C; what was learned is kept |
 | 143 | SIGTERM; what was learned is kept |
 

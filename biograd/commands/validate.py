@@ -23,11 +23,11 @@ def validate(run: Path) -> Answer:
     with open_run(run) as opened:
         found = check(opened)
         version = opened.attributes.get("format_version")
-    wrong = [one for one in found if one.problem and one.name != "digest"]
+    wrong = [one for one in found if one.problem]
     if wrong:
         first = visible(f"{wrong[0].name}: {wrong[0].problem}")
         raise RunFileError(f"{run}: {len(wrong)} of {len(found)} parts are wrong: {first}")
-    notes = [f"{one.name}: {one.problem}" for one in found if one.problem]
+    notes = [f"{one.name}: {one.note}" for one in found if one.note]
     text = "\n".join([f"{run}: {len(found)} parts are as format {version} has them", *notes])
     record = {"run": run, "parts": [one._asdict() for one in found]}
     return Answer(record, visible(text, "\n"))

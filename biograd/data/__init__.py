@@ -24,7 +24,7 @@ from biograd.data.recordings import (
     sonata_trials,
     speech_commands,
 )
-from biograd.data.request import Parts, Request, with_settings
+from biograd.data.request import Parts, Request, read_by_other, with_settings
 from biograd.data.rows.arrays import Arrays
 from biograd.data.rows.events import Events
 from biograd.data.rows.items import Items
@@ -230,7 +230,9 @@ def load(
         _check_read(recipe, name)
     whole = recipe.timed or timed
     with fitting(f"dataset {name}: the data are too large", "its sizes"):
-        parts = read(Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms))
+        request = Request(recipe, name, data_dir, offline, seed, own, whole, dt_ms)
+        ours = recipe.source in SOURCES.own
+        parts = read(request) if ours else read_by_other(read, request)
     _check_events(parts, recipe, name)
     task, kind, taken = set_task(parts, recipe, name)
     read_parts = tuple(parts.sources.values())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from biograd.data.source import Source
 from biograd.environments import Environment
-from biograd.errors import RecipeError
+from biograd.errors import BiogradError, DataError, RecipeError, brief
 from biograd.recipes import DatasetRecipe, Range, construct
 
 Settings = TypeVar("Settings")
@@ -146,3 +146,21 @@ def with_settings(
         return source
 
     return made
+
+
+def read_by_other(read: Callable[[Request], Parts], request: Request) -> Parts:
+    """Return what a source of another package reads.
+
+    Raises:
+        DataError: it fails, or returns something else.
+    """
+    where = f"dataset {request.name}: source = {request.recipe.source!r} ({read.__module__})"
+    try:
+        parts: object = read(request)
+    except (BiogradError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{where} fails: {type(error).__name__}: {brief(str(error))}") from error
+    if not isinstance(parts, Parts):
+        raise DataError(f"{where} returns {type(parts).__name__}, not biograd.data.Parts")
+    return parts

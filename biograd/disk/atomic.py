@@ -10,7 +10,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ LONGEST_NAME = 215
 
 
 def check_name(path: Path) -> None:
-    """Refuse a file whose name is too long, or no text.
+    """Refuse a file whose name is too long, no text, or none.
 
     Raises:
         RecipeError: it is.
     """
     check_text(path)
+    if not path.name:
+        raise RecipeError(f"{path}: is a folder: name a file")
     size = len(os.fsencode(path.name))
     if size > LONGEST_NAME:
         shown = brief(path.name, 40)
@@ -48,9 +51,17 @@ def check_target(path: Path, force: bool) -> None:
     """Refuse a file that cannot be written, or lies there already.
 
     Raises:
-        RecipeError: its name is too long, or it exists and ``force`` is not set.
+        RecipeError: its name is too long, it exists and ``force`` is not set, or what lies there
+            is no file: a folder, a device.
     """
     check_name(path)
+    if path.is_symlink() or not path.exists():
+        kind = stat.S_IFREG  # a link is replaced, not what it leads to
+    else:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        what = "a folder" if kind == stat.S_IFDIR else "no ordinary file"
+        raise RecipeError(f"{path}: is {what}: name a file")
     if path.exists() and not force:
         raise RecipeError(f"{path}: exists; choose another path or replace it with --force")
 
@@ -147,6 +158,42 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files of which none appears before all are on disk."""
+    with contextlib.ExitStack() as stack:
+        for path, data in files.items():
+            stack.enter_context(replacing(path)).write(data)
+
+
+@contextlib.contextmanager
+def filling(folder: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder whose files are those of ``folder`` when the context ends well.
+
+    Args:
+        force: the folder may be there: then files of the same name are replaced, others stay.
+
+    Raises:
+        RecipeError: it is there and ``force`` is not set, is no folder, or its name is too long.
+        OutputError: something could not be written; nothing is left behind.
+    """
+    check_name(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise RecipeError(f"{folder}: is no folder: choose another path")
+    if folder.exists() and not force:
+        raise RecipeError(f"{folder}: exists; choose another path or replace its files by --force")
+    with writing(folder, "export again"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".biograd-", dir=folder.parent) as place:
+            new = Path(place, "new")
+            new.mkdir()
+            yield new
+            if folder.is_dir():
+                for path in new.iterdir():
+                    path.replace(folder / path.name)
+            else:
+                new.rename(folder)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that appears under its name only when all of it is on disk."""
     write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
@@ -199,4 +246,13 @@ def read_bytes(path: Path, limit: int = 2**30) -> bytes:
         kept = getattr(found, "st_blocks", found.st_size) * 512
         if found.st_size > limit or found.st_size > 2**20 + EXPANSION * kept:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-        return file.read(limit + 1)
+        return file.read(found.st_size + 1)  # it allocates what is asked for
+
+
+def read_text(path: Path, limit: int = 2**28) -> str:
+    """Return the text of an ordinary file; see :func:`read_bytes`.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    return read_bytes(path, limit).decode()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from biograd import disk
+from biograd.disk.hdf5_streams import steady
 from biograd.errors import RecipeError, RunFileError
 from biograd.runs.reader import Run
 from biograd.runs.views.converters import library, trains
@@ -46,7 +47,7 @@ def export_nwb(run: Run, path: Path, *, snapshot: int = -1, force: bool = False)
     _add_weights(file, run, snapshot, library("hdmf.common", "nwb"))
     with (
         disk.writing(path, "export again"),
-        disk.replacing(path) as stream,
+        steady(path) as stream,
         library("h5py", "nwb").File(stream, "w") as output,
         pynwb.NWBHDF5IO(file=output, mode="w") as writer,
     ):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
-import io
-import tempfile
+import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from biograd import disk
+from biograd.disk.hdf5_streams import steady
 from biograd.display.csv_text import spreadsheet_cell
-from biograd.errors import RecipeError
+from biograd.errors import visible
 from biograd.runs.reader import Run
 from biograd.runs.views.converters import library
 
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+LONGEST = 200
+"""Letters of a file's name."""
 
 
 def export_csv(run: Run, folder: Path, *, force: bool = False) -> Path:
@@ -30,34 +33,35 @@ def export_csv(run: Run, folder: Path, *, force: bool = False) -> Path:
         RecipeError: the folder exists and ``force`` is not set.
         OutputError: a file cannot be written.
     """
-    if folder.exists() and not (force and folder.is_dir()):
-        raise RecipeError(f"{folder}: exists; choose another path or replace its files by --force")
-    with disk.writing(folder, "export again"):
-        folder.mkdir(parents=True, exist_ok=True)
+    with disk.filling(folder, force=force) as place:
         for name, columns in _tables(run):
-            disk.write_bytes(folder / f"{plain(name)}.csv", _csv(columns).encode())
+            with open(place / f"{plain(name)}.csv", "x", encoding="utf-8", newline="") as file:
+                _write_csv(file, columns)
     return folder
 
 
 def plain(name: str) -> str:
     """Return a name as one of a file: what is not a plain letter becomes its number.
 
+    A long name ends with a digest of all of it: those that begin alike are still two.
+
     >>> plain("spikes blocks.0"), plain("../x")
     ('spikes_blocks.0', '..%2fx')
     """
     signs = (c if c in PLAIN else "_" if c == " " else f"%{ord(c):02x}" for c in name)
-    return "".join(signs)[:200]
+    found = "".join(signs)
+    if len(found) <= LONGEST:
+        return found
+    return f"{found[: LONGEST - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _csv(columns: Mapping[str, Iterable[Any]]) -> str:
-    stream = io.StringIO()
+def _write_csv(stream: TextIO, columns: Mapping[str, Iterable[Any]]) -> None:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([spreadsheet_cell(name) for name in columns])
     lists = [np.asarray(column).tolist() for column in columns.values()]
     writer.writerows(
         [[spreadsheet_cell(value) for value in row] for row in zip(*lists, strict=True)]
     )
-    return stream.getvalue()
 
 
 def _tables(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -93,12 +97,11 @@ def export_netcdf(run: Run, path: Path, *, force: bool = False) -> Path:
     library("h5netcdf", "xarray")
     disk.check_target(path, force)
     tree = run.to_xarray()
-    with (
-        disk.writing(path, "export again"),
-        tempfile.TemporaryDirectory(prefix=".biograd-", dir=path.parent) as place,
-    ):
-        tree.to_netcdf(Path(place, "run.nc"), engine="h5netcdf", mode="w")
-        Path(place, "run.nc").replace(path)
+    tree.attrs = {
+        name: int(value) if isinstance(value, bool) else value for name, value in tree.attrs.items()
+    }  # NetCDF has no truth values
+    with disk.writing(path, "export again"), steady(path) as stream:
+        tree.to_netcdf(stream, engine="h5netcdf", mode="w")
     return path
 
 
@@ -110,17 +113,30 @@ def export_tensorboard(run: Run, folder: Path, *, force: bool = False) -> Path:
         RecipeError: the folder exists and ``force`` is not set.
         OutputError: a file cannot be written.
     """
-    library("tensorboard", "tensorboard")
-    writers = library("torch.utils.tensorboard", "tensorboard")
-    if folder.exists() and not (force and folder.is_dir()):
-        raise RecipeError(f"{folder}: exists; choose another path or add to it by --force")
-    with disk.writing(folder, "export again"), writers.SummaryWriter(str(folder)) as writer:
-        for stream in run.streams:
-            table = run.scalars(stream)
-            for name in table.keys() - {"step", "epoch", "wall_time"}:
-                for step, value, time in zip(
-                    table["step"], table[name], table["wall_time"], strict=True
-                ):
-                    if not np.isnan(value):
-                        writer.add_scalar(f"{stream}/{name}", float(value), int(step), float(time))
+    records = library("tensorboard.summary.writer.record_writer", "tensorboard")
+    with (
+        disk.filling(folder, force=force) as place,
+        open(place / f"events.out.tfevents.{time.time_ns()}.biograd", "xb") as file,
+    ):
+        writer = records.RecordWriter(file)
+        for event in _events(run):
+            writer.write(event.SerializeToString())
     return folder
+
+
+def _events(run: Run) -> Iterator[Any]:
+    """Yield the events of TensorBoard; its own writer would meet a full disk in a thread."""
+    event = library("tensorboard.compat.proto.event_pb2", "tensorboard").Event
+    summary = library("tensorboard.compat.proto.summary_pb2", "tensorboard").Summary
+    yield event(wall_time=time.time(), file_version="brain.Event:2")
+    for stream in run.streams:
+        table = run.scalars(stream)
+        for name in sorted(table.keys() - {"step", "epoch", "wall_time"}):
+            tag = visible(f"{stream}/{name}")
+            for step, value, when in zip(
+                table["step"], table[name], table["wall_time"], strict=True
+            ):
+                if not np.isnan(value):
+                    scalar = summary.Value(tag=tag, simple_value=float(value))
+                    said = summary(value=[scalar])
+                    yield event(wall_time=float(when), step=int(step), summary=said)

@@ -12,6 +12,7 @@ from torch import nn
 from biograd import disk
 from biograd.checking import Positive, validate
 from biograd.circuit.circuit import Circuit
+from biograd.disk.hdf5_streams import steady
 from biograd.errors import RecipeError, brief, fitting
 from biograd.interchange.build import Choices, build, step_length
 from biograd.interchange.graph_checks import check_file
@@ -21,7 +22,6 @@ from biograd.interchange.parts import notes_of
 from biograd.interchange.weighing import Read
 from biograd.recipes import EncodingRecipe
 from biograd.runs.reader import Run
-from biograd.runs.stored_arrays import steady
 from biograd.simulators.population import Simulator
 
 SHAPES = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)

@@ -217,12 +217,15 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(kept)
 
 
+FROM_TERMINALS = (signal.SIGINT,) if sys.platform == "win32" else (signal.SIGINT, signal.SIGHUP)
+
+
 @contextmanager
 def deaf_to(*signals: signal.Signals) -> Iterator[None]:
     """Let every process and thread that starts meanwhile be deaf to these signals.
 
-    Ctrl-C reaches all processes of a terminal; the parent alone decides what it means.  Here a
-    signal waits until the block ends.
+    What a terminal sends reaches all of its processes; the parent alone decides what it means.
+    Here a signal waits until the block ends.
     """
     if sys.platform == "win32":
         yield

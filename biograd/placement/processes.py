@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from biograd import devices, disk
 from biograd.placement import allotment
 from biograd.placement.allotment import Dealt, deal, shared, threads
 from biograd.placement.jobs import (
+    FROM_TERMINALS,
     Event,
     Executor,
     Failure,
@@ -132,7 +132,7 @@ class Processes:
                 errors = disk.open_appending(log)
         process = None
         try:
-            with deaf_to(signal.SIGINT):
+            with deaf_to(*FROM_TERMINALS):
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "biograd.placement.child"],
                     stdin=subprocess.PIPE,

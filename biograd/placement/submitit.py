@@ -24,6 +24,7 @@ from biograd.devices import VISIBLE, kind, visible
 from biograd.errors import MissingExtraError, RecipeError
 from biograd.placement.allotment import SHELL, THREADS, cores, own_device, shared, threads
 from biograd.placement.jobs import (
+    FROM_TERMINALS,
     Executor,
     Job,
     Outcome,
@@ -251,7 +252,7 @@ class SlurmJobs:
             with (
                 clean_env(),
                 environment(self.variables),
-                deaf_to(signal.SIGINT),
+                deaf_to(*FROM_TERMINALS),
                 contextlib.redirect_stderr(io.StringIO()),
             ):
                 self._submit(jobs)

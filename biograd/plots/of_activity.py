@@ -11,6 +11,7 @@ from biograd.analyses import of_run
 from biograd.plots.of_learning import by_step
 from biograd.plots.panel import Panel
 from biograd.plots.style import (
+    largest,
     layer_title,
 )
 from biograd.runs.reader import Run
@@ -47,7 +48,7 @@ def silence(run: Run) -> Panel:
     found = {key.rpartition("/")[0]: 100 * v for key, v in of_run.silence(run).items()}
     units = ", ".join(f"{layer_title(n)} {len(run.layers[n].units)}" for n in found)
     probes = len(run.probe.index) if run.probe is not None else 0
-    top = max(5.0, 1.15 * max(float(np.nanmax(v)) for v in found.values()))
+    top = max(5.0, 1.15 * max(largest(v, 0.0) for v in found.values()))
     return by_step(
         "silence",
         f"Units silent for all {probes} stimuli",

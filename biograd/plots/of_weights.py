@@ -16,6 +16,7 @@ from biograd.plots.style import (
     AXIS,
     INK,
     is_readout,
+    largest,
     layer_looks,
     layer_title,
 )
@@ -183,6 +184,6 @@ def alignment(run: Run) -> Panel:
         "Of one draw of the estimate; 90: no alignment.",
         of_run.steps_of(run),
         found,
-        limits=(-3, max(95.0, *(float(np.nanmax(v)) + 5 for v in found.values()))),
+        limits=(-3, max(largest(v, 90.0) + 5 for v in found.values())),
         levels=[(90.0, "no alignment")],
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biograd import disk
-from biograd.disk.atomic import check_target
+from biograd.disk.atomic import check_name, check_target
 from biograd.display.csv_text import as_csv
 from biograd.plots.style import INK, NEUTRAL, WIDTHS_MM, plain, settings
 
@@ -172,13 +172,17 @@ def save(
 
     Raises:
         RecipeError: a file is there already, and ``force`` is not set.
+        OutputError: a file cannot be written; then none is.
     """
+    check_name(stem)
     figures = {ending: stem.with_name(f"{stem.name}.{ending}") for ending in endings}
     tables = [stem.with_name(f"{stem.name}-{panel.name}.csv") for panel in panels]
     for path in (*figures.values(), *tables):
         check_target(path, force)
-    for ending, data in files(paper(panels, column), endings).items():
-        disk.write_bytes(figures[ending], data)
+    drawn = files(paper(panels, column), endings)
+    contents = {figures[ending]: data for ending, data in drawn.items()}
     for path, panel in zip(tables, panels, strict=True):
-        disk.write_bytes(path, as_csv(panel.rows).encode())
+        contents[path] = as_csv(panel.rows).encode()
+    with disk.writing(stem, "draw again"):
+        disk.write_together(contents)
     return [*figures.values(), *tables]

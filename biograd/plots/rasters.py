@@ -16,6 +16,7 @@ from biograd.plots.style import (
     SHADE,
     SOFT,
     Look,
+    largest,
     layer_title,
     name_lines,
 )
@@ -143,7 +144,7 @@ def _ticks(axes: Axes, x: Array, y: Array) -> None:
 def _ceiling(run: Run, name: str) -> float:
     """Return the end of the axis of rates, that of before and after."""
     mean = run.statistics(name)["mean"][[0, -1]]
-    return max(float(np.nanmax(mean)) * 1000 / (run.layers[name].dt_ms or 1), 1.0)
+    return max(largest(mean, 0.0) * 1000 / (run.layers[name].dt_ms or 1), 1.0)
 
 
 def psth(run: Run) -> list[Panel]:

@@ -201,6 +201,12 @@ ZERO = -0.75
 """Where step 0 stands on the axis of the logarithm of the steps."""
 
 
+def largest(values: Any, least: float) -> float:
+    """Return the largest finite value for the end of an axis, at least ``least``."""
+    given = np.asarray(values, float)
+    return float(np.max(given[np.isfinite(given)], initial=least))
+
+
 def step_places(steps: NDArray[Any]) -> NDArray[Any]:
     """Return where training steps stand: their logarithm, 0 at a place of its own."""
     given = np.asarray(steps, float)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,10 +37,15 @@ from biograd.runs.schema.row_info import RowInfo, rows_of
 from biograd.runs.schema.run_tables import row_shape
 from biograd.runs.storage import RunPaths
 
+log = logging.getLogger(__name__)
 CHECKPOINT = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 """Names of checkpoints: a step, and the segment if another of that step was there."""
 DIGESTS = ("file", "sha256", "checkpoint_sha256")
 MARKS = ("magic", "version")  # attributes of the file, not of the run
+LOST_SEAL = (
+    "was changed by another program since it was written (its digest is gone): what it holds may "
+    "not be what was recorded; use a copy from before"
+)
 OPTIONAL = ("input", "source_row", "target")
 GROUPS = ("layers", "scalars", "snapshots", "params", "learning", "checkpoints")  # all have them
 
@@ -191,6 +197,12 @@ def check_version(where: object, form: object, version: object) -> None:
         raise RunFileError(f"{where}: has format version {version}, newer than {VERSION}: update")
 
 
+def seal_is_due(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a finished file was written with a digest: all are, of format 1.1 on."""
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", str(attributes.get("format_version")))
+    return found is not None and (int(found[1]), int(found[2])) >= (1, 1)
+
+
 def read_parts(place: RunPaths, header: Mapping[str, Any] | None = None) -> Contents:
     """Return the contents of a parts folder, whose header may be known.
 
@@ -302,6 +314,8 @@ def _packed_contents(place: RunPaths, file: CheckedFile, sealed: bool) -> Conten
         if isinstance(value, np.ndarray):
             raise file.damaged("", f"attribute {name} is an array")
     check_version(file.path, attributes.get("format"), attributes.get("format_version"))
+    if not sealed and seal_is_due(attributes):
+        log.warning("%s: %s", file.path, LOST_SEAL)
     values = {
         "attributes": attributes,
         "parts_id": attributes.get("parts_id"),
@@ -357,5 +371,6 @@ def _checkpoint(file: CheckedFile, name: str) -> Commit:
 
 def described(contents: Contents) -> dict[str, Any]:
     """Return the attributes that both forms of a run show."""
-    own = {"format": FORMAT, "format_version": VERSION, "status": contents.status}
-    return plain_attributes({**contents.attributes, **own, "parts_id": contents.parts_id})
+    own = {"format": FORMAT, "status": contents.status}
+    first = {"format_version": VERSION}  # of parts; a finished file says its own
+    return plain_attributes({**first, **contents.attributes, **own, "parts_id": contents.parts_id})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ def parse(text: bytes | str, where: object) -> Any:
         why = "nested too deeply" if isinstance(error, RecursionError) else brief(str(error))
         raise RunFileError(f"{where}: is damaged ({why})") from error
     return value
+
+
+def value_of(text: str) -> Any:
+    """Return the value of a JSON text, or the text if it is none, as of an option."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text, parse_int=_integer)
+    return text
 
 
 def parse_object(text: bytes | str, where: object) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from biograd.errors import RecipeError, RunFileError, visible
-from biograd.runs.contents import Commit, described, find
+from biograd.runs.contents import Commit, described, find, seal_is_due
 from biograd.runs.layout import Array
 from biograd.runs.storage import RunPaths
 from biograd.runs.views.entries import Entry, entries
@@ -76,6 +76,11 @@ class Run(RecordedRun):
     def sealed(self) -> bool:
         """Whether a digest says that all is as it was written; the first run files had none."""
         return self._contents.sealed
+
+    @property
+    def lost_seal(self) -> bool:
+        """Whether the file was written with a digest and has none: another program changed it."""
+        return not self.sealed and seal_is_due(self._contents.attributes)
 
     @property
     def status(self) -> str:

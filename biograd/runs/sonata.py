@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 
 from biograd import disk
+from biograd.disk.hdf5_streams import create
 from biograd.errors import RecipeError
 from biograd.runs.layout import Array
 from biograd.runs.reader import Run
 from biograd.runs.schema.meaning import GROUPS
-from biograd.runs.stored_arrays import create, mark_sonata, mark_sorted
+from biograd.runs.stored_arrays import mark_sonata, mark_sorted
 
 
 def export_sonata(run: Run, path: str | os.PathLike[str], *, force: bool = False) -> Path:

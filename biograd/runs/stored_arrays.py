@@ -2,76 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from io import FileIO
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import numpy as np
 
-from biograd import disk
-from biograd.disk.atomic import WholeWrites
 from biograd.runs.layout import SONATA_MAGIC, SONATA_VERSION, Array, LayerInfo, Probe
 from biograd.runs.schema.run_tables import chunks_of
 
 SORTING = h5py.enum_dtype({"none": 0, "by_id": 1, "by_time": 2}, basetype="u1")
 SMALL = 1024
 """Data sets of fewer bytes are not chunked: the index of the chunks would outweigh the gain."""
-
-
-class _Steady(WholeWrites):
-    """A file that keeps its first error to itself, for HDF5 crashes if it cannot flush."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            if self.error is None:
-                super().write(data)
-        except OSError as error:
-            self.error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-    def readinto(self, buffer: Any) -> int:
-        view, done = memoryview(buffer).cast("B"), 0
-        while done < len(view) and (count := super().readinto(view[done:])):
-            done += count
-        view[done:] = bytes(len(view) - done)  # what a write that failed has left out
-        return len(view)
-
-
-@contextlib.contextmanager
-def steady(target: Path, folder: Path | None = None) -> Iterator[FileIO]:
-    """Yield a stream for HDF5 that takes the name of a file at the end; see ``disk.replacing``.
-
-    Raises:
-        OSError: something could not be written.
-    """
-    with disk.replacing(target, folder=folder, opened=lambda d: _Steady(d, "w+")) as stream:
-        try:
-            yield stream
-        except (OSError, RuntimeError):
-            if cast(_Steady, stream).error is None:
-                raise
-        failed = cast(_Steady, stream).error
-        if failed is not None:
-            raise failed
-
-
-@contextlib.contextmanager
-def create(target: Path) -> Iterator[h5py.File]:
-    """Create an HDF5 file for writing; see :func:`steady`."""
-    with steady(target) as stream, h5py.File(stream, "w") as file:
-        yield file
 
 
 def storage_options(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class TrainingFiles:
             RecipeError: they cannot be read.
         """
         try:
-            found: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(disk.read_text(self.note))
             # what every table needs
             _ = found["configuration"], figure(found["summary"])
             return found
@@ -69,7 +69,7 @@ class TrainingFiles:
     def failure(self) -> str:
         """Return why the last try failed, in one line; "" if it did not, or none is known."""
         try:
-            return " ".join(self.error.read_text(encoding="utf-8", errors="replace").split())
+            return " ".join(disk.read_bytes(self.error, 2**20).decode(errors="replace").split())
         except OSError:
             return ""
 

@@ -27,6 +27,7 @@ from biograd.errors import BiogradError, RecipeError
 from biograd.experiment import Experiment, TrainingRequest
 from biograd.metrics import DEFAULT, is_share
 from biograd.recipes import Fraction, Range, Table
+from biograd.runs.json_text import value_of
 from biograd.studies.trial_storage import SearchTrials, open_trials, optuna_here, reaching
 from biograd.training import evaluate
 
@@ -158,10 +159,7 @@ def parse(text: str) -> tuple[str, Table]:
 
 
 def _value(text: str) -> str | int | float | bool:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return text
+    found = value_of(text)
     return found if isinstance(found, (str, int, float, bool)) else text
 
 

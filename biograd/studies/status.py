@@ -79,7 +79,7 @@ def status(folder: Path) -> StudyState:
     """
     path = folder / SAVED
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(disk.read_text(path))
         given = {key: value for key, value in table.items() if key != "kind"}
         settings = construct(Trainings, given, path)
         cells = [cell.name for cell in settings.expanded()]

@@ -58,7 +58,7 @@ def check(table: Table, folder: Path) -> None:
     """
     path = folder / SAVED
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(disk.read_text(path))
         old, new = _identity(known), _identity(json.loads(json.dumps(table)))
     except FileNotFoundError:
         return

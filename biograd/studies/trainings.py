@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from biograd import devices, disk, experiment, placement
 from biograd.environments import ENVIRONMENTS
@@ -191,23 +192,30 @@ def _tune(
     rows, tuned = [], []
     for cell, begun in first.items():
         if cell not in without:
-            table = json.loads(_searched(begun).note.read_text(encoding="utf-8"))
-            chosen = dict(text.split("=", 1) for text in table["assignments"])
-            rows.append(
-                {
-                    "cell": cell,
-                    "trials": table["trials"],
-                    f"held_out_{table['metric']}": table["value"],
-                }
-                | chosen
-            )
-            found = tuple(table["assignments"])
+            row, found = _noted(_searched(begun).note)
+            rows.append({"cell": cell, **row})
             tuned += [
                 dataclasses.replace(other, found=found)
                 for other in trainings
                 if other.cell.name == cell
             ]
     return tuned, failures, rows
+
+
+def _noted(note: Path) -> tuple[Row, tuple[str, ...]]:
+    """Return the row of a search that ended, and the assignments that it found.
+
+    Raises:
+        RecipeError: its note cannot be read.
+    """
+    try:
+        table = json.loads(disk.read_text(note))
+        found = tuple(map(str, table["assignments"]))
+        chosen = dict(text.split("=", 1) for text in found)
+        held_out = {f"held_out_{table['metric']}": float(table["value"])}
+        return {"trials": int(table["trials"]), **held_out, **chosen}, found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecipeError(f"{note}: is damaged: delete it") from error
 
 
 def _attempt(task: Work, watch: Callable[[Event], None]) -> Failure | None:

@@ -46,6 +46,7 @@ class Target:
         main: runs the words of a command; None: the console.
         writers: commands that may change the copy if they end well; let them come last.
         growing: ending of folders in which a writer may change what is its own all the same.
+        drawn: how many of the commands a mutant is given to, drawn by its number; 0: all.
     """
 
     prepare: Callable[[Path], None]
@@ -54,6 +55,13 @@ class Target:
     writers: tuple[str, ...] = ()
     main: Callable[[Sequence[str]], int] | None = None
     growing: str = "\0"
+    drawn: int = 0
+
+    def given_to(self, stream: random.Random) -> list[tuple[str, ...]]:
+        """Return commands for one mutant, in their order."""
+        count = len(self.commands)
+        chosen = stream.sample(range(count), min(self.drawn or count, count))
+        return [self.commands[place] for place in sorted(chosen)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,10 +257,11 @@ def campaign(
         work, out = folder / "mutant", folder / "out"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(good, work, symlinks=True)
-        mutation = target.mutate(random.Random(f"{seed} {number}"), work)
+        stream = random.Random(f"{seed} {number}")
+        mutation = target.mutate(stream, work)
         said(f"{number} {mutation}")
         before = snapshot(work)
-        for command in target.commands:
+        for command in target.given_to(stream):
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             words = [word.format(folder=work, out=out) for word in command]

@@ -114,8 +114,8 @@ def damaged_json(stream: Random, value: Any) -> tuple[Any, str]:
 
 
 def damaged_text(stream: Random, text: bytes) -> tuple[bytes, str]:
-    """Return damaged JSON text, and how it was damaged."""
-    if stream.random() < 0.25:
+    """Return damaged JSON, or other text, and how it was damaged."""
+    if stream.random() < 0.25 or text[:1] not in b"{[":
         return damaged_bytes(stream, text)
     if stream.random() < 0.05:
         return b"[" * 100_000, "deep"

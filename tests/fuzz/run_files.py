@@ -16,6 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from biograd.analyses.of_run import ANALYSES
+from biograd.plots.run_figures import FIGURES
+
 from .harness import Target
 from .mutators import VALUES, damaged_bytes, damaged_text
 
@@ -24,9 +27,16 @@ SETTINGS = [
     "dataset.test_examples=12",
     "network.hidden=[6]",
     "encoding.duration_ms=4",
+    "training.batch_size=16",
+    "training.probe=4",
+    "recording.stimuli=12",
+    "recording.gradients=true",
+    "recording.variables=['potential']",
 ]
 SEAL = re.compile(rb"\nbiograd sha256 [0-9a-f]{64}\n\Z")
 RUN = "{folder}/run.h5"
+TABLES = ("nwb", "csv", "netcdf", "tensorboard")
+SVG = ("--format", "svg")
 
 
 def prepare(folder: Path) -> None:
@@ -38,8 +48,8 @@ def prepare(folder: Path) -> None:
     (folder / "canary" / "mine.txt").write_text("mine")
     (folder / "canary" / "run.h5").write_text("mine")
     for name in ("run.h5", "other.h5"):
-        settings = [*SETTINGS, "training.batch_size=16"]
-        biograd.train("spiking", "digits", epochs=1, path=folder / name, settings=settings).close()
+        biograd.train("spiking", "digits", epochs=1, path=folder / name, settings=SETTINGS).close()
+    shutil.copy(folder / "run.h5", folder / "canary" / "good.h5")
     writer, _ = RunWriter.resume(folder / "other.h5")
     writer.abandon()
     (folder / "other.h5").unlink()
@@ -373,9 +383,17 @@ TARGET = Target(
         ("probe", RUN, "--draws", "2", "--examples", "2"),
         ("export", RUN, "--format", "sonata", "-o", "{out}/spikes.h5"),
         ("export", RUN, "--format", "nir", "-o", "{out}/network.nir"),
+        ("validate", RUN),
+        ("watch", RUN, "--once"),
+        *(("export", RUN, "--format", kind, "-o", "{out}/tables") for kind in TABLES),
+        ("report", RUN, "-o", "{out}/page.html"),
+        ("report", RUN, "{folder}/canary/good.h5", "-o", "{out}/page.html"),
+        *(("plot", RUN, "--what", name, "-o", "{out}/figure", *SVG) for name in FIGURES),
+        *(("analyse", RUN, "--what", name) for name in ANALYSES),
         ("reproduce", RUN),
         ("resume", RUN, "--epochs", "2", "--quiet"),
     ),
-    writers=("resume",),
+    writers=("analyse", "resume"),
     growing=".parts",
+    drawn=9,
 )

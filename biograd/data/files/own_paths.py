@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from biograd.data.files.unpacking import check_ordinary
 from biograd.data.request import Request
 from biograd.errors import DataError
 
@@ -23,5 +24,6 @@ def paths_of(request: Request) -> dict[str, Path]:
         path = Path(text).expanduser()
         if not path.exists():
             raise DataError(f"dataset {request.name}: {path}: no such file")
+        check_ordinary(path)
         found[split] = path
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -40,13 +42,34 @@ def check_dataset(dataset: h5py.Dataset, where: object) -> None:
     """Refuse a data set of HDF5 that says more than its file can hold, as a whole or of a chunk.
 
     Raises:
-        DataError: it does; ``where`` opens the message.
+        DataError: it does, or its values are those of any other file of this machine; ``where``
+            opens the message.
     """
-    if dataset.is_virtual or dataset.shape is None:
+    virtual = dataset.virtual_sources() if dataset.is_virtual else []
+    if dataset.external or any(source.file_name != "." for source in virtual):
+        raise DataError(f"{where}: its values are in another file: write them here")
+    if dataset.shape is None:
         return
-    why = excess(dataset, os.path.getsize(dataset.file.filename), FREE, RATIO)
+    there = os.path.getsize(dataset.file.filename)
+    if virtual:
+        declared = dataset.size * dataset.dtype.itemsize
+        check_size(declared, there, where)
+        return
+    why = excess(dataset, there, FREE, RATIO)
     if why:
         raise DataError(f"{where}: {why}: it is damaged, or made to fill the memory")
+
+
+def check_ordinary(path: Path) -> None:
+    """Refuse what would be read without end, or be waited for: a device, a pipe, a socket.
+
+    Raises:
+        DataError: it is one.
+    """
+    with contextlib.suppress(OSError):  # what is missing is told by who opens it
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise DataError(f"{path}: is no ordinary file")
 
 
 def check_heap(file: h5py.File, where: object) -> None:
@@ -134,6 +157,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as file:
             for info in file.infolist():
                 where = f"{path}: {info.filename}"
+                if info.filename.removesuffix(".npy") in found:
+                    raise DataError(f"{where}: is there twice")
                 check_size(info.file_size, info.compress_size, where)
                 check_memory(info.file_size, where)
                 with file.open(info) as stream:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from biograd import disk
 from biograd.data.files.unpacking import check_memory
 from biograd.errors import DataError
 
@@ -85,7 +86,7 @@ def content(path: Path) -> bytes:
     """
     try:
         check_memory(path.stat().st_size, path)
-        return path.read_bytes()
+        return disk.read_bytes(path, 2**40)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 

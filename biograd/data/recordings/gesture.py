@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from biograd import disk
 from biograd.checking import Checked
 from biograd.data.files.archives import located
 from biograd.data.files.fetch import lying, user_folders
@@ -92,7 +93,7 @@ def _published(root: Path, split: str) -> list[LabelledFile]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = disk.read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     return [line.strip() for line in lines if line.strip()]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from biograd.data.choosing import SPLITS
+from biograd.data.files.unpacking import check_ordinary
 from biograd.errors import DataError, nearest
 
 
@@ -28,6 +29,14 @@ class LabelledFile:
     group: str = ""
     start_us: int = 0
     end_us: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a file that would never end.
+
+        Raises:
+            DataError: it is no ordinary file.
+        """
+        check_ordinary(self.path)
 
 
 def children(folder: Path) -> list[Path]:

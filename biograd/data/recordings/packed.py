@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biograd import disk
 from biograd.data.digests import combined, hash_of, of_files, sha256_of
 from biograd.data.files import fetch
 from biograd.data.formats import AddressEvents
@@ -27,6 +26,7 @@ from biograd.data.request import Parts, Request
 from biograd.data.rows.events import Events, Flat, of_request
 from biograd.data.source import rows_of
 from biograd.data.sources.hdf5 import IN_MEMORY, Column
+from biograd.disk.hdf5_streams import create
 from biograd.errors import DataError
 
 VERSION = 1
@@ -99,7 +99,7 @@ def _write(
     shape = shape or _extent(examples, reader)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with disk.replacing(place) as stream, h5py.File(stream, "w") as file:
+        with create(place) as file:
             columns = {name: _column(file, name, kind) for name, kind in KINDS.items()}
             offsets, latest = [0], []
             for example, events in zip(examples, cut(examples, reader), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from biograd import disk
 from biograd.data.files.archives import located
 from biograd.data.recordings.labelled import LabelledFile, children, inside
 from biograd.data.recordings.sounds import SoundSettings, group_of, read_sounds
@@ -49,8 +50,6 @@ def read(request: Request, settings: SoundSettings) -> Parts:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        return [line.strip() for line in disk.read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

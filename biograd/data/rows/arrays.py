@@ -130,6 +130,9 @@ def tensor(values: Any, where: str) -> Tensor:
         array = array.astype(np.int64)
     if array.dtype == np.float16:
         array = array.astype(np.float32)
+    if array.dtype.itemsize > 8:  # long doubles, of which torch has none
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float64)
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(native, requirements=["C", "W"]))
 

@@ -98,7 +98,8 @@ def _meta(text: Any, where: str) -> dict[str, Any]:
 def _as(kind: type[Any], value: Any) -> Any:
     """Return a value as a text, or as the number that it is; programs write 5 as 5.0."""
     found = kind(value)
-    if found != value or (kind is not str and found < 0):
+    number = kind is not str
+    if found != value or (number and (isinstance(value, bool) or not 0 <= found < float("inf"))):
         raise ValueError(f"{value!r} is not {'a text' if kind is str else 'such a number'}")
     return found
 

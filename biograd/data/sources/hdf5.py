@@ -27,8 +27,6 @@ class Column:
 
     def __init__(self, path: Path, name: str, dataset: h5py.Dataset) -> None:
         self.path, self.name = path, name
-        if dataset.external:  # any file of this machine
-            raise DataError(f"{path}: {name}: its values are in another file: write them here")
         check_dataset(dataset, f"{path}: {name}")
         self.varying = dataset.dtype.hasobject
         self.shape, self.ragged = dataset.shape, h5py.check_vlen_dtype(dataset.dtype) is not None

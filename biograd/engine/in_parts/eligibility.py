@@ -139,8 +139,9 @@ def _course(visits: Visits, values: Sequence[Tensor]) -> Tensor:
 
 
 def _divided(layer: nn.Module, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a layer's weight and bias with their parts of a gradient."""
+    """Yield what a layer learns of weight and bias with their parts of a gradient."""
     weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
-    yield weight, gradient[:, : weight.shape[1]]
-    if bias is not None:
+    if weight.requires_grad:
+        yield weight, gradient[:, : weight.shape[1]]
+    if bias is not None and bias.requires_grad:
         yield bias, gradient[:, -1]

@@ -110,8 +110,9 @@ class Online(TrialParts):
     def _read(self, error: Tensor, part: TrialPart) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the readout's gradient through outputs that outlast their step."""
         readout = self.network.readout
-        yield readout.get_parameter("weight"), error.T @ self._heard
-        if readout.bias is not None:
+        if readout.weight.requires_grad:
+            yield readout.get_parameter("weight"), error.T @ self._heard
+        if readout.bias is not None and readout.bias.requires_grad:
             kept = self.reader.weigh(TrialPart(0, part.first, self.trial))[0].sum()
             yield readout.get_parameter("bias"), error.sum(0) * float(kept)
 

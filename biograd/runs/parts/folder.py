@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from biograd import disk
+from biograd.disk.hdf5_streams import create
 from biograd.errors import RecipeError
 from biograd.runs.layout import FORMAT, VERSION, LayerInfo, Probe, plain_attributes, to_json
 from biograd.runs.parts.settling import settle
 from biograd.runs.storage import FOLDERS, RunPaths, clear, holds_run, own
-from biograd.runs.stored_arrays import create, write_probe
+from biograd.runs.stored_arrays import write_probe
 
 
 def header(

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from biograd import disk
+from biograd.disk.hdf5_streams import steady
 from biograd.errors import OutputError, RunFileError
 from biograd.runs import stored_arrays
 from biograd.runs.contents import GROUPS, Commit, Contents, described, read_parts
@@ -60,7 +61,7 @@ def pack_parts(place: RunPaths) -> Path:
         contents.status = "crashed"
     hint = f"`biograd resume {place.file}`"
     _check_space(contents, hint)
-    with disk.writing(place.file, hint), stored_arrays.steady(place.file, place.parts) as stream:
+    with disk.writing(place.file, hint), steady(place.file, place.parts) as stream:
         with h5py.File(stream, "w") as output:
             write_all(contents, output)
         write_seal(stream)

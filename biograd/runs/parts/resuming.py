@@ -8,9 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from biograd import disk
+from biograd.disk.hdf5_streams import create
 from biograd.errors import RunFileError
-from biograd.runs import checkpoint, stored_arrays
-from biograd.runs.contents import Commit, Contents, read_parts, segment_path
+from biograd.runs import checkpoint
+from biograd.runs.contents import (
+    LOST_SEAL,
+    Commit,
+    Contents,
+    read_parts,
+    seal_is_due,
+    segment_path,
+)
 from biograd.runs.parts.buffer import segment_bytes
 from biograd.runs.parts.folder import header, laid_out
 from biograd.runs.parts.merge import merge
@@ -94,7 +102,9 @@ def unpack(contents: Contents, tried: Trial) -> tuple[disk.Lock, checkpoint.Chec
     place, file = contents.place, contents.sources.file
     if not contents.commits or file is None:
         raise RunFileError(f"{place.file}: holds no checkpoint to go on from; train again")
-    is_sealed(place.file)  # what goes on from a file reads all of it
+    # what goes on from a file reads all of it, and seals it anew
+    if not is_sealed(place.file) and seal_is_due(contents.attributes):
+        raise RunFileError(f"{place.file}: {LOST_SEAL}")
     last = contents.commits[-1]
     body, text = packed_checkpoint(contents, last)
     restored = checkpoint.from_bytes(body, text, f"{place.file}: checkpoint {last.checkpoint}")
@@ -108,7 +118,7 @@ def unpack(contents: Contents, tried: Trial) -> tuple[disk.Lock, checkpoint.Chec
         for earlier in contents.commits[:-1]:
             _carry(contents, place, earlier)
         target = segment_path(place, last.segment)
-        with stored_arrays.create(target) as output:
+        with create(target) as output:
             merge(contents.sources, output, last.rows)
         checkpoint.save_bytes(place.parts / "checkpoints" / str(last.checkpoint), body, text)
         size = target.stat().st_size

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from biograd.errors import BiogradError
+from biograd.runs.contents import LOST_SEAL
 from biograd.runs.parts.seal import is_sealed
 
 
@@ -18,10 +19,12 @@ class CheckedPart(NamedTuple):
     Attributes:
         name: the part.
         problem: what is wrong, "" if nothing is.
+        note: what is not wrong, but should be known.
     """
 
     name: str
     problem: str
+    note: str = ""
 
 
 def validate(run: Any) -> list[CheckedPart]:
@@ -30,7 +33,10 @@ def validate(run: Any) -> list[CheckedPart]:
     Args:
         run: an open run.
     """
-    return [_tried(name, part) for name, part in _parts(run)]
+    unsealed = "there is no digest: damage would not be seen" if not run.sealed else ""
+    digest = _tried("digest", partial(_digest, run))
+    rest = [_tried(name, part) for name, part in _parts(run)]
+    return [*rest, digest._replace(note="" if digest.problem else unsealed)]
 
 
 def _tried(name: str, part: Callable[[], str]) -> CheckedPart:
@@ -41,7 +47,6 @@ def _tried(name: str, part: Callable[[], str]) -> CheckedPart:
 
 
 def _parts(run: Any) -> Iterator[tuple[str, Callable[[], str]]]:
-    yield "digest", partial(_digest, run)
     for stream in run.streams:
         yield f"scalars/{stream}", partial(_read, partial(run.scalars, stream))
     for name in ("snapshots", "trials", "params", "learning"):
@@ -62,7 +67,7 @@ def _parts(run: Any) -> Iterator[tuple[str, Callable[[], str]]]:
 def _digest(run: Any) -> str:
     if run.path.is_file():
         is_sealed(run.path)  # whatever its size
-    return "" if run.sealed else "there is none: damage would not be seen"
+    return LOST_SEAL if run.lost_seal else ""
 
 
 def _explained(run: Any) -> str:

@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biograd import disk
+from biograd.disk.hdf5_streams import create
 from biograd.display.csv_text import flattened
 from biograd.errors import RunFileError, visible
 from biograd.runs.checked import CheckedFile, open_file
 from biograd.runs.json_text import parse_object
 from biograd.runs.layout import SET
 from biograd.runs.reader import Run, open_run
-from biograd.runs.stored_arrays import create
 from biograd.studies import Row
 
 VERSION = "1.0"
