@@ -62,6 +62,7 @@ from biograd.local.block_coordinate import BlockCoordinate as BlockCoordinate
 from biograd.networks import build as build
 from biograd.plots.run_figures import plot as plot
 from biograd.recipes import PopulationRecipe as PopulationRecipe
+from biograd.recording.own_loop import record as record
 from biograd.reproduction import reproduce as reproduce
 from biograd.runs.sonata import export_sonata as export_sonata
 from biograd.simulators.layer_by_layer import fuse as fuse

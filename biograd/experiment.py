@@ -36,6 +36,7 @@ from biograd.recording import (
     Interrupted,
     NullWriter,
     Recording,
+    Sampled,
     Sampling,
     description,
     epoch_sums,
@@ -168,7 +169,7 @@ def begin(
         writer = NullWriter(path)
     else:
         layers = description.layers(experiment, probe)  # first: Brian2 chooses its target by it
-        sampling = Sampling(experiment, probe, layers)
+        sampling = Sampling(Sampled.of(experiment, probe), layers)
         if size := sampling.check():
             progress.note(size)
         writer = RunWriter(
@@ -260,6 +261,7 @@ def proceed(
 def _known(path: Path) -> bytes:
     """Return what must be known of a run to go on with it, as JSON."""
     with open_run(path) as run:
+        Configuration.of(run.config, path)
         layers = {name: description.geometry(layer) for name, layer in run.layers.items()}
         known = [run.config, run.attribute("dataset_sha256"), run.last_step, layers]
         known.append(run.further_rows)

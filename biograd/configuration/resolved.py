@@ -196,8 +196,13 @@ class Configuration:
         """Return the configuration of a run file.
 
         Raises:
-            RunFileError: the table is not one.
+            RunFileError: the table is not one, or that of ``biograd.record``.
         """
+        if set(table) == {"loop"}:
+            raise RunFileError(
+                f"{where}: was recorded in a loop of one's own (biograd.record): what trained it "
+                "is not in the file, so that nothing can be trained or tried again from it"
+            )
         try:
             return recipes.construct(cls, table, where)
         except RecipeError as error:

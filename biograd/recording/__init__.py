@@ -3,7 +3,7 @@
 from biograd.recording.figures import EpochSums, firing, log_spaced, prefixed, silent
 from biograd.recording.recorder import NullWriter, Recording
 from biograd.recording.restoring import epoch_sums, restore
-from biograd.recording.sampling import Sampling, fitting_sampling
+from biograd.recording.sampling import Sampled, Sampling, fitting_sampling
 from biograd.recording.training_setup import Experiment, check_time, frozen_hidden
 from biograd.signals import Interrupted
 
@@ -12,6 +12,7 @@ __all__ = [
     "Interrupted",
     "NullWriter",
     "Recording",
+    "Sampled",
     "Sampling",
     "EpochSums",
     "check_time",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from biograd import data
 from biograd.errors import RecipeError, nearest
-from biograd.recording.observation import neurons, neurons_of
+from biograd.recording.observation import Observed, neurons, neurons_of
 from biograd.recording.training_setup import Experiment
 from biograd.runs.layout import LayerInfo, Probe
 from biograd.substrate.network import Network
@@ -75,12 +76,19 @@ def geometry(layer: LayerInfo) -> str:
 
 def layers(experiment: Experiment, probe: Probe) -> dict[str, LayerInfo]:
     """Return what each layer is, by what it does on the first stimuli."""
-    dataset = experiment.dataset
-    inputs = dataset.evaluated.take(torch.as_tensor(probe.index[:2])).inputs
-    network, known = experiment.network, neurons(experiment.network)
+    inputs = experiment.dataset.evaluated.take(torch.as_tensor(probe.index[:2])).inputs
+    patterns = experiment.configuration.recipe.recording.layers
+    return observed_layers(experiment.network, experiment.observe(inputs), patterns)
+
+
+def observed_layers(
+    network: nn.Module, observed: Mapping[str, Observed], patterns: Sequence[str]
+) -> dict[str, LayerInfo]:
+    """Return what each layer is that patterns choose, by what it was seen to do."""
+    known = neurons(network)
     encoding = network.encoding if isinstance(network, Network) else None
     found = {}
-    for name, one in experiment.observe(inputs).items():
+    for name, one in observed.items():
         spiking = one.kind == "spiking"
         found[name] = LayerInfo(
             kind=one.kind,
@@ -90,8 +98,7 @@ def layers(experiment: Experiment, probe: Probe) -> dict[str, LayerInfo]:
             n_steps=one.steps or None,
             neuron_params=neurons_of(name, known),
         )
-    wanted = chosen("layers", experiment.configuration.recipe.recording.layers, found)
-    return {name: found[name] for name in wanted}
+    return {name: found[name] for name in chosen("layers", patterns, found)}
 
 
 def chosen(key: str, patterns: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:

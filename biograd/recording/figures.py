@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from biograd import tasks
 from biograd.tasks import added
@@ -69,6 +70,22 @@ class EpochSums:
 def prefixed(split: str, figures: Mapping[str, float]) -> dict[str, float]:
     """Return figures under the names of a split, ``test_accuracy``."""
     return {f"{split}_{name}": value for name, value in figures.items()}
+
+
+def parameter_measures(
+    network: nn.Module, before: dict[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Return what a snapshot says of each parameter, and take its value into ``before``."""
+    found = {}
+    for name, value in network.named_parameters():
+        now = value.detach().cpu().clone()
+        found[name] = {
+            "norm": float(now.norm()),
+            "update_norm": float((now - before.get(name, now)).norm()),
+            "sparsity": float((now == 0).float().mean()),
+        }
+        before[name] = now
+    return found
 
 
 def ends_with_snapshot(epoch: int) -> bool:

@@ -21,6 +21,7 @@ from biograd.recording.costs import operations, peak_memory
 from biograd.recording.figures import (
     EpochSums,
     firing,
+    parameter_measures,
     prefixed,
     silent,
 )
@@ -287,16 +288,7 @@ class Recording:
         if isinstance(self.writer, NullWriter) or self.sampling is None:
             return
         experiment = self.experiment
-        params = {}
-        for name, value in experiment.network.named_parameters():
-            now = value.detach().cpu().clone()
-            before = self._norms.get(name, now)
-            params[name] = {
-                "norm": float(now.norm()),
-                "update_norm": float((now - before).norm()),
-                "sparsity": float((now == 0).float().mean()),
-            }
-            self._norms[name] = now
+        params = parameter_measures(experiment.network, self._norms)
         epoch = max(step - 1, 0) // experiment.trainer.per_epoch
         arrays = {n: one.numpy() for n, one in looked[0].items() if n in self.sampling.layers}
         known = {name: row for name, row in looked[1].items() if name in self.writer.rows}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from biograd.errors import RecipeError, RunFileError
+from biograd.engine import Engine
+from biograd.errors import CapabilityError, RecipeError, RunFileError
+from biograd.recipes.recording_recipe import RecordingRecipe
 from biograd.recording import description
 from biograd.recording.description import chosen
 from biograd.recording.moments import SnapshotSchedule
+from biograd.recording.observation import Observed
 from biograd.recording.training_setup import Experiment
 from biograd.recording.variables import by_layer, check_variables, credited, followed
 from biograd.runs.layout import Array, LayerInfo, Probe
@@ -30,6 +34,54 @@ FEW = 2
 KERNEL = ("to", "from")
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """What is looked at, whoever trains it.
+
+    Attributes:
+        network: of which activity, outputs and weights are taken.
+        observe: returns the activity of its layers on inputs.
+        engine: which computes its gradients; None: credit and gradients cannot be asked for.
+        inputs, targets: the stimuli of every snapshot, and what is asked for on them.
+        recipe: what is kept.
+        count: snapshots at most.
+        classes: how many the outputs tell apart, 0 if they are no classes.
+    """
+
+    network: nn.Module
+    observe: Callable[[Tensor], Mapping[str, Observed]]
+    engine: Engine | None
+    inputs: Tensor
+    targets: Tensor
+    recipe: RecordingRecipe
+    count: int
+    classes: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, probe: Probe) -> Sampled:
+        """Return what an experiment trains.
+
+        Raises:
+            RecipeError: the best epoch is asked for, and nothing chooses it.
+        """
+        recipe, trainer = experiment.configuration.recipe.recording, experiment.trainer
+        if recipe.best and not trainer.recipe.chooses:
+            raise RecipeError("recording.best: needs training.stop_after or training.keep = 'best'")
+        batch = experiment.dataset.evaluated.take(torch.as_tensor(probe.index))
+        unit, amount = trainer.recipe.budget
+        moments, task = SnapshotSchedule(recipe, trainer.per_epoch), experiment.dataset.task
+        return cls(
+            experiment.network,
+            experiment.observe,
+            experiment.engine,
+            batch.inputs,
+            batch.targets,
+            recipe,
+            moments.count(int(amount) if unit == "epochs" else None),
+            task.outputs if isinstance(task, Classes) and not task.timed else 0,
+        )
+
+
 class Sampling:
     """What is taken of a network at every snapshot.
 
@@ -39,30 +91,20 @@ class Sampling:
         left_out: why the weights are not among them, "" if they are.
     """
 
-    def __init__(
-        self, experiment: Experiment, probe: Probe, layers: Mapping[str, LayerInfo]
-    ) -> None:
-        self.experiment = experiment
-        self.recipe = experiment.configuration.recipe.recording
-        self.layers = tuple(layers)
-        self._infos, trainer = layers, experiment.trainer
-        check_variables(experiment.network, self.layers, self.recipe.variables)
-        if self.recipe.best and not trainer.recipe.chooses:
-            raise RecipeError("recording.best: needs training.stop_after or training.keep = 'best'")
-        batch = experiment.dataset.evaluated.take(torch.as_tensor(probe.index))
-        self._inputs, self._targets = batch.inputs, batch.targets
-        unit, amount = trainer.recipe.budget
-        moments = SnapshotSchedule(self.recipe, trainer.per_epoch)
-        self.count = moments.count(int(amount) if unit == "epochs" else None)
+    def __init__(self, subject: Sampled, layers: Mapping[str, LayerInfo]) -> None:
+        self.subject, self.recipe, self.count = subject, subject.recipe, subject.count
+        self.layers, self._infos = tuple(layers), layers
+        check_variables(subject.network, self.layers, self.recipe.variables)
         self.left_out, self.weights = "", self._weights()
         activity, rows = self.look(FEW)
-        self.rows = {name: _info(name, row, layers, len(probe)) for name, row in rows.items()}
+        stimuli = len(subject.inputs)
+        self.rows = {name: _info(name, row, layers, stimuli) for name, row in rows.items()}
         spiking = [n for n, info in layers.items() if info.kind == "spiking"]
         fired = sum(float(activity[name].sum()) for name in spiking)
-        self._spikes = int(SPIKE * fired * len(probe) / min(FEW, len(probe)))
+        self._spikes = int(SPIKE * fired * stimuli / min(FEW, stimuli))
 
     def _weights(self) -> tuple[str, ...]:
-        found = dict(self.experiment.network.named_parameters())
+        found = dict(self.subject.network.named_parameters())
         if self.recipe.weights is not None:
             return chosen("weights", self.recipe.weights, found)
         total = self.count * 4 * sum(value.numel() for value in found.values())
@@ -80,16 +122,17 @@ class Sampling:
         Args:
             stimuli: show only so many; None: all.
         """
-        experiment, answers = self.experiment, list[Any]()
-        self._given = placed(experiment.network, self._inputs[:stimuli], self._targets[:stimuli])
+        subject, answers = self.subject, list[Any]()
+        given = subject.inputs[:stimuli], subject.targets[:stimuli]
+        self._given = placed(subject.network, *given)
 
         def keep(_part: Any, _given: Any, output: Any) -> None:
             answers.append(output)
 
-        handle = experiment.network.register_forward_hook(keep)
+        handle = subject.network.register_forward_hook(keep)
         try:
-            with followed(experiment.network, self.layers, self.recipe.variables) as courses:
-                activity = experiment.observe(self._given[0])
+            with followed(subject.network, self.layers, self.recipe.variables) as courses:
+                activity = subject.observe(self._given[0])
         finally:
             handle.remove()
         rows = {f"layers/{one}/{name}": v for (one, name), v in courses.items()}
@@ -99,7 +142,7 @@ class Sampling:
 
     def _outputs(self, answers: Sequence[Any]) -> dict[str, Tensor]:
         """Return the outputs, if they are a tensor with a row for each stimulus."""
-        form = getattr(self.experiment.engine.substrate, "outputs", None)
+        form = getattr(getattr(self.subject.engine, "substrate", None), "outputs", None)
         if not self.recipe.outputs or not answers:
             return {}
         found = answers[-1] if form is None else form(answers[-1])
@@ -107,17 +150,21 @@ class Sampling:
         return {"outputs/value": found} if tells else {}
 
     def _values(self) -> dict[str, Tensor]:
-        known = dict(self.experiment.network.named_parameters())
+        known = dict(self.subject.network.named_parameters())
         return {f"weights/{name}/value": known[name] for name in self.weights}
 
     def _credit(self) -> dict[str, Tensor]:
         """Return credit and gradients, if they are asked for."""
         if "credit" not in self.recipe.variables and not self.recipe.gradients:
             return {}
-        credit, gradients = credited(self.experiment.engine, *self._given)
+        if (engine := self.subject.engine) is None:
+            raise CapabilityError(
+                "recording: credit and gradients are those of a rule: record the engine"
+            )
+        credit, gradients = credited(engine, *self._given)
         rows = {}
         if "credit" in self.recipe.variables:
-            found = by_layer(credit, self.experiment.engine, self.layers)
+            found = by_layer(credit, engine, self.layers)
             rows = {f"layers/{name}/credit": one for name, one in found.items()}
         if self.recipe.gradients:
             named = {name: gradients[name] for name in self.weights if name in gradients}
@@ -127,7 +174,7 @@ class Sampling:
     @property
     def nbytes(self) -> int:
         """Bytes that all snapshots will take at most before compression, spikes as now."""
-        stimuli = len(self._inputs)
+        stimuli = len(self.subject.inputs)
         units = sum(len(self._infos[name].units) for name in self.layers)
         further = sum(row.nbytes for row in self.rows.values())
         return self.count * (4 * stimuli * units + 16 * units + further + self._spikes)
@@ -163,12 +210,10 @@ class Sampling:
 
     def said(self) -> dict[str, Any]:
         """Return what the run file says of the recording, as JSON values."""
-        task = self.experiment.dataset.task
-        whole = isinstance(task, Classes) and not task.timed
         return {
             "snapshots_at_most": self.count,
             "bytes_at_most": self.nbytes,
-            "classes": [str(number) for number in range(task.outputs)] if whole else [],
+            "classes": [str(number) for number in range(self.subject.classes)],
             **({"weights_left_out": self.left_out} if self.left_out else {}),
         }
 
@@ -201,7 +246,7 @@ def fitting_sampling(
                 f"{where}: layer {name} is {layers[name]}, but the run's configuration makes it "
                 f"{due}: it is damaged"
             )
-    sampling = Sampling(experiment, probe, found)
+    sampling = Sampling(Sampled.of(experiment, probe), found)
     sampling.fits(rows, where)
     return sampling
 
