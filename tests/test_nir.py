@@ -1340,7 +1340,7 @@ UNREADABLE: dict[str, tuple[Callable[[], Graph], str]] = {
     "time": (changed(plain_stack, values("1", "tau", np.zeros(6))), "tau must be above zero"),
     "delays": (
         changed(without_an_integrator, put("d", nir.Delay(draws(4, low=0.001, high=0.003)))),
-        "node 'd': a delay of 1.33",
+        r"node 'd': a delay of 2\.7\d+ ms is no multiple of dt_ms = 1",
     ),
     "between": (
         changed(without_an_integrator, put("d", nir.Delay(np.full(4, 0.0025)))),

@@ -75,6 +75,7 @@ OTHER: dict[str, Any] = {
     "network.stride": 1, "network.pooling": 1, "network.pool": "'max'", "network.recurrent": "true",
     "network.residual": "true", "network.activation": "'tanh'", "network.normalisation": "'layer'",
     "network.label_inputs": "true", "network.dropout": 0.5, "network.gain": 2.5,
+    "network.delays": "{ start_ms = 2.0, longest_ms = 4.0 }",
     "network.dtype": "'float64'", "network.readout_time_constant_ms": 3.0,
     "mixer.blocks": 2, "mixer.patches": 2, "mixer.channels": 12, "mixer.groups": 2,
     "encoding.kind": None, "encoding.dt_ms": 0.5, "encoding.duration_ms": 12.0,
@@ -209,6 +210,7 @@ PROJECTIONS: dict[str, Any] = {
     "kind": None, "source": None, "target": None, "variable": "'J'", "sign": "'inhibitory'",
     "density": 0.4, "channels": 4, "kernel": 1, "stride": 1, "padding": "'valid'",
     "pooling": 2, "pool": "'sum'", "delay_ms": 2.0, "bias": "false",
+    "delays": "{ start_ms = 2.0, longest_ms = 4.0 }",
 }  # fmt: skip
 
 
