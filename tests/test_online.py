@@ -226,7 +226,7 @@ def of_reference(data: dict[str, Any], kind: str) -> tuple[torch.nn.Module, Tens
         ("tbptt_5", lambda: Backpropagation(window=5, recompute=True)),
         ("tbptt_10", lambda: Backpropagation(window=10, recompute=True)),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_reference_gradients(kind: str, of: str, rule: Callable[[], Estimator]) -> None:
     """Those of other programs; exact forward-mode learning (RTRL) is back-propagation."""
