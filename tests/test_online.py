@@ -339,6 +339,8 @@ def test_a_task_without_parts_is_refused(timed: bool) -> None:
     if timed:
         with pytest.raises(CapabilityError, match="no mean of"):
             attach(network, EligibilityPropagation(online=True), task=task)
+        with pytest.raises(CapabilityError, match="a task in time"):
+            attach(network, EligibilityPropagation(online=True), loss=squares)
     else:
         engine = attach(network, EligibilityPropagation(online=True, chunk=5), loss=squares)
         assert engine(*batch(False)).losses.shape == (1, 4)

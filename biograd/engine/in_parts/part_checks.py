@@ -79,6 +79,8 @@ def _undivided(network: Circuit, task: Task) -> str:
         return "network.readout = 'first_spike': the weight of a step depends on other steps"
     if task.closed_loop or not task.differentiable:
         return f"the task {type(task).__name__} has no gradient at the end of a part"
+    if hasattr(network, "behind") and not task.timed:
+        return "outputs in every step need a task in time, as biograd.Regression(timed=True)"
     if task.timed and type(task).part is Task.part:
         return f"the loss of {type(task).__name__} is no mean of what its steps lose by themselves"
     return ""
