@@ -320,6 +320,19 @@ def test_modules_and_static_networks_are_refused() -> None:
         attach(static, EligibilityPropagation(online=True))
 
 
+def test_weights_made_of_others_and_own_sites_are_refused() -> None:
+    network = made(False, "subtract")
+    with pytest.raises(CapabilityError, match="sites of your own"):
+        attach(network, EligibilityPropagation(online=True), sites=["blocks.0.synapse", "readout"])
+    torch.nn.utils.parametrizations.weight_norm(network.get_submodule("blocks.1.synapse"))
+    with pytest.raises(CapabilityError, match="makes its weight of other parameters"):
+        attach(network, EligibilityPropagation(online=True))
+    expected, _ = credited(network, Backpropagation(), False)
+    network.zero_grad()
+    found, _ = credited(network, Backpropagation(recompute=True, chunk=4), False)
+    assert difference(found, expected) < 1e-9
+
+
 def test_learned_constants_are_refused() -> None:
     tables = {
         "network": {"kind": "spiking", "substrate": "torch", "hidden": [4]},

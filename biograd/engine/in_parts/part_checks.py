@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -50,8 +50,9 @@ def in_parts(
         why = f"{type(network).__name__} runs through time by itself: take one of biograd.build"
     circuit = cast(Circuit, network)
     why = why or _undivided(circuit, task)
-    if setting == "online":
-        why = why or _traceless(circuit)
+    if setting == "online" and not why:
+        own = "sites of your own may hold several populations: leave sites out"
+        why = own if getattr(substrate, "named", False) else _traceless(circuit)
     if why:
         raise CapabilityError(
             f"{type(estimator).__name__}: {setting} = true: {why}; or take {setting} = false"
@@ -80,7 +81,7 @@ def _undivided(network: Circuit, task: Task) -> str:
     if task.closed_loop or not task.differentiable:
         return f"the task {type(task).__name__} has no gradient at the end of a part"
     if hasattr(network, "behind") and not task.timed:
-        return "outputs in every step need a task in time, as biograd.Regression(timed=True)"
+        return "outputs in every step need a task in time, as tasks.Regression(timed=True)"
     if task.timed and type(task).part is Task.part:
         return f"the loss of {type(task).__name__} is no mean of what its steps lose by themselves"
     return ""
@@ -95,6 +96,8 @@ def _traceless(network: Circuit) -> str:
         places.append("the readout listens to others than the last population")
     if getattr(type(network.readout), "forward", None) not in LINEAR:
         places.append(f"the readout, {type(network.readout).__name__}, has no weights")
+    else:
+        places.append(_made("readout", network.readout))
     return next(filter(None, places), "")
 
 
@@ -112,4 +115,10 @@ def _of_projection(way: Projection) -> str:
         return f"{way.path} goes around a population, which no trace does"
     if getattr(type(way.layer), "forward", None) not in LINEAR:
         return f"{way.path} ({type(way.layer).__name__}) has no weight for each synapse"
-    return ""
+    return _made(way.path, way.layer)
+
+
+def _made(path: str, layer: Any) -> str:
+    """Return that a layer's weight is none of its parameters (weight normalisation), if so."""
+    own = layer._parameters.get("weight") is not None
+    return "" if own else f"{path} makes its weight of other parameters, which have no trace"
