@@ -556,3 +556,31 @@ def test_digits_are_within_a_point_of_back_propagation(tmp_path: Path, estimator
                 accuracies.append(run.summary["test_accuracy"])
         found[name] = sum(accuracies) / 3
     assert found[estimator] >= found["backprop"] - 0.01
+
+
+class Scaled(nn.Module):
+    """A network whose first layer receives what a parameter outside of all layers makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.last(torch.tanh(self.first(inputs * self.scale)))
+        return found
+
+
+def test_what_learns_before_kept_targets_is_refused_at_once() -> None:
+    inputs, targets, rows = torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1]), torch.arange(5)
+    engine = attach(Scaled(), Decoupling(), outside="exact")
+    with pytest.raises(CapabilityError, match="what first receives would change"):
+        engine(inputs, targets, rows)
+    for rule, outside in ((Decoupling(), "freeze"), (PredictiveCoding(), "exact")):
+        engine = attach(Scaled(), rule, outside=outside)  # type: ignore[arg-type]
+        for _ in range(2):
+            engine(inputs, targets, rows).backward()
+            with torch.no_grad():
+                for parameter in engine.parameters():
+                    parameter -= 0.1 * (0 if parameter.grad is None else parameter.grad)
+            engine.update()

@@ -118,9 +118,25 @@ class Accounted(Repeated):
         self.account = book.account(self.leads, self.substrate.limits, self.withheld.mode)
         known = (self.account, self.estimator, self.withheld.mode, self.substrate.limits)
         check_outside(*known, self.unrolled)
+        self._check_steady(trace)
         parameters = dict(self.network.named_parameters())
         self.withheld.take([parameters[entry.name] for entry in self.account.of("outside")])
         self._trained = trained(self.network)
+
+    def _check_steady(self, trace: Trace) -> None:
+        """Refuse a rule that keeps a state for each example where what comes first would learn.
+
+        Raises:
+            CapabilityError: with the layer whose inputs would change.
+        """
+        name = self.hidden[0] if self.hidden else ""
+        learns = self.withheld.mode == "exact" and name and trace.sites[name].visits[0].credited
+        if learns and self.estimator.steady:
+            raise CapabilityError(
+                f"{type(self.estimator).__name__} keeps targets for each example, and with outside "
+                f"= 'exact' what {name} receives would change as it learns: take outside = "
+                "'freeze', or biograd.PredictiveCoding"
+            )
 
     def _smooth(
         self, first: Trace, encoded: Tensor, targets: Tensor, stream: torch.Generator

@@ -63,6 +63,7 @@ class Decoupling(Estimator):
         DataError: an example does not look as it did.
     """
 
+    steady = True
     passes = "K + 2 forward, K + 1 backward within blocks"
     bias = "vanishes as 1/rho"
     at_readout = "the gradient of the readout for the last targets as its input"

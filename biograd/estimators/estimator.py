@@ -84,6 +84,8 @@ class Estimator(nn.Module):
             whatever is drawn for them by ``parallel.rows`` and summed over them by
             ``parallel.total``; "copies", if of the copies with perturbed parameters nothing but
             their mean losses is needed; "": nothing, several processes are refused.
+        steady: whether it keeps a state for each example, so that what the first layer receives of
+            it must stay as it is.
         online: whether it takes its credit while the trial runs, in parts of ``chunk`` steps.
         recompute: whether it stores the states between such parts and runs each part again.
         in_time, in_neurons, recurrent: settings that only act where a current has steps, where
@@ -116,6 +118,7 @@ class Estimator(nn.Module):
     in_time: ClassVar[tuple[str, ...]] = ("time_bin",)
     in_neurons: ClassVar[tuple[str, ...]] = ("window",)
     recurrent: ClassVar[tuple[str, ...]] = ("through_time",)
+    steady: ClassVar[bool] = False
     online: bool = False
     recompute: bool = False
     chunk: int | None = None

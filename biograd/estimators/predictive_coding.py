@@ -27,6 +27,7 @@ class PredictiveCoding(Decoupling):
         steps: of settling; None: once for each hidden site and once more.
     """
 
+    steady = False
     builds = False
     closed_loop = ""
     unbounded = "hidden layers follow targets into which activity settles"
