@@ -517,6 +517,7 @@ OTHER: dict[str, Any] = {
     "substrate": "brian2",
     "readout": "rate",
     "readout_time_constant_ms": 5.0,
+    "delays": {"start_ms": 3.0},
 }
 BASES: dict[str, dict[str, Any]] = {
     "rate": {"kind": "rate", "hidden": (5, 5)},
@@ -580,6 +581,7 @@ PROJECTION: dict[str, Any] = {
     "kind": "masked",
     "sign": "inhibitory",
     "delay_ms": 2.0,
+    "delays": {"start_ms": 3.0},
     "bias": False,
     "pooling": 2,
     "pool": "max",

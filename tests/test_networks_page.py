@@ -27,10 +27,12 @@ def test_its_program_runs_and_prints_what_it_says(
 
 
 def test_its_recipes_build(root: Path, tmp_path: Path) -> None:
-    neuron, layers, circuit = blocks(root, "toml")
+    neuron, layers, circuit, delays = blocks(root, "toml")
     path = tmp_path / "recipe.toml"
     base = '[network]\nkind = "spiking"\n'
-    for text, shape in ((base + neuron, (16,)), (layers, (1, 16, 16)), (circuit, (16,))):
+    long = "[encoding]\nduration_ms = 50.0\n"
+    shapes = ((base + neuron, (16,)), (layers, (1, 16, 16)), (circuit, (16,)))
+    for text, shape in (*shapes, (circuit + delays + long, (16,))):
         path.write_text(text.replace(', [10, 12, ...]"', '"'), encoding="utf-8")
         network = biograd.build(path, shape, 3)
         assert network.sites[-1].name == "readout"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,14 @@ from biograd.signals import WORDS, Terminated, ending, graceful
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RAISED = dict.fromkeys(ALL, Terminated) | {signal.SIGINT: KeyboardInterrupt}
+
+
+@pytest.fixture(autouse=True)
+def _not_ignored() -> Iterator[None]:
+    """Hear SIGHUP also where the tests themselves run under nohup, and so their children."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def _wait() -> None:
@@ -33,6 +41,13 @@ def test_a_signal_is_raised_at_once(number: signal.Signals) -> None:
             signal.raise_signal(number)
         assert heard.number == number and heard.answered
     assert signal.getsignal(number) is before
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with ending(keep=True) as heard:
+        signal.raise_signal(signal.SIGHUP)
+        assert not heard.answered
 
 
 def test_those_that_follow_sigterm_are_the_same() -> None:

@@ -4,7 +4,7 @@
 in every step).  Memory is the peak of the resident memory in the first step above what was resident
 before it; time is the CPU time of the second; one thread.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/online.py --out online.json --picture online.svg
+    OMP_NUM_THREADS=1 python tests/benchmarks/long_trials.py --out found.json --picture found.svg
 """
 
 from __future__ import annotations
