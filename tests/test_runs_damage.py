@@ -362,6 +362,25 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_finished_file(
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
+@pytest.mark.parametrize("name", ["mean", "std", "frac_active", "max"])
+def test_a_statistic_that_is_lost_is_damage(finished: Path, tmp_path: Path, name: str) -> None:
+    """Whoever asks for the others, too, is told; nobody meets the missing one by its key."""
+    layer = min(one.split("/")[1] for one in _names(finished) if "/stats/" in one)
+    path = shutil.copy(finished, tmp_path / "run.h5")
+    with edited(path) as file:
+        del file[f"layers/{layer}/stats/{name}"]
+        file.create_group(f"layers/{layer}/stats/{name}")
+    with pytest.raises(RunFileError, match=rf"damaged.*{name}"), open_run(path) as run:
+        run.statistics(layer)
+
+
+def _names(path: Path) -> list[str]:
+    found: list[str] = []
+    with h5py.File(path) as file:
+        file.visit(found.append)
+    return found
+
+
 def test_the_probe_keeps_its_stimuli(finished: Path) -> None:
     with open_run(finished) as run:
         assert run.probe is not None and run.probe.input is not None

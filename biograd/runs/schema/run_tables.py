@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from biograd.runs.layout import LayerInfo, Probe
+from biograd.runs.layout import STATISTICS, LayerInfo, Probe
 from biograd.runs.schema.row_info import RowInfo
 
 STEPS = "snapshots/step"
@@ -113,6 +113,8 @@ def required(table: str) -> tuple[str, ...]:
     ('step', 'epoch', 'wall_time')
     """
     top = table.split("/")[0]
+    if top == "layers" and table.endswith("/stats"):
+        return STATISTICS
     more = {"scalars": ("wall_time",), "snapshots": ("wall_time",), "trials": TIMES}
     return (*WHOLE[top], *more[top]) if top in more else ()
 
