@@ -50,6 +50,9 @@ def gradients(run: Run) -> list[Panel]:
     def panel(
         key: str, title: str, label: str, caption: str, scale: float = 1.0, **how: Any
     ) -> Panel:
+        lacking = [n for n, v in table.items() if key not in v]
+        if lacking:
+            raise RunFileError(f"{run.path}: /learning/{lacking[0]} is damaged (it lacks {key})")
         values = {n: scale * v[key] for n, v in table.items()}
         errors = {n: scale * v[f"{key}_error"] for n, v in table.items() if f"{key}_error" in v}
         return by_step(
