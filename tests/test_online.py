@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from biograd import networks, tasks
+from biograd.contracts import Trace
 from biograd.contracts.trial_part import TrialPart, parted
 from biograd.engine import Engine, attach
 from biograd.engine.in_parts.eligibility import Eligibility
@@ -23,6 +24,7 @@ from biograd.estimators.eprop import EligibilityPropagation
 from biograd.estimators.ottt import OnlineTrainingThroughTime
 from biograd.estimators.sltt import SpatialLearningThroughTime
 from biograd.recipes import ModelRecipe, construct
+from biograd.substrate.torch_substrate import TorchSubstrate
 
 STEPS, INPUTS, OUTPUTS = 23, 6, 3
 NEURONS: dict[str, dict[str, Any]] = {
@@ -243,32 +245,23 @@ def test_reference_gradients(kind: str, of: str, rule: Callable[[], Estimator]) 
         assert torch.allclose(found, expected, rtol=0, atol=1e-9)
 
 
-def test_traces_take_the_length_of_no_trial() -> None:
-    """Twice the steps, and no tensor that autograd keeps at the end of a part is larger."""
-    sizes = []
-    for steps in (40, 80):
-        tables = {
-            "network": {"kind": "spiking", "substrate": "torch", "hidden": [8]},
-            "encoding": {"kind": "current", "dt_ms": 1.0, "duration_ms": float(steps)},
-            "decorrelation": {"rule": "off"},
-        }
-        network = networks.build(construct(ModelRecipe, tables, "test"), (5,), 3, 0)
-        kept = [0]
-        engine = attach(network, EligibilityPropagation(online=True, chunk=10))
-        inputs, targets = torch.rand(4, 5), torch.tensor([0, 1, 2, 0])
-        engine(inputs, targets)
-        with torch.autograd.graph.saved_tensors_hooks(_counting(kept), lambda held: held):
-            engine(inputs, targets)
-        sizes.append(kept[0])
-    assert sizes[0] == sizes[1]
+@pytest.mark.parametrize("rule", RULES)
+def test_no_pass_runs_a_whole_trial(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """From the first look at the network on: nothing is compared with a whole trial's gradient."""
+    run, longest = TorchSubstrate.run, [0]
 
+    def watched(self: TorchSubstrate, *given: Any, **named: Any) -> Trace:
+        trace = run(self, *given, **named)
+        seen = [one.activity.shape[1] for one in trace.sites.values() if one.activity is not None]
+        longest[0] = max(longest[0], *seen, 0)
+        return trace
 
-def _counting(most: list[int]) -> Callable[[Tensor], Tensor]:
-    def keep(held: Tensor) -> Tensor:
-        most[0] = max(most[0], held.numel())
-        return held
-
-    return keep
+    monkeypatch.setattr(TorchSubstrate, "run", watched)
+    for timed in (False, True):
+        credited(made(timed, "subtract"), RULES[rule](online=True, chunk=5), timed)
+    assert longest[0] == 5
+    credited(made(False, "subtract"), RULES[rule](), False)
+    assert longest[0] == STEPS
 
 
 def test_a_part_knows_where_it_stands() -> None:
@@ -289,9 +282,9 @@ def test_a_part_knows_where_it_stands() -> None:
         ({"dropout": 0.2}, {}, "dropout"),
         ({"residual": True, "hidden": [6, 6]}, {}, "around a population"),
         ({"substrate": "brian2"}, {}, "Brian2"),
-        ({}, {"activity": True}, "activity"),
+        ({}, {"activity": True}, "activity.weight"),
         ({}, {"outside": "exact"}, "outside"),
-        ({}, {"decorrelate": True}, "decorrelate"),
+        ({}, {"decorrelate": True}, "decorrelation.rule"),
     ],
     ids=str,
 )

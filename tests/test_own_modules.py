@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -94,6 +95,29 @@ def train(*words: str, out: str = "a.h5", model: str = "net.py:Net") -> int:
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
+
+
+def test_the_step_of_events_is_kept(place: Path) -> None:
+    """A run file holds the step by which events were binned: a repetition reads the same counts."""
+    stream = np.random.default_rng(0)
+    with h5py.File("events.h5", "w") as file:
+        times = file.create_dataset("spikes/times", (24,), h5py.vlen_dtype(np.float32))
+        units = file.create_dataset("spikes/units", (24,), h5py.vlen_dtype(np.int32))
+        for row in range(24):
+            times[row] = np.sort(stream.uniform(0, 0.4, 30))
+            units[row] = stream.integers(0, 4, 30)
+        file["labels"] = np.arange(24) % 3
+    head = "def forward(self, inputs):"
+    net = NET.replace(head, f"{head}\n        inputs = inputs.amax(1)", 1)  # counts in a bin
+    assert net != NET
+    Path("net.py").write_text(net)
+    own = ["--model", "net.py:Net", "--dataset", "events.h5"]
+    keys = ["--set", "encoding.dt_ms=100", "--set", "dataset.time_unit=s"]
+    assert main(["train", *own, "-o", "e.h5", *ONCE, "--estimator", "backprop", "-q", *keys]) == 0
+    assert main(["reproduce", "e.h5", "-q", *own]) == 0
+    assert main(["resume", "e.h5", "--epochs", "2", "-q", *own]) == 0
+    with biograd.load("e.h5") as run:
+        assert run.config["recipe"]["encoding"] == {"dt_ms": 100}
 
 
 def test_a_newcomer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

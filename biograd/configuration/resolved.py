@@ -18,7 +18,7 @@ from biograd.data.sources.own_data import named
 from biograd.encoding import ENCODINGS
 from biograd.engine.settings import unread
 from biograd.errors import CapabilityError, RecipeError, RunFileError, word
-from biograd.recipes import DatasetRecipe, ModelRecipe
+from biograd.recipes import DatasetRecipe, EncodingRecipe, ModelRecipe
 from biograd.recipes.model import check_read
 from biograd.recipes.toml import merged, without
 from biograd.substrate.return_values import Outputs
@@ -188,7 +188,8 @@ class Configuration:
         found, idle = dataclasses.asdict(self), list(unread(self.recipe, module=self.module))
         timed = self.data.timed or self.encoded_in_time
         if self.module and not timed:  # by its steps events are binned
-            idle.append("encoding")
+            binned = self.recipe.encoding.dt_ms != EncodingRecipe().dt_ms
+            idle.append("encoding.kind" if binned else "encoding")
         return found | {"recipe": without(found["recipe"], idle)}
 
     @classmethod

@@ -117,7 +117,7 @@ class Engine(Prepared):
         try:
             check_capabilities(estimator, self.substrate, self.task)
             check_bounds(estimator, self.objective, local, self.substrate.sites)
-            beside = {"decorrelate": decorrelate, "local": local, "activity": bounds}
+            beside = {"decorrelation": decorrelate, "local losses": local, "activity": bounds}
             self.parts = in_parts(estimator, network, mine, self.substrate, beside, outside)
             device = next(network.parameters()).device
             self.streams = {name: generator(seed, name, device=device) for name in STREAMS}

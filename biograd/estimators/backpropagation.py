@@ -78,7 +78,7 @@ class Backpropagation(Estimator):
         return {} if given.get("recompute") else {"chunk": "with recompute = false"}
 
     @property
-    def parts(self) -> int:
+    def part_steps(self) -> int:
         """The number of steps of a part."""
         return self.chunk or self.window or 25
 

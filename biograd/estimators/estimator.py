@@ -87,7 +87,8 @@ class Estimator(nn.Module):
         steady: whether it keeps a state for each example, so that what the first layer receives of
             it must stay as it is.
         online: whether it takes its credit while the trial runs, in parts of ``chunk`` steps.
-        recompute: whether it stores the states between such parts and runs each part again.
+        recompute: whether it stores the states between such parts and runs each part again; its
+            credit must be autograd's alone.
         in_time, in_neurons, recurrent: settings that only act where a current has steps, where
             there are neurons of biograd's over time, or recurrent weights.
     """
@@ -170,7 +171,7 @@ class Estimator(nn.Module):
         return False
 
     @property
-    def parts(self) -> int:
+    def part_steps(self) -> int:
         """The number of steps of a part, where a trial is run in parts."""
         return self.chunk or 25
 

@@ -22,6 +22,7 @@ LENGTHS = (100, 1000, 10000)
 STORED = 1000  # what stores every step is not run longer
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "e-prop, online": ("eprop", {"online": True}),
+    "direct feedback, online": ("direct_feedback", {"online": True}),
     "OTTT, online": ("ottt", {"online": True}),
     "SLTT, online": ("sltt", {"online": True}),
     "back-propagation, window of 50": ("backprop", {"window": 50, "recompute": True}),

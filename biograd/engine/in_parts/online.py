@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from biograd.contracts import Round, Substrate, Trace
+from biograd.contracts import Round, Trace
 from biograd.contracts.trial_part import State, TrialPart
 from biograd.engine.in_parts.eligibility import Eligibility, End
-from biograd.engine.in_parts.trial_parts import Credit, TrialParts, ends
+from biograd.engine.in_parts.trial_parts import Credit, TrialParts, Trials, ends
 from biograd.engine.step_result import surface
 
 
@@ -19,24 +20,19 @@ class Online(TrialParts):
 
     _heard: Tensor
 
-    def _step(
-        self,
-        round: Round,
-        batch: tuple[Tensor, Tensor],
-        substrate: Substrate,
-        stream: torch.Generator,
-    ) -> Credit:
+    def credit(self, round: Round, trials: Trials) -> Credit:
+        """Run all parts, take the credit of each, and keep the traces alone."""
         (plan,) = self.estimator.plans(round)
         traces = {name: self._eligibility(name, round) for name in round.blocks}
         states: dict[str, State] = {}
         sums = {id(p): (p, torch.zeros_like(p)) for p in round.parameters}
-        losses, outputs = [], []
+        losses, outputs, peak = [], [], self._peak()
         for first in self.firsts:
-            trace, parts, leaves = self.run(plan, first, states, batch, substrate, stream)
-            trace.peak = self._peak()
+            trace, parts, leaves = self.run(plan, first, states, trials)
+            trace.peak = peak
             round.traces[:] = [trace]
             if self.task.timed or parts[""].last:
-                for parameter, gradient in self._credited(round, trace, leaves, traces, parts[""]):
+                for parameter, gradient in self._credited(round, trace, leaves, traces):
                     sums[id(parameter)][1].add_(gradient)
             losses.append(trace.losses)
             outputs.append(trace.outputs)
@@ -68,7 +64,6 @@ class Online(TrialParts):
         trace: Trace,
         leaves: Mapping[str, State],
         traces: Mapping[str, Eligibility],
-        part: TrialPart,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the credit of a part, and of what was before through the states it began in."""
         surrogate = surface(trace.loss, list(self.estimator.credit([trace], round)))
@@ -85,7 +80,7 @@ class Online(TrialParts):
             states = [by_state[population, place] for place in range(len(leaves[population]))]
             yield from kept.credit(states, self._owed(name, error, trace, round))
         if error is not None and self.task.timed:
-            yield from self._read(error, part)
+            yield from self._read(error)
 
     def _owed(
         self, name: str, error: Tensor | None, trace: Trace, round: Round
@@ -107,14 +102,13 @@ class Online(TrialParts):
             return by_state[self.path, 0]
         return trace.signal().sum(1)
 
-    def _read(self, error: Tensor, part: TrialPart) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, error: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the readout's gradient through outputs that outlast their step."""
-        readout = self.network.readout
+        found, readout = error.T @ self._heard, self.network.readout
         if readout.weight.requires_grad:
-            yield readout.get_parameter("weight"), error.T @ self._heard
+            yield readout.get_parameter("weight"), found[:, :-1]
         if readout.bias is not None and readout.bias.requires_grad:
-            kept = self.reader.weigh(TrialPart(0, part.first, self.trial))[0].sum()
-            yield readout.get_parameter("bias"), error.sum(0) * float(kept)
+            yield readout.get_parameter("bias"), found[:, -1]
 
     def _advance(
         self,
@@ -132,7 +126,8 @@ class Online(TrialParts):
             one.advance(trace, leaves.get(population, ()), parts[population].ended, read, kept)
         if self.path and traces:
             activity = trace.sites[[*traces][-1]].output.detach()
-            heard = torch.einsum("t,btn->bn", weights.to(activity), activity)
+            course = functional.pad(activity, (0, 1), value=1.0)  # and a one for the bias
+            heard = torch.einsum("t,btn->bn", weights.to(activity), course)
             self._heard = heard + kept * self._heard if part.first else heard
 
     def _ends(
@@ -145,10 +140,8 @@ class Online(TrialParts):
                 weights = torch.ones_like(weights)
             last = weights.to(activity).view(1, -1, 1).expand_as(activity)
             return ((activity, last),)
-        timed = self.task.timed
-        read = parts[self.path].ended[0] if timed else _readout(trace)
-        return [(read, marks) for marks in torch.eye(read.shape[1]).to(read)[:, None].expand(
-            -1, *read.shape)]  # fmt: skip
+        read = parts[self.path].ended[0] if self.task.timed else _readout(trace)
+        return [(read, marks.expand_as(read)) for marks in torch.eye(read.shape[1]).to(read)]
 
 
 def _readout(trace: Trace) -> Tensor:

@@ -19,6 +19,12 @@ from biograd.neurons.stepped import SteppedPopulation
 from biograd.simulators.gathered import GatheringLinear
 from biograd.tasks import Task
 
+OFF = {
+    "decorrelation": "leave it out, decorrelation.rule = 'off'",
+    "local losses": "leave them out, local.loss = 'off'",
+    "activity": "has bounds: leave them out, activity.weight = 0",
+}
+"""What may be attached beside a rule, and how a recipe is told to leave it out."""
 LINEAR = (nn.Linear.forward, GatheringLinear.forward)
 
 
@@ -33,7 +39,7 @@ def in_parts(
     """Return who runs a rule in parts of a trial; None: it runs whole trials.
 
     Args:
-        beside: what else was attached, by the name of the argument.
+        beside: what else was attached, by a name in ``OFF``.
         outside: what becomes of parameters that the rule does not credit.
 
     Raises:
@@ -43,7 +49,7 @@ def in_parts(
     if not setting:
         return None
     given = [name for name, one in beside.items() if one is not None]
-    why = f"{given[0]} looks at whole trials: leave it out" if given else ""
+    why = f"{given[0]}: would look at whole trials: {OFF[given[0]]}" if given else ""
     if outside == "exact":
         why = "outside = 'exact' stores every step"
     elif not why and not isinstance(network, Circuit):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from biograd.contracts import Plan, Round, Substrate, Trace
+from biograd.contracts import Plan, Round, Trace
 from biograd.contracts.trial_part import State
-from biograd.engine.in_parts.trial_parts import Credit, TrialParts, ends
+from biograd.engine.in_parts.trial_parts import Credit, TrialParts, Trials, ends
 from biograd.engine.step_result import surface
 
 
@@ -21,29 +23,22 @@ class Recomputed(TrialParts):
     part behind which the population's ``q`` is forgotten; that of the readout is not.
     """
 
-    def _step(
-        self,
-        round: Round,
-        batch: tuple[Tensor, Tensor],
-        substrate: Substrate,
-        stream: torch.Generator,
-    ) -> Credit:
+    def credit(self, round: Round, trials: Trials) -> Credit:
+        """Run the trial, then all parts again from the last on."""
         (plan,) = self.estimator.plans(round)
         begun, states = list[dict[str, State]](), dict[str, State]()
         for first in self.firsts:
             begun.append(states)
-            if first + self.estimator.parts < self.trial:
-                _, parts, _ = self.run(Plan(graph=False), first, states, batch, substrate, stream)
+            if first + self.estimator.part_steps < self.trial:
+                _, parts, _ = self.run(Plan(graph=False), first, states, trials)
                 states = ends(parts)
         sums = [torch.zeros_like(p) for p in round.parameters]
         losses, outputs, owed = [], [], dict[tuple[str, int], Tensor]()
         tail: Trace | None = None
         for first, states in zip(reversed(self.firsts), reversed(begun), strict=True):
-            trace, parts, leaves = self.run(plan, first, states, batch, substrate, stream)
-            round.traces[:] = [trace]
+            trace, parts, leaves = self.run(plan, first, states, trials)
             pairs = [(parts[n].ended[place], q) for (n, place), q in owed.items()]
-            pairs += list(self.estimator.credit([trace], round))
-            found, owed = self._pulled(surface(trace.loss, pairs), round, leaves)
+            found, owed = self._pulled(surface(trace.loss, pairs), round.parameters, leaves)
             for total, gradient in zip(sums, found, strict=True):
                 if gradient is not None:
                     total.add_(gradient)
@@ -55,14 +50,14 @@ class Recomputed(TrialParts):
         return list(zip(round.parameters, sums, strict=True))
 
     def _pulled(
-        self, surrogate: Tensor, round: Round, leaves: dict[str, State]
+        self, surrogate: Tensor, parameters: Sequence[Tensor], leaves: dict[str, State]
     ) -> tuple[tuple[Tensor | None, ...], dict[tuple[str, int], Tensor]]:
         """Return the gradients of the parameters, and those of the states at the beginning."""
         readers = (self.path,) if self.estimator.window else tuple(leaves)
         names = [(n, place) for n in leaves if n in readers for place in range(len(leaves[n]))]
-        wanted = [*round.parameters, *(leaves[n][place] for n, place in names)]
+        wanted = [*parameters, *(leaves[n][place] for n, place in names)]
         if not surrogate.requires_grad:
-            return (None,) * len(round.parameters), {}
+            return (None,) * len(parameters), {}
         found = torch.autograd.grad(surrogate, wanted, allow_unused=True)
-        late = zip(names, found[len(round.parameters) :], strict=True)
-        return found[: len(round.parameters)], {at: q for at, q in late if q is not None}
+        late = zip(names, found[len(parameters) :], strict=True)
+        return found[: len(parameters)], {at: q for at, q in late if q is not None}

@@ -21,6 +21,24 @@ Credit = list[tuple[Tensor, Tensor]]
 """Parameters and their gradients."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """A batch of whole trials, and who runs its parts.
+
+    Attributes:
+        encoded: inputs, ``[B, T or 1, units]``.
+        targets: of whole trials.
+        stream: of dropout.
+        drawn: its state at the beginning: all parts share their masks.
+    """
+
+    encoded: Tensor
+    targets: Tensor
+    substrate: Substrate
+    stream: torch.Generator
+    drawn: Tensor
+
+
 class TrialParts:
     """Runs the trials of a batch in parts, so that no more than one of them is stored.
 
@@ -48,27 +66,21 @@ class TrialParts:
         Args:
             stream: of dropout.
         """
-        self._drawn = stream.get_state()
-        return self._step(round, (encoded, targets), substrate, stream)
+        return self.credit(round, Trials(encoded, targets, substrate, stream, stream.get_state()))
 
-    def _step(
-        self,
-        round: Round,
-        batch: tuple[Tensor, Tensor],
-        substrate: Substrate,
-        stream: torch.Generator,
-    ) -> Credit:
+    def credit(self, round: Round, trials: Trials) -> Credit:
+        """Run all parts and return the credit; leave the last trace, of the whole loss."""
         raise NotImplementedError
 
     def first(self, encoded: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the first part, by which the network is looked at."""
-        steps = min(self.estimator.parts, self.trial)
+        steps = min(self.estimator.part_steps, self.trial)
         own = self.task.part(targets, 0, steps, self.trial)
         return self._inputs(encoded, 0, steps), targets if own is None else own[0]
 
     def opening(self) -> AbstractContextManager[Any]:
         """Return a context in which passes run the first part."""
-        steps = min(self.estimator.parts, self.trial)
+        steps = min(self.estimator.part_steps, self.trial)
         return parted(self.network, 0, steps, self.trial, {})
 
     def _inputs(self, encoded: Tensor, first: int, steps: int) -> Tensor:
@@ -77,30 +89,27 @@ class TrialParts:
     @property
     def firsts(self) -> range:
         """The first steps of all parts."""
-        return range(0, self.trial, self.estimator.parts)
+        return range(0, self.trial, self.estimator.part_steps)
 
     def run(
         self,
         plan: Plan,
         first: int,
         states: Mapping[str, State],
-        batch: tuple[Tensor, Tensor],
-        substrate: Substrate,
-        stream: torch.Generator,
+        trials: Trials,
     ) -> tuple[Trace, dict[str, TrialPart], dict[str, State]]:
         """Run a part; return its trace, what it ended in, and the leaves in which it began.
 
         Args:
             states: in which it begins, by the modules' names; none: at rest.
-            batch: encoded inputs and targets of whole trials.
         """
-        steps = min(self.estimator.parts, self.trial - first)
-        stream.set_state(self._drawn)  # all parts share the masks of dropout
+        steps = min(self.estimator.part_steps, self.trial - first)
+        trials.stream.set_state(trials.drawn)
         leaves = {n: tuple(v.detach().requires_grad_() for v in s) for n, s in states.items()}
-        own, objective = self._asked(batch[1], first, steps)
-        given = self._inputs(batch[0], first, steps)
+        own, objective = self._asked(trials.targets, first, steps)
+        given = self._inputs(trials.encoded, first, steps)
         with parted(self.network, first, steps, self.trial, leaves) as parts:
-            trace = substrate.run(plan, given, own, objective, stream)
+            trace = trials.substrate.run(plan, given, own, objective, trials.stream)
         return trace, parts, leaves
 
     def whole(self, trace: Trace, losses: Sequence[Tensor], outputs: Sequence[Tensor]) -> Trace:
